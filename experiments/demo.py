@@ -1,0 +1,113 @@
+"""The first three experiments on one page: python -m experiments.demo [--tiny] [--results DIR]
+
+Runs a1, a2 and a3, prints their claims and writes results/demo/report.html, one file that opens anywhere. The exit code
+is 0 if every claim holds, 1 if one fails, 2 for a wrong call.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+
+from experiments import runner
+
+CHOSEN = ("a1", "a2", "a3")
+TITLE = "Will it train? Theory beside measurement"
+INTRO = """
+A deep network is a long chain of simple steps. Before the first training step its weights are random, and what chance
+makes of a signal on its way through the chain decides whether the network can be trained at all: a signal that fades or
+explodes leaves nothing to learn from.
+
+Chance obeys laws. Mathematics predicts from a few numbers (width, depth, variance of the weights) what a random network
+does to its input. The experiments on this page put such predictions beside the measurement on real random networks.
+Each states its claims, with a number and a tolerance fixed beforehand, so that every claim could have failed.
+
+In the figures what was predicted is drawn black and dashed, what was measured is coloured.
+"""
+GLOSSARY = {
+    "width, n": "how many numbers a layer holds",
+    "depth, L": "how many layers follow each other",
+    "weight variance": "fan_in · Var(W): how strong random weights are, independent of the width",
+    "bias variance": "Var(b): how strong random biases are",
+    "length, q": "mean square of the numbers in a layer before the activation",
+    "correlation, c": "cosine of the angle between two signals in a layer: 1 for one direction, 0 at right angles",
+    "χ₁ (chi_1)": "factor by which a small difference between two signals grows, squared, in one layer; 1 is critical",
+    "a ± b": "measured value and its standard error; chance alone rarely moves it by more than a few b",
+}
+
+
+def main(arguments=None):
+    """Run, print, write the page, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.demo", description=__doc__.split("\n")[0])
+    parser.add_argument("--tiny", action="store_true", help="small versions, seconds instead of minutes")
+    parser.add_argument("--results", default="results", help="folder for the runs and the page")
+    options = parser.parse_args(arguments)
+    try:
+        return _demo(options)
+    except runner.UsageError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def report(runs):
+    """The page over several runs as text: scoreboard, then each question with its answer."""
+    from numdl import reporting
+
+    parts = [runner.headings(run.name) for run in runs]
+    titles = [part["title"].rstrip(".") for part in parts]
+    sections = [
+        reporting.run_section(run, title=title, parts=part, symbols=getattr(runner.load(run.name), "GLOSSARY", None))
+        for run, title, part in zip(runs, titles, parts, strict=True)
+    ]
+    held, total = sum(run.held for run in runs), sum(len(run.claims) for run in runs)
+    verdict = f"{held} of {total} claims hold" + (": theory and measurement agree." if held == total else ".")
+    lead = [
+        reporting.tag("p", verdict, class_="sum"),
+        reporting.scoreboard(runs, titles),
+        reporting.details("Words and symbols", reporting.glossary(GLOSSARY)),
+    ]
+    return reporting.page(TITLE, sections, intro=INTRO, lead=lead, contents=False)
+
+
+def _demo(options):
+    from numdl import reporting
+
+    names = [runner.resolve(name) for name in CHOSEN]
+    runs = []
+    for name in _steps(names):
+        runs.append(runner.execute(name, runner.configure(name, tiny=options.tiny), results=options.results))
+    for run in runs:
+        print(f"\n{runner.headings(run.name)['title']}\n\n{reporting.claims_text(run.claims)}")
+    print("\n" + reporting.scoreboard_text((run.name, run.claims, run.seconds) for run in runs))
+    path = _write(pathlib.Path(options.results) / "demo", report(runs))
+    print(f"\nOpen {path}")
+    return 0 if all(run.held == len(run.claims) for run in runs) else 1
+
+
+def _write(folder, text):
+    from numdl import reporting
+
+    fresh = reporting.writable(folder) / f".report-{os.getpid()}.html"
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, folder / "report.html")
+    return folder / "report.html"
+
+
+def _steps(names):
+    """The names one by one, with a bar on a terminal and a line per step elsewhere."""
+    terminal = sys.stderr.isatty()
+    for i, name in enumerate(names):
+        bar = f"[{'=' * (8 * i):<{8 * len(names)}}] {i + 1}/{len(names)} {name}"
+        print(
+            f"\r\033[K{bar}" if terminal else f"{i + 1}/{len(names)} {name} ...",
+            file=sys.stderr,
+            end="" if terminal else "\n",
+            flush=True,
+        )
+        yield name
+    if terminal:
+        print("\r\033[K", file=sys.stderr, end="")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+"""Data sets: bundled and synthetic ones by default; imports nothing of numdl."""
+
+from numdl.data.bundled import Dataset, digits
+
+__all__ = ["Dataset", "digits"]

@@ -1,0 +1,45 @@
+"""Reporting: claims that can fail, run folders that are never half-written, pages that open anywhere.
+
+    Claim                   a sentence, what theory expects, what was measured, and whether it holds
+    save, load, Run         results/<name>/<digest of the config>/: config, claims, arrays, figure, source, environment
+    page, section, ...      self-contained HTML, every text escaped by construction
+"""
+
+from numdl.reporting.claims import Claim, claims_text, scoreboard_text
+from numdl.reporting.pages import (
+    claims_table,
+    details,
+    figure_image,
+    glossary,
+    page,
+    prose,
+    run_section,
+    scoreboard,
+    section,
+    table,
+    tag,
+)
+from numdl.reporting.runs import Run, digest, environment, load, save, writable
+
+__all__ = [
+    "Claim",
+    "Run",
+    "claims_table",
+    "claims_text",
+    "details",
+    "digest",
+    "environment",
+    "figure_image",
+    "glossary",
+    "load",
+    "page",
+    "prose",
+    "run_section",
+    "save",
+    "scoreboard",
+    "scoreboard_text",
+    "section",
+    "table",
+    "tag",
+    "writable",
+]

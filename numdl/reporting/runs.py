@@ -1,0 +1,339 @@
+"""A run's folder: everything needed to believe a result and to repeat it.
+
+    results/<name>/<digest of the config>/
+        config.json        what was asked, strict JSON (numbers that are not finite are strings)
+        claims.json        what is claimed and whether it holds
+        record.npz         the arrays, by field path; read back without pickle
+        figure.svg, .png   equal runs give equal bytes
+        source.py          the experiment's own file as it ran
+        environment.json   versions, device, seconds, and the SHA-256 of every file above
+
+A folder is there whole or not at all: it is written beside its place, flushed to the disk, then renamed. An earlier run
+of the same config is set aside for the two renames and put back if the writer is killed between them.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import io
+import json
+import math
+import os
+import pathlib
+import platform
+import re
+import shutil
+import subprocess
+
+import jax
+import numpy as np
+
+from numdl.reporting.claims import Claim
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,79}")
+_FIELD = re.compile(r"[^./\\:\x00-\x1f][^/\\:\x00-\x1f]{0,79}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run as its folder holds it."""
+
+    name: str
+    folder: pathlib.Path
+    config: dict
+    claims: list
+    arrays: dict  # by field path: "lengths.mean"
+    environment: dict
+
+    @property
+    def seconds(self):
+        """How long the run took."""
+        return self.environment["seconds"]
+
+    @property
+    def held(self):
+        """How many claims hold."""
+        return sum(claim.holds for claim in self.claims)
+
+    def summary(self):
+        """Name, config, seconds and claims as strict JSON writes them."""
+        claims = [claim.as_dict() for claim in self.claims]
+        return jsonable({"name": self.name, "config": self.config, "seconds": self.seconds, "claims": claims}, "run")
+
+    def __repr__(self):
+        return f"Run {self.name}: {self.held} of {len(self.claims)} claims hold, {self.seconds:.1f} s, {self.folder}"
+
+
+def save(results, *, name, config, record, claims, seconds, figure=None, source=None):
+    """Write a run's folder, whole or not at all, and return it as a `Run`.
+
+    Parameters
+    ----------
+    results : path          the folder over all runs; made if it is not there
+    name : str              the experiment: small letters, digits, underscores
+    config : dataclass      frozen values; their digest names the folder, so that an equal config replaces its run
+    record : dataclass      arrays; nested records and tuples are stored under their field path
+    claims : list of Claim
+    seconds : float         how long the run took
+    figure : Figure         a matplotlib figure, or None
+    source : path           the experiment's file, copied as it is, or None
+    Raises
+    ------
+    ValueError, TypeError   a name that could leave the folder, a field that is no array
+    OSError                 the folder cannot be written
+    """
+    files = {
+        "config.json": _json(jsonable(config, "config")),
+        "claims.json": _json(jsonable([claim.as_dict() for claim in claims], "claims")),
+        "record.npz": _npz(arrays(record)),
+    }
+    if figure is not None:
+        files |= {"figure.svg": image(figure, "svg"), "figure.png": image(figure, "png")}
+    if source is not None:
+        files["source.py"] = pathlib.Path(source).read_bytes()
+    sums = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+    about = {"name": _checked(name), "seconds": round(float(seconds), 3), **environment(source), "files": sums}
+    files["environment.json"] = _json(jsonable(about, "environment"))
+    folder = writable(pathlib.Path(results) / name) / digest(config)
+    with _lock(folder):
+        _publish(folder, files)
+    return load(folder)
+
+
+def load(folder):
+    """Read a run's folder; no code is run, and every file must still have the digest it was written with.
+
+    Raises
+    ------
+    FileNotFoundError       there is no run
+    ValueError              a file was changed or cut; the message names it
+    """
+    folder = pathlib.Path(folder)
+    with _lock(folder, shared=True):
+        place = folder if folder.is_dir() else _aside(folder)
+        if not (place / "environment.json").is_file():
+            raise FileNotFoundError(f"folder must be a run's folder; there is none at {folder}")
+        about = json.loads((place / "environment.json").read_bytes())
+        files = {file: _verified(place / _checked_file(file), total) for file, total in about["files"].items()}
+    with np.load(io.BytesIO(files["record.npz"]), allow_pickle=False) as stored:
+        values = {field: stored[field] for field in stored.files}
+    claims = [Claim.from_dict(claim) for claim in json.loads(files["claims.json"])]
+    return Run(about["name"], folder, json.loads(files["config.json"]), claims, values, about)
+
+
+def writable(folder):
+    """The folder, made if needed and tried by writing into it: call this before anything is computed.
+
+    Raises
+    ------
+    OSError                 one line that names the folder and why it cannot be written
+    """
+    folder = pathlib.Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"results folder {folder} cannot be written: {error.strerror}") from error
+    return folder
+
+
+def digest(config):
+    """The first 12 hexadecimal digits of the SHA-256 of the config's strict JSON."""
+    return hashlib.sha256(_json(jsonable(config, "config"))).hexdigest()[:12]
+
+
+def environment(source=None):
+    """Versions, device and settings that a result may depend on."""
+    import jaxlib
+
+    from numdl import __version__
+
+    return {
+        "numdl": __version__,
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+        "x64": bool(jax.config.jax_enable_x64),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "revision": _revision(pathlib.Path(source or __file__).resolve().parent),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def image(figure, form):
+    """A figure's bytes as "svg" or "png"; equal figures give equal bytes."""
+    import matplotlib
+
+    held = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "numdl"}):
+        figure.savefig(held, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
+    return held.getvalue()
+
+
+def arrays(record):
+    """A record's arrays by field path, nested records and tuples included; a tuple of texts is an array of texts."""
+    found = {}
+    _collect(record, (), found)
+    return found
+
+
+def jsonable(value, path):
+    """`value` in the types of strict JSON: tuples are lists, numbers that are not finite are strings."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): jsonable(entry, f"{path}.{key}") for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(entry, f"{path}[{i}]") for i, entry in enumerate(value)]
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return jsonable(np.asarray(value).tolist(), path)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    raise TypeError(f"{path} must be a number, a text, or lists and records of them; got {value!r}")
+
+
+def _collect(value, path, found):
+    if not (callable(value) or isinstance(value, (str, np.ndarray, np.generic, jax.Array))):
+        parts = _parts(value)
+        if parts is not None:
+            for name, part in parts:
+                _collect(part, (*path, _checked_field(name)), found)
+            return
+    if value is not None:
+        found[".".join(path) or "value"] = _array(value, ".".join(path))
+
+
+def _parts(value):
+    if dataclasses.is_dataclass(value):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    if hasattr(value, "_asdict"):
+        return list(value._asdict().items())
+    if isinstance(value, dict):
+        return list(value.items())
+    plain = isinstance(value, (list, tuple)) and all(isinstance(entry, (str, int, float)) for entry in value)
+    return list(enumerate(value)) if isinstance(value, (list, tuple)) and not plain else None
+
+
+def _array(value, path):
+    if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        value = jax.random.key_data(value)
+    if callable(value):  # an activation or a function among the static fields: its name says which
+        value = getattr(value, "name", None) or getattr(value, "__qualname__", type(value).__name__)
+    array = np.asarray(value)
+    if array.dtype.kind == "V":  # bfloat16 and its like have no npz form
+        array = array.astype(np.float32)
+    if array.dtype.kind not in "biufcU":
+        raise TypeError(f"record.{path} must be an array of numbers or texts; got {value!r}")
+    return array
+
+
+def _npz(values):
+    held = io.BytesIO()
+    np.savez_compressed(held, **values)
+    return held.getvalue()
+
+
+def _json(value):
+    return (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def _checked(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"name must be small letters, digits and underscores, a letter first; got {name!r}")
+    return name
+
+
+def _checked_field(name):
+    if not _FIELD.fullmatch(str(name)):
+        raise ValueError(f"a record's field must be a name without slashes, colons or a leading dot; got {name!r}")
+    return str(name)
+
+
+def _checked_file(file):
+    if file != pathlib.PurePath(file).name or file.startswith("."):
+        raise ValueError(f"environment.json must name files of its own folder; got {file!r}")
+    return file
+
+
+def _verified(path, total):
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != total:
+        raise ValueError(f"{path} must be the file that the run wrote; it was changed, cut or removed since")
+    return content
+
+
+def _revision(folder):
+    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _aside(folder):
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _publish(folder, files):
+    fresh, aside = folder.with_name(f".{folder.name}.new"), _aside(folder)
+    _settle(folder, aside)
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        fresh.mkdir()
+        for name, content in files.items():
+            _write(fresh / name, content)
+        _flush(fresh)
+        if folder.exists():
+            os.rename(folder, aside)
+        os.rename(fresh, folder)
+        _flush(folder.parent)
+    finally:
+        _settle(folder, aside)
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _settle(folder, aside):
+    """Finish or undo an exchange: an earlier run is put back if nothing took its place, dropped if something did."""
+    if aside.exists() and not folder.exists():
+        os.rename(aside, folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write(path, content):
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(folder):
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def _lock(folder, *, shared=False):
+    """One writer or many readers of a run at a time; the lock ends with its process, whatever happens to it."""
+    path = folder.with_name(f".{folder.name}.lock")
+    if os.name != "posix" or (shared and not path.exists()):
+        yield
+        return
+    import fcntl
+
+    with open(path, "rb" if shared else "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield

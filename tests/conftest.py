@@ -1,0 +1,33 @@
+"""Strict settings for every test: float64, no silent broadcasting between ranks, warnings are errors.
+
+`NUMDL_TEST_X64=0` runs the tests marked `float32` under jax's default settings instead (the second pass of `make test`).
+"""
+
+import os
+import pathlib
+
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax
+import pytest
+
+X64 = os.environ.get("NUMDL_TEST_X64", "1") == "1"
+CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
+
+jax.config.update("jax_enable_x64", X64)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_collection_modifyitems(config, items):
+    if not X64:
+        chosen = [item for item in items if item.get_closest_marker("float32")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
