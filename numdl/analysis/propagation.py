@@ -1,0 +1,187 @@
+"""MEASURED: how lengths and angles travel forward through a network, over random networks or at given parameters.
+
+Everything is uncentred, as in mean-field theory: the length of layer l is the mean square of y_l over units and
+examples, the correlation of two inputs is <y_l(1), y_l(2)> / (|y_l(1)| |y_l(2)|) over units. Units are all axes but the
+batch: positions and channels of a convolutional network alike.
+
+The samples over seeds come one network at a time on a CPU and all at once elsewhere; `batch_size` changes that. A
+network is data of the compiled measurement: the same architecture at other variances is not compiled again.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from numdl import checks
+from numdl.networks import core
+from numdl.records import record
+
+
+def lengths(key, network, x, *, seeds, batch_size=None):
+    """MEASURED mean square of every state over units and examples, for independent networks.
+
+        q[s, l] = mean over examples and units of y_l**2,   network s
+
+    Parameters
+    ----------
+    x : array [N, ...]          one batch for all networks
+    seeds : int                 number of networks
+    batch_size : int            networks at a time; None: 1 on a CPU, all elsewhere
+    Returns
+    -------
+    q : array [seeds, L]
+    Source: Poole et al. 2016, arXiv:1606.05340, sec. 2.    Twin: theory.propagation.lengths
+    """
+    return _over_seeds(lengths_at, key, network, x, seeds, batch_size)
+
+
+def lengths_at(network, params, x):
+    """MEASURED mean square of every state at these parameters, [L]."""
+    return core.per_layer(lambda y: jnp.mean(_square(y)), network.states(params, x))
+
+
+def correlations(key, network, x, *, seeds, batch_size=None):
+    """MEASURED correlation of the states of each pair of inputs, layer by layer, for independent networks.
+
+        c[s, p, l] = <y_l(x[p, 0]), y_l(x[p, 1])> / (|y_l(x[p, 0])| |y_l(x[p, 1])|)
+
+    nan where a state is exactly 0 (a relu network without biases whose units are all dead).
+
+    Parameters
+    ----------
+    x : array [P, 2, ...]       P pairs of inputs
+    seeds, batch_size : int     as for `lengths`
+    Returns
+    -------
+    c : array [seeds, P, L]
+    Source: Poole et al. 2016, arXiv:1606.05340, sec. 3.    Twin: theory.propagation.correlations
+    """
+    _check_pairs(x)
+    return _over_seeds(correlations_at, key, network, x, seeds, batch_size)
+
+
+def correlations_at(network, params, x):
+    """MEASURED correlation of the states of each pair of inputs x [P, 2, ...] at these parameters, [P, L]."""
+    _check_pairs(x)
+    states = network.states(params, x.reshape(-1, *x.shape[2:]))
+    return core.per_layer(lambda y: _cosines(_rows(y)), states).reshape(-1, x.shape[0]).T
+
+
+def covariances(key, network, x, *, seeds, batch_size=None):
+    """MEASURED second moments between examples over units, layer by layer, for independent networks.
+
+        k[s, l, i, j] = <y_l(x_i), y_l(x_j)> / number of units
+
+    Parameters
+    ----------
+    x : array [N, ...]          one batch for all networks
+    seeds, batch_size : int     as for `lengths`
+    Returns
+    -------
+    k : array [seeds, L, N, N]
+    Twin: theory.kernels.nngp, one layer at a time
+    """
+    return _over_seeds(covariances_at, key, network, x, seeds, batch_size)
+
+
+def covariances_at(network, params, x):
+    """MEASURED second moments between examples over units at these parameters, [L, N, N]."""
+    return core.per_layer(_second_moments, network.states(params, x))
+
+
+@record
+class DepthScale:
+    """The depth xi over which a quantity falls by a factor e, fitted over a window of layers."""
+
+    value: np.ndarray  # [...]: -1 / mean slope; negative where the quantity grows, nan where it is not positive
+    stderr: np.ndarray  # [...]: over seeds, stderr of the slope times value**2
+    slopes: np.ndarray  # [seeds, ...]: of log(values) against the layer's number, natural log
+
+
+def depth_scale(values, *, start, stop):
+    """The depth scale of a decaying quantity: least squares of its logarithm, one line for each seed.
+
+        log values[s, l] ~ a[s] + slopes[s] * l,   l = start..stop;    value = -1 / mean of slopes
+
+    The window is the caller's choice: after the transient, before the noise floor.
+
+    Parameters
+    ----------
+    values : array [seeds, ..., L]    |q_l - q*| or |c_l - c*| for example; seeds >= 2
+    start, stop : int           first and last layer of the window, counted from 1; at least 3 layers
+    Returns
+    -------
+    DepthScale(value [...], stderr [...], slopes [seeds, ...])
+    Raises
+    ------
+    ValueError                  a window outside 1..L or of fewer than 3 layers, fewer than 2 seeds
+    Source: Schoenholz et al. 2017, arXiv:1611.01232, eq. (7), (9).    Twin: theory.propagation.fixed_point
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim < 2 or values.shape[0] < 2:
+        raise ValueError(f"values must have shape (seeds, ..., L) with at least 2 seeds; got {values.shape}")
+    start = checks.whole("start", start, most=values.shape[-1])
+    stop = checks.whole("stop", stop, least=start + 2, most=values.shape[-1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slopes = _log_slopes(values[..., start - 1 : stop])
+        slope, error = slopes.mean(axis=0), slopes.std(axis=0, ddof=1) / np.sqrt(len(slopes))
+        return DepthScale(-1 / slope, error / slope**2, slopes)
+
+
+def _over_seeds(measure, key, network, x, seeds, batch_size):
+    checks.key("key", key)
+    checks.floating("x", x, least_ndim=1)
+    seeds = checks.whole("seeds", seeds)
+    if batch_size is None:
+        batch_size = 1 if jax.default_backend() == "cpu" else seeds
+    batch_size = min(checks.whole("batch_size", batch_size), seeds)
+    return _sample(core.traceable(network), x, key, measure, seeds, batch_size)
+
+
+@functools.partial(jax.jit, static_argnames=("measure", "seeds", "batch_size"))
+def _sample(network, x, key, measure, seeds, batch_size):
+    example = x.reshape(-1, *x.shape[2:]) if measure is correlations_at else x
+
+    def one(key):
+        return measure(network, network.init(key, example), x)
+
+    return lax.map(one, jax.random.split(key, seeds), batch_size=batch_size if batch_size > 1 else None)
+
+
+def _check_pairs(x):
+    checks.floating("x", x, least_ndim=2)
+    if x.shape[1] != 2:
+        raise ValueError(f"x must hold pairs of inputs, of shape (P, 2, ...); got {tuple(x.shape)}")
+
+
+def _wide(y):
+    return y.astype(jnp.promote_types(y.dtype, jnp.float32))
+
+
+def _square(y):
+    return jnp.abs(_wide(y)) ** 2
+
+
+def _rows(y):
+    return _wide(y).reshape(y.shape[0], -1)
+
+
+def _cosines(rows):
+    """Of rows (0, 1), (2, 3), ...; rows are scaled by their largest entry: no square leaves the dtype's range."""
+    scaled = rows / jnp.max(jnp.abs(rows), axis=1, keepdims=True)
+    units = scaled / jnp.sqrt(jnp.sum(scaled**2, axis=1, keepdims=True))
+    return jnp.sum(units[0::2] * units[1::2], axis=1)
+
+
+def _second_moments(y):
+    rows = _rows(y)
+    return jnp.matmul(rows, rows.T, precision=lax.Precision.HIGHEST) / rows.shape[1]
+
+
+def _log_slopes(values):
+    layers = np.arange(values.shape[-1]) - (values.shape[-1] - 1) / 2
+    logs = np.log(np.where(values > 0, values, np.nan))
+    return (logs * layers).sum(axis=-1) / (layers**2).sum()

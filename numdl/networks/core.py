@@ -1,0 +1,181 @@
+"""A network is a record of three pure functions; what follows from these alone is here, for every architecture.
+
+    y_0 = x ---> layer 1 --(+)--> y_1 ---> layer 2 --(+)--> y_2 ---> ... ---> y_L ---> readout ---> outputs
+                            ^                        ^
+                         probe 1                  probe 2
+
+*State.* y_l is what comes out of layer l, in a dense network before the activation. The input y_0 is the caller's;
+the last affine map is the readout and no state.
+
+*Stretch.* Consecutive layers whose states have one shape are stacked into one array [layers, N, ...]: they ran in one
+`lax.scan`, so depth 1000 is one array and compiles like depth 10. `states` returns a tuple of stretches, input first.
+
+*Probe.* An array like the states, zero by default. Probe l is added to y_l, and the sum is the state that comes out and
+flows on. The gradient with respect to a zero probe is therefore dloss/dy_l, and the derivative of y_k with respect to
+probe l is the Jacobian dy_k/dy_l: no hooks, no second copy of the network.
+
+*Randomness and batch statistics.* A network has no hidden state. A random network (dropout, noise) takes its key when
+it is built or finds it in `params`: the same arguments give the same outputs. Batch statistics are computed from the
+batch in hand; a network with frozen statistics keeps them in `params`.
+
+*A network is a pytree.* Its functions may be `jax.tree_util.Partial`s, whose bound numbers are then data: one compiled
+measurement serves every variance. `traceable` turns plain functions into such, known by identity.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from numdl import checks
+
+
+class Network(NamedTuple):
+    """Three pure functions: parameters from a key, states from parameters, outputs from the last state.
+
+    A network without layers (logistic regression) has no stretch, and its readout gets x itself.
+    """
+
+    init: Callable  # (key, x [N, ...]) -> params
+    states: Callable  # (params, x [N, ...], probes=None) -> tuple of stretches [layers, N, ...]
+    readout: Callable  # (params, y_L [N, ...]) -> outputs [N, d_out]
+
+    def apply(self, params, x):
+        """The outputs [N, d_out]: the readout of the last state."""
+        return self.readout(params, last_state(self.states(params, x), x))
+
+
+def traceable(network):
+    """The same network as an argument of jitted functions: plain functions become Partials, known by identity."""
+    checks.instance("network", network, Network, hint="made by a builder such as dense.network")
+    return Network(*(f if isinstance(f, Partial) else Partial(f) for f in network))
+
+
+def last_state(states, x):
+    """y_L, the state that the readout reads; x where there is no layer."""
+    return states[-1][-1] if states else x
+
+
+def layer_count(states):
+    """The number of layers L in a tuple of stretches."""
+    return sum(stretch.shape[0] for stretch in states)
+
+
+def per_layer(function, states):
+    """`function` of every layer's array [N, ...], stacked into [L, ...]; shape [0] where there is no layer.
+
+    The results of all layers must have one shape: a scalar each gives [L].
+    """
+    parts = [jax.vmap(function)(stretch) for stretch in states]
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts) if parts else jnp.zeros((0,))
+
+
+def zero_probes(network, params, x):
+    """One zero array for each stretch, shaped like the states of this input."""
+    shapes = jax.eval_shape(network.states, params, x)
+    return tuple(jnp.zeros(stretch.shape, stretch.dtype) for stretch in shapes)
+
+
+def split_probes(probes, stretches):
+    """For builders: one probe or None for each stretch, their number checked."""
+    if probes is None:
+        return (None,) * stretches
+    if len(probes) != stretches:
+        raise ValueError(f"probes must hold one array for each of {stretches} stretches; got {len(probes)}")
+    return tuple(probes)
+
+
+def state_gradients(network, params, x, loss):
+    """dloss/dy_l for every layer, as stretches shaped like the states.
+
+        g_l = d loss(outputs) / d probe_l   at probes 0
+
+    Parameters
+    ----------
+    x : array [N, ...]
+    loss : function             outputs [N, d_out] -> scalar. A mean over examples puts 1/N into every gradient.
+    Raises
+    ------
+    TypeError                   network is no Network, or loss is no function
+    """
+    checks.function("loss", loss)
+    return _state_gradients(traceable(network), params, x, loss if isinstance(loss, Partial) else Partial(loss))
+
+
+def jacobian(network, params, x, *, start, stop):
+    """The matrix d y_stop / d y_start at one example, [size of y_stop, size of y_start].
+
+    Layers count from 1; start = 0 is the input and stop = L + 1 the outputs. States with several axes are flattened.
+    Forward or reverse mode, whichever needs fewer passes.
+
+    Parameters
+    ----------
+    x : array [1, ...]          one example
+    start, stop : int           0 <= start < stop <= L + 1
+    Raises
+    ------
+    ValueError                  several examples, or start and stop out of range
+    """
+    network = traceable(network)
+    checks.floating("x", x, least_ndim=1)
+    if x.shape[0] != 1:
+        raise ValueError(f"x must be one example, of shape (1, ...); got shape {tuple(x.shape)}")
+    depth = layer_count(jax.eval_shape(network.states, params, x))
+    start = checks.whole("start", start, least=0, most=depth)
+    stop = checks.whole("stop", stop, least=start + 1, most=depth + 1)
+    return _jacobian(network, params, x, start, stop)
+
+
+@jax.jit
+def _state_gradients(network, params, x, loss):
+    def probed(probes):
+        return loss(network.readout(params, last_state(network.states(params, x, probes), x)))
+
+    return jax.grad(probed)(zero_probes(network, params, x))
+
+
+@functools.partial(jax.jit, static_argnames=("start", "stop"))
+def _jacobian(network, params, x, start, stop):
+    shapes = jax.eval_shape(network.states, params, x)
+    point = x if start == 0 else jnp.zeros(_layer(shapes, start, abstract=True).shape, _dtype_of(shapes, start))
+
+    def reach(y):
+        states = network.states(params, y) if start == 0 else network.states(params, x, _place(shapes, start, y))
+        if stop <= layer_count(shapes):
+            return _layer(states, stop).ravel()
+        return network.readout(params, last_state(states, y if start == 0 else x)).ravel()
+
+    wide = jax.eval_shape(reach, point).size >= point.size
+    derivative = (jax.jacfwd if wide else jax.jacrev)(reach)(point)
+    return derivative.reshape(-1, point.size)
+
+
+def _locate(states, layer):
+    """The stretch that holds this layer (from 1) and the place in it."""
+    index = layer - 1
+    for number, stretch in enumerate(states):
+        if index < stretch.shape[0]:
+            return number, index
+        index -= stretch.shape[0]
+    raise IndexError(layer)
+
+
+def _layer(states, layer, *, abstract=False):
+    number, index = _locate(states, layer)
+    stretch = states[number]
+    return jax.ShapeDtypeStruct(stretch.shape[1:], stretch.dtype) if abstract else stretch[index]
+
+
+def _dtype_of(states, layer):
+    return states[_locate(states, layer)[0]].dtype
+
+
+def _place(shapes, layer, y):
+    """Zero probes but for one layer, where the probe is y."""
+    number, index = _locate(shapes, layer)
+    probes = [jnp.zeros(stretch.shape, stretch.dtype) for stretch in shapes]
+    probes[number] = probes[number].at[index].set(y)
+    return tuple(probes)
