@@ -19,8 +19,8 @@ q_l on dense networks drawn at random, averaged over units and over real digits 
 
 Verdict
 -------
-40 networks of width 400 and depth 15 for each of four settings and four input lengths, 32 digits; two CPU cores, about
-30 s. Every measured length is within the limit that chance allows: see the run's page.
+40 networks of width 400 and depth 15 for each of four settings and four input lengths, 32 digits; two CPU
+cores. Every measured length is within the limit that chance allows.
 """
 
 import dataclasses
@@ -149,11 +149,13 @@ def figure(config, result):
             result.predicted[name], result.samples[name], config.input_variances, strict=True
         ):
             plotting.prediction_and_measurement(
-                layers, line, samples, ax=ax, label=f"input {variance:g}", xlabel="layer", ylabel="length q", log=True
+                layers, line, samples, ax=ax, label=f"input of mean square {variance:g}", xlabel="layer", ylabel="length q", log=True
             )
         _, weight_variance, bias_variance = SETTINGS[name]
         ax.set_title(f"{name}: weight variance {weight_variance:g}, bias variance {bias_variance:g}", fontsize=10)
-        if np.isfinite(result.fixed_points[name].c) and "relu" not in name:
+        if "relu" not in name:
             ax.axhline(result.fixed_points[name].q, color="0.6", linewidth=1, label="fixed point q*")
-        ax.legend(fontsize=8, frameon=False, ncols=2)
+        ax.get_legend().remove()
+        plotting.tidy(ax)
+    drawing.legend(*drawing.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     return drawing

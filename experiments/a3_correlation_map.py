@@ -217,6 +217,7 @@ def figure(config, result):
         ax.set_title(f"{phase}: weight variance {result.weight_variances[phase]:.3f}, {length}", fontsize=10)
         ax.set_ylim(min(-0.3, ax.get_ylim()[0]), 1.05)
         ax.legend(fontsize=8, frameon=False, loc="lower right" if phase != CHAOTIC else "upper right")
+        plotting.tidy(ax)
     _draw_rates(axes[3], config, result)
     return drawing
 

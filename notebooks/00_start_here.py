@@ -80,8 +80,7 @@ theory = predicted.product_norm(
     width=100, depth=np.arange(1, depth + 1), entry_variance=1 / 100, excess_kurtosis=0.0, y=y
 )
 axes = plotting.product_norm(np.arange(1, depth + 1), theory, samples.log_ratio, label="LeCun, 200 products")
-axes.legend(frameon=False)
-axes.figure
+axes
 
 # %% [markdown]
 # **Try it:** replace `lecun_normal` by `orthogonal(1.0)`. What happens to the band, and why?
@@ -111,8 +110,7 @@ for variance in (0.05, 1.0, 6.0):
         np.arange(1, 13), line, samples, ax=axes, label=f"digits of mean square {variance:g}",
         xlabel="layer", ylabel="mean square q of the pre-activations", log=True,
     )  # fmt: skip
-axes.legend(frameon=False)
-axes.figure
+axes
 
 # %% [markdown]
 # Whatever comes in, after a few layers it has the same length: the fixed point $q^*$ of the map. Two different inputs
@@ -135,7 +133,7 @@ propagation.fixed_point(**settings)
 diagram = propagation.phase_diagram(
     activation=activations.tanh, weight_variances=np.linspace(0.5, 4, 100), bias_variances=np.linspace(0, 0.5, 100)
 )
-plotting.phase_diagram(diagram).figure
+plotting.phase_diagram(diagram)
 
 # %%
 critical = propagation.critical_weight_variance(activation=activations.tanh, bias_variance=0.05)

@@ -1,9 +1,13 @@
 """Plots: one function per record; it takes data and an Axes, and returns the Axes.
 
 What was predicted is a black dashed line, what was measured is coloured dots, the band holds 80 % of the seeds. No
-function shows, styles or registers anything: without `ax` the axes stand on a fresh figure of their own, `axes.figure`.
+function shows, styles or registers anything: without `ax` the axes stand on a fresh figure of their own, `axes.figure`,
+and both are pictures where they end a notebook's cell.
 Labels are plain text; `$...$` is typeset where it is valid and shown as it is where it is not.
 """
+
+import functools
+import io
 
 import numpy as np
 
@@ -17,9 +21,8 @@ SCALES = (False, True, "x", "y", "both")
 def figure(*, width=6.4, height=4.2):
     """A new figure, in inches, that belongs to no window and no pyplot: `figure().subplots(1, 2)`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    made = Figure(figsize=(width, height), layout="constrained")
+    made = _visible()[0](figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
     return made
 
@@ -149,7 +152,26 @@ def tidy(ax):
 
 
 def _axes(ax):
-    return tidy(figure().subplots()) if ax is None else ax
+    return tidy(figure().add_subplot(axes_class=_visible()[1])) if ax is None else ax
+
+
+@functools.cache
+def _visible():
+    """Figure and Axes that a notebook shows as pictures without pyplot; matplotlib is loaded at first use."""
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    class Drawing(Figure):
+        def _repr_png_(self):
+            picture = io.BytesIO()
+            self.savefig(picture, format="png", dpi=80)
+            return picture.getvalue()
+
+    class DrawnAxes(Axes):
+        def _repr_png_(self):
+            return self.get_figure(root=True)._repr_png_()
+
+    return Drawing, DrawnAxes
 
 
 def _fresh(ax):

@@ -181,8 +181,8 @@ def phase_diagram(*, activation, weight_variances, bias_variances):
     weight_variances = np.atleast_1d(np.asarray(weight_variances))
     bias_variances = np.atleast_1d(np.asarray(bias_variances))
     _check(activation, weight_variances, bias_variances, ndim=1)
-    dies = float(_moments(0.0, activation)[0]) == 0
-    q, chi_1, slope = _phase_diagram(_table(activation), dies, weight_variances, bias_variances)
+    at_zero = (*_moments(0.0, activation)[:2], _slope_at_zero(activation, 1.0))
+    q, chi_1, slope = _phase_diagram(_table(activation), at_zero, weight_variances, bias_variances)
     with np.errstate(divide="ignore"):
         scale_gradient = 1 / np.abs(np.log(chi_1))
     return PhaseDiagram(
@@ -241,14 +241,17 @@ def _correlations_jit(c, q, weight_variance, bias_variance, *, activation):
 
 @float64
 def _moments(q, activation):
-    """M = E f^2, S = E f'^2 and T = E[x f f'] at x = sqrt(q) z; V = w M + b, chi_1 = w S, V' = w T / q by Stein."""
+    """M = E f^2, S = E f'^2 and T = E[x f f'] at x = sqrt(q) z; V = w M + b, chi_1 = w S, V' = w T / q by Stein.
+
+    At q = 0, S is the limit from above: both sides of a kink count.
+    """
     return _moments_jit(_float(q), activation=activation)
 
 
 @functools.partial(jax.jit, static_argnames="activation")
 def _moments_jit(q, *, activation):
     growth = quadrature.expect(lambda x: x * activation.f(x) * activation.slope(x), q, kinks=activation.kinks)
-    return activation.mean_square(q), activation.slope_mean_square(q), growth
+    return activation.mean_square(q), activation.slope_mean_square(jnp.maximum(q, 1e-30)), growth
 
 
 @functools.lru_cache(maxsize=64)
@@ -271,13 +274,17 @@ def _reached(activation, weight_variance, bias_variance):
     excess = _excess(weight_variance, bias_variance, _table(activation)[0])
     if excess[ONE] == 0:
         return 1.0
+    positive, negative = np.flatnonzero(excess > 0), np.flatnonzero(excess < 0)
     if excess[ONE] > 0:
-        after = np.flatnonzero(excess[ONE:] < 0)
-        bracket = None if after.size == 0 else (LENGTHS[ONE + after[0] - 1], LENGTHS[ONE + after[0]])
-        return math.inf if bracket is None else _solve(*bracket, activation, weight_variance, bias_variance)
-    before = np.flatnonzero(excess[:ONE] > 0)
-    low, high = (LENGTHS[before[-1]], LENGTHS[before[-1] + 1]) if before.size else (0.0, LENGTHS[0])
-    return _solve(low, high, activation, weight_variance, bias_variance)
+        if not (negative > ONE).any():
+            return math.inf
+        high = negative[negative > ONE][0]
+        low = positive[positive < high][-1]
+    else:
+        low = positive[positive < ONE][-1] if (positive < ONE).any() else None
+        high = negative[negative > (-1 if low is None else low)][0]
+    bracket = (0.0 if low is None else LENGTHS[low], LENGTHS[high])
+    return _solve(*bracket, activation, weight_variance, bias_variance)
 
 
 def _solve(low, high, activation, weight_variance, bias_variance):
@@ -392,40 +399,45 @@ STENCIL = np.arange(10)  # points of the local interpolation: 10 at 40 a decade 
 
 
 @float64
-def _phase_diagram(table, dies, weight_variances, bias_variances):
-    return _phase_diagram_jit(*map(_float, (table, weight_variances, bias_variances)), dies)
+def _phase_diagram(table, at_zero, weight_variances, bias_variances):
+    return _phase_diagram_jit(*map(_float, (table, at_zero, weight_variances, bias_variances)))
 
 
 @jax.jit
-def _phase_diagram_jit(table, weight_variances, bias_variances, dies):
+def _phase_diagram_jit(table, at_zero, weight_variances, bias_variances):
+    """`at_zero`: M(0), S(0) and the limit of T(q) / q."""
+
     def cell(weight_variance, bias_variance):
-        q, outside = _root_in_table(table, weight_variance, bias_variance, dies)
-        _, slope_square, growth = _interpolate(table, q)
-        return jnp.where(jnp.isnan(outside), q, outside), weight_variance * slope_square, weight_variance * growth / q
+        q = _root_in_table(table, at_zero[0], weight_variance, bias_variance)
+        inside = jnp.clip(q, LENGTHS[0], LENGTHS[-1])
+        _, slope_square, growth = _interpolate(table, inside)
+        slopes = jnp.where(q == 0, at_zero[1:], jnp.stack([slope_square, growth / inside]))
+        return q, *(weight_variance * slopes)
 
     return jax.lax.map(lambda w: jax.vmap(lambda b: cell(w, b))(bias_variances), weight_variances)
 
 
-def _root_in_table(table, weight_variance, bias_variance, dies):
-    """q inside the table, and 0, 1 or inf where that is the answer instead (else nan). As `_reached` does."""
+def _root_in_table(table, square_at_zero, weight_variance, bias_variance):
+    """As `_reached` does, with interpolated moments."""
     grid = jnp.asarray(LENGTHS)
     excess = weight_variance * table[0] + bias_variance - grid
     excess = jnp.where(jnp.abs(excess) <= NOISE * grid, 0.0, excess)
     index = jnp.arange(grid.size)
-    above = jnp.min(jnp.where((index > ONE) & (excess < 0), index, grid.size))
-    below = jnp.max(jnp.where((index < ONE) & (excess > 0), index, -1))
     rises = excess[ONE] > 0
-    left = jnp.clip(jnp.where(rises, above - 1, below), 0, grid.size - 2)
+    above = jnp.min(jnp.where((index > ONE) & (excess < 0), index, grid.size))
+    below = jnp.max(jnp.where((index < jnp.where(rises, above, ONE)) & (excess > 0), index, -1))
+    right = jnp.where(rises, above, jnp.min(jnp.where((index > below) & (excess < 0), index, grid.size)))
+    low, high = grid[jnp.maximum(below, 0)], grid[jnp.minimum(right, grid.size - 1)]
 
     def newton(_, q):
         mean_square, _, growth = _interpolate(table, q)
         step = (weight_variance * mean_square + bias_variance - q) / (weight_variance * growth / q - 1)
-        return jnp.clip(q - step, grid[left], grid[left + 1])
+        return jnp.clip(q - step, low, high)
 
-    q = jax.lax.fori_loop(0, 8, newton, (grid[left] + grid[left + 1]) / 2)
-    outside = jnp.where(rises & (above == grid.size), jnp.inf, jnp.nan)
-    outside = jnp.where(~rises & (below < 0) & dies & (bias_variance == 0), 0.0, outside)
-    return q, jnp.where(excess[ONE] == 0, 1.0, outside)
+    q = jax.lax.fori_loop(0, 8, newton, (low + high) / 2)
+    q = jnp.where(rises & (above == grid.size), jnp.inf, q)
+    q = jnp.where(~rises & (below < 0) & (weight_variance * square_at_zero + bias_variance == 0), 0.0, q)
+    return jnp.where(excess[ONE] == 0, 1.0, q)
 
 
 def _interpolate(table, q):
@@ -439,10 +451,10 @@ def _interpolate(table, q):
 
 
 def _depth_scale(slope):
-    """-1 / ln slope where slope < 1 (0 at slope 0), else inf; nan stays nan."""
+    """-1 / ln slope where slope < 1 (0 at slope 0), inf where it is critical or above; nan stays nan."""
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = -1 / np.log(slope)
-    return np.where(slope >= 1, math.inf, np.where(slope == 0, 0.0, scale))
+    return np.where(slope >= 1 - CRITICAL, math.inf, np.where(slope == 0, 0.0, scale))
 
 
 def _float(value):

@@ -140,7 +140,7 @@ def test_correlation_one_stays_one():
     c = propagation.correlations(
         1.0, depth=30, q=0.8, activation=activations.identity, weight_variance=1.0, bias_variance=0.0
     )
-    np.testing.assert_array_equal(c, 1.0)
+    np.testing.assert_allclose(c, 1.0, rtol=1e-14)
 
 
 @pytest.mark.parametrize("activation", [activations.tanh, activations.gelu, activations.hard_tanh, activations.elu])
