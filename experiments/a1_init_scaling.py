@@ -204,7 +204,14 @@ def figure(config, result):
     left, right = drawing.subplots(1, 2)
     names = list(result.lecture)
     logs = [result.lecture[name] / np.log(10) for name in names]
-    left.boxplot(logs, orientation="horizontal", widths=0.6, showfliers=False, whis=(5, 95), medianprops={"color": plotting.COLORS[0]})
+    left.boxplot(
+        logs,
+        orientation="horizontal",
+        widths=0.6,
+        showfliers=False,
+        whis=(5, 95),
+        medianprops={"color": plotting.COLORS[0]},
+    )
     left.plot(
         [np.log10(result.lecture_law[name].mean) for name in names],
         np.arange(1, len(names) + 1),
@@ -217,7 +224,9 @@ def figure(config, result):
     left.set_yticks(np.arange(1, len(names) + 1), names)
     left.invert_yaxis()
     left.set_xlabel("log₁₀ of squared length / |y|²")
-    left.set_title(f"after {config.depth} layers, width {config.width} (box: half, whiskers: 90 % of draws)", fontsize=10)
+    left.set_title(
+        f"after {config.depth} layers, width {config.width} (box: half, whiskers: 90 % of draws)", fontsize=10
+    )
     left.legend(loc="lower right", frameon=False)
     for colour, name in zip(plotting.COLORS, ("LeCun", "orthogonal"), strict=False):
         plotting.product_norm(

@@ -149,7 +149,14 @@ def figure(config, result):
             result.predicted[name], result.samples[name], config.input_variances, strict=True
         ):
             plotting.prediction_and_measurement(
-                layers, line, samples, ax=ax, label=f"input of mean square {variance:g}", xlabel="layer", ylabel="length q", log=True
+                layers,
+                line,
+                samples,
+                ax=ax,
+                label=f"input of mean square {variance:g}",
+                xlabel="layer",
+                ylabel="length q",
+                log=True,
             )
         _, weight_variance, bias_variance = SETTINGS[name]
         ax.set_title(f"{name}: weight variance {weight_variance:g}, bias variance {bias_variance:g}", fontsize=10)

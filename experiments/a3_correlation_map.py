@@ -62,7 +62,7 @@ class Config:
     def tiny(cls):
         """For the tests: seconds."""
         return cls(
-            width=80, depth=8, seeds=16, pairs=3, scale_widths=(40, 60, 80), scale_seeds=30, scale_window=(3, 8)
+            width=100, depth=8, seeds=100, pairs=3, scale_widths=(40, 60, 80), scale_seeds=30, scale_window=(3, 8)
         )
 
 

@@ -1,0 +1,224 @@
+"""PREDICTED: where V(q) = q and where chi_1 = 1: the root finding behind theory.propagation.
+
+Everything depends on three moments of the activation, functions of the length q alone:
+
+    M(q) = E f(x)^2,   S(q) = E f'(x)^2,   T(q) = E[x f(x) f'(x)],   x = sqrt(q) z
+    V(q) = w M(q) + b,   chi_1 = w S(q),   V'(q) = w T(q) / q by Stein's identity
+
+One table of them over q serves every pair of variances (w, b): roots are bracketed in it, then solved for with exact
+moments; over a whole grid of variances they are solved for with interpolated ones.
+"""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numdl import quadrature
+from numdl.precision import float64
+
+PER_DECADE = 40
+LENGTHS = 10.0 ** (np.arange(-15 * PER_DECADE, 8 * PER_DECADE + 1) / PER_DECADE)  # fixed points are looked for here
+ONE = 15 * PER_DECADE  # LENGTHS[ONE] == 1
+NOISE = 1e-10  # relative: the moments' error at large q; smaller differences count as none
+STENCIL = np.arange(10)  # points of the local interpolation: 10 at 40 a decade leave 1e-11
+CRITICAL = 1e-9  # |chi_1 - 1| up to which the phase is called critical
+
+
+# ---- moments -------------------------------------------------------------------------------------------------------
+
+
+@float64
+def moments(q, activation):
+    """M, S and T shaped like q. At q = 0, S is the limit from above: both sides of a kink count."""
+    return _moments_jit(as_float(q), activation=activation)
+
+
+@functools.partial(jax.jit, static_argnames="activation")
+def _moments_jit(q, *, activation):
+    growth = quadrature.expect(lambda x: x * activation.f(x) * activation.slope(x), q, kinks=activation.kinks)
+    return activation.mean_square(q), activation.slope_mean_square(jnp.maximum(q, 1e-30)), growth
+
+
+@functools.lru_cache(maxsize=64)
+def table(activation):
+    """[3, lengths]: M, S and T over LENGTHS."""
+    return np.stack(moments(LENGTHS, activation))
+
+
+def _excess(weight_variance, bias_variance, mean_square):
+    """V(q) - q over LENGTHS with what is only rounding set to 0."""
+    excess = weight_variance * mean_square + bias_variance - LENGTHS
+    return np.where(np.abs(excess) <= NOISE * LENGTHS, 0.0, excess)
+
+
+# ---- fixed points --------------------------------------------------------------------------------------------------
+
+
+def reached(activation, weight_variance, bias_variance):
+    """The root of V(q) = q nearest to 1 on the side to which V(1) - 1 points; inf if there is none above."""
+    excess = _excess(weight_variance, bias_variance, table(activation)[0])
+    if excess[ONE] == 0:
+        return 1.0
+    positive, negative = np.flatnonzero(excess > 0), np.flatnonzero(excess < 0)
+    if excess[ONE] > 0:
+        if not (negative > ONE).any():
+            return math.inf
+        high = negative[negative > ONE][0]
+        low = positive[positive < high][-1]
+    else:
+        low = positive[positive < ONE][-1] if (positive < ONE).any() else None
+        high = negative[negative > (-1 if low is None else low)][0]
+    bracket = (0.0 if low is None else LENGTHS[low], LENGTHS[high])
+    return _solve(*bracket, activation, weight_variance, bias_variance)
+
+
+def _solve(low, high, activation, weight_variance, bias_variance):
+    """Newton's method on V(q) - q, kept inside its bracket [low, high] by bisection; 0 where V(0) = 0 is the root."""
+    if low == 0 and weight_variance * moments(0.0, activation)[0] + bias_variance == 0:
+        return 0.0
+    side = np.sign(weight_variance * moments(low, activation)[0] + bias_variance - low)
+    q = (low + high) / 2
+    for _ in range(100):
+        mean_square, _, growth = moments(q, activation)
+        excess = weight_variance * mean_square + bias_variance - q
+        low, high = (q, high) if np.sign(excess) == side else (low, q)
+        newton = q - excess / (weight_variance * growth / q - 1)
+        new = newton if low <= newton <= high else (low + high) / 2
+        if excess == 0 or abs(new - q) <= 4e-16 * q:
+            return float(new)
+        q = new
+    return float(q)
+
+
+def all_roots(activation, weight_variance, bias_variance):
+    """Every q in 0 and LENGTHS with V(q) = q, in order; 1 stands for all where all are."""
+    excess = _excess(weight_variance, bias_variance, table(activation)[0])
+    at_zero = weight_variance * moments(0.0, activation)[0] + bias_variance == 0
+    roots = [0.0] if at_zero else []
+    if not excess.any():
+        return [*roots, 1.0]
+    known = np.flatnonzero(excess)
+    changes = [(i, j) for i, j in itertools.pairwise(known) if excess[i] * excess[j] < 0]
+    if excess[known[0]] < 0 and not at_zero:
+        roots.append(_solve(0.0, LENGTHS[known[0]], activation, weight_variance, bias_variance))
+    brackets = [(LENGTHS[i], LENGTHS[j]) for i, j in changes]
+    return roots + [_solve(*bracket, activation, weight_variance, bias_variance) for bracket in brackets]
+
+
+def slope_at_zero(activation, weight_variance):
+    """V'(0) where f(0) = 0: the limit of w T / q."""
+    return weight_variance * table(activation)[2, 0] / LENGTHS[0]
+
+
+@float64
+def fixed_correlation(q, chi_1, activation, weight_variance, bias_variance):
+    """c and C'(c). C is convex on [0, 1] with C(0) >= 0, so that Newton's method from 0 rises to its smallest root."""
+    if chi_1 <= 1 + CRITICAL:
+        return jnp.asarray(1.0), jnp.asarray(chi_1)
+    return _fixed_correlation_jit(*map(as_float, (q, weight_variance, bias_variance)), activation=activation)
+
+
+@functools.partial(jax.jit, static_argnames="activation")
+def _fixed_correlation_jit(q, weight_variance, bias_variance, *, activation):
+    def slope(c):
+        return weight_variance * activation.slope_mean_product(q, q, c)
+
+    def step(state):
+        c, _, count = state
+        excess = (weight_variance * activation.mean_product(q, q, c) + bias_variance) / q - c
+        new = jnp.clip(c + jnp.maximum(excess, 0.0) / jnp.maximum(1 - slope(c), 1e-15), 0.0, 1.0)
+        return new, jnp.abs(new - c), count + 1
+
+    start = (jnp.zeros(()), jnp.asarray(jnp.inf), 0)
+    c = jax.lax.while_loop(lambda state: (state[1] > 1e-15) & (state[2] < 200), step, start)[0]
+    return c, slope(c)
+
+
+def critical_candidates(activation, bias_variance):
+    """Every w = 1 / S(q) with q - M(q) / S(q) = bias_variance: at q = 1 where all q solve it, at roots, at q = 0."""
+
+    def distance(q):
+        mean_square, slope_square, _ = moments(q, activation)
+        return q - mean_square / slope_square - bias_variance
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = distance(LENGTHS)
+    values = np.where(np.abs(values) <= NOISE * LENGTHS, 0.0, values)
+    found = [1.0] if values[ONE] == 0 else []
+    known = np.flatnonzero(values)
+    for i, j in itertools.pairwise(known):
+        if values[i] * values[j] < 0:
+            found.append(_bisect(distance, LENGTHS[i], LENGTHS[j]))
+    if bias_variance == 0 and moments(0.0, activation)[0] == 0:
+        found.append(0.0)
+    return [float(1 / moments(q, activation)[1]) for q in found]
+
+
+def _bisect(function, low, high):
+    rising = np.sign(function(low))
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (middle, high) if np.sign(function(middle)) == rising else (low, middle)
+    return middle
+
+
+# ---- the phase diagram ---------------------------------------------------------------------------------------------
+
+
+@float64
+def grid(table, at_zero, weight_variances, bias_variances):
+    """q, chi_1 and V' over the grid, each [W, B]; `at_zero` holds M(0), S(0) and the limit of T(q) / q."""
+    return _grid_jit(*map(as_float, (table, at_zero, weight_variances, bias_variances)))
+
+
+@jax.jit
+def _grid_jit(table, at_zero, weight_variances, bias_variances):
+    def cell(weight_variance, bias_variance):
+        q = _root_in_table(table, at_zero[0], weight_variance, bias_variance)
+        inside = jnp.clip(q, LENGTHS[0], LENGTHS[-1])
+        _, slope_square, growth = _interpolate(table, inside)
+        slopes = jnp.where(q == 0, at_zero[1:], jnp.stack([slope_square, growth / inside]))
+        return q, *(weight_variance * slopes)
+
+    return jax.lax.map(lambda w: jax.vmap(lambda b: cell(w, b))(bias_variances), weight_variances)
+
+
+def _root_in_table(table, square_at_zero, weight_variance, bias_variance):
+    """As `reached` does, with interpolated moments."""
+    grid = jnp.asarray(LENGTHS)
+    excess = weight_variance * table[0] + bias_variance - grid
+    excess = jnp.where(jnp.abs(excess) <= NOISE * grid, 0.0, excess)
+    index = jnp.arange(grid.size)
+    rises = excess[ONE] > 0
+    above = jnp.min(jnp.where((index > ONE) & (excess < 0), index, grid.size))
+    below = jnp.max(jnp.where((index < jnp.where(rises, above, ONE)) & (excess > 0), index, -1))
+    right = jnp.where(rises, above, jnp.min(jnp.where((index > below) & (excess < 0), index, grid.size)))
+    low, high = grid[jnp.maximum(below, 0)], grid[jnp.minimum(right, grid.size - 1)]
+
+    def newton(_, q):
+        mean_square, _, growth = _interpolate(table, q)
+        step = (weight_variance * mean_square + bias_variance - q) / (weight_variance * growth / q - 1)
+        return jnp.clip(q - step, low, high)
+
+    q = jax.lax.fori_loop(0, 8, newton, (low + high) / 2)
+    q = jnp.where(rises & (above == grid.size), jnp.inf, q)
+    q = jnp.where(~rises & (below < 0) & (weight_variance * square_at_zero + bias_variance == 0), 0.0, q)
+    return jnp.where(excess[ONE] == 0, 1.0, q)
+
+
+def _interpolate(table, q):
+    """M, S, T at q by Lagrange's polynomial through the nearest points, in ln q."""
+    place = jnp.log(q / LENGTHS[0]) / (math.log(10) / PER_DECADE)
+    first = jnp.clip(jnp.floor(place).astype(int) - STENCIL.size // 2 + 1, 0, LENGTHS.size - STENCIL.size)
+    distance = (place - first)[None, None] - STENCIL[None, :]
+    ratio = distance / np.where(np.eye(STENCIL.size), 1, STENCIL[:, None] - STENCIL[None, :])
+    weights = jnp.prod(jnp.where(np.eye(STENCIL.size, dtype=bool), 1.0, ratio), axis=1)
+    return jax.lax.dynamic_slice_in_dim(table, first, STENCIL.size, axis=1) @ weights
+
+
+def as_float(value):
+    """A float array in the precision of the moment, which is float64 throughout theory."""
+    return jnp.asarray(value, dtype=float)

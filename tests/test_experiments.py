@@ -1,0 +1,58 @@
+"""Every experiment runs with its tiny settings, its claims hold, and its claims can fail."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from experiments import runner
+from numdl import reporting
+from numdl.networks import initializers
+
+NAMES = runner.names()
+
+
+def test_there_are_experiments():
+    assert {"a1_init_scaling", "a2_length_map", "a3_correlation_map"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tiny_run_holds_and_is_kept(name, tmp_path):
+    run = runner.execute(name, runner.configure(name, tiny=True), results=tmp_path)
+    assert run.claims, "an experiment without a claim"
+    failing = [claim for claim in run.claims if not claim.holds]
+    assert not failing, reporting.claims_text(failing)
+    again = reporting.load(run.folder)
+    assert again.claims == run.claims
+    assert (run.folder / "figure.svg").stat().st_size > 2000
+    assert (run.folder / "source.py").read_text() == runner.source(name).read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstring_says_question_prediction_measurement_verdict(name):
+    parts = runner.headings(name)
+    assert parts["title"].endswith("?"), "the first line is the question in short"
+    for heading in runner.HEADINGS:
+        assert len(parts[heading]) > 40, heading
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_is_frozen_and_small_for_the_tests(name):
+    module = runner.load(name)
+    assert dataclasses.fields(module.Config)
+    assert module.Config.tiny() != module.Config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        module.Config().seed = 3
+
+
+@pytest.mark.parametrize("name", ["a1_init_scaling", "a2_length_map", "a3_correlation_map"])
+def test_a_planted_bug_breaks_a_claim(name, monkeypatch):
+    """Weights whose variance is 40 % too large: theory does not know, so the measurement must contradict it."""
+    exact = initializers._scaled
+    monkeypatch.setattr(initializers, "_scaled", lambda unit, variance, dtype: exact(unit, 1.4 * variance, dtype))
+    jax.clear_caches()
+    try:
+        module, config = runner.load(name), runner.configure(name, tiny=True)
+        assert not all(claim.holds for claim in module.claims(config, module.run(config)))
+    finally:
+        jax.clear_caches()
