@@ -8,7 +8,7 @@ layer, and do they forget the length of the input?
 Prediction
 ----------
 At infinite width the mean square q of a layer's pre-activations decides that of the next:
-q_{l+1} = V(q_l) = weight_variance E[f(sqrt(q_l) z)^2] + bias_variance, and q_1 = weight_variance mean(x^2) + bias_variance.
+q_{l+1} = V(q_l) = weight_variance E[f(sqrt(q_l) z)^2] + bias_variance; q_1 = weight_variance mean(x^2) + bias_variance.
 A saturating f has one attracting fixed point q* = V(q*): every length is forgotten within a few depth scales
 -1 / ln V'(q*). relu at weight variance 2 and bias variance 0 has V(q) = q: it keeps every length.
 Source: Poole et al. 2016, arXiv:1606.05340, figure 1; He et al. 2015, arXiv:1502.01852.
@@ -100,7 +100,7 @@ def claims(config, result):
 def _no_outlier(name, result, limit):
     z = agreement(result.predicted[name], result.samples[name], axis=1).z
     return Claim(
-        f"{name}: largest distance between measured and predicted length, over layers and input lengths, in standard errors",
+        f"{name}: largest |measured - predicted| length over layers and inputs, in standard errors",
         POOLE,
         expected=limit,
         measured=np.abs(z).max(),
@@ -148,15 +148,9 @@ def figure(config, result):
         for line, samples, variance in zip(
             result.predicted[name], result.samples[name], config.input_variances, strict=True
         ):
+            label = f"input of mean square {variance:g}"
             plotting.prediction_and_measurement(
-                layers,
-                line,
-                samples,
-                ax=ax,
-                label=f"input of mean square {variance:g}",
-                xlabel="layer",
-                ylabel="length q",
-                log=True,
+                layers, line, samples, ax=ax, label=label, xlabel="layer", ylabel="length q", log=True
             )
         _, weight_variance, bias_variance = SETTINGS[name]
         ax.set_title(f"{name}: weight variance {weight_variance:g}, bias variance {bias_variance:g}", fontsize=10)
