@@ -137,8 +137,8 @@ def claims(config, result):
 def _no_outlier(phase, result, limit):
     z = agreement(result.predicted[phase], result.samples[phase]).z
     return Claim(
-        f"{phase}, weight variance {result.weight_variances[phase]:.4g}: largest |measured - predicted| correlation over "
-        "layers and pairs, in standard errors",
+        f"{phase}, weight variance {result.weight_variances[phase]:.4g}: largest |measured - predicted| correlation "
+        "over layers and pairs, in standard errors",
         SCHOENHOLZ,
         expected=limit,
         measured=np.abs(z).max(),

@@ -1,12 +1,19 @@
 """PREDICTED: products of random matrices, and the singular values of a deep network's input-output Jacobian.
 
-Source: Ruthotto & Haber, Numerical Methods for Deep Learning, lecture 6 (the experiment on |K_3 K_2 K_1 y|).
-Twin: analysis.jacobian. Everything is float64 NumPy.
+    J = D_1 W_1 D_2 W_2 ... D_L W_L,    D_l = diag f'(y_l),   y_l ~ N(0, q_l),    W Gaussian or orthogonal
+
+Spectra are those of infinite width, where D and W are free: S-transforms multiply. Lyapunov exponents and product_norm
+are exact at every width. Source: Pennington, Schoenholz & Ganguli 2017, arXiv:1711.04735, and 2018, arXiv:1802.09979;
+Ruthotto & Haber, Numerical Methods for Deep Learning, lecture 6. Twin: analysis.jacobian. All is float64 NumPy.
 """
 
+import math
+
+import jax.numpy as jnp
 import numpy as np
 
-from numdl import checks
+from numdl import checks, quadrature
+from numdl.activations import Activation
 from numdl.precision import float64
 from numdl.records import record
 
@@ -28,6 +35,37 @@ class ProductNorm:
         return np.exp(self.log_mean)
 
 
+@record
+class SquaredSingularValues:
+    """Mean and variance over the spectrum of J J^T, zeros included."""
+
+    mean: np.ndarray  # []  mean of s^2 = tr(J J^T) / n
+    variance: np.ndarray  # []  of s^2 from one singular value to another
+    relative_variance: np.ndarray  # []  variance / mean^2
+    log_of_mean: np.ndarray  # []  ln mean, finite where mean leaves the range
+
+    @property
+    def isometry(self):
+        """1 / (1 + relative_variance) = (mean s^2)^2 / mean s^4 in (0, 1]; 1: all singular values are equal."""
+        return 1 / (1 + self.relative_variance)
+
+
+@record
+class SpectralDensity:
+    """The density of squared singular values on a curve of points."""
+
+    s_squared: np.ndarray  # [points]  increasing, from 0 (excluded) to the largest (excluded)
+    density: np.ndarray  # [points]  integrates to 1; infinite towards 0 like s_squared**(-L / (L + 1))
+
+
+@record
+class LyapunovExponents:
+    """Rates (1/L) ln of the growth of volumes under a product of matrices."""
+
+    exponents: np.ndarray  # [n]  descending, of lengths (not squared), a layer
+    variance: np.ndarray  # [n]  of one layer's contribution: over L layers, variance / L
+
+
 def product_norm(*, width, depth, entry_variance, excess_kurtosis=None, orthogonal=False, y=None):
     """PREDICTED law of |K_L ... K_1 y|^2 for independent width x width matrices K with mean-zero entries; exact.
 
@@ -46,7 +84,7 @@ def product_norm(*, width, depth, entry_variance, excess_kurtosis=None, orthogon
 
     Raises
     ------
-    ValueError                      width or depth < 1, a negative variance, excess_kurtosis < -2 or given with orthogonal
+    ValueError                      width or depth < 1, negative variance, excess_kurtosis < -2 or given with orthogonal
     Source: second moments of a quadratic form in iid entries; Hanin & Nica 2020, arXiv:1812.05994, for the logarithm.
     Twin: analysis.jacobian.product_norm
     """
@@ -54,7 +92,9 @@ def product_norm(*, width, depth, entry_variance, excess_kurtosis=None, orthogon
     depths = np.asarray([checks.whole("depth", int(one)) for one in np.ravel(_whole_array("depth", depth))])
     checks.variance("entry_variance", checks.concrete("entry_variance", entry_variance), shape=())
     if orthogonal == (excess_kurtosis is not None):
-        raise ValueError(f"excess_kurtosis must be given for independent entries and only then; got {excess_kurtosis!r}")
+        raise ValueError(
+            f"excess_kurtosis must be given for independent entries and only then; got {excess_kurtosis!r}"
+        )
     if not orthogonal:
         checks.finite("excess_kurtosis", excess_kurtosis, least=-2.0, shape=())
     if y is not None:
@@ -62,6 +102,121 @@ def product_norm(*, width, depth, entry_variance, excess_kurtosis=None, orthogon
     start = _input_moments(n, y)
     fields = _orthogonal(n, depths, start) if orthogonal else _independent(n, depths, excess_kurtosis, start)
     return _assemble(n * float(entry_variance), depths, np.shape(depth), *start, *fields)
+
+
+def singular_values(*, depth, q, activation, weight_variance, orthogonal):
+    """PREDICTED mean and variance of the squared singular values of D_1 W_1 ... D_L W_L at infinite width.
+
+        mean = prod w mu_1(q_l),     variance / mean^2 = sum (mu_2(q_l) / mu_1(q_l)^2 - 1 - s_1),   mu_k = E f'^(2k)
+        s_1 = -1 for Gaussian weights, 0 for orthogonal ones
+
+    J = dy_stop / dy_start of a dense network whose L = stop - start layers have one width and start >= 1.
+
+    Parameters
+    ----------
+    depth : int                 L >= 1
+    q : scalar or (L,)          length of y_start ... y_{stop-1}: the fixed point, or layer by layer
+    weight_variance : scalar    w = fan_in * Var(W_ij); an orthogonal W is sqrt(w) times a Haar matrix
+    orthogonal : bool           the law of the weights
+    Raises
+    ------
+    ValueError                  depth < 1, q negative or of another shape, a negative weight_variance
+    Source: Pennington et al. 2017, arXiv:1711.04735; 2018, arXiv:1802.09979.    Twin: analysis.jacobian.spectra
+    """
+    depth = checks.whole("depth", depth)
+    checks.instance("activation", activation, Activation, hint="for example numdl.activations.tanh")
+    checks.variance("q", checks.concrete("q", q), shape=(depth,) if np.ndim(q) else ())
+    checks.variance("weight_variance", checks.concrete("weight_variance", weight_variance), shape=())
+    checks.instance("orthogonal", orthogonal, bool)
+    first, second = _slope_moments(np.broadcast_to(np.asarray(q, float), (depth,)), activation)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        relative = np.sum(second / first**2 - (1 if orthogonal else 0))
+        log_mean = np.sum(np.log(weight_variance * first))
+        mean = np.exp(log_mean)
+        return SquaredSingularValues(mean, relative * mean**2, relative, log_mean)
+
+
+def largest_squared(*, depth, weight_variance, orthogonal, active=1.0):
+    """PREDICTED upper edge of the squared singular values of D_1 W_1 ... D_L W_L, D = 0 or 1, at infinite width.
+
+        Gaussian, active = 1:    w^L (L + 1)^(L+1) / L^L ~ w^L e (L + 1/2)
+        else the minimum over z > 0 of x(z) = w^L (1 + z)/z (z + p)^L, over (1 + z)^L if orthogonal;   p = active
+
+    A finite network's largest value fluctuates about it by a few n^(-2/3), relatively.
+
+    Parameters
+    ----------
+    active : scalar             share of slopes that are 1: 1 linear, 1/2 relu, P(|u| < 1) hard_tanh; in (0, 1]
+    Source: Pennington et al. 2018, arXiv:1802.09979.    Twin: analysis.jacobian.extremes
+    """
+    depth = checks.whole("depth", depth)
+    checks.positive("weight_variance", checks.concrete("weight_variance", weight_variance), shape=())
+    checks.instance("orthogonal", orthogonal, bool)
+    checks.finite("active", active, above=0.0, most=1.0, shape=())
+    return np.float64(weight_variance) ** depth * math.exp(_log_edge(depth, active, orthogonal))
+
+
+def product_density(*, depth, weight_variance, points):
+    """PREDICTED density of the squared singular values of a product of L Gaussian matrices at infinite width.
+
+        s^2 = w^L sin^(L+1)((L+1) t) / (sin t sin^L(L t)),   density = sin^2 t sin^(L-1)(L t) / (pi w^L sin^L((L+1) t))
+
+    on 0 < t < pi / (L + 1); the moments of s^2 / w^L are Fuss-Catalan numbers, binom((L+1)k, k) / (L k + 1).
+
+    Parameters
+    ----------
+    points : int                number of points, dense at both edges; t is equispaced
+    Source: Penson & Zyczkowski 2011, arXiv:1103.3453; Forrester & Liu 2014, arXiv:1404.7065, for the parameter t.
+    """
+    depth, points = checks.whole("depth", depth), checks.whole("points", points)
+    checks.positive("weight_variance", checks.concrete("weight_variance", weight_variance), shape=())
+    t = np.pi / (depth + 1) * (1 - (np.arange(points) + 0.5) / points)
+    low, middle, high = np.log(np.sin(t)), np.log(np.sin(depth * t)), np.log(np.sin((depth + 1) * t))
+    log_scale = depth * np.log(weight_variance)
+    log_x = log_scale + (depth + 1) * high - low - depth * middle
+    log_density = 2 * low + (depth - 1) * middle - depth * high - np.log(np.pi) - log_scale
+    return SpectralDensity(np.exp(log_x), np.exp(log_density))
+
+
+def lyapunov_exponents(*, width, entry_variance):
+    """PREDICTED Lyapunov exponents of products of Gaussian matrices; exact at every width and depth.
+
+        exponents[i] = (ln(2 s^2) + psi((n - i) / 2)) / 2,     variance[i] = psi'((n - i) / 2) / 4,     i = 0..n-1
+
+    s^2 = entry_variance. The i-th diagonal entry of R in K Q = Q' R is s chi_{n-i}, independent from layer to layer. At
+    small n other laws of the entries have other exponents.
+
+    Parameters
+    ----------
+    width : int                 n
+    entry_variance : scalar     Var(K_ij) > 0
+    Source: Newman 1986, Comm. Math. Phys. 103; Cohen & Newman 1984.    Twin: analysis.jacobian.lyapunov_exponents
+    """
+    from scipy.special import polygamma
+
+    width = checks.whole("width", width)
+    checks.positive("entry_variance", checks.concrete("entry_variance", entry_variance), shape=())
+    freedom = np.arange(width, 0, -1) / 2
+    return LyapunovExponents((np.log(2 * entry_variance) + polygamma(0, freedom)) / 2, polygamma(1, freedom) / 4)
+
+
+@float64
+def _slope_moments(q, activation):
+    """E f'^2 and E f'^4 at lengths q."""
+    fourth = quadrature.expect(lambda x: activation.slope(x) ** 4, jnp.asarray(q), kinks=activation.kinks)
+    return activation.slope_mean_square(jnp.asarray(q)), fourth
+
+
+def _log_edge(depth, active, orthogonal):
+    """ln of the minimum of x(z) at w = 1: where the derivative of ln x vanishes, a linear or quadratic equation."""
+    if not orthogonal:
+        b = depth - 1
+        z = (math.sqrt(b**2 + 4 * depth * active) - b) / (2 * depth)
+        return math.log1p(z) - math.log(z) + depth * math.log(z + active)
+    if depth * (1 - active) <= 1:
+        return 0.0  # an atom at w^L: some directions meet no inactive unit at all
+    z = active / (depth * (1 - active) - 1)
+    return math.log1p(z) - math.log(z) + depth * (math.log(z + active) - math.log1p(z))
 
 
 @float64

@@ -99,9 +99,7 @@ def moment(name, q, which):
         tiny = mp.mpf(10) ** -60
         return (function(tiny)[which] ** 2 + function(-tiny)[which] ** 2) / 2
     root = mp.sqrt(q)
-    return mp.quad(
-        lambda z: function(root * z)[which] ** 2 * mp.npdf(z), pieces(kinks, q), method="gauss-legendre"
-    )
+    return mp.quad(lambda z: function(root * z)[which] ** 2 * mp.npdf(z), pieces(kinks, q), method="gauss-legendre")
 
 
 Z = np.concatenate([s * np.geomspace(1e-12, 14, 40001) for s in (-1, 1)])
