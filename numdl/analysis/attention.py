@@ -1,0 +1,105 @@
+"""MEASURED: rank collapse of token matrices, layer by layer, in logarithms, with the rounding floor beside it.
+
+The residual of tokens X [tokens, d] is what is left when the best matrix with equal rows is taken away; in the
+Frobenius norm that is the token mean:  res(X) = X - 1 mean(X)'.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numdl import checks
+from numdl.networks import core
+from numdl.records import record
+
+
+@record
+class RankCollapse:
+    """How far the tokens of every example are from being equal; natural logarithms, input first."""
+
+    log_residual: jax.Array  # [L + 1, N]: ln |res(X)|_F / |X|_F; nan where not resolved
+    log_diameter: jax.Array  # [L + 1, N]: ln max_ij |x_i - x_j|; nan where not resolved
+    log_floor: jax.Array  # [L + 1, N]: ln of the relative residual that rounding alone may leave; -inf if exact
+    resolved: jax.Array  # [L + 1, N] bool: the residual is above the floor; otherwise it is at most the floor
+
+
+def rank_collapse(network, params, x, *, rounding=None):
+    """MEASURED relative residual and diameter of the tokens after every layer.
+
+        log_residual[l] = ln |X_l - 1 mean(X_l)'|_F / |X_l|_F
+
+    Below the floor a computed residual is rounding of the mean and is not reported. `rank_collapse_of` has no floor.
+
+    Parameters
+    ----------
+    network : Network           states are token matrices [N, tokens, d], of one width throughout
+    x : array [N, tokens, d]
+    rounding : scalar           relative rounding of one product; eps of the dtype if None. Say 2**-11 for float32 on
+                                hardware that multiplies in TF32.
+    Raises
+    ------
+    ValueError                  states or x are no token matrices
+    Twin: theory.attention.rank_collapse
+    """
+    checks.floating("x", x, ndim=3)
+    states = core.traceable(network).states(params, x)
+    if any(stretch.shape[2:] != x.shape[1:] for stretch in states):
+        shapes = [tuple(stretch.shape[1:]) for stretch in states]
+        raise ValueError(f"network must have states of x's shape {tuple(x.shape)}; got {shapes}")
+    if rounding is not None:
+        checks.positive("rounding", rounding, shape=())
+    tokens = jnp.concatenate([x[None].astype(states[0].dtype), *states])
+    rounding = float(jnp.finfo(tokens.dtype).eps) if rounding is None else rounding
+    return _measure(tokens, rounding * _operations(*x.shape[1:]))
+
+
+def rank_collapse_of(split):
+    """MEASURED rank collapse of tokens kept as mean and deviation: no rounding floor, at any depth.
+
+    split : record with mean [L + 1, N, d], deviation [L + 1, N, tokens, d] of token mean 0, log_scale [L + 1, N],
+    such as `networks.attention.split_states` returns. Twin: theory.attention.rank_collapse
+    """
+    return _measure_split(split.mean, split.deviation, split.log_scale)
+
+
+def _operations(tokens, width):
+    """How many roundings pile up, in units of one: a random walk over the two inner products, and a margin of 2."""
+    return 2 * np.sqrt(tokens + width)
+
+
+@jax.jit
+def _measure(tokens, floor):
+    centred = tokens - jnp.mean(tokens, axis=2, keepdims=True)
+    log_residual = _log_norm(centred, (2, 3)) - _log_norm(tokens, (2, 3))
+    log_floor = jnp.full_like(log_residual, jnp.log(jnp.asarray(floor, log_residual.dtype)))
+    resolved = log_residual > log_floor
+    diameter = jnp.where(resolved, _log_diameter(centred), jnp.nan)
+    return RankCollapse(jnp.where(resolved, log_residual, jnp.nan), diameter, log_floor, resolved)
+
+
+@jax.jit
+def _measure_split(mean, deviation, log_scale):
+    tokens = deviation.shape[2]
+    log_part = _log_norm(deviation, (2, 3)) + log_scale
+    log_common = _log_norm(mean, (2,)) + jnp.log(jnp.asarray(tokens, mean.dtype)) / 2
+    log_residual = log_part - jnp.logaddexp(2 * log_part, 2 * log_common) / 2
+    exact = jnp.full_like(log_residual, -jnp.inf)
+    diameter = _log_diameter(deviation) + log_scale
+    return RankCollapse(log_residual, diameter, exact, jnp.isfinite(log_residual))
+
+
+def _log_norm(array, axes):
+    """ln of the Euclidean norm over these axes; the largest entry is taken out before squaring."""
+    largest = jnp.max(jnp.abs(array), axis=axes, keepdims=True)
+    scale = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    square = jnp.sum((array / scale) ** 2, axis=axes)
+    return jnp.log(square) / 2 + jnp.log(jnp.reshape(scale, square.shape))
+
+
+def _log_diameter(tokens):
+    """ln of the largest distance between two rows, one row after the other to save memory."""
+
+    def farthest(row):
+        return _log_norm(tokens - jnp.expand_dims(row, 2), (3,)).max(axis=-1)
+
+    return jnp.max(jax.lax.map(farthest, jnp.moveaxis(tokens, 2, 0)), axis=0)

@@ -1,0 +1,111 @@
+"""MEASURED: gradient growth per layer, and the correlation of examples, in networks that normalize (or do not).
+
+Batch-normalized networks couple the examples, so every figure is of a whole batch; spread comes from seeds.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from numdl import checks
+from numdl.networks import core
+from numdl.records import record
+
+
+@record
+class GradientGrowth:
+    """Growth of the squared gradient from the outputs towards the input, in logarithms."""
+
+    log_square: jax.Array  # [seeds, L]: log |dloss/dy_l|^2, summed over batch and units
+    log_ratio: jax.Array  # [seeds, L - 1]: log |dloss/dy_l|^2 - log |dloss/dy_{l+1}|^2
+
+    def rate(self, start, stop):
+        """Mean log growth per layer between layers `start` and `stop` (from 1), one number for each seed."""
+        depth = self.log_square.shape[-1]
+        start = checks.whole("start", start, least=1, most=depth - 1)
+        stop = checks.whole("stop", stop, least=start + 1, most=depth)
+        return (self.log_square[..., start - 1] - self.log_square[..., stop - 1]) / (stop - start)
+
+
+def gradient_growth(key, *, network, x, seeds, batch_size=1):
+    """MEASURED squared gradient of a random linear loss at every layer, for independently drawn networks.
+
+        loss = sum(outputs * v),  v ~ N(0, I) of the outputs' shape;   log_ratio[l] = log |g_l|^2 - log |g_{l+1}|^2
+
+    The prediction is a stationary rate: the layers next to the input and to the outputs have their own, so ask
+    `rate(start, stop)` for the layers between, and compare with the logarithm of the prediction. The finite width
+    leaves a bias of order 1/width.
+
+    Parameters
+    ----------
+    network : Network           any; its init is called once for each seed
+    x : array [N, ...]          one batch for all seeds
+    seeds : int                 number of networks
+    batch_size : int            networks at a time
+    Raises
+    ------
+    ValueError, TypeError       a network with less than 2 layers, no typed key
+    Twin: theory.normalization.gradient_growth
+    """
+    checks.key("key", key)
+    seeds = checks.whole("seeds", seeds)
+    shapes = _shapes(core.traceable(network), key, checks.floating("x", x))
+    if core.layer_count(shapes) < 2:
+        raise ValueError(f"network must have at least 2 layers; got {core.layer_count(shapes)}")
+    keys = jax.random.split(key, seeds)
+    log_square = _growth(core.traceable(network), keys, x, checks.whole("batch_size", batch_size))
+    return GradientGrowth(log_square, log_square[:, :-1] - log_square[:, 1:])
+
+
+def correlation(network, params, x):
+    """MEASURED correlation of two different examples' states at every layer, averaged over pairs, [L].
+
+        sum_{a != b} y_a . y_b / (N - 1) / sum_a |y_a|^2
+
+    Raises
+    ------
+    ValueError                  fewer than 2 examples
+    Twin: theory.normalization.correlation
+    """
+    network = core.traceable(network)
+    if checks.floating("x", x, least_ndim=1).shape[0] < 2:
+        raise ValueError(f"x must hold at least 2 examples; got shape {tuple(x.shape)}")
+    return _correlation(network, params, x)
+
+
+def _shapes(network, key, x):
+    return jax.eval_shape(lambda k: network.states(network.init(k, x), x), key)
+
+
+@functools.partial(jax.jit, static_argnames="batch_size")
+def _growth(network, keys, x, batch_size):
+    def one(key):
+        init_key, loss_key = jax.random.split(key)
+        params = network.init(init_key, x)
+
+        def loss(outputs):
+            return jnp.sum(outputs * jax.random.normal(loss_key, outputs.shape, outputs.dtype))
+
+        return core.per_layer(_log_square, core.state_gradients(network, params, x, loss))
+
+    return lax.map(one, keys, batch_size=batch_size if batch_size > 1 else None)
+
+
+@jax.jit
+def _correlation(network, params, x):
+    def one(y):
+        y = y.reshape(y.shape[0], -1)
+        squares = jnp.sum(y**2)
+        return (jnp.sum(jnp.sum(y, axis=0) ** 2) - squares) / (y.shape[0] - 1) / squares
+
+    return core.per_layer(one, network.states(params, x))
+
+
+def _log_square(y):
+    """log |y|^2 with the largest entry taken out before squaring; -inf at 0."""
+    wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+    largest = jnp.max(jnp.abs(wide))
+    scale = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    return jnp.log(jnp.sum((wide / scale) ** 2)) + 2 * jnp.log(scale)

@@ -1,0 +1,165 @@
+"""MEASURED: the Jacobians of a recurrent network through time, for any cell, in logarithms.
+
+A cell is a function step(params, carry, x) -> carry; the carry is any pytree of arrays. One example at a time: `start`
+is a carry with N examples, and every figure has N as its last axis. No product of Jacobians is ever formed unscaled,
+so that a thousand steps neither vanish nor overflow in float32.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
+
+from numdl import checks
+from numdl.records import record
+
+
+@record
+class ThroughTime:
+    """Spectral norms of the Jacobians through time; natural logarithms."""
+
+    log_norm: jax.Array  # [T, N]: ln |dy_T/dy_t|_2 for t = 0..T-1; y_0 is the start
+    log_step: jax.Array  # [T, N]: ln |dy_{t+1}/dy_t|_2, one step
+
+
+@record
+class Carousel:
+    """The gradient along a memory with everything else held fixed; natural logarithms."""
+
+    log_gradient: jax.Array  # [steps, N, n]: ln |d c_k / d c_0| of every unit, k = 1..steps
+    leak: jax.Array  # [steps, N]: largest influence of one unit's memory on another's; 0 for an LSTM
+
+
+def gradient_through_time(step, params, start, inputs):
+    """MEASURED ln |dy_T/dy_t|_2 for t = 0..T-1, y the whole carry.
+
+        M_T = I,   M_t = M_{t+1} J_t,   J_t = dy_{t+1}/dy_t;   M scaled at every step, the logarithms summed
+
+    Parameters
+    ----------
+    step : function             (params, carry, x) -> carry, examples along the first axis of every leaf
+    start : pytree              carry before the first step, leaves [N, ...]
+    inputs : array [T, N, ...]
+    Raises
+    ------
+    TypeError, ValueError       step is no function; start and inputs disagree on N
+    Twin: theory.recurrent.gradient_through_time, an upper bound where y is h of a plain cell
+    """
+    step = _checked(step, start, inputs)
+    log_norm, log_step = _through_time(step, params, start, inputs)
+    return ThroughTime(log_norm.T, log_step.T)
+
+
+def carousel(step, params, start, inputs, *, field="cell"):
+    """MEASURED ln |d c_k / d c_0| along the memory c, the rest of the carry held at the values it has.
+
+        log_gradient[k] = sum_{t <= k} ln |d c_t / d c_{t-1}| of every unit, at fixed h_{t-1}
+
+    Parameters
+    ----------
+    step, start, inputs         as in `gradient_through_time`; the carry is a named tuple
+    field : str                 name of the memory in the carry
+    Raises
+    ------
+    ValueError                  the carry has no such field
+    Twin: theory.recurrent.carousel
+    """
+    step = _checked(step, start, inputs)
+    if field not in getattr(start, "_fields", ()):
+        raise ValueError(f"field must be one of the carry's, {getattr(start, '_fields', ())}; got {field!r}")
+    log_gradient, leak = _carousel(step, params, start, inputs, field)
+    return Carousel(jnp.swapaxes(log_gradient, 0, 1), leak.T)
+
+
+def _checked(step, start, inputs):
+    checks.function("step", step)
+    checks.floating("inputs", inputs, least_ndim=2)
+    examples = {leaf.shape[0] for leaf in jax.tree.leaves(start)}
+    if examples != {inputs.shape[1]}:
+        raise ValueError(f"start must have inputs' {inputs.shape[1]} examples along the first axis; got {examples}")
+    return step if isinstance(step, Partial) else Partial(step)
+
+
+def _single(step):
+    """The step of one example, without the axis of the examples."""
+
+    def one(params, carry, x):
+        carry = step(params, jax.tree.map(lambda leaf: leaf[None], carry), x[None])
+        return jax.tree.map(lambda leaf: leaf[0], carry)
+
+    return one
+
+
+def _trajectory(step, params, start, inputs):
+    """The carry before every step."""
+    return lax.scan(lambda carry, x: (step(params, carry, x), carry), start, inputs)[1]
+
+
+def _each_example(function, start, inputs):
+    """`function(start, inputs)` for one example after the other: memory for one trajectory of Jacobians."""
+    return lax.map(lambda pair: function(*pair), (start, jnp.swapaxes(inputs, 0, 1)))
+
+
+@jax.jit
+def _through_time(step, params, start, inputs):
+    one = _single(step)
+
+    def example(start, inputs):
+        before = _trajectory(one, params, start, inputs)
+
+        def back(carry, now):
+            product, log_scale = carry
+            jacobian = _jacobian(one, params, *now)
+            product, log_factor = _scaled(product @ jacobian)
+            log_scale = log_scale + log_factor
+            return (product, log_scale), (log_scale + _log_spectral(product), _log_spectral(jacobian))
+
+        size = ravel_pytree(start)[0].size
+        dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(start)), jnp.float32)
+        first = (jnp.eye(size, dtype=dtype), jnp.zeros((), dtype))
+        return lax.scan(back, first, (before, inputs), reverse=True)[1]
+
+    return _each_example(example, start, inputs)
+
+
+def _jacobian(step, params, carry, x):
+    flat, back = ravel_pytree(carry)
+    return jax.jacfwd(lambda y: ravel_pytree(step(params, back(y), x))[0])(flat)
+
+
+@functools.partial(jax.jit, static_argnames="field")
+def _carousel(step, params, start, inputs, field):
+    one = _single(step)
+
+    def example(start, inputs):
+        def forward(carry, x):
+            def memory(c):
+                return getattr(one(params, carry._replace(**{field: c}), x), field).ravel()
+
+            c = getattr(carry, field)
+            jacobian = jax.jacfwd(memory)(c).reshape(c.size, c.size)
+            own = jnp.diagonal(jacobian)
+            leak = jnp.max(jnp.abs(jacobian - jnp.diag(own)))
+            return one(params, carry, x), (jnp.log(jnp.abs(own)), leak)
+
+        _, (log_factor, leak) = lax.scan(forward, start, inputs)
+        return jnp.cumsum(log_factor, axis=0), leak
+
+    return _each_example(example, start, inputs)
+
+
+def _scaled(matrix):
+    """The matrix divided by its largest entry, and the logarithm of that; 0 stays 0 with logarithm -inf."""
+    largest = jnp.max(jnp.abs(matrix))
+    zero = largest == 0
+    scaled = matrix / jnp.where(zero, jnp.ones_like(largest), largest)
+    return scaled, jnp.log(largest)
+
+
+def _log_spectral(matrix):
+    """ln of the largest singular value; the zero matrix gives -inf."""
+    scaled, log_scale = _scaled(matrix)
+    return jnp.where(jnp.isneginf(log_scale), log_scale, log_scale + jnp.log(jnp.linalg.norm(scaled, 2)))

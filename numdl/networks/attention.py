@@ -1,0 +1,300 @@
+"""Self-attention, soft and hard, one head or many, and deep stacks of it with skips and MLPs switched on or off.
+
+    scores = x W_Q (x W_K)' / sqrt(k),   P = weights(scores),   attention(x) = sum over heads P x W_V W_O
+
+`weights` turns scores [..., queries, keys] into rows that sum to one: `soft` (softmax), `top_1` (all on the best key)
+or `gumbel` (one key drawn with the softmax's probabilities). The two hard ones pass gradients straight through: their
+value is one-hot, their derivative that of a softmax.
+
+The network:  z = attention(y) [+ y],   y' = mlp(z) [+ z]. A state is a token matrix [N, tokens, d] after a layer, one
+stretch; the readout is a linear map of the mean over tokens. There are no biases. Parameters: {"layers", "readout"},
+the leaves of "layers" stacked along depth.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+
+from numdl import checks
+from numdl.networks import core, initializers
+from numdl.networks.initializers import Initializer
+from numdl.records import record, static
+
+SELECTIONS = ("soft", "top_1", "gumbel")
+
+
+def soft(scores):
+    """The softmax over keys."""
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def top_1(scores):
+    """One for the best key, the first of equals, and 0 for all others; the derivative is that of `soft`."""
+    return _straight_through(scores, soft(scores))
+
+
+def gumbel(key, scores, *, temperature):
+    """One key, drawn with the probabilities of `soft`; the derivative is that of a softmax at `temperature`.
+
+        argmax(scores + noise),   noise = -log(-log(uniform))
+
+    Source: Jang, Gu & Poole 2017, arXiv:1611.01144 (straight-through); Maddison et al. 2017, arXiv:1611.00712.
+    """
+    checks.key("key", key)
+    checks.positive("temperature", temperature, shape=())
+    perturbed = scores + jax.random.gumbel(key, scores.shape, scores.dtype)
+    return _straight_through(perturbed, soft(perturbed / temperature))
+
+
+def attend(queries, keys, values, *, weights=soft, causal=False):
+    """The values mixed by the weights of their keys: [..., T, k], [..., S, k], [..., S, v] -> [..., T, v].
+
+    Parameters
+    ----------
+    weights : function          scores [..., T, S] -> rows that sum to one
+    causal : bool               query t sees the keys 0..t only
+    """
+    scores = jnp.einsum("...tk,...sk->...ts", queries, keys) / math.sqrt(queries.shape[-1])
+    if causal:
+        seen = jnp.arange(scores.shape[-2])[:, None] >= jnp.arange(scores.shape[-1])[None, :]
+        # A finite number: infinities make nan in derivatives. A quarter leaves room for noise and temperature.
+        scores = jnp.where(jnp.broadcast_to(seen, scores.shape), scores, jnp.finfo(scores.dtype).min / 4)
+    return jnp.einsum("...ts,...sv->...tv", weights(scores), values)
+
+
+def self_attention(params, x, *, weights=soft, causal=False):
+    """Multi-head self-attention of tokens [..., T, d]; the heads are the first axis of the parameters.
+
+    params : {"query": [H, d, k], "key": [H, d, k], "value": [H, d, v], "output": [H, v, d]}
+    """
+    queries, keys, values = (_heads(x, params[name]) for name in ("query", "key", "value"))
+    mixed = attend(queries, keys, values, weights=weights, causal=causal)
+    return jnp.einsum("...htv,hvd->...td", mixed, params["output"])
+
+
+def network(
+    *,
+    depth,
+    heads,
+    head_width,
+    outputs,
+    query_key_weights,
+    value_weights,
+    skip,
+    mlp_width=None,
+    mlp_weights=None,
+    activation=None,
+    selection="soft",
+    key=None,
+    temperature=1.0,
+    causal=False,
+):
+    """A stack of attention layers on token matrices [N, tokens, d], d from the input.
+
+    Parameters
+    ----------
+    depth, heads, head_width, outputs : int    head_width is k and v
+    query_key_weights, value_weights : Initializer    of W_Q, W_K (d, k); of W_V (d, v), W_O (heads * v, d) and readout
+    skip : bool                 add the input to the attention's output, and to the MLP's
+    mlp_width, mlp_weights, activation    of an MLP after the attention, d -> mlp_width -> d; None: no MLP
+    selection : str             soft, top_1 or gumbel
+    key, temperature            for gumbel: the same key draws the same noise in every call, fresh for each layer
+    causal : bool               token t sees tokens 0..t only
+    Raises
+    ------
+    ValueError, TypeError       a size below 1, an MLP without weights or activation, gumbel without key
+    """
+    sizes = (("depth", depth), ("heads", heads), ("head_width", head_width), ("outputs", outputs))
+    checks.one_of("selection", selection, SELECTIONS)
+    settings = _Settings(
+        *(checks.whole(name, value) for name, value in sizes),
+        bool(skip),
+        None if mlp_width is None else checks.whole("mlp_width", mlp_width),
+        None if mlp_width is None else checks.function("activation", activation),
+        selection,
+        bool(causal),
+        _weights("query_key_weights", query_key_weights),
+        _weights("value_weights", value_weights),
+        None if mlp_width is None else _weights("mlp_weights", mlp_weights),
+        checks.key("key", key) if selection == "gumbel" else None,
+        checks.positive("temperature", temperature, shape=()),
+    )
+    return core.Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout))
+
+
+@record
+class SplitTokens:
+    """Tokens as mean plus deviation, X = 1 mean' + exp(log_scale) deviation: rank collapse without cancellation."""
+
+    mean: jax.Array  # [L + 1, N, d]
+    deviation: jax.Array  # [L + 1, N, tokens, d], largest entry 1, token mean 0
+    log_scale: jax.Array  # [L + 1, N]
+
+
+def split_states(params, x, *, skip):
+    """The states of a soft, uncausal stack without MLP, input first, with deviations exact at any size.
+
+        E_ij = r_i A r_j' / sqrt(k),  b_j = m A r_j' / sqrt(k),  q = softmax(b),  P = softmax(b + E)
+        mean' = (m + q R) W_V W_O [+ m],   deviation' = (P - q) R W_V W_O [+ R],   P - q = q expm1(E - log sum q e^E)
+
+    In the plain states the deviation drowns in the rounding of the mean after about three layers.
+
+    Parameters
+    ----------
+    params                      of `network` with selection="soft", causal=False, mlp_width=None
+    x : array [N, tokens, d]
+    skip : bool                 as in `network`
+    Raises
+    ------
+    ValueError                  parameters with an MLP
+    """
+    checks.floating("x", x, ndim=3)
+    layers = params["layers"]
+    if "mlp_in" in layers:
+        raise ValueError(f"params must have no MLP, whose deviations cannot be split off; got layers {sorted(layers)}")
+    first = _split(jnp.mean(x, axis=1), x - jnp.mean(x, axis=1, keepdims=True), jnp.zeros(x.shape[0], x.dtype))
+
+    def step(tokens, layer):
+        tokens = _split_layer(layer, tokens, skip)
+        return tokens, tokens
+
+    _, rest = lax.scan(step, first, layers)
+    return jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), first, rest)
+
+
+@record
+class _Settings:
+    depth: int = static()
+    heads: int = static()
+    head_width: int = static()
+    outputs: int = static()
+    skip: bool = static()
+    mlp_width: object = static()
+    activation: object = static()
+    selection: str = static()
+    causal: bool = static()
+    query_key: Initializer
+    value: Initializer
+    mlp: object
+    key: object
+    temperature: float
+
+
+def _weights(name, value):
+    return checks.instance(name, value, Initializer, hint="such as initializers.variance_scaling(1.0)")
+
+
+def _init(settings, key, x):
+    checks.key("key", key)
+    checks.floating("x", x, ndim=3)
+    return _draw(settings, key, x.shape[-1], initializers.float_dtype("x's dtype", x.dtype))
+
+
+@functools.partial(jax.jit, static_argnames=("width", "dtype"))
+def _draw(settings, key, width, dtype):
+    layers_key, last_key = jax.random.split(key)
+    draw = functools.partial(_draw_layer, settings, width, dtype)
+    readout = settings.value.sample(last_key, (width, settings.outputs), dtype)
+    return {"layers": lax.map(draw, jax.random.split(layers_key, settings.depth)), "readout": {"kernel": readout}}
+
+
+def _draw_layer(settings, width, dtype, key):
+    h, k = settings.heads, settings.head_width
+    keys = jax.random.split(key, 6)
+    parts = (("query", settings.query_key), ("key", settings.query_key), ("value", settings.value))
+    layer = {
+        name: jax.vmap(lambda one, law=law: law.sample(one, (width, k), dtype))(jax.random.split(keys[i], h))
+        for i, (name, law) in enumerate(parts)
+    }
+    # One map from all heads: its fan_in is heads * head_width.
+    layer["output"] = settings.value.sample(keys[3], (h * k, width), dtype).reshape(h, k, width)
+    if settings.mlp_width is not None:
+        layer["mlp_in"] = settings.mlp.sample(keys[4], (width, settings.mlp_width), dtype)
+        layer["mlp_out"] = settings.mlp.sample(keys[5], (settings.mlp_width, width), dtype)
+    return layer
+
+
+def _states(settings, params, x, probes=None):
+    layers = params["layers"]
+    checks.shape("x", checks.floating("x", x), (None, None, layers["query"].shape[-2]))
+    (probe,) = core.split_probes(probes, 1)
+    depth = layers["query"].shape[0]
+
+    def step(y, now):
+        layer, push, number = now
+        y = _layer(settings, layer, number, y)
+        y = y if push is None else y + push.astype(y.dtype)
+        return y, y
+
+    x = x.astype(jnp.result_type(x, *jax.tree.leaves(layers)))
+    return (lax.scan(step, x, (layers, probe, jnp.arange(depth)))[1],)
+
+
+def _layer(settings, layer, number, y):
+    weights = _selection(settings, number)
+    z = self_attention(layer, y, weights=weights, causal=settings.causal)
+    z = z + y if settings.skip else z
+    if settings.mlp_width is None:
+        return z
+    out = settings.activation(z @ layer["mlp_in"]) @ layer["mlp_out"]
+    return out + z if settings.skip else out
+
+
+def _selection(settings, number):
+    if settings.selection != "gumbel":
+        return {"soft": soft, "top_1": top_1}[settings.selection]
+    key = jax.random.fold_in(settings.key, number)
+    return lambda scores: gumbel(key, scores, temperature=settings.temperature)
+
+
+def _readout(params, y):
+    return jnp.mean(y, axis=1) @ params["readout"]["kernel"]
+
+
+def _straight_through(scores, smooth):
+    hard = jax.nn.one_hot(jnp.argmax(scores, axis=-1), scores.shape[-1], dtype=scores.dtype)
+    return hard + (smooth - lax.stop_gradient(smooth))
+
+
+def _heads(x, weights):
+    return jnp.einsum("...td,hdk->...htk", x, weights)
+
+
+def _split(mean, deviation, log_scale):
+    """The token mean of the deviation moved to the mean, and its largest entry to the scale."""
+    shift = jnp.mean(deviation, axis=1)
+    deviation = deviation - shift[:, None, :]
+    mean = mean + jnp.exp(log_scale)[:, None] * shift
+    largest = jnp.max(jnp.abs(deviation), axis=(1, 2))
+    safe = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    return SplitTokens(mean, deviation / safe[:, None, None], log_scale + jnp.log(largest))
+
+
+def _split_layer(layer, tokens, skip):
+    m, r, log_scale = tokens.mean, tokens.deviation, tokens.log_scale
+    scale = jnp.exp(log_scale)[:, None, None, None]
+    root = math.sqrt(layer["query"].shape[-1])
+    keys = _heads(r, layer["key"])
+    common = jnp.einsum("nd,hdk->nhk", m, layer["query"])
+    q = soft(scale[..., 0] * jnp.einsum("nhk,nhsk->nhs", common, keys) / root)[:, :, None, :]
+    change = _relative_change(q, jnp.einsum("nhtk,nhsk->nhts", _heads(r, layer["query"]), keys) / root, scale**2)
+    maps = jnp.einsum("hdv,hve->hde", layer["value"], layer["output"])
+    mean = jnp.einsum("nhd,hde->ne", m[:, None, :] + scale[..., 0] * jnp.einsum("nhus,nsd->nhd", q, r), maps)
+    deviation = jnp.einsum("nhts,nsd,hde->nte", q * change, r, maps)
+    if not skip:
+        return _split(mean, deviation, 3 * log_scale)
+    return _split(mean + m, r + scale[:, 0] ** 2 * deviation, log_scale)
+
+
+def _relative_change(q, scores, t):
+    """(softmax(log q + t scores) / q - 1) / t, exact also where t underflows."""
+    scores = scores - jnp.sum(q * scores, axis=-1, keepdims=True)
+    u = t * scores
+    small = jnp.max(jnp.abs(u), axis=-1, keepdims=True) < jnp.finfo(u.dtype).eps
+    safe = jnp.where(small, jnp.zeros_like(u), u)
+    change = jnp.expm1(safe - jnp.log1p(jnp.sum(q * jnp.expm1(safe), axis=-1, keepdims=True)))
+    return jnp.where(small, scores, change / jnp.where(small, jnp.ones_like(t), t))

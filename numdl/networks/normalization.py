@@ -1,0 +1,273 @@
+"""Normalizations as pure functions, and dense networks that normalize before every activation.
+
+    batch, layer:  gain * (x - mean) / sqrt(variance + eps) + bias        mean, variance over `axis`
+    rms:           gain * x / sqrt(mean(x**2) + eps)
+    weight:        gain * v / sqrt(sum(v**2) + eps)                       one length for each column of the weights
+
+Where the root is exactly 0 (a constant input at eps = 0) the normalized value is 0 and so is its derivative. Half
+precision is normalized in float32. Variances divide by the number of entries, not by one less.
+
+The network:  y_1 = x W_1,   y_{l+1} = activation(norm(y_l)) W_{l+1},   outputs = activation(norm(y_L)) W + b.
+A state is what enters the normalization. Parameters: {"first", "hidden", "readout"}, the leaves of "hidden" stacked
+along depth; gain and bias of a layer are those of the normalization that follows its map. Statistics of the batch come
+from the batch in hand, until `freeze` writes them into the parameters.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+
+from numdl import checks
+from numdl.networks import core, initializers
+from numdl.networks.initializers import Initializer
+from numdl.records import record, static
+
+KINDS = ("batch", "layer", "rms")
+
+
+def batch(x, gain=None, bias=None, *, axis=0, eps=1e-5):
+    """x with mean 0 and variance 1 over the examples, then scaled and shifted feature by feature.
+
+    Parameters
+    ----------
+    x : array [N, ...]          axis: the axes of the examples (and of places, for images: (0, 1, 2))
+    gain, bias : arrays         shaped like the axes that are left; None: 1 and 0
+    Raises
+    ------
+    ValueError, TypeError       another shape, no such axis, eps < 0
+    Source: Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1.
+    """
+    axes = _axes(x, axis, eps)
+    return normalize(x, statistics(x, axis=axis), gain, bias, axis=axes, eps=eps)
+
+
+def layer(x, gain=None, bias=None, *, axis=-1, eps=1e-5):
+    """x with mean 0 and variance 1 over the features of one example, then scaled and shifted.
+
+    gain, bias : arrays shaped like the normalized axes.   Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450, eq. (4).
+    """
+    axes = _axes(x, axis, eps)
+    wide = _wide(x)
+    centred = wide - jnp.mean(wide, axis=axes, keepdims=True)
+    inside = tuple(x.shape[a] for a in axes)
+    scaled = centred * _inverse_root(jnp.mean(centred**2, axis=axes, keepdims=True) + eps)
+    return _affine(x, scaled, gain, bias, inside, axes)
+
+
+def rms(x, gain=None, bias=None, *, axis=-1, eps=1e-5):
+    """x with mean square 1 over the features of one example, then scaled and shifted; the mean stays.
+
+    gain, bias : arrays shaped like the normalized axes.   Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. (4).
+    """
+    axes = _axes(x, axis, eps)
+    wide = _wide(x)
+    inside = tuple(x.shape[a] for a in axes)
+    scaled = wide * _inverse_root(jnp.mean(wide**2, axis=axes, keepdims=True) + eps)
+    return _affine(x, scaled, gain, bias, inside, axes)
+
+
+def weight(direction, gain=None, *, axis=0, eps=0.0):
+    """Weights whose columns have the lengths `gain`, in the directions given; a column of zeros stays 0.
+
+    direction : array (fan_in, fan_out), or a kernel HWIO with axis=(0, 1, 2);   gain : shaped like the axes left.
+    Source: Salimans & Kingma 2016, arXiv:1602.07868, eq. (2).
+    """
+    axes = _axes(direction, axis, eps)
+    wide = _wide(direction)
+    scaled = wide * _inverse_root(jnp.sum(wide**2, axis=axes, keepdims=True) + eps)
+    return _affine(direction, scaled, gain, None, _outside(direction, axes), _others(direction, axes))
+
+
+@record
+class Statistics:
+    """Mean and variance of a batch, feature by feature; running ones are the same record."""
+
+    mean: jax.Array  # shape of x without the axes of the examples
+    variance: jax.Array  # likewise; divided by the number of entries
+
+
+def statistics(x, *, axis=0):
+    """Mean and variance over the examples, as `batch` uses them; at least float32."""
+    axes = _axes(x, axis, 0.0)
+    wide = _wide(x)
+    mean = jnp.mean(wide, axis=axes, keepdims=True)
+    return Statistics(jnp.squeeze(mean, axes), jnp.mean((wide - mean) ** 2, axis=axes))
+
+
+def update(running, x, *, decay, axis=0):
+    """Running statistics after one more batch: decay * running + (1 - decay) * statistics(x)."""
+    checks.finite("decay", decay, least=0.0, most=1.0, shape=())
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, running, statistics(x, axis=axis))
+
+
+def normalize(x, known, gain=None, bias=None, *, axis=0, eps=1e-5):
+    """x normalized with given `Statistics`, frozen or running: an affine map, example by example."""
+    axes = _axes(x, axis, eps)
+    outside = _outside(x, axes)
+    mean, variance = checks.shape("mean", known.mean, outside), checks.shape("variance", known.variance, outside)
+    scaled = (_wide(x) - jnp.expand_dims(mean, axes)) * _inverse_root(jnp.expand_dims(variance, axes) + eps)
+    return _affine(x, scaled, gain, bias, outside, _others(x, axes))
+
+
+def network(*, width, depth, outputs, activation, weight_variance, kind="batch", eps=1e-5, dtype=None):
+    """A dense network of `depth` equal layers with a normalization before every activation; gain 1, bias 0 at first.
+
+    Parameters
+    ----------
+    width, depth, outputs : int
+    activation : function       elementwise; an Activation, to compare with theory
+    weight_variance : scalar    fan_in * Var(W_ij), Gaussian; forward, all but the readout does not depend on it
+    kind : str                  batch, layer or rms
+    eps : scalar                0 to compare with theory
+    dtype : dtype               of the parameters; the input's if None
+    Raises
+    ------
+    ValueError, TypeError       a size below 1, a negative variance or eps, an unknown kind
+    Source: Yang et al. 2019, arXiv:1902.08129.
+    """
+    settings = _Settings(
+        *(checks.whole(n, v) for n, v in (("width", width), ("depth", depth), ("outputs", outputs))),
+        checks.function("activation", activation),
+        checks.one_of("kind", kind, KINDS),
+        None if dtype is None else initializers.float_dtype("dtype", dtype),
+        initializers.variance_scaling(weight_variance),
+        checks.finite("eps", eps, least=0.0, shape=()),
+    )
+    return core.Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout, settings))
+
+
+def freeze(network, params, x):
+    """The parameters with the statistics of this batch written in: every example is then on its own.
+
+    y = network.apply(freeze(network, params, x), x) is network.apply(params, x), up to rounding.
+    """
+    checks.instance("network", network, core.Network, hint="made by normalization.network")
+    clean = jax.tree.map(lambda leaf: leaf, params)
+    for part in ("first", "hidden"):
+        clean[part] = {name: leaf for name, leaf in params[part].items() if name in ("kernel", "gain", "bias")}
+    first, *hidden = network.states(clean, x)
+    for part, states in zip(("first", "hidden"), (first, *hidden), strict=False):
+        known = jax.vmap(statistics)(states)
+        known = Statistics(known.mean[0], known.variance[0]) if part == "first" else known
+        clean[part] = {**clean[part], "mean": known.mean, "variance": known.variance}
+    return clean
+
+
+@record
+class _Settings:
+    width: int = static()
+    depth: int = static()
+    outputs: int = static()
+    activation: object = static()
+    kind: str = static()
+    dtype: object = static()
+    weights: Initializer
+    eps: float
+
+
+def _init(settings, key, x):
+    checks.key("key", key)
+    checks.floating("x", x, ndim=2)
+    return _draw(settings, key, x.shape[1], settings.dtype or initializers.float_dtype("x's dtype", x.dtype))
+
+
+@functools.partial(jax.jit, static_argnames=("features", "dtype"))
+def _draw(settings, key, features, dtype):
+    n, first_key, hidden_key, last_key = settings.width, *jax.random.split(key, 3)
+
+    def draw(rows, key):
+        kernel = settings.weights.sample(key, (rows, n), dtype)
+        return {"kernel": kernel, "gain": jnp.ones(n, dtype), "bias": jnp.zeros(n, dtype)}
+
+    hidden = lax.map(functools.partial(draw, n), jax.random.split(hidden_key, settings.depth - 1))
+    last = settings.weights.sample(last_key, (n, settings.outputs), dtype)
+    readout = {"kernel": last, "bias": jnp.zeros(settings.outputs, dtype)}
+    return {"first": draw(features, first_key), "hidden": hidden, "readout": readout}
+
+
+def _states(settings, params, x, probes=None):
+    checks.shape("x", checks.floating("x", x), (None, params["first"]["kernel"].shape[0]))
+    depth = params["hidden"]["kernel"].shape[0]
+    probes = core.split_probes(probes, 2 if depth else 1)
+    y = _probed(x @ params["first"]["kernel"], None if probes[0] is None else probes[0][0])
+    if depth == 0:
+        return (y[None],)
+    # The map of a layer follows the normalization that belongs to the layer before it.
+    normalizations = jax.tree.map(
+        lambda one, rest: jnp.concatenate([one[None], rest[:-1]]), _without_kernel(params["first"]), _norms(params)
+    )
+
+    def step(y, layer):
+        kernel, norm, probe = layer
+        y = _probed(_active(settings, norm, y) @ kernel, probe)
+        return y, y
+
+    _, hidden = lax.scan(step, y, (params["hidden"]["kernel"], normalizations, probes[1]))
+    return y[None], hidden
+
+
+def _readout(settings, params, y):
+    depth = params["hidden"]["kernel"].shape[0]
+    norm = jax.tree.map(lambda leaf: leaf[-1], _norms(params)) if depth else _without_kernel(params["first"])
+    return _active(settings, norm, y) @ params["readout"]["kernel"] + params["readout"]["bias"][None, :]
+
+
+def _active(settings, norm, y):
+    if settings.kind == "batch" and "mean" in norm:
+        known = Statistics(norm["mean"], norm["variance"])
+        return settings.activation(normalize(y, known, norm["gain"], norm["bias"], eps=settings.eps))
+    function = {"batch": batch, "layer": layer, "rms": rms}[settings.kind]
+    return settings.activation(function(y, norm["gain"], norm["bias"], eps=settings.eps))
+
+
+def _without_kernel(layer):
+    return {name: leaf for name, leaf in layer.items() if name != "kernel"}
+
+
+def _norms(params):
+    return _without_kernel(params["hidden"])
+
+
+def _probed(y, probe):
+    return y if probe is None else y + probe.astype(y.dtype)
+
+
+def _axes(x, axis, eps):
+    """The axes as sorted numbers from 0, everything checked."""
+    checks.floating("x", x)
+    checks.finite("eps", eps, least=0.0, shape=())
+    asked = (axis,) if isinstance(axis, int) else tuple(axis)
+    if not asked or any(not -x.ndim <= a < x.ndim for a in asked) or len({a % x.ndim for a in asked}) < len(asked):
+        raise ValueError(f"axis must name different axes of x, of shape {tuple(x.shape)}; got {axis}")
+    return tuple(sorted(a % x.ndim for a in asked))
+
+
+def _others(x, axes):
+    return tuple(a for a in range(x.ndim) if a not in axes)
+
+
+def _outside(x, axes):
+    return tuple(x.shape[a] for a in _others(x, axes))
+
+
+def _wide(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _inverse_root(square):
+    """1 / sqrt(square), and 0 with derivative 0 at 0."""
+    zero = square <= 0
+    return jnp.where(zero, jnp.zeros_like(square), lax.rsqrt(jnp.where(zero, jnp.ones_like(square), square)))
+
+
+def _affine(x, scaled, gain, bias, shape, axes):
+    """Gain and bias of this shape, which lie along these axes of x."""
+    spread = tuple(n if a in axes else 1 for a, n in enumerate(x.shape))
+    if gain is not None:
+        scaled = scaled * jnp.reshape(checks.shape("gain", gain, shape), spread)
+    if bias is not None:
+        scaled = scaled + jnp.reshape(checks.shape("bias", bias, shape), spread)
+    return scaled.astype(x.dtype)

@@ -1,0 +1,350 @@
+"""Recurrent networks: cells as pure functions, scanned over time; time is the depth of the network.
+
+    carry_t = step(params, carry_{t-1}, x_t),    t = 1..T,    hidden state h_t = cell.hidden(carry_t)
+
+As a `core.Network` the state of "layer" t is the whole carry after step t, one stretch [T, N, size] with one probe a
+step: dloss/dy_t is the gradient through time. For an LSTM the carry is (h_t, c_t), side by side on the last axis.
+
+    many_to_one    x [N, T, d] -> outputs [N, k]       the readout of h_T
+    many_to_many   x [N, T, d] -> outputs [N, T, k]    the readout of every h_t
+    one_to_many    x [N, d]    -> outputs [N, T, k]    x enters at the first step only; later nothing, or the outputs
+
+The last two have one more stretch, [1, N, T, n]: all hidden states side by side, which is what their readout reads.
+Parameters: {"cell": ..., "readout": {"kernel", "bias"}}. The gate is the first axis: [gates, fan_in, fan_out].
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+
+from numdl import checks
+from numdl.networks import core, initializers
+from numdl.networks.initializers import Initializer
+from numdl.records import record, static
+
+LSTM_GATES = ("input", "forget", "candidate", "output")
+GRU_GATES = ("reset", "update", "candidate")
+
+
+class Cell(NamedTuple):
+    """One step of a recurrent network: four pure functions."""
+
+    init: Callable  # (key, features, dtype) -> params
+    step: Callable  # (params, carry, x [N, features]) -> carry
+    start: Callable  # (examples, dtype) -> carry of zeros
+    hidden: Callable  # carry -> h [N, n]
+
+
+class Memory(NamedTuple):
+    """The carry of an LSTM."""
+
+    hidden: jax.Array  # [N, n]
+    cell: jax.Array  # [N, n]
+
+
+def vanilla(*, width, activation, input_weights, recurrent_weights, bias_variance):
+    """The plain recurrent cell; its carry is h.
+
+        h_t = activation(h_{t-1} W + x_t U + b)
+
+    Parameters
+    ----------
+    width : int                 n
+    activation : function       elementwise
+    input_weights, recurrent_weights : Initializer    of U (features, n) and W (n, n)
+    bias_variance : scalar      Var(b_i), Gaussian
+    Raises
+    ------
+    ValueError, TypeError       width < 1, a negative variance, weights that are no Initializer
+    Source: Elman 1990.
+    """
+    checks.function("activation", activation)
+    settings = _laws(width, input_weights, recurrent_weights, bias_variance, 0.0, activation)
+    return _cell(settings, _draw_vanilla, _step_vanilla(activation), ("hidden",))
+
+
+def lstm(*, width, input_weights, recurrent_weights, bias_variance, forget_bias):
+    """The long short-term memory without peepholes; its carry is `Memory(hidden, cell)`.
+
+        i, f, g, o = gates of (h_{t-1} W + x_t U + b), the bias of f shifted by forget_bias at initialization
+        c_t = sigmoid(f) * c_{t-1} + sigmoid(i) * tanh(g),    h_t = sigmoid(o) * tanh(c_t)
+
+    Parameters as for `vanilla`, one draw for each gate; forget_bias : scalar (0 forgets half of c at every step, 1 is
+    the usual remedy).
+    Source: Hochreiter & Schmidhuber 1997; Gers et al. 2000 (forget gate); Jozefowicz et al. 2015 (its bias).
+    """
+    checks.finite("forget_bias", forget_bias, shape=())
+    settings = _laws(width, input_weights, recurrent_weights, bias_variance, forget_bias, None)
+    return _cell(settings, _draw_lstm, _step_lstm, ("hidden", "cell"))
+
+
+def gru(*, width, input_weights, recurrent_weights, bias_variance):
+    """The gated recurrent unit that resets after the product, as cuDNN and Flax do; its carry is h.
+
+        r, u = sigmoid gates of (h W + x U + b),   g = tanh(x U_g + b_g + r * (h W_g + candidate_bias))
+        h_t = (1 - u) * g + u * h_{t-1}
+
+    Parameters as for `vanilla`.   Source: Cho et al. 2014, arXiv:1406.1078.
+    """
+    settings = _laws(width, input_weights, recurrent_weights, bias_variance, 0.0, None)
+    return _cell(settings, _draw_gru, _step_gru, ("hidden",))
+
+
+def run(cell, params, start, inputs):
+    """All carries, stacked along a first axis of time; inputs [T, N, features], `start` the carry before them."""
+
+    def step(carry, x):
+        carry = cell.step(params, carry, x)
+        return carry, carry
+
+    return lax.scan(step, start, inputs)[1]
+
+
+def many_to_one(cell, *, outputs, readout_weights):
+    """A network that reads a sequence [N, T, d] and answers once, [N, outputs], from the last hidden state.
+
+    Parameters
+    ----------
+    cell : Cell
+    outputs : int
+    readout_weights : Initializer    of the last map (n, outputs); its bias starts at 0
+    Raises
+    ------
+    ValueError, TypeError            outputs < 1, no Cell, no Initializer
+    """
+    return _network(_Head(*_checked(cell, outputs, readout_weights), "many_to_one", None, False))
+
+
+def many_to_many(cell, *, outputs, readout_weights):
+    """A network that answers at every step, [N, T, d] -> [N, T, outputs]. Arguments as for `many_to_one`."""
+    return _network(_Head(*_checked(cell, outputs, readout_weights), "many_to_many", None, False))
+
+
+def one_to_many(cell, *, outputs, readout_weights, steps, feedback=False):
+    """A network that unrolls one input [N, d] into [N, steps, outputs].
+
+    steps : int; feedback : bool, each output is the next input (outputs must then be d); without it later inputs are 0.
+    Other arguments as for `many_to_one`.
+    """
+    steps = checks.whole("steps", steps)
+    return _network(_Head(*_checked(cell, outputs, readout_weights), "one_to_many", steps, bool(feedback)))
+
+
+@record
+class _Laws:
+    width: int = static()
+    activation: object = static()
+    input_weights: Initializer
+    recurrent_weights: Initializer
+    bias_variance: float
+    forget_bias: float
+
+
+@record
+class _Head:
+    cell: Cell
+    outputs: int = static()
+    weights: Initializer
+    kind: str = static()
+    steps: object = static()
+    feedback: bool = static()
+
+
+def _laws(width, input_weights, recurrent_weights, bias_variance, forget_bias, activation):
+    hint = "such as initializers.orthogonal(1.0)"
+    return _Laws(
+        checks.whole("width", width),
+        activation,
+        checks.instance("input_weights", input_weights, Initializer, hint=hint),
+        checks.instance("recurrent_weights", recurrent_weights, Initializer, hint=hint),
+        checks.variance("bias_variance", bias_variance, shape=()),
+        forget_bias,
+    )
+
+
+def _cell(laws, draw, step, fields):
+    return Cell(
+        Partial(_init_cell(draw), laws),
+        Partial(step),
+        Partial(_zeros(fields, laws.width)),
+        Partial(_hidden),
+    )
+
+
+# Cached, so that equal cells are the same functions and a compiled caller is found again.
+@functools.cache
+def _init_cell(draw):
+    @functools.partial(jax.jit, static_argnames=("features", "dtype"))
+    def drawn(laws, key, features, dtype):
+        return draw(laws, key, features, dtype)
+
+    def init(laws, key, features, dtype):
+        return drawn(laws, checks.key("key", key), checks.whole("features", features), jnp.dtype(dtype))
+
+    return init
+
+
+@functools.cache
+def _zeros(fields, width):
+    def start(examples, dtype):
+        parts = [jnp.zeros((examples, width), dtype) for _ in fields]
+        return Memory(*parts) if len(fields) == 2 else parts[0]
+
+    return start
+
+
+def _hidden(carry):
+    return carry.hidden if isinstance(carry, Memory) else carry
+
+
+def _draw_vanilla(laws, key, features, dtype):
+    return jax.tree.map(lambda leaf: leaf[0], _draw_gates(laws, key, features, dtype, 1))
+
+
+def _draw_lstm(laws, key, features, dtype):
+    params = _draw_gates(laws, key, features, dtype, len(LSTM_GATES))
+    shift = jnp.asarray(laws.forget_bias, dtype)
+    return {**params, "bias": params["bias"].at[LSTM_GATES.index("forget")].add(shift)}
+
+
+def _draw_gru(laws, key, features, dtype):
+    gates_key, bias_key = jax.random.split(key)
+    bias = initializers.normal(laws.bias_variance).sample(bias_key, (laws.width,), dtype)
+    return {**_draw_gates(laws, gates_key, features, dtype, len(GRU_GATES)), "candidate_bias": bias}
+
+
+def _draw_gates(laws, key, features, dtype, gates):
+    n = laws.width
+    parts = (
+        ("input", laws.input_weights, (features, n)),
+        ("recurrent", laws.recurrent_weights, (n, n)),
+        ("bias", initializers.normal(laws.bias_variance), (n,)),
+    )
+    keys = jax.random.split(key, (len(parts), gates))
+    return {
+        name: lax.map(lambda k, law=law, shape=shape: law.sample(k, shape, dtype), keys[i])
+        for i, (name, law, shape) in enumerate(parts)
+    }
+
+
+@functools.cache
+def _step_vanilla(activation):
+    def step(params, h, x):
+        return activation(h @ params["recurrent"] + x @ params["input"] + params["bias"][None, :])
+
+    return step
+
+
+def _step_lstm(params, carry, x):
+    i, f, g, o = _products(carry.hidden, params["recurrent"]) + _products(x, params["input"]) + _rows(params["bias"])
+    cell = jax.nn.sigmoid(f) * carry.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return Memory(jax.nn.sigmoid(o) * jnp.tanh(cell), cell)
+
+
+def _step_gru(params, h, x):
+    from_h = _products(h, params["recurrent"])
+    from_x = _products(x, params["input"]) + _rows(params["bias"])
+    reset, update = jax.nn.sigmoid(from_h[:2] + from_x[:2])
+    candidate = jnp.tanh(from_x[2] + reset * (from_h[2] + params["candidate_bias"][None, :]))
+    return (1 - update) * candidate + update * h
+
+
+def _products(x, weights):
+    """x times the weights of every gate, [gates, N, n]."""
+    return jnp.einsum("ni,gio->gno", x, weights)
+
+
+def _rows(bias):
+    return bias[:, None, :]
+
+
+def _checked(cell, outputs, weights):
+    return (
+        checks.instance("cell", cell, Cell, hint="made by recurrent.lstm, for example"),
+        checks.whole("outputs", outputs),
+        checks.instance("readout_weights", weights, Initializer, hint="such as initializers.lecun_normal"),
+    )
+
+
+def _network(head):
+    return core.Network(Partial(_init, head), Partial(_states, head), Partial(_readout, head))
+
+
+def _init(head, key, x):
+    cell_key, last_key = jax.random.split(checks.key("key", key))
+    _check_input(head, x)
+    dtype = initializers.float_dtype("x's dtype", x.dtype)
+    width = head.cell.hidden(head.cell.start(1, dtype)).shape[-1]
+    readout = {
+        "kernel": head.weights.sample(last_key, (width, head.outputs), dtype),
+        "bias": jnp.zeros(head.outputs, dtype),
+    }
+    return {"cell": head.cell.init(cell_key, x.shape[-1], dtype), "readout": readout}
+
+
+def _states(head, params, x, probes=None):
+    _check_input(head, x, params["cell"])
+    many = head.kind != "many_to_one"
+    probes = core.split_probes(probes, 1 + many)
+    dtype = jnp.result_type(x, *jax.tree.leaves(params))
+    start = head.cell.start(x.shape[0], dtype)
+    first = (start, x.astype(dtype) if head.kind == "one_to_many" else None)
+    inputs = None if head.kind == "one_to_many" else jnp.swapaxes(x, 0, 1)
+    step = functools.partial(_step, head, params, _packing(start))
+    _, (packed, hidden) = lax.scan(step, first, (inputs, probes[0]), length=head.steps)
+    if not many:
+        return (packed,)
+    collected = jnp.swapaxes(hidden, 0, 1)[None]
+    return packed, collected if probes[1] is None else collected + probes[1].astype(collected.dtype)
+
+
+def _step(head, params, packing, both, now):
+    """One step of the scan: carry and, if alone, the next input; out come the state and the hidden part of it."""
+    (carry, fed), (given, probe) = both, now
+    pack, unpack = packing
+    packed = pack(head.cell.step(params["cell"], carry, given if fed is None else fed))
+    packed = packed if probe is None else packed + probe.astype(packed.dtype)
+    carry = unpack(packed)
+    hidden = head.cell.hidden(carry)
+    if fed is not None:
+        fed = _affine(params, hidden) if head.feedback else jnp.zeros_like(fed)
+    return (carry, fed), (packed, hidden)
+
+
+def _packing(start):
+    """Carry to one array [N, size] and back."""
+    leaves, structure = jax.tree.flatten(start)
+    cuts = [leaf.shape[-1] for leaf in leaves]
+
+    def unpack(packed):
+        edges = [sum(cuts[: i + 1]) for i in range(len(cuts) - 1)]
+        return jax.tree.unflatten(structure, jnp.split(packed, edges, axis=-1))
+
+    return lambda carry: jnp.concatenate(jax.tree.leaves(carry), axis=-1), unpack
+
+
+def _readout(head, params, y):
+    if head.kind != "many_to_one":
+        return _affine(params, y)
+    # The carry is packed leaf by leaf, the hidden state first.
+    return _affine(params, y[..., : params["readout"]["kernel"].shape[0]])
+
+
+def _affine(params, h):
+    kernel, bias = params["readout"]["kernel"], params["readout"]["bias"]
+    return h @ kernel + jnp.reshape(bias, (1,) * (h.ndim - 1) + (-1,))
+
+
+def _check_input(head, x, cell_params=None):
+    alone = head.kind == "one_to_many"
+    checks.floating("x", x, ndim=2 if alone else 3)
+    if cell_params is not None:
+        features = cell_params["input"].shape[-2]
+        checks.shape("x", x, (None, features) if alone else (None, None, features))
+    if head.feedback and x.shape[-1] != head.outputs:
+        raise ValueError(f"outputs must be x's {x.shape[-1]} features where outputs are fed back; got {head.outputs}")
