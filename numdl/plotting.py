@@ -143,6 +143,33 @@ def product_norm(depths, predicted, log_samples, *, ax=None, label="measured", c
     return _finish(ax, "depth (layers)", "squared length / |y|²")
 
 
+def layers(flow, *, ax=None):
+    """What each layer does to signals and gradients: rms of the state and of its per-example gradient, layer by layer.
+
+    Triangles mark layers whose state holds numbers that are not finite.
+
+    Parameters
+    ----------
+    flow : LayerFlow        of `analysis.layers.probe`: names, state_rms, state_gradient_rms, state_nonfinite, each (L,)
+    """
+    ax = _axes(ax)
+    x = np.arange(1, len(flow.names) + 1)
+    rows = (("state", flow.state_rms), ("gradient of the state, per example", flow.state_gradient_rms))
+    for color, (label, values) in zip(COLORS, rows, strict=False):
+        values = np.asarray(values, dtype=float)
+        shown = np.where(np.isfinite(values) & (values > 0), values, np.nan)
+        if np.isfinite(shown).any():
+            ax.plot(x, shown, "o-", color=color, markersize=3.5, linewidth=1, label=label)
+    lost = np.flatnonzero(np.asarray(flow.state_nonfinite) > 0)
+    if lost.size:
+        marks = np.full(lost.size, 0.97)
+        ax.plot(x[lost], marks, "v", color="black", transform=ax.get_xaxis_transform(), label="not finite")
+    ax.set_yscale("log")
+    if x.size <= 20:
+        ax.set_xticks(x, flow.names, rotation=30, ha="right", fontsize="small", parse_math=False)
+    return _finish(ax, "" if x.size <= 20 else "layer, in call order", "root mean square")
+
+
 def tidy(ax):
     """Axes with two spines and a faint grid; done to axes that numdl makes, offered for yours."""
     ax.spines[["top", "right"]].set_visible(False)

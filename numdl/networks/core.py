@@ -20,6 +20,8 @@ batch in hand; a network with frozen statistics keeps them in `params`.
 
 *A network is a pytree.* Its functions may be `jax.tree_util.Partial`s, whose bound numbers are then data: one compiled
 measurement serves every variance. `traceable` turns plain functions into such, known by identity.
+
+*Any JAX function is a network too*: `lift(apply, params, x)` finds its layers and makes it one.
 """
 
 import functools
@@ -31,6 +33,21 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from numdl import checks
+from numdl.networks.lift import lift
+
+
+__all__ = [
+    "Network",
+    "jacobian",
+    "last_state",
+    "layer_count",
+    "lift",
+    "per_layer",
+    "split_probes",
+    "state_gradients",
+    "traceable",
+    "zero_probes",
+]
 
 
 class Network(NamedTuple):

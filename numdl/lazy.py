@@ -1,0 +1,16 @@
+"""Submodules that load at first use: importing a package of numdl costs nothing, and completion still lists them."""
+
+import importlib
+import pkgutil
+
+
+def submodules(package, path):
+    """The pair (__getattr__, __dir__) for a package's __init__ (PEP 562): its modules, by name, loaded when asked for."""
+    names = sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
+
+    def load(name):
+        if name in names:
+            return importlib.import_module(f"{package}.{name}")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}; it has {', '.join(names)}")
+
+    return load, lambda: names

@@ -1,0 +1,129 @@
+"""A jaxpr as a list of steps: inner jits inlined, one slot for every value, inner programs where a layer may lie."""
+
+import collections
+import dataclasses
+
+import jax.extend.core as jex
+
+TAP = "numdl:"
+_INLINED = {"jit", "pjit", "closed_call", "core_call"}
+REMAT = {"remat", "remat2", "checkpoint"}
+CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+CONTRACTIONS = {"dot_general", "conv_general_dilated"}
+
+
+class Step:
+    """One equation: a slot that it reads or writes is an int, anything else that it reads is a literal."""
+
+    def __init__(self, equation, reads, writes, debug_info):
+        self.equation, self.reads, self.writes, self.debug_info = equation, reads, writes, debug_info
+        self.name, self.params = equation.primitive.name, equation.params
+        self.inner, self.entered, self.weight = (), False, None  # programs; rebuilt when run; (operand, layer)
+
+    def call(self, values):
+        """The equation as it is, with whatever rule it has."""
+        equation = self.equation
+        variables = {v: value for v, value in zip(equation.invars, values) if not isinstance(v, jex.Literal)}
+        results = [v for v in equation.outvars if not isinstance(v, jex.DropVar)]
+        jaxpr = jex.Jaxpr((), list(variables), results, [equation], equation.effects, self.debug_info)
+        found = iter(jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))(*variables.values()))
+        return [None if isinstance(v, jex.DropVar) else next(found) for v in equation.outvars]
+
+
+@dataclasses.dataclass
+class Program:
+    """A jaxpr with its inner jits inlined, every value in a slot of its own."""
+
+    constants: list  # shared by all programs of one trace
+    steps: list = dataclasses.field(default_factory=list)
+    inputs: list = dataclasses.field(default_factory=list)
+    outputs: list = dataclasses.field(default_factory=list)
+    avals: list = dataclasses.field(default_factory=list)  # of each slot
+    captured: dict = dataclasses.field(default_factory=dict)  # slot -> index into constants
+    places: dict = dataclasses.field(default_factory=dict)  # slot -> the layers whose state it holds
+    order: list = dataclasses.field(default_factory=list)  # layers and entered steps, in call order
+
+    def slot(self, aval):
+        self.avals.append(aval)
+        return len(self.avals) - 1
+
+    def readers(self):
+        """slot -> the steps that read it; the outputs count as one."""
+        readers = collections.defaultdict(list)
+        for owner, reads in [*((step, step.reads) for step in self.steps), (None, self.outputs)]:
+            for read in {r for r in reads if isinstance(r, int)}:
+                readers[read].append(owner)
+        return readers
+
+
+def flatten(closed, constants):
+    """The program of a closed jaxpr; arrays that it closed over are appended to `constants`."""
+    program = Program(constants)
+    program.inputs = [program.slot(aval) for aval in closed.in_avals]
+    program.outputs = _inline(program, closed, program.inputs)
+    return program
+
+
+def _inline(program, closed, arguments):
+    jaxpr = getattr(closed, "jaxpr", closed)
+    where = dict(zip(jaxpr.invars, arguments))
+    for variable, value in zip(jaxpr.constvars, getattr(closed, "consts", ())):
+        where[variable] = program.slot(variable.aval)
+        program.captured[where[variable]] = len(program.constants)
+        program.constants.append(value)
+    for equation in jaxpr.eqns:
+        reads = [v if isinstance(v, jex.Literal) else where[v] for v in equation.invars]
+        if equation.primitive.name in _INLINED:
+            writes = _inline(program, next(bodies(equation)), reads)
+        else:
+            writes = [program.slot(v.aval) for v in equation.outvars]
+            program.steps.append(Step(equation, reads, writes, jaxpr.debug_info))
+            if _interesting(equation):
+                inner = bodies(equation)
+                program.steps[-1].inner = tuple(flatten(body, program.constants) for body in inner)
+        where.update(zip(equation.outvars, writes))
+    return [v if isinstance(v, jex.Literal) else where[v] for v in jaxpr.outvars]
+
+
+def bodies(equation):
+    """The jaxprs in an equation's parameters, closed or not (from jax 0.11 on the two are one class)."""
+    for value in equation.params.values():
+        for body in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(body, jex.Jaxpr | jex.ClosedJaxpr):
+                yield body
+
+
+def _interesting(equation):
+    """Whether a contraction or a tap lies anywhere inside."""
+    return any(
+        inner.primitive.name in CONTRACTIONS or is_tap(inner) or _interesting(inner)
+        for body in bodies(equation)
+        for inner in getattr(body, "jaxpr", body).eqns
+    )
+
+
+def is_tap(equation):
+    """Whether this equation is a value's name given by `tap`."""
+    return equation.primitive.name == "name" and equation.params["name"].startswith(TAP)
+
+
+def scan_counts(params):
+    """Numbers of constants and carries; jax 0.11 renamed the parameters that say so."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carries, _ = params["ft_in"].unpack()
+    return len(list(constants)), len(list(carries))
+
+
+def calls(program, at):
+    """(layer, step indices) in call order: a scan's steps one after the other, the last first if it is reversed."""
+    for item in program.order:
+        if isinstance(item, int):
+            yield item, at
+        elif item.name == "scan":
+            indices = range(item.params["length"])
+            for index in reversed(indices) if item.params["reverse"] else indices:
+                yield from calls(item.inner[0], (*at, index))
+        else:
+            for body in item.inner:
+                yield from calls(body, at)
