@@ -1,0 +1,215 @@
+"""Is this gradient right? Tests of any derivative, of an adjoint against the direct one, of an inverse against depth.
+
+Each sees something else. Dot products: is the backward pass the transpose of the forward derivative, to rounding?
+Taylor remainders: does the gradient belong to the function at all? `gradient_error`: how far is one adjoint from
+another? A continuous adjoint (backsolve) fails the first, and its error need not be small: where the state contracts,
+the errors of its reconstruction backwards in time grow exponentially.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from numdl import checks, trees
+from numdl.ode import adjoints, integrate
+from numdl.records import record, static
+
+LIMIT = 0.01  # relative gradient error above which an adjoint is flagged
+ROUNDING_MARGIN = 1e3  # a Taylor remainder counts if it is so many units of rounding of the loss
+
+
+@record
+class DotProduct:
+    """|<v, J u> - <J^T v, u>| / (|v| |J u|) over random pairs."""
+
+    relative: jax.Array  # [pairs]
+    largest: jax.Array  # []
+    tolerance: float = static()
+
+    @property
+    def holds(self):
+        """Whether the backward pass is the transpose of the forward derivative, to rounding."""
+        return self.largest <= self.tolerance
+
+
+@record
+class Taylor:
+    """Remainders of the loss along a random direction d of length one, epsilon halved again and again."""
+
+    epsilons: np.ndarray  # [n]
+    first: np.ndarray  # [n]: |loss(x + epsilon d) - loss(x)|, slope 1
+    second: np.ndarray  # [n]: |loss(x + epsilon d) - loss(x) - epsilon gradient . d|, slope 2
+    slopes: np.ndarray  # [n - 1]: of `second` between neighbours
+    used: np.ndarray  # [n - 1] bool: both remainders stand above rounding
+    holds: np.ndarray  # []: five slopes or more are used and the last five lie in 2 +- 0.1
+
+
+@record
+class GradientError:
+    """Relative difference of two gradients of one discrete solution."""
+
+    y0: np.ndarray  # []: |gradient - reference| / |reference| with respect to y0
+    theta: np.ndarray  # []: with respect to theta
+    relative: np.ndarray  # []: all coordinates together
+    flagged: np.ndarray  # []: the larger of the first two is above the limit, or not finite
+    limit: float = static()
+
+    @property
+    def verdict(self):
+        """One sentence for a person."""
+        worst = float(np.max(np.asarray([self.y0, self.theta])))
+        if bool(self.flagged):
+            return (
+                f"WRONG: the gradient is off by {worst:.2g} relative, above {self.limit:g}: differentiate the discrete "
+                "solution instead (direct, checkpointed, binomial, or reversible with a scheme that has an inverse)"
+            )
+        return f"right to {worst:.2g} relative, within {self.limit:g}"
+
+
+@record
+class Reconstruction:
+    """How well the way back through all steps returns to the start."""
+
+    steps: np.ndarray  # [depths]
+    relative: np.ndarray  # [dtypes, depths]: |y0 recovered - y0| / |y0|
+    dtypes: tuple = static()
+
+
+def dot_product_test(function, x, *, key, forward=None, pairs=20, tolerance=None):
+    """Whether the backward pass of `function` at x is the transpose of its forward derivative.
+
+        relative = |<v, J u> - <J^T v, u>| / (|v| |J u|),   u, v random
+
+    Parameters
+    ----------
+    function : function         x -> pytree; its vector-Jacobian product gives J^T v
+    x : pytree
+    forward : function          the same map with a forward derivative, where `function` has none: reversible,
+                                binomial and backsolve are compared with adjoints.direct
+    pairs : int                 of random directions
+    tolerance : scalar          10,000 units of rounding if None: 2e-12 in float64
+    Raises
+    ------
+    TypeError                   key is not a typed key
+    """
+    checks.key("key", key)
+    checks.whole("pairs", pairs)
+    outputs, pull = jax.vjp(function, x)
+    _, push = jax.linearize(function if forward is None else forward, x)
+
+    def mismatch(key):
+        key_u, key_v = jax.random.split(key)
+        u, v = trees.random_like(key_u, x), trees.random_like(key_v, outputs)
+        image = push(u)
+        gap = jnp.abs(trees.inner(v, image) - trees.inner(pull(v)[0], u))
+        return gap / (trees.norm(v) * trees.norm(image))
+
+    relative = lax.map(mismatch, jax.random.split(key, pairs))
+    limit = 1e4 * float(jnp.finfo(relative.dtype).eps) if tolerance is None else float(tolerance)
+    return DotProduct(relative, relative.max(), limit)
+
+
+def taylor_remainders(loss, x, *, key, epsilon=0.1, halvings=12):
+    """First and second Taylor remainders of loss at x: slopes 2.0 +- 0.1 say that jax.grad(loss) is its gradient.
+
+    Float64 and smooth functions only: float32 leaves one or two slopes above rounding, and across a kink (relu) the
+    second remainder means nothing.
+
+    Parameters
+    ----------
+    loss : function             x -> scalar
+    x : pytree
+    epsilon : scalar            the largest, relative to |x| if that is above 1
+    halvings : int              five at least
+    """
+    checks.key("key", key)
+    checks.function("loss", loss)
+    checks.whole("halvings", halvings, least=5)
+    checks.positive("epsilon", epsilon, shape=())
+    direction = trees.random_like(key, x)
+    direction = jax.tree.map(lambda leaf: leaf / trees.norm(direction).astype(leaf.dtype), direction)
+    value, gradient = jax.value_and_grad(loss)(x)
+    epsilons = epsilon * np.maximum(1.0, trees.norm(x)) * 0.5 ** np.arange(halvings + 1)
+    along = functools.partial(_along, loss, x, direction)
+    values = lax.map(along, jnp.asarray(epsilons, value.dtype))
+    return _taylor(epsilons, values, value, trees.inner(gradient, direction))
+
+
+def gradient_error(solve, y0, theta, *, adjoint, reference=adjoints.direct, limit=LIMIT):
+    """How far the gradient by one adjoint is from that by another (the discrete solution's own), with a verdict.
+
+    Parameters
+    ----------
+    solve : function            (y0, theta, adjoint) -> scalar loss, by integrate.endpoint(..., adjoint=adjoint)
+    adjoint : function          to be judged
+    reference : function        what it is judged by
+    limit : scalar              relative error that is called wrong
+    Returns
+    -------
+    GradientError               verdict, flagged, and the relative errors for y0, theta and both together
+    """
+    checks.function("solve", solve)
+    checks.positive("limit", limit, shape=())
+    gradient = jax.grad(solve, argnums=(0, 1))
+    got, wanted = (gradient(y0, theta, method) for method in (adjoint, reference))
+    errors = [_relative(*pair) for pair in ((got[0], wanted[0]), (got[1], wanted[1]), (got, wanted))]
+    worst = jnp.stack(errors[:2])
+    flagged = ~jnp.all(worst <= limit)  # nan is flagged, too
+    return GradientError(*errors, flagged, float(limit))
+
+
+def reconstruction_error(field, y0, theta, *, scheme, steps, t1=None, step_time=None, dtypes=("float32", "float64")):
+    """How exactly the scheme's inverse returns to y0 after so many steps, in each dtype.
+
+    With `t1` the time is fixed and depth refines it. With `step_time` instead every step has that length and
+    depth is time: rounding then grows like the flow itself, exponentially where it is chaotic.
+
+    Parameters
+    ----------
+    scheme : Scheme             schemes.leapfrog, verlet or coupling
+    steps : sequence of int     depths
+    theta : pytree              constant in time
+    dtypes : sequence of str    float64 is computed as such whatever jax's global flag
+    """
+    if (t1 is None) == (step_time is None):
+        raise ValueError(f"exactly one of t1 and step_time must be given; got t1={t1!r}, step_time={step_time!r}")
+    depths = [checks.whole(f"steps[{i}]", n) for i, n in enumerate(steps)]
+    dtypes = tuple(checks.one_of("dtypes", str(np.dtype(dtype)), ("float32", "float64")) for dtype in dtypes)
+    ends = [t1 if step_time is None else n * step_time for n in depths]
+    back_and_forth = functools.partial(_back_and_forth, field, y0, theta, scheme)
+    rows = [[back_and_forth(dtype, end, n) for n, end in zip(depths, ends, strict=True)] for dtype in dtypes]
+    return Reconstruction(np.array(depths), np.array(rows, np.float64), dtypes)
+
+
+def _back_and_forth(field, y0, theta, scheme, dtype, t1, steps):
+    with jax.enable_x64(True):
+        start, parameters = (jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree) for tree in (y0, theta))
+        y1 = integrate.endpoint(field, start, parameters, scheme=scheme, t1=t1, steps=steps)
+        again = integrate.invert(field, y1, parameters, scheme=scheme, t1=t1, steps=steps)
+        wide = [jax.tree.map(lambda leaf: leaf.astype("float64"), tree) for tree in (again, start)]
+        return float(_relative(*wide))
+
+
+def _along(loss, x, direction, epsilon):
+    return loss(jax.tree.map(lambda leaf, d: leaf + epsilon.astype(leaf.dtype) * d, x, direction))
+
+
+def _taylor(epsilons, values, value, slope):
+    first = np.asarray(values) - np.asarray(value)
+    second = np.abs(first - epsilons * float(slope))
+    rounding = ROUNDING_MARGIN * np.finfo(first.dtype).eps * max(abs(float(value)), np.abs(first).max())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slopes = np.diff(np.log2(second)) * -1.0
+    used = second[1:] > rounding
+    last = slopes[used][-5:]
+    holds = np.asarray(last.size == 5 and bool(np.all(np.abs(last - 2) <= 0.1)))
+    return Taylor(epsilons, np.abs(first), second, slopes, used, holds)
+
+
+def _relative(got, wanted):
+    size = trees.norm(wanted)
+    gap = trees.norm(jax.tree.map(jnp.subtract, got, wanted))
+    return jnp.where(size > 0, gap / jnp.where(size > 0, size, jnp.ones_like(size)), gap)

@@ -1,0 +1,114 @@
+"""Does the error fall as declared? Observed order with its confidence interval, and Richardson extrapolation."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numdl import checks, statistics, trees
+from numdl.records import record
+
+
+@record
+class Order:
+    """The slope of log error against log h, on the part of the data that is asymptotic."""
+
+    value: float  # nan if fewer than three errors could be used
+    low: float  # confidence interval
+    high: float
+    constant: float  # error = constant * h**value
+    pairwise: np.ndarray  # [n - 1]: log(errors[i] / errors[i + 1]) / log(steps[i + 1] / steps[i])
+    used: np.ndarray  # [n] bool: which errors entered the slope
+    errors: np.ndarray  # [n]
+    steps: np.ndarray  # [n]
+
+
+@record
+class Richardson:
+    """Two solutions combined into a better one."""
+
+    value: object  # like the solutions
+    error: jax.Array  # []: estimated norm of the error of the fine solution
+
+
+def observed_order(errors, steps, *, low=1e-12, high=1e-2, confidence=0.95):
+    """The order p that the errors show, error = constant * h**p with h proportional to 1 / steps.
+
+    Only errors in (low, high) enter: larger ones are not yet asymptotic, smaller ones are rounding. Take errors
+    relative to the solution, and numbers of steps that are powers of two, so that times are exact.
+
+    Parameters
+    ----------
+    errors : array [n]          not negative
+    steps : array [n]           numbers of steps, increasing
+    low, high : scalars         the window
+    confidence : scalar         of Student's interval for the slope
+    """
+    errors, steps = (np.asarray(a, dtype=np.float64) for a in (errors, steps))
+    _check_levels(errors, steps)
+    used = (errors > low) & (errors < high)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pairwise = np.diff(np.log(errors)) / -np.diff(np.log(steps))
+    if used.sum() < 3:
+        return Order(np.nan, np.nan, np.nan, np.nan, pairwise, used, errors, steps)
+    line = statistics.slope(-np.log(steps[used]), np.log(errors[used]), confidence)
+    return Order(line.value, line.low, line.high, np.exp(line.intercept), pairwise, used, errors, steps)
+
+
+def study(solve, *, steps, reference=None, low=1e-12, high=1e-2, confidence=0.95):
+    """Observed order of solve(steps) -> solution, against a reference or against itself.
+
+    Errors are Euclidean norms relative to the reference. Without one, the differences of consecutive solutions stand
+    for the errors of the coarser ones: they fall with the same order if the numbers of steps grow by one factor.
+
+    Parameters
+    ----------
+    solve : function            number of steps -> pytree
+    steps : sequence of int     increasing, three or more
+    reference : pytree          the exact solution, if it is known
+    """
+    checks.function("solve", solve)
+    levels = [checks.whole(f"steps[{i}]", n) for i, n in enumerate(steps)]
+    solutions = [solve(n) for n in levels]
+    if reference is not None:
+        errors = [_relative(solution, reference) for solution in solutions]
+        return observed_order(errors, levels, low=low, high=high, confidence=confidence)
+    ratios = np.diff(np.log(levels))
+    if not np.allclose(ratios, ratios[:1]):
+        raise ValueError(f"steps must grow by one factor where there is no reference; got {tuple(levels)}")
+    errors = [_relative(a, b) for a, b in itertools.pairwise(solutions)]
+    return observed_order(errors, levels[:-1], low=low, high=high, confidence=confidence)
+
+
+def richardson(coarse, fine, *, order, factor=2):
+    """A solution of higher order from two of one scheme, the fine one with `factor` times as many steps.
+
+        value = fine + (fine - coarse) / (factor**order - 1),    error = |fine - coarse| / (factor**order - 1)
+
+    Source: Richardson 1911, Phil. Trans. R. Soc. A 210, 307-357.
+    """
+    checks.whole("order", order)
+    checks.finite("factor", factor, above=1.0, shape=())
+    gain = 1 / (factor**order - 1)
+    difference = jax.tree.map(lambda f, c: gain * (f - c), fine, coarse)
+    return Richardson(jax.tree.map(jnp.add, fine, difference), trees.norm(difference))
+
+
+def _relative(solution, reference):
+    difference = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), solution, reference)
+    size = _norm(reference)
+    return _norm(difference) / size if size else _norm(difference)
+
+
+def _norm(tree):
+    return np.sqrt(sum(np.sum(np.abs(np.asarray(leaf, np.complex128)) ** 2) for leaf in jax.tree.leaves(tree)))
+
+
+def _check_levels(errors, steps):
+    if errors.ndim != 1 or errors.shape != steps.shape or errors.size < 2:
+        raise ValueError(f"errors and steps must be two vectors of one length >= 2; got {errors.shape}, {steps.shape}")
+    if not (steps[0] > 0 and (np.diff(steps) > 0).all()):
+        raise ValueError(f"steps must be positive and increasing; got {steps}")
+    if (errors < 0).any():
+        raise ValueError(f"errors must not be negative; got {errors}")

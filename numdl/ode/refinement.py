@@ -1,0 +1,136 @@
+"""Parameters as functions of time: finer and coarser in depth, and the penalties that keep them smooth.
+
+A leaf of theta has time as axis 0. interpolation="constant": one entry for each step, theta[n] on step n;
+"linear": one for each grid time (one more than steps), straight in between. A network is refined by looking at the same
+function of time on more steps, with h = T / steps.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from numdl import checks, trees
+
+INTERPOLATIONS = ("constant", "linear")
+
+
+def prolong(theta, *, steps, interpolation):
+    """The same function of time on a finer grid.
+
+    Nothing is approximated: the finer grid holds the coarser one, so restrict(prolong(theta)) = theta.
+
+    Parameters
+    ----------
+    theta : pytree              leaves [coarse steps, ...] or, if linear, [coarse steps + 1, ...]
+    steps : int                 of the finer grid: a multiple of the coarse number
+    interpolation : "constant" or "linear"
+    Raises
+    ------
+    ValueError                  steps is no multiple, or the leaves differ in length
+    """
+    coarse = step_count(theta, interpolation=interpolation)
+    checks.whole("steps", steps)
+    if steps % coarse:
+        raise ValueError(f"steps must be a multiple of the {coarse} steps that theta has; got {steps}")
+    finer = functools.partial(_repeat if interpolation == "constant" else _fill, steps // coarse)
+    return jax.tree.map(finer, theta)
+
+
+def restrict(theta, *, steps, interpolation):
+    """The nearest function of time on a coarser grid: means over the merged steps, or the values at the kept times.
+
+    The means are the best approximation in L2 and keep the integral over time.
+
+    Parameters
+    ----------
+    steps : int                 of the coarser grid: it divides the number that theta has
+    """
+    fine = step_count(theta, interpolation=interpolation)
+    checks.whole("steps", steps)
+    if fine % steps:
+        raise ValueError(f"steps must divide the {fine} steps that theta has; got {steps}")
+    factor = fine // steps
+    if interpolation == "linear":
+        return jax.tree.map(lambda leaf: leaf[::factor], theta)
+    return jax.tree.map(lambda leaf: leaf.reshape(steps, factor, *leaf.shape[1:]).mean(axis=1), theta)
+
+
+def coarse_to_fine(train, theta, *, steps, interpolation):
+    """Train on a coarse grid, prolong, train on the next: the trained theta of every level, coarsest first.
+
+    Parameters
+    ----------
+    train : function            (theta, number of steps) -> trained theta of the same shapes
+    theta : pytree              the start, with steps[0] steps
+    steps : sequence of int     each a multiple of the one before
+    Source: Haber & Ruthotto 2017, arXiv:1705.03341, section 4; Haber, Ruthotto, Holtham & Jun 2018, arXiv:1703.02009.
+    """
+    checks.function("train", train)
+    levels = []
+    for number in steps:
+        theta = train(prolong(theta, steps=number, interpolation=interpolation), number)
+        levels.append(theta)
+    return tuple(levels)
+
+
+def smoothness(theta, *, step, interpolation):
+    """Half the integral over time of |d theta / dt|^2: the regulariser of Meganet's opTimeDer.
+
+        step / 2 * sum over l of |(theta[l + 1] - theta[l]) / step|**2
+
+    Exact for "linear", over all of [t0, t1]. For "constant" it is exact for the straight lines between the midpoints of
+    the steps, from the first midpoint to the last: jumps have no derivative. A single constant step gives 0.
+
+    Parameters
+    ----------
+    step : scalar               h = (t1 - t0) / steps
+    Source: Haber & Ruthotto 2017, arXiv:1705.03341, eq. (4.1); github.com/XtractOpen/Meganet.m
+    """
+    step_count(theta, interpolation=interpolation)
+    checks.positive("step", step, shape=())
+    return _squares(jax.tree.map(lambda leaf: jnp.diff(leaf, axis=0), theta)) / (2 * step)
+
+
+def tikhonov(theta, *, step, interpolation):
+    """Half the integral over time of |theta|^2, exact for both interpolations.
+
+        constant    step / 2 * sum over steps of |theta[l]|**2
+        linear      step / 6 * sum over steps of |theta[l]|**2 + theta[l] . theta[l + 1] + |theta[l + 1]|**2
+
+    Parameters
+    ----------
+    step : scalar               h = (t1 - t0) / steps
+    """
+    step_count(theta, interpolation=interpolation)
+    checks.positive("step", step, shape=())
+    if interpolation == "constant":
+        return step / 2 * _squares(theta)
+    left, right = (jax.tree.map(lambda leaf, s=s: leaf[s], theta) for s in (slice(None, -1), slice(1, None)))
+    return step / 6 * (_squares(left) + jnp.real(trees.inner(left, right)) + _squares(right))
+
+
+def step_count(theta, *, interpolation):
+    """The number of steps that theta's leaves have."""
+    checks.one_of("interpolation", interpolation, INTERPOLATIONS)
+    lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(theta)}
+    least = 1 + (interpolation == "linear")
+    if len(lengths) != 1 or min(lengths) < least:
+        raise ValueError(f"theta must have leaves of one length >= {least} along axis 0; got lengths {sorted(lengths)}")
+    return lengths.pop() - (interpolation == "linear")
+
+
+def _repeat(factor, leaf):
+    return jnp.repeat(leaf, factor, axis=0)
+
+
+def _fill(factor, leaf):
+    """`factor` points for every interval, by weights that are exact at the old times."""
+    leaf = jnp.asarray(leaf)
+    part = (jnp.arange(factor, dtype=leaf.dtype) / factor).reshape(1, factor, *[1] * (leaf.ndim - 1))
+    inner = leaf[:-1, None] * (1 - part) + leaf[1:, None] * part
+    return jnp.concatenate([inner.reshape(-1, *leaf.shape[1:]), leaf[-1:]])
+
+
+def _squares(theta):
+    return jnp.real(trees.inner(theta, theta))

@@ -1,0 +1,209 @@
+"""Linear stability: what a scheme does to y' = lambda y, with z = h lambda.
+
+    y_new = R(z) y,    R(z) = N(z) / D(z),    N = det(I - z a + z 1 b^T),    D = det(I - z a)
+
+Whether |R| <= 1 is decided on the polynomial |N|^2 - |D|^2, whose coefficients are exact: near z = 0 a method may leave
+the unit disc by 1e-20, and floating-point values of |R| could not tell. NumPy float64 and complex128 come out.
+"""
+
+import functools
+
+import numpy as np
+
+from numdl import checks
+from numdl.ode.tableaus import Tableau
+
+ROUNDING = 1e-12  # a coefficient is zero if it is so small relative to the terms that it is the sum of
+
+
+def amplification(tableau, z):
+    """R(z), complex, in the shape of z; infinite at a pole of an implicit method.
+
+    Source: Hairer & Wanner, Solving ODEs II, propositions IV.3.1 and IV.3.2.
+    """
+    numerator, denominator = (np.array(p, dtype=np.float64) for p in polynomials(tableau))
+    z = np.asarray(z, dtype=np.complex128)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.polynomial.polynomial.polyval(z, numerator) / np.polynomial.polynomial.polyval(z, denominator)
+
+
+def real_interval(tableau):
+    """The largest x such that |R(-s)| <= 1 for all s in [0, x]; infinite if there is none."""
+    return _limit(*polynomials(tableau), -1.0 + 0.0j)
+
+
+def imaginary_interval(tableau):
+    """The largest y such that |R(i s)| <= 1 for all s in [0, y]; 0 for Euler and all two-stage methods of order 2.
+
+    Both halves of the imaginary axis are alike, since the coefficients are real.
+    """
+    return _limit(*polynomials(tableau), 0.0 + 1.0j)
+
+
+def region_boundary(tableau, *, points=400):
+    """The curves |R(z)| = 1, complex, shape (points, branches): branch by branch in order, infinite where one escapes.
+
+    R(z) = exp(i phi) is solved for all z at each phi; the region of stability lies on one side of every curve.
+
+    Parameters
+    ----------
+    points : int                phases phi, equally spaced in [0, 2 pi)
+    """
+    checks.whole("points", points, least=2)
+    numerator, denominator = (np.array(p, dtype=np.float64) for p in polynomials(tableau))
+    size = max(len(numerator), len(denominator))
+    numerator, denominator = (np.pad(p, (0, size - len(p))) for p in (numerator, denominator))
+    phases = np.exp(2j * np.pi * np.arange(points) / points)
+    branches = [_all_roots(numerator - phase * denominator) for phase in phases]
+    return np.array(functools.reduce(_follow, branches[1:], branches[:1]))
+
+
+def largest_step(*, tableau, eigenvalues):
+    """The largest h such that |R(s lambda)| <= 1 for all s in [0, h] and every eigenvalue.
+
+    0 if some eigenvalue is amplified by every small step, infinite if none is ever amplified. An eigenvalue whose real
+    part is below 1e-12 of its size counts as imaginary: that is what rounding makes of an antisymmetric matrix.
+
+    Parameters
+    ----------
+    eigenvalues : array         of the Jacobian, complex or real, any shape
+    Raises
+    ------
+    ValueError                  no eigenvalues, or not finite
+    """
+    rational = polynomials(tableau)
+    values = np.asarray(eigenvalues).astype(np.complex128).ravel()
+    if values.size == 0 or not np.isfinite(values).all():
+        raise ValueError(f"eigenvalues must be finite numbers, at least one; got {eigenvalues!r}")
+    values = np.unique(values[values != 0])
+    return min((_limit(*rational, value / abs(value)) / abs(value) for value in values), default=np.inf)
+
+
+def logarithmic_norm(matrix, *, ord=2):
+    """The logarithmic norm mu = lim (|I + h A| - 1) / h as h -> 0+: |exp(t A)| <= exp(t mu) for t >= 0.
+
+        ord=2    largest eigenvalue of (A + A^H) / 2
+        ord=1    max over columns j of Re a[j, j] + sum_{i != j} |a[i, j]|;    ord=inf the same over rows
+
+    Parameters
+    ----------
+    matrix : array [..., n, n]  a stack is done at once
+    ord : 1, 2 or inf           the norm
+    Source: Dahlquist 1958; Hairer, Norsett & Wanner, Solving ODEs I, theorem I.10.5.
+    """
+    checks.one_of("ord", ord, (1, 2, np.inf))
+    matrix = np.asarray(matrix)
+    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
+        raise ValueError(f"matrix must have shape (..., n, n); got {matrix.shape}")
+    matrix = matrix.astype(np.complex128 if np.iscomplexobj(matrix) else np.float64)
+    if ord == 2:
+        return np.linalg.eigvalsh((matrix + np.swapaxes(matrix.conj(), -1, -2)) / 2)[..., -1]
+    diagonal = np.diagonal(matrix, axis1=-2, axis2=-1)
+    sums = np.abs(matrix).sum(axis=-2 if ord == 1 else -1)
+    return (diagonal.real + sums - np.abs(diagonal)).max(axis=-1)
+
+
+@functools.cache
+def polynomials(tableau):
+    """N and D of R = N / D: coefficients by rising powers of z, exact where the tableau is."""
+    checks.instance("tableau", tableau, Tableau, hint="such as tableaus.rk4")
+    a = [list(row) for row in tableau.a]
+    shifted = [[entry - weight for entry, weight in zip(row, tableau.b, strict=True)] for row in a]
+    return _trim(_determinant(shifted)), _trim(_determinant(a))
+
+
+def _determinant(matrix):
+    """det(I - z M) by rising powers of z: Faddeev and LeVerrier's recursion, exact in the entries' arithmetic."""
+    size = len(matrix)
+    identity = [[int(i == j) for j in range(size)] for i in range(size)]
+    coefficients, power = [1], identity
+    for k in range(1, size + 1):
+        product = _multiply(matrix, power)
+        coefficients.append(-sum(product[i][i] for i in range(size)) / k)
+        power = [[p + coefficients[-1] * e for p, e in zip(*rows, strict=True)] for rows in zip(product, identity)]
+    return coefficients
+
+
+def _multiply(left, right):
+    columns = list(zip(*right, strict=True))
+    return [[sum(a * b for a, b in zip(row, column, strict=True)) for column in columns] for row in left]
+
+
+def _trim(coefficients):
+    while len(coefficients) > 1 and coefficients[-1] == 0:
+        coefficients = coefficients[:-1]
+    return tuple(coefficients)
+
+
+def _limit(numerator, denominator, direction):
+    """The first s > 0 beyond which |R(s direction)| > 1."""
+    excess = _excess(numerator, denominator, direction)
+    if not excess.any():
+        return np.inf
+    excess = excess[np.flatnonzero(excess)[0] :]  # the factor s**k is positive
+    if excess[0] > 0:
+        return 0.0
+    for start, end in _stretches(excess):
+        if _polynomial(excess, (start + end) / 2) > 0:
+            return start
+    return np.inf
+
+
+def _excess(numerator, denominator, direction):
+    """|N(s d)|^2 - |D(s d)|^2 as a polynomial in s, |d| = 1: sum over j + k = m of (n_j n_k - d_j d_k) Re d^(j - k)."""
+    size = max(len(numerator), len(denominator))
+    n, d = ([*p, *[0] * (size - len(p))] for p in (numerator, denominator))
+    turns = [1.0 + 0.0j]
+    for _ in range(size - 1):
+        turns.append(turns[-1] * direction)  # products, since the powers of i come out exact
+    sums, scales = np.zeros(2 * size - 1), np.zeros(2 * size - 1)
+    for j in range(size):
+        for k in range(size):
+            term = float(n[j] * n[k] - d[j] * d[k])
+            sums[j + k] += term * turns[abs(j - k)].real
+            scales[j + k] += abs(float(n[j] * n[k])) + abs(float(d[j] * d[k]))
+    return np.where(np.abs(sums) <= ROUNDING * scales, 0.0, sums)
+
+
+def _stretches(polynomial):
+    """Consecutive intervals between the positive roots, and beyond the last."""
+    roots = np.polynomial.polynomial.polyroots(np.trim_zeros(polynomial, "b"))
+    real = roots[np.abs(roots.imag) <= 1e-6 * np.abs(roots)].real
+    ends = np.sort([_polish(polynomial, root) for root in real if root > 0])
+    if ends.size:
+        yield from zip(ends, [*ends[1:], 2 * ends[-1] + 1], strict=True)
+    # Without a positive root the sign never changes, and it is not positive at the start.
+
+
+def _polish(polynomial, root):
+    slope = np.polynomial.polynomial.polyder(polynomial)
+    for _ in range(3):
+        steep = _polynomial(slope, root)
+        change = _polynomial(polynomial, root) / steep if steep else 0.0
+        root = root - change if abs(change) < 1e-3 * root else root
+    return root
+
+
+def _polynomial(coefficients, x):
+    return np.polynomial.polynomial.polyval(x, coefficients)
+
+
+def _all_roots(coefficients):
+    """Roots, infinite ones in place of those that a vanishing leading coefficient takes away."""
+    scale = np.abs(coefficients).max()
+    kept = np.trim_zeros(np.where(np.abs(coefficients) > 1e-14 * scale, coefficients, 0), "b")
+    roots = np.polynomial.polynomial.polyroots(kept)
+    return np.concatenate([roots, np.full(len(coefficients) - len(kept), np.inf + 0j)])
+
+
+def _follow(rows, roots):
+    """Append the roots in the order of the branches: each goes where the nearest one was, closest pairs first."""
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(rows[-1][:, None] - roots[None, :])
+    distance = np.where(np.isfinite(distance), distance, np.finfo(float).max)
+    ordered = np.empty_like(roots)
+    for _ in roots:
+        branch, root = np.unravel_index(np.argmin(distance), distance.shape)
+        ordered[branch] = roots[root]
+        distance[branch, :] = distance[:, root] = np.inf
+    return [*rows, ordered]
