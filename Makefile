@@ -58,6 +58,6 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(call install,data$(,)docs)
 $(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(call install,data$(,)test)
+	$(call install,data$(,)test$(,)bench)
 
 , := ,

@@ -36,7 +36,7 @@ from numdl.analysis import propagation as measured
 from numdl.networks import dense
 from numdl.records import record
 from numdl.reporting import Claim
-from numdl.statistics import agreement, mean_and_error, z_limit
+from numdl.statistics import agreement, extrapolate, mean_and_error, z_limit
 from numdl.theory import propagation as predicted
 
 BIAS_VARIANCE = 0.05
@@ -176,21 +176,18 @@ def _critical_variance(result):
 
 
 def _rate(config, result):
-    """Least squares of the mean rates in 1 / width, weighted alike; the error is carried through the fit."""
+    """The rate without the bias of finite width."""
     means = mean_and_error(result.rates, axis=1)
-    design = np.stack([np.ones(len(config.scale_widths)), 1 / np.asarray(config.scale_widths, dtype=float)], axis=1)
-    solve = np.linalg.pinv(design / means.stderr[:, None])
-    intercept = (solve @ (means.mean / means.stderr))[0]
-    stderr = np.sqrt((solve @ solve.T)[0, 0])
+    limit = extrapolate(1 / np.asarray(config.scale_widths), means.mean, means.stderr)
     start, stop = config.scale_window
     return Claim(
         f"ordered: slope of ln(1 - c) per layer over layers {start} to {stop}, extrapolated to infinite width "
         f"(-1 / depth scale; asymptotically {-1 / result.fixed_points[ORDERED].depth_scale_c:.4f})",
         SCHOENHOLZ,
         expected=result.predicted_rate,
-        measured=intercept,
-        uncertainty=stderr,
-        tolerance=6 * stderr,
+        measured=limit.mean,
+        uncertainty=limit.stderr,
+        tolerance=6 * limit.stderr,
         tolerance_from="six standard errors of the intercept in 1 / width",
     )
 

@@ -119,6 +119,27 @@ def slope(x, y, confidence=0.95):
     return Slope(value, stderr, value - half, value + half, intercept)
 
 
+def extrapolate(x, means, stderrs):
+    """The limit at x = 0 of means with known standard errors, by weighted least squares of a line: a Mean.
+
+    With x = 1 / width it removes the leading bias of a finite network, which no tolerance need then hide.
+
+    Parameters
+    ----------
+    x, means, stderrs : array [n]   n >= 2, x not all equal, stderrs > 0; independent
+    Raises
+    ------
+    ValueError                  fewer than 2 points, different shapes, equal x, a standard error not above 0
+    """
+    x, means, stderrs = _numbers("x", x), _numbers("means", means), _numbers("stderrs", stderrs)
+    if x.ndim != 1 or x.size < 2 or np.ptp(x) == 0:
+        raise ValueError(f"x must be at least 2 numbers in one axis, not all equal; got shape {x.shape}")
+    checks.shape("means", means, x.shape)
+    checks.positive("stderrs", stderrs, shape=x.shape)
+    weights = np.linalg.pinv(np.stack([np.ones_like(x), x], axis=1) / stderrs[:, None])[0] / stderrs
+    return Mean(weights @ means, np.linalg.norm(weights * stderrs), x.size)
+
+
 def z_limit(tests, budget=1e-6):
     """The threshold for |z| at which `tests` tests together raise a false alarm with probability at most `budget`.
 

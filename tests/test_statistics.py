@@ -120,3 +120,32 @@ def test_bad_input_is_named(call, message):
 def test_complex_samples_are_refused():
     with pytest.raises(TypeError, match="samples must be real numbers; got dtype complex128"):
         statistics.mean_and_error([1j, 2.0])
+
+
+def test_extrapolate_recovers_a_line_and_carries_errors():
+    """Two points: the line through them; the error of the intercept by hand. Many: scipy's weighted fit."""
+    x, y, errors = np.array([0.1, 0.3]), np.array([2.0, 5.0]), np.array([0.2, 0.1])
+    limit = statistics.extrapolate(x, y, errors)
+    assert limit.mean == pytest.approx(0.5)
+    assert limit.stderr == pytest.approx(np.hypot(1.5 * 0.2, 0.5 * 0.1))
+    from scipy.optimize import curve_fit
+
+    x = np.linspace(0.1, 1, 7)
+    y, errors = 3 - 2 * x + 0.1 * np.sin(9 * x), np.linspace(0.1, 0.5, 7)
+    best, covariance = curve_fit(lambda x, a, b: a + b * x, x, y, sigma=errors, absolute_sigma=True)
+    limit = statistics.extrapolate(x, y, errors)
+    assert limit.mean == pytest.approx(best[0], rel=1e-6)
+    assert limit.stderr == pytest.approx(covariance[0, 0] ** 0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"x": [1.0, 1.0]}, "x must be at least 2 numbers"),
+        ({"means": [1.0]}, r"means must have shape \(2\)"),
+        ({"stderrs": [1.0, 0.0]}, "stderrs must be .*> 0; got 0"),
+    ],
+)
+def test_extrapolate_names_bad_input(change, message):
+    with pytest.raises(ValueError, match=message):
+        statistics.extrapolate(**{"x": [1.0, 2.0], "means": [1.0, 2.0], "stderrs": [1.0, 1.0]} | change)

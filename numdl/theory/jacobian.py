@@ -130,7 +130,9 @@ def singular_values(*, depth, q, activation, weight_variance, orthogonal):
     checks.instance("orthogonal", orthogonal, bool)
     first, second = _slope_moments(np.broadcast_to(np.asarray(q, float), (depth,)), activation)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        relative = np.sum(second / first**2 - (1 if orthogonal else 0))
+        spread = second / first**2 - 1
+        spread = np.where(np.abs(spread) < 1e-12, 0, spread)  # the quadrature's error
+        relative = np.sum(spread + (0 if orthogonal else 1))
         log_mean = np.sum(np.log(weight_variance * first))
         mean = np.exp(log_mean)
         return SquaredSingularValues(mean, relative * mean**2, relative, log_mean)

@@ -1,11 +1,13 @@
 """theory.jacobian against enumeration over all sign matrices, mpmath and arithmetic by hand."""
 
 import itertools
+import math
 
 import mpmath
 import numpy as np
 import pytest
 
+from numdl import activations
 from numdl.theory import jacobian
 
 pytestmark = pytest.mark.float32
@@ -13,9 +15,7 @@ pytestmark = pytest.mark.float32
 
 def test_the_lectures_three_means():
     for variance, expected in ((1.0, 1e6), (1 / 12, 100**3 / 12**3), (1 / 1200, 1 / 12**3)):
-        law = jacobian.product_norm(
-            width=100, depth=3, entry_variance=variance, excess_kurtosis=-1.2, y=np.eye(100)[0]
-        )
+        law = jacobian.product_norm(width=100, depth=3, entry_variance=variance, excess_kurtosis=-1.2, y=np.eye(100)[0])
         assert law.mean == pytest.approx(expected, rel=1e-14)
     assert jacobian.product_norm(width=100, depth=3, entry_variance=1.0, excess_kurtosis=0.0).mean == pytest.approx(1e8)
 
@@ -53,9 +53,7 @@ def test_gaussian_moments_and_logarithms():
 
 def test_mean_growth_is_not_typical_growth():
     """THE fact of the experiment: at n = 100, L = 1000 the mean is kept and the typical square shrinks to 4.4e-5."""
-    law = jacobian.product_norm(
-        width=100, depth=1000, entry_variance=0.01, excess_kurtosis=0.0, y=np.full(100, 0.1)
-    )
+    law = jacobian.product_norm(width=100, depth=1000, entry_variance=0.01, excess_kurtosis=0.0, y=np.full(100, 0.1))
     assert law.mean == pytest.approx(1.0, rel=1e-10)
     assert law.typical == pytest.approx(4.4e-5, rel=0.03)
 
@@ -113,3 +111,166 @@ def test_bad_input_is_named(change, error, message):
     arguments = {"width": 4, "depth": 2, "entry_variance": 1.0, "excess_kurtosis": 0.0} | change
     with pytest.raises(error, match=message):
         jacobian.product_norm(**arguments)
+
+
+# ---- singular values -----------------------------------------------------------------------------------------------
+
+
+def random_jacobian(rng, n, lengths, slope, orthogonal):
+    """D_1 W_1 ... D_L W_L by NumPy, weight variance 1."""
+    J = np.eye(n)
+    for q in lengths:
+        W = rng.normal(size=(n, n)) / np.sqrt(n)
+        if orthogonal:
+            W = np.linalg.qr(W)[0]
+        J = J @ (slope(np.sqrt(q) * rng.normal(size=n))[:, None] * W)
+    return J
+
+
+@pytest.mark.parametrize("orthogonal", [False, True])
+def test_moments_of_erf_layers_in_closed_form(orthogonal):
+    """E erf'^2 = 4/pi / sqrt(1 + 4q), E erf'^4 = 16/pi^2 / sqrt(1 + 8q); s_1 = -1 or 0."""
+    q = np.array([0.3, 1.1, 0.7])
+    first, second = 4 / np.pi / np.sqrt(1 + 4 * q), 16 / np.pi**2 / np.sqrt(1 + 8 * q)
+    mean = np.prod(1.4 * first)
+    relative = np.sum(second / first**2 - 1 + (0 if orthogonal else 1))
+    law = jacobian.singular_values(depth=3, q=q, activation=activations.erf, weight_variance=1.4, orthogonal=orthogonal)
+    assert law.mean == pytest.approx(mean, rel=1e-12)
+    assert law.relative_variance == pytest.approx(relative, rel=1e-12)
+    assert law.variance == pytest.approx(relative * mean**2, rel=1e-12)
+    assert law.log_of_mean == pytest.approx(np.log(mean), rel=1e-12)
+    assert law.isometry == pytest.approx(1 / (1 + relative), rel=1e-12)
+
+
+def test_critical_relu_has_variance_L_or_2L():
+    given = {"depth": 7, "q": 1.0, "activation": activations.relu, "weight_variance": 2.0}
+    assert jacobian.singular_values(orthogonal=True, **given).variance == pytest.approx(7, rel=1e-11)
+    assert jacobian.singular_values(orthogonal=False, **given).variance == pytest.approx(14, rel=1e-11)
+
+
+def test_linear_orthogonal_networks_are_isometries_and_gaussian_ones_are_not():
+    given = {"depth": 5, "q": 1.0, "activation": activations.identity, "weight_variance": 1.0}
+    assert jacobian.singular_values(orthogonal=True, **given).isometry == 1
+    assert jacobian.singular_values(orthogonal=False, **given).isometry == pytest.approx(1 / 6)
+
+
+@pytest.mark.parametrize("orthogonal", [False, True])
+def test_moments_of_large_random_matrices(orthogonal):
+    """hard_tanh, n = 200: the spread over draws bounds the 1/n bias too."""
+    rng = np.random.default_rng(0)
+    draws = []
+    for _ in range(12):
+        square = np.linalg.svd(random_jacobian(rng, 200, [1.0, 0.6], lambda u: abs(u) < 1, orthogonal))[1] ** 2
+        draws.append((np.log(square.mean()), square.var() / square.mean() ** 2))
+    law = jacobian.singular_values(
+        depth=2, q=[1.0, 0.6], activation=activations.hard_tanh, weight_variance=1.0, orthogonal=orthogonal
+    )
+    mean, error = np.mean(draws, axis=0), np.std(draws, axis=0, ddof=1) / np.sqrt(12)
+    assert np.all(np.abs(mean - [law.log_of_mean, law.relative_variance]) < 6 * error + 2 / 200)
+
+
+def test_deep_means_are_finite_logarithms():
+    law = jacobian.singular_values(
+        depth=20_000, q=1.0, activation=activations.identity, weight_variance=0.5, orthogonal=False
+    )
+    assert (law.mean, law.log_of_mean) == (0.0, pytest.approx(20_000 * np.log(0.5)))
+
+
+@pytest.mark.parametrize("depth, edge", [(1, 4.0), (2, 6.75), (10, 28.53), (100, 273.19)])
+def test_largest_value_of_gaussian_products(depth, edge):
+    assert jacobian.largest_squared(depth=depth, weight_variance=1.0, orthogonal=False) == pytest.approx(edge, rel=2e-4)
+    exact = mpmath.mpf(depth + 1) ** (depth + 1) / mpmath.mpf(depth) ** depth * mpmath.mpf("1.3") ** depth
+    found = jacobian.largest_squared(depth=depth, weight_variance=1.3, orthogonal=False)
+    assert found == pytest.approx(float(exact), rel=1e-12)
+
+
+@pytest.mark.parametrize("orthogonal", [False, True])
+@pytest.mark.parametrize("depth, active", [(1, 0.5), (4, 0.5), (3, 0.8), (30, 0.97)])
+def test_edges_with_inactive_units_minimize_the_inverse_function(depth, active, orthogonal):
+    z = np.exp(np.linspace(-12, 25, 400_001))
+    log_x = np.log1p(z) - np.log(z) + depth * (np.log(z + active) - (np.log1p(z) if orthogonal else 0))
+    found = jacobian.largest_squared(depth=depth, weight_variance=1.0, orthogonal=orthogonal, active=active)
+    assert np.log(found) == pytest.approx(log_x.min(), abs=1e-8)
+
+
+@pytest.mark.parametrize("orthogonal", [False, True])
+def test_edges_of_large_random_matrices(orthogonal):
+    rng = np.random.default_rng(3)
+    norms = [np.linalg.norm(random_jacobian(rng, 250, [1.0] * 3, lambda u: u > 0, orthogonal), 2) for _ in range(4)]
+    edge = jacobian.largest_squared(depth=3, weight_variance=1.0, orthogonal=orthogonal, active=0.5)
+    assert np.mean(np.square(norms)) == pytest.approx(edge, rel=5 * 250 ** (-2 / 3))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_density_has_fuss_catalan_moments(depth):
+    law = jacobian.product_density(depth=depth, weight_variance=1.5, points=40_000)
+    assert np.all(np.diff(law.s_squared) > 0)
+    for k in (1, 2, 3, 4):
+        moment = np.trapezoid(law.s_squared**k * law.density, law.s_squared)
+        expected = math.comb((depth + 1) * k, k) / (depth * k + 1) * 1.5 ** (depth * k)
+        assert moment == pytest.approx(expected, rel=1e-6)
+    assert np.trapezoid(law.density, law.s_squared) == pytest.approx(1, abs=1e-3)
+
+
+def test_density_of_one_layer_is_marchenko_pastur():
+    law = jacobian.product_density(depth=1, weight_variance=2.0, points=50)
+    x = law.s_squared / 2
+    np.testing.assert_allclose(law.density * 2, np.sqrt((4 - x) / x) / (2 * np.pi), rtol=1e-10)
+
+
+def test_lyapunov_exponents_to_mpmath():
+    law = jacobian.lyapunov_exponents(width=8, entry_variance=1 / 8)
+    assert law.exponents[0] == pytest.approx(-0.06508834634404507, rel=1e-13)
+    assert law.exponents[1] == pytest.approx(-0.1415688602373237, rel=1e-13)
+    expected = [(mpmath.log(mpmath.mpf(2) / 8) + mpmath.digamma(mpmath.mpf(8 - i) / 2)) / 2 for i in range(8)]
+    np.testing.assert_allclose(law.exponents, np.array(expected, float), rtol=1e-12)
+    np.testing.assert_allclose(
+        law.variance, [float(mpmath.psi(1, mpmath.mpf(8 - i) / 2)) / 4 for i in range(8)], rtol=1e-12
+    )
+
+
+def test_the_sum_of_lyapunov_exponents_is_the_mean_log_determinant():
+    rng = np.random.default_rng(0)
+    logs = np.linalg.slogdet(rng.normal(size=(20_000, 4, 4)) * 0.7)[1]
+    law = jacobian.lyapunov_exponents(width=4, entry_variance=0.49)
+    assert logs.mean() == pytest.approx(law.exponents.sum(), abs=6 * np.sqrt(law.variance.sum() / 20_000))
+    assert logs.var() == pytest.approx(law.variance.sum(), rel=0.1)
+
+
+SPECTRUM = {"depth": 2, "q": 1.0, "activation": activations.tanh, "weight_variance": 1.0, "orthogonal": False}
+
+
+@pytest.mark.parametrize(
+    "call, given, change, error, message",
+    [
+        (jacobian.singular_values, SPECTRUM, {"depth": 0}, ValueError, "depth must be .*got 0"),
+        (jacobian.singular_values, SPECTRUM, {"q": [1.0]}, ValueError, r"q must be .*shape \(2,\).*got .*\(1,\)"),
+        (jacobian.singular_values, SPECTRUM, {"q": -1.0}, ValueError, "q must be .*got -1"),
+        (jacobian.singular_values, SPECTRUM, {"activation": "tanh"}, TypeError, "activation .*got 'tanh'"),
+        (jacobian.singular_values, SPECTRUM, {"orthogonal": 1}, TypeError, "orthogonal must be a bool; got 1"),
+        (
+            jacobian.largest_squared,
+            {"depth": 2, "weight_variance": 1.0, "orthogonal": True},
+            {"active": 0.0},
+            ValueError,
+            "active must be .*> 0 and <= 1; got 0",
+        ),
+        (
+            jacobian.product_density,
+            {"depth": 2, "weight_variance": 1.0, "points": 5},
+            {"points": 0},
+            ValueError,
+            "points must be .*got 0",
+        ),
+        (
+            jacobian.lyapunov_exponents,
+            {"width": 2, "entry_variance": 1.0},
+            {"entry_variance": 0.0},
+            ValueError,
+            "entry_variance must be .*got 0",
+        ),
+    ],
+)
+def test_bad_spectra_are_named(call, given, change, error, message):
+    with pytest.raises(error, match=message):
+        call(**given | change)

@@ -1,0 +1,296 @@
+"""Does attention alone make all tokens equal?
+
+Question
+--------
+Every attention layer replaces tokens by averages of tokens. What is left of their differences after a few layers of
+pure attention, and what do skips and MLPs change?
+
+Prediction
+----------
+With res(X) = X - 1 mean(X)' and D the largest distance of two tokens, pure attention obeys
+D' <= V D tanh(A D^2 / (4 sqrt k)) <= A V D^3 / (4 sqrt k),  A = |W_Q W_K'|, V = |W_V W_O| (summed over heads): the closer
+the tokens, the less their attention differs. The logarithm of the residual triples in every layer, a doubly exponential
+collapse. An MLP multiplies the bound by its Lipschitz constant; that delays the cube and leaves it a cube.
+With skips the deviation stays. Small tokens attend evenly, so res(X) is kept exactly and the mean m becomes m + m W_V W_O,
+which doubles E|m|^2 at unit weight variance: E[1 / r_l^2 - 1] = 2^l (1 / r_0^2 - 1) for r = |res(X)| / |X|, a residual
+that falls by 1/sqrt(2) a layer at most, not by its cube.
+Source: Dong, Cordonnier & Loukas 2021, arXiv:2103.03404, theorem 2.2 and corollary 3.2; the constants and the law with
+skips derived as above.
+
+Measurement
+-----------
+Residuals and diameters of Gaussian tokens in random attention networks; without MLPs the tokens are carried as mean and
+deviation, so that no depth is lost in rounding. Where MLPs are, residuals below the rounding of float32 are not reported.
+
+Verdict
+-------
+20 networks of depth 8, width 64, 2 heads, 4 examples of 32 tokens, five settings; two CPU cores. All claims hold. MLPs
+alone do not stop the collapse, skips do.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numdl import activations, plotting
+from numdl.analysis import attention as measured
+from numdl.networks import attention, initializers
+from numdl.records import record
+from numdl.reporting import Claim
+from numdl.statistics import mean_and_error, slope
+from numdl.theory import attention as predicted
+
+DONG = "Dong et al. 2021, arXiv:2103.03404, theorem 2.2"
+DONG_MLP = "Dong et al. 2021, arXiv:2103.03404, section 3"
+SKIPS = "skips on small tokens: mean doubles, deviation stays (docstring)"
+# name -> (skip, MLP, scale of the tokens)
+SETTINGS = {
+    "pure": (False, False, 1.0),
+    "pure, small tokens": (False, False, 0.05),
+    "MLP": (False, True, 1.0),
+    "MLP, small tokens": (False, True, 0.02),
+    "skip": (True, False, 1.0),
+    "skip, small tokens": (True, False, 0.01),
+    "skip and MLP": (True, True, 1.0),
+}
+ASYMPTOTIC = -10.0  # the cube is fitted where ln of the residual is below
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes of the experiment."""
+
+    depth: int = 8
+    width: int = 64
+    heads: int = 2  # each of width / heads
+    tokens: int = 32
+    examples: int = 4
+    seeds: int = 20  # networks for each setting
+    seed: int = 0
+
+    @classmethod
+    def tiny(cls):
+        """For the tests: seconds."""
+        return cls(depth=7, width=16, tokens=8, examples=2, seeds=10)
+
+
+@record
+class Result:
+    """Natural logarithms, input first; nan where rounding hides the residual."""
+
+    residuals: dict  # setting -> [seeds, L + 1, N]  ln of the relative residual
+    diameters: dict  # setting -> [seeds, L + 1, N]
+    bounds: dict  # setting without skips -> [seeds, L + 1, N], of the diameters
+
+
+def network(config, *, skip, mlp):
+    """The stack; all weights of variance one over fan_in, relu's of two."""
+    extra = {
+        "mlp_width": 2 * config.width,
+        "mlp_weights": initializers.variance_scaling(2.0),
+        "activation": activations.relu,
+    }
+    unit = initializers.variance_scaling(1.0)
+    return attention.network(
+        depth=config.depth,
+        heads=config.heads,
+        head_width=config.width // config.heads,
+        outputs=1,
+        query_key_weights=unit,
+        value_weights=unit,
+        skip=skip,
+        **extra if mlp else {},
+    )
+
+
+def run(config):
+    """Measure every setting, and bound those without skips."""
+    keys = jax.random.split(jax.random.key(config.seed), len(SETTINGS) + 1)
+    x = jax.random.normal(keys[-1], (config.examples, config.tokens, config.width), jnp.float32)
+    residuals, diameters, bounds = {}, {}, {}
+    for key, (name, (skip, mlp, scale)) in zip(keys, SETTINGS.items(), strict=False):
+        stack, seeds = network(config, skip=skip, mlp=mlp), jax.random.split(key, config.seeds)
+        collapse, layers = _collapse(stack, seeds, scale * x, skip=skip, mlp=mlp)
+        residuals[name] = np.asarray(collapse.log_residual, float)
+        diameters[name] = np.asarray(collapse.log_diameter, float)
+        if not skip:
+            layers = {part: np.asarray(leaf, float) for part, leaf in layers.items()}
+            bounds[name] = _bounds(config, layers, diameters[name][:, 0])
+    return Result(residuals, diameters, bounds)
+
+
+@functools.partial(jax.jit, static_argnames=("skip", "mlp"))
+def _collapse(stack, keys, x, *, skip, mlp):
+    """The measurement of every network, and its weights."""
+
+    def one(key):
+        params = stack.init(key, x)
+        if mlp:
+            return measured.rank_collapse(stack, params, x), params["layers"]
+        return measured.rank_collapse_of(attention.split_states(params, x, skip=skip)), params["layers"]
+
+    return jax.lax.map(one, keys)
+
+
+def _bounds(config, layers, starts):
+    """Theory's bound for every network and example, [seeds, L + 1, N]."""
+    inner = np.einsum("slhdk,slhek->slhde", layers["query"], layers["key"])
+    outer = np.einsum("slhdv,slhve->slhde", layers["value"], layers["output"])
+    query_key, value = (np.linalg.norm(product, 2, axis=(-2, -1)) for product in (inner, outer))
+    if "mlp_in" in layers:
+        norms = [np.linalg.norm(layers[part], 2, axis=(-2, -1)) for part in ("mlp_in", "mlp_out")]
+        value = value * (norms[0] * norms[1])[:, :, None]
+    head_width = config.width // config.heads
+
+    def bound(start, a, v):
+        law = predicted.rank_collapse(
+            diameter=np.exp(start), depth=config.depth, query_key_norm=a, value_norm=v, head_width=head_width
+        )
+        return law.log_diameter
+
+    rows = [
+        np.stack([bound(start, a, v) for start in examples], axis=1)
+        for examples, a, v in zip(starts, query_key, value, strict=True)
+    ]
+    return np.stack(rows)
+
+
+def claims(config, result):
+    """The bound, the cube, MLPs that do not stop it, skips that do."""
+    made = [_bounded(name, config, result) for name in result.bounds]
+    return [*made, _cube(result), _hidden(config, result), _doubling(config, result), _kept(config, result)]
+
+
+def _bounded(name, config, result):
+    excess = np.nanmax(result.diameters[name][:, 1:] - result.bounds[name][:, 1:])
+    return Claim(
+        f"{name}: largest ln(diameter / bound) over layers, networks and examples",
+        DONG_MLP if "MLP" in name else DONG,
+        expected=0.0,
+        measured=excess,
+        uncertainty=0.0,
+        tolerance=float(np.finfo(np.float32).eps) * config.width * config.depth,
+        tolerance_from="rounding, float32 epsilon x width x depth",
+        relation="<=",
+    )
+
+
+def exponents(log_residuals):
+    """Slope of ln r_{l+1} against ln r_l where r is small, for every network: [seeds]."""
+
+    def fitted(rows):
+        before, after = rows[:-1].ravel(), rows[1:].ravel()
+        small = before < ASYMPTOTIC
+        return slope(before[small], after[small]).value
+
+    return np.array([fitted(rows) for rows in log_residuals])
+
+
+def _cube(result):
+    mean = mean_and_error(exponents(result.residuals["pure"]))
+    return Claim(
+        "pure: slope of ln r of a layer against that of the layer before, where ln r < -10: the cube",
+        DONG,
+        expected=3.0,
+        measured=mean.mean,
+        uncertainty=mean.stderr,
+        tolerance=6 * mean.stderr,
+        tolerance_from="six standard errors over networks",
+    )
+
+
+def _hidden(config, result):
+    return Claim(
+        f"MLP without skips: share of token sets that are equal up to rounding after {config.depth} layers",
+        DONG_MLP,
+        expected=1.0,
+        measured=np.isnan(result.residuals["MLP"][:, -1]).mean(),
+        uncertainty=0.0,
+        tolerance=0.0,
+        tolerance_from="a cube leaves nothing above the rounding of float32",
+    )
+
+
+def means_over_deviations(log_residuals):
+    """1 / r_l^2 - 1 relative to the input's, averaged over examples: [seeds, L + 1]."""
+    ratio = np.exp(-2 * log_residuals) - 1
+    return (ratio / ratio[:, :1]).mean(axis=-1)
+
+
+def _doubling(config, result):
+    last = mean_and_error(means_over_deviations(result.residuals["skip, small tokens"])[:, -1] / 2**config.depth)
+    return Claim(
+        f"skip, small tokens: 1 / r^2 - 1 after {config.depth} layers, relative to 2^{config.depth} times the input's",
+        SKIPS,
+        expected=1.0,
+        measured=last.mean,
+        uncertainty=last.stderr,
+        tolerance=6 * last.stderr + 1e-3,
+        tolerance_from="six standard errors, and 1e-3 for attention that is not quite even",
+    )
+
+
+def _kept(config, result):
+    logs = result.residuals["skip"]
+    least = -np.log1p(np.expm1(-2 * logs[:, 0]) * 2**config.depth) / 2
+    more = mean_and_error((logs[:, -1] - least).mean(axis=-1))
+    return Claim(
+        f"skip: mean over networks of ln(r / least) after {config.depth} layers, least being what small tokens keep",
+        f"{SKIPS}; uneven attention adds deviation",
+        expected=0.0,
+        measured=more.mean,
+        uncertainty=more.stderr,
+        tolerance=6 * more.stderr,
+        tolerance_from="six standard errors",
+        relation=">=",
+    )
+
+
+def figure(config, result):
+    """Residuals of all settings, the diameter beside its bound, and the doubling with skips."""
+    drawing = plotting.figure(width=14, height=4.6)
+    residuals, bound, doubling = drawing.subplots(1, 3)
+    layers = np.arange(config.depth + 1)
+    _draw_residuals(residuals, layers, result)
+    _draw_bound(bound, layers, result)
+    samples = means_over_deviations(result.residuals["skip, small tokens"])
+    plotting.prediction_and_measurement(
+        layers, 2.0**layers, samples, ax=doubling, label="skip, small tokens", color=plotting.COLORS[2],
+        xlabel="layer (0: input)", ylabel="1 / r² - 1, relative to the input's", log=True,
+    )  # fmt: skip
+    doubling.set_title("skips: the mean doubles, the deviation stays", fontsize=10)
+    for ax in drawing.axes:
+        plotting.tidy(ax)
+    return drawing
+
+
+def _draw_residuals(ax, layers, result):
+    for color, marker, name in zip(plotting.COLORS, "osv^", ("pure", "MLP", "skip", "skip and MLP"), strict=False):
+        rows = -np.moveaxis(result.residuals[name], 1, 0).reshape(layers.size, -1)
+        # A layer is drawn where every network's residual is above rounding.
+        ax.plot(layers, rows.mean(axis=1), marker=marker, color=color, markersize=4, linewidth=1, label=name)
+    end = -result.residuals["pure"][:, -1].mean()
+    shown = layers[2:]
+    ax.plot(shown, end * 3.0 ** (shown - layers[-1]), "k--", linewidth=1.6, label="predicted, factor 3 a layer", zorder=4)
+    ax.set_yscale("log")
+    ax.set_xlabel("layer (0: input)")
+    ax.set_ylabel("-ln r, r = |res(X)| / |X|")
+    ax.set_title("MLP without skips ends in rounding (float32)", fontsize=10)
+    ax.legend(fontsize="small", frameon=False)
+
+
+def _draw_bound(ax, layers, result):
+    name = "pure, small tokens"
+    rows = -np.moveaxis(result.diameters[name], 1, 0).reshape(layers.size, -1)
+    least = -np.moveaxis(result.bounds[name], 1, 0).reshape(layers.size, -1)
+    ax.plot(layers, least.mean(axis=1), "k--", linewidth=1.6, label="predicted, at least", zorder=4)
+    ax.plot(layers, rows.mean(axis=1), "o", color=plotting.COLORS[0], markersize=4, label=f"measured, {name}")
+    ax.fill_between(layers, rows.min(axis=1), rows.max(axis=1), color=plotting.COLORS[0], alpha=0.18, linewidth=0)
+    ax.set_yscale("log")
+    ax.set_xlabel("layer (0: input)")
+    ax.set_ylabel("-ln of the largest distance of two tokens")
+    ax.set_title("the bound on the diameter", fontsize=10)
+    ax.legend(fontsize="small", frameon=False)

@@ -1,0 +1,303 @@
+"""MEASURED: how squared gradients travel back through a network, over random networks or at given parameters.
+
+    log_square[s, l] = ln mean over examples and units of (N dloss/dy_l)^2,    network s, state y_l, l = 1..L
+
+N is the number of examples and the loss a mean over them, so that these are the gradients of single examples. Nothing
+under- or overflows on the way: where a gradient comes near the edge of its dtype, the backward pass is begun anew at
+the last safe layer with a cotangent of size 1, and the logarithms of the scales are added.
+"""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import Partial
+
+from numdl import checks
+from numdl.analysis import layers
+from numdl.networks import core
+from numdl.records import record, static
+
+TRAINABLE = math.exp(6)  # squared gradients that change by more hardly train: about 6 depth scales
+
+# fold_in(key, i) is the i-th key of split(key): init uses the first ones, and the readout's weights would be this draw.
+_APART = 2**31 - 1
+
+
+@record
+class GradientSamples:
+    """Natural logarithms of mean squared gradients."""
+
+    log_square: jax.Array  # [seeds, L]: of y_l; -inf where it is exactly 0 (dead units)
+    log_cotangent: jax.Array  # [seeds]: of the outputs
+
+    @property
+    def log_ratio(self):
+        """ln of mean squares relative to the outputs', [seeds, L]: what theory.gradients.growth predicts."""
+        return self.log_square - self.log_cotangent[..., None]
+
+
+@record
+class Verdict:
+    """Do gradients vanish or explode between the last state and the first, and how sure is that?"""
+
+    kind: str = static()  # vanishing | exploding | stable | undecided: the interval holds a threshold
+    growth: float  # ln of the factor a layer, going back: (change from y_L to y_1) / (L - 1)
+    growth_stderr: float  # over seeds
+    change: float  # ln g[1] / g[L], mean over seeds whose gradient is not 0
+    low: float  # interval of that mean at the confidence asked for, Student's law
+    high: float
+    threshold: float  # ln factor: vanishing below -threshold, exploding above
+    spread: float  # standard deviation of `change` from one network to another
+    dead: float  # share of seeds whose gradient at y_1 is exactly 0
+
+
+def growth(key, network, x, loss=None, *, seeds, batch_size=None):
+    """MEASURED mean squares of the gradients of every state, for independent networks, in logarithms.
+
+    Without a loss the outputs' cotangent is random, N(0, 1), for each network anew: what comes out is the network's
+    own doing. `log_ratio` is what theory predicts, for any loss that does not look at the weights.
+
+    Parameters
+    ----------
+    x : array [N, ...]          one batch for all networks
+    loss : function             outputs [N, d_out] -> scalar, a mean over examples; None: random cotangents
+    seeds : int                 number of networks
+    batch_size : int            networks at a time; None: 1 on a CPU, all elsewhere
+    Returns
+    -------
+    GradientSamples(log_square [seeds, L], log_cotangent [seeds])
+    Raises
+    ------
+    ValueError, TypeError       seeds or batch_size below 1, x without axes, network or loss of another kind
+    Twin: theory.gradients.growth (log_products), theory.gradients.log_norm (spread)
+    """
+    checks.key("key", key)
+    network = core.traceable(network)
+    checks.floating("x", x, least_ndim=1)
+    seeds = checks.whole("seeds", seeds)
+    batch_size = _batch_size(batch_size, seeds)
+    return _sample(network, x, key, _loss(loss), seeds, batch_size)
+
+
+def growth_at(network, params, x, cotangent):
+    """MEASURED mean squares at these parameters for this cotangent of the outputs: GradientSamples([L], []).
+
+    The cotangent is that of single examples: N * dloss/doutputs. All examples are pulled back at once, so that one
+    whose gradients are 1e30 times smaller than another's adds nothing.
+    """
+    network = core.traceable(network)
+    expected = jax.eval_shape(network.apply, params, x)
+    checks.shape("cotangent", checks.floating("cotangent", cotangent), expected.shape)
+    return GradientSamples(*_log_squares(network, params, x, cotangent.astype(expected.dtype)))
+
+
+def growth_of_function(key, apply, init, x, *, loss, seeds):
+    """MEASURED mean squares of the gradients of every layer of any JAX function, through `layers.probe`.
+
+    Parameters
+    ----------
+    apply : function            apply(params, x) -> outputs, with any layers in it
+    init : function             key -> params
+    loss : function             outputs -> scalar, a mean over the N examples
+    seeds : int                 number of draws of the parameters, one at a time
+    Returns
+    -------
+    GradientSamples(log_square [seeds, L], log_cotangent [seeds]); the layers in the order of `layers.probe`
+    """
+    checks.key("key", key)
+    for name, function in (("apply", apply), ("init", init), ("loss", loss)):
+        checks.function(name, function)
+
+    seeds = checks.whole("seeds", seeds)
+    apply, init, loss = (f if isinstance(f, Partial) else Partial(f) for f in (apply, init, loss))
+    return _sample_function(key, apply, init, x, loss, seeds)
+
+
+def verdict(samples, *, factor=TRAINABLE, confidence=0.95):
+    """Vanishing, exploding or stable: the change of the squared gradient from y_L to y_1 against a stated factor.
+
+        change = mean over seeds of (log_square[:, 0] - log_square[:, -1]),    low, high = change -+ t * stderr
+        exploding: low > ln factor    vanishing: high < -ln factor    stable: both inside    else undecided
+
+    The threshold is on the whole network, not on one layer: 5 % a layer is harmless at depth 10 and not at 1000. The
+    default, e^6 = 403 in the square (20 in size), is Schoenholz's: networks train up to about 6 depth scales.
+
+    Parameters
+    ----------
+    samples : GradientSamples or array [seeds, L]    natural logarithms; at least 2 seeds and 2 layers
+    factor : scalar             > 1, of the squared gradient
+    confidence : scalar         of Student's interval over seeds, in (0, 1)
+    Raises
+    ------
+    ValueError, TypeError       samples of another shape, factor <= 1, confidence outside (0, 1)
+    Source: Schoenholz et al. 2017, arXiv:1611.01232, figure 5, for the factor.
+    """
+    logs = samples.log_square if isinstance(samples, GradientSamples) else samples
+    logs = np.asarray(logs, np.float64)
+    if logs.ndim != 2 or min(logs.shape) < 2:
+        raise ValueError(f"samples must have shape (seeds, L), at least 2 of both; got {logs.shape}")
+    checks.finite("factor", factor, above=1.0, shape=())
+    if not 0 < checks.finite("confidence", confidence, shape=()) < 1:
+        raise ValueError(f"confidence must be in (0, 1); got {confidence}")
+    threshold, dead = math.log(factor), float(np.mean(logs[:, 0] == -np.inf))
+    change, stderr, low, high, spread = _interval(logs[logs[:, 0] != -np.inf], confidence)
+    kind = "vanishing" if dead == 1 else _kind(low, high, threshold)
+    gaps = logs.shape[1] - 1
+    return Verdict(kind, change / gaps, stderr / gaps, change, low, high, threshold, spread, dead)
+
+
+def _kind(low, high, threshold):
+    if high < -threshold:
+        return "vanishing"
+    if low > threshold:
+        return "exploding"
+    return "stable" if -threshold < low and high < threshold else "undecided"
+
+
+def _interval(logs, confidence):
+    from scipy.special import stdtrit
+
+    if len(logs) == 0:
+        return -math.inf, 0.0, -math.inf, -math.inf, 0.0
+    change = logs[:, 0] - logs[:, -1]
+    if len(logs) == 1 or not np.isfinite(change).all():
+        return float(change[0]) if len(logs) == 1 else math.nan, math.nan, math.nan, math.nan, math.nan
+    spread = float(change.std(ddof=1))
+    stderr = spread / math.sqrt(len(change))
+    half = float(stdtrit(len(change) - 1, (1 + confidence) / 2)) * stderr
+    mean = float(change.mean())
+    return mean, stderr, mean - half, mean + half, spread
+
+
+# ---- samples over seeds --------------------------------------------------------------------------------------------
+
+
+def _batch_size(batch_size, seeds):
+    if batch_size is None:
+        batch_size = 1 if jax.default_backend() == "cpu" else seeds
+    return min(checks.whole("batch_size", batch_size), seeds)
+
+
+def _loss(loss):
+    if loss is None or isinstance(loss, Partial):
+        return loss
+    return Partial(checks.function("loss", loss))
+
+
+@functools.partial(jax.jit, static_argnames=("seeds", "batch_size"))
+def _sample(network, x, key, loss, seeds, batch_size):
+    def one(key):
+        # The network's key is the one that the other analyses give it: same seeds, same networks.
+        params = network.init(key, x)
+        outputs = jax.eval_shape(network.apply, params, x)
+        if loss is None:
+            cotangent = jax.random.normal(jax.random.fold_in(key, _APART), outputs.shape, outputs.dtype)
+        else:
+            cotangent = x.shape[0] * jax.grad(loss)(network.apply(params, x))
+        return GradientSamples(*_log_squares(network, params, x, cotangent))
+
+    return lax.map(one, jax.random.split(key, seeds), batch_size=batch_size if batch_size > 1 else None)
+
+
+@functools.partial(jax.jit, static_argnames="seeds")
+def _sample_function(key, apply, init, x, loss, seeds):
+    def one(key):
+        params = init(key)
+        flow = layers.probe(apply, params, x, loss=loss)
+        heads = jax.tree.leaves(jax.grad(loss)(apply(params, x)))
+        cotangent = jnp.concatenate([(flow.examples * head).ravel() for head in heads])
+        return GradientSamples(2 * jnp.log(flow.state_gradient_rms), _log_mean_square(cotangent))
+
+    return lax.map(one, jax.random.split(key, seeds))
+
+
+# ---- one backward pass, in safe pieces -----------------------------------------------------------------------------
+
+
+@jax.jit
+def _log_squares(network, params, x, cotangent):
+    """ln of the mean square of every state's gradient, [L], and of the cotangent."""
+    probes = core.zero_probes(network, params, x)
+    states, pull = jax.vjp(lambda probes: network.states(params, x, probes), probes)
+    _, push_back = jax.vjp(lambda y: network.readout(params, y), core.last_state(states, x))
+    unit, scale = _unit(cotangent)
+    last, depth = push_back(unit)[0], core.layer_count(states)
+    if not depth:
+        return jnp.zeros((0,), scale.dtype), _log_mean_square(cotangent)
+    numbers = _numbered(states)
+    # As if a pass had reached the last state only.
+    reached = tuple(jnp.broadcast_to(last, y.shape[:1] + last.shape) if y is states[-1] else y for y in states)
+    logs = jnp.full((depth,), -jnp.inf, scale.dtype)
+
+    def unfinished(carry):
+        return carry[0] >= 0
+
+    def restart(carry):
+        layer, gradients, offset, logs = carry
+        chosen, scale = _unit_of_layer(gradients, numbers, layer)
+        gradients, offset = pull(chosen)[0], offset + jnp.log(scale)
+        here = 2 * offset + core.per_layer(_log_mean_square, gradients)
+        logs = jnp.where(jnp.arange(depth) <= layer, here.astype(logs.dtype), logs)
+        return _next_start(core.per_layer(_largest, gradients), layer), gradients, offset, logs
+
+    start = jnp.asarray(depth - 1, jnp.int32), reached, jnp.log(scale), logs
+    return lax.while_loop(unfinished, restart, start)[3], _log_mean_square(cotangent)
+
+
+def _next_start(sizes, layer):
+    """Where to begin anew: the last safe layer before the edge of the dtype comes near; -1 when nothing is to be done.
+
+    If one layer alone leaves the safe range, its own numbers are begun with, unless they are lost already.
+    """
+    limits = jnp.finfo(sizes.dtype)
+    safe = (sizes > float(limits.tiny) ** 0.5) & (sizes < float(limits.max) ** 0.5)
+    places = jnp.arange(sizes.size, dtype=jnp.int32)
+    edge = jnp.max(jnp.where(~safe & (places < layer), places, -1))
+    usable = (sizes[edge] > 0) & jnp.isfinite(sizes[edge]) & (edge > 0)
+    return jnp.where(edge < 0, -1, jnp.where(edge + 1 < layer, edge + 1, jnp.where(usable, edge, -1)))
+
+
+def _numbered(states):
+    """The number of each layer, from 0, shaped like the stretches' first axes."""
+    counts = np.cumsum([0, *(stretch.shape[0] for stretch in states)])
+    return tuple(np.arange(start, stop) for start, stop in itertools.pairwise(counts))
+
+
+def _unit_of_layer(gradients, numbers, layer):
+    """Stretches that are 0 but at one layer, where the gradient is divided by its largest entry; and that entry."""
+    chosen = tuple(
+        jnp.where((jnp.asarray(n) == layer).reshape(-1, *(1,) * (g.ndim - 1)), g, jnp.zeros_like(g))
+        for g, n in zip(gradients, numbers, strict=True)
+    )
+    scale = _safe(functools.reduce(jnp.maximum, [_largest(g) for g in chosen]))
+    return tuple((g / scale.astype(g.dtype)).astype(g.dtype) for g in chosen), scale
+
+
+def _unit(array):
+    scale = _safe(_largest(array))
+    return (array / scale.astype(array.dtype)).astype(array.dtype), scale
+
+
+def _largest(array):
+    return jnp.max(_size(array))
+
+
+def _size(array):
+    real = jnp.finfo(array.dtype).dtype
+    return jnp.abs(array).astype(jnp.promote_types(real, jnp.float32))
+
+
+def _safe(scale):
+    return jnp.where((scale > 0) & jnp.isfinite(scale), scale, jnp.ones_like(scale))
+
+
+def _log_mean_square(array):
+    """ln mean |array|^2, the largest entry taken out before squaring; -inf where all are 0."""
+    size = _size(array)
+    scale = _safe(jnp.max(size))
+    return jnp.log(jnp.mean((size / scale) ** 2)) + 2 * jnp.log(scale)

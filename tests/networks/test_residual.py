@@ -1,0 +1,374 @@
+"""Residual networks against NumPy loops, finite differences and scipy; memory; refinement."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from numdl.networks import core, residual
+from numdl.ode import adjoints, tableaus
+
+pytestmark = pytest.mark.float32
+PHYSICS = {"activation": jnp.tanh, "weight_variance": 1.5, "bias_variance": 0.2}
+
+
+def build(widths=(5, 8, 3), depth=6, **more):
+    more = {} | ({} if "time" in more else {"step": 0.25}) | more
+    return residual.network(widths=widths, depth=depth, **PHYSICS | more)
+
+
+def inputs(*shape, dtype=jnp.float32, seed=7):
+    return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+def wide(tree):
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+
+def affine(weights, y):
+    return y @ weights["kernel"] + weights["bias"] if weights else y
+
+
+def close(ours, expected, rounding=300):
+    expected = np.asarray(expected)
+    tolerance = rounding * float(jnp.finfo(ours.dtype).eps) * max(np.abs(expected).max(), 1.0)
+    np.testing.assert_allclose(ours, expected, atol=tolerance)
+
+
+SLOPES = {
+    "one_layer": lambda t, y: np.tanh(y @ t["kernel"] + t["bias"]),
+    "two_layer": lambda t, y: np.tanh(y @ t["kernel"] + t["bias"]) @ t["second"],
+    "symmetric": lambda t, y: -np.tanh(y @ t["kernel"] + t["bias"]) @ t["kernel"].T,
+    "antisymmetric": lambda t, y: np.tanh(y @ (t["kernel"] - t["kernel"].T) - 0.3 * y + t["bias"]),
+}
+
+
+def by_hand(params, x, slope, h):
+    """Forward Euler, one layer after the other in float64: states stage by stage, outputs."""
+    params, y, stages = wide(params), wide(x), []
+    for connector, theta in zip(params["connectors"], params["blocks"], strict=True):
+        y = affine(connector, y)
+        stages += [[y]] if connector else []
+        states = []
+        for n in range(len(theta["bias"])):
+            y = y + h * slope({name: leaf[n] for name, leaf in theta.items()}, y)
+            states.append(y)
+        stages.append(states)
+    return stages, affine(params["readout"], y)
+
+
+@pytest.mark.parametrize("block", SLOPES)
+@pytest.mark.parametrize("widths, depth", [((5, 8, 3), 6), ((8, 8, 3), 4), ((5, 8, 4, 3), (3, 2))])
+def test_forward_euler_is_a_plain_loop(key, block, widths, depth):
+    net = build(widths, depth, block=block, **({"damping": 0.3} if block == "antisymmetric" else {}))
+    x = inputs(4, widths[0])
+    params = net.init(key, x)
+    expected, outputs = by_hand(params, x, SLOPES[block], 0.25)
+    states = net.states(params, x)
+    assert len(states) == len(expected)
+    for ours, theirs in zip(states, expected, strict=True):
+        close(ours, np.stack(theirs))
+    close(net.apply(params, x), outputs)
+    close(core.Network(*net).apply(params, x), outputs)
+
+
+def runge_kutta_by_hand(tableau, theta, y, h):
+    a, b, c = tableau.matrix, tableau.weights, tableau.nodes
+    for n in range(len(theta["bias"]) - 1):
+        slopes = []
+        for i in range(len(b)):
+            local = {name: (1 - c[i]) * leaf[n] + c[i] * leaf[n + 1] for name, leaf in theta.items()}
+            slopes.append(SLOPES["one_layer"](local, y + h * sum((w * k for w, k in zip(a[i], slopes)), 0 * y)))
+        y = y + h * sum(w * k for w, k in zip(b, slopes, strict=True))
+    return y
+
+
+@pytest.mark.parametrize("tableau", [tableaus.heun, tableaus.rk4, tableaus.dormand_prince])
+def test_any_tableau_and_parameters_linear_in_time(key, tableau):
+    net, x = build((5, 5, 3), 4, tableau=tableau, interpolation="linear"), inputs(4, 5)
+    params = net.init(key, x)
+    assert params["blocks"][0]["kernel"].shape == (5, 5, 5)
+    y = runge_kutta_by_hand(tableau, wide(params["blocks"][0]), wide(x), 0.25)
+    close(net.states(params, x)[0][-1], y)
+
+
+def test_step_and_time_are_two_words_for_one_thing(key):
+    x = inputs(4, 5)
+    params = build().init(key, x)
+    close(build(time=1.5).apply(params, x), build().apply(params, x))
+    longer = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), params["blocks"])
+    deep = {**params, "blocks": longer}
+    close(build().apply(deep, x), by_hand(deep, x, SLOPES["one_layer"], 0.25)[1])
+    close(build(time=1.5).apply(deep, x), by_hand(deep, x, SLOPES["one_layer"], 0.125)[1])
+
+
+def native(y, kernel):
+    return jax.lax.conv_general_dilated(y, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+@pytest.mark.parametrize("block", ["one_layer", "two_layer", "symmetric"])
+def test_convolutional_against_lax(key, block):
+    net, x = build((2, 4, 6, 3), (2, 3), block=block, window=3, pool=2), inputs(2, 6, 4, 2)
+    params = net.init(key, x)
+    y, maps = x, []
+    for stage, theta in enumerate(params["blocks"]):
+        if stage:
+            y = y.reshape(2, 3, 2, 2, 2, 4).mean(axis=(2, 4))
+        y = native(y, params["connectors"][stage]["kernel"]) + params["connectors"][stage]["bias"][None, None, None]
+        for n in range(len(theta["bias"])):
+            inner = jnp.tanh(native(y, theta["kernel"][n]) + theta["bias"][n][None, None, None])
+            flipped = theta["kernel"][n][::-1, ::-1].swapaxes(2, 3)
+            value = {"one_layer": inner, "symmetric": -native(inner, flipped)}.get(block)
+            y = y + 0.25 * (native(inner, theta["second"][n]) if value is None else value)
+        maps.append(y)
+    states = net.states(params, x)
+    assert [s.shape for s in states] == [(1, 2, 6, 4, 4), (2, 2, 6, 4, 4), (1, 2, 3, 2, 6), (3, 2, 3, 2, 6)]
+    close(states[1][-1], maps[0])
+    close(states[3][-1], maps[1])
+    close(net.apply(params, x), affine(wide(params["readout"]), wide(maps[1]).mean(axis=(1, 2))))
+
+
+@pytest.mark.parametrize("more", [{}, {"interpolation": "linear", "tableau": tableaus.rk4}])
+def test_probes_are_added_after_each_step_and_flow_on(key, more):
+    net, x = build((5, 8, 3), 4, **more), inputs(3, 5)
+    params = net.init(key, x)
+    clean = net.states(params, x)
+    probes = core.zero_probes(net, params, x)
+    for ours, expected in zip(net.states(params, x, probes), clean, strict=True):
+        close(ours, expected, 10)
+    probed = net.states(params, x, (probes[0], probes[1].at[1].set(0.5)))
+    close(probed[1][0], clean[1][0], 10)
+    close(probed[1][1], clean[1][1] + 0.5, 10)
+    # What follows is the flow from the probed state.
+    last = build((8, 8, 3), 2, **more)
+    rest = {**params, "connectors": ({},), "blocks": jax.tree.map(lambda leaf: leaf[2:], params["blocks"])}
+    close(last.states(rest, probed[1][1])[0], probed[1][2:], 20)
+
+
+@pytest.mark.parametrize("block", SLOPES)
+@pytest.mark.parametrize("adjoint", [adjoints.direct, adjoints.checkpointed, adjoints.binomial(snapshots=2)])
+def test_gradients_are_finite_differences(key, block, adjoint):
+    if not jax.config.jax_enable_x64:
+        pytest.skip("differences need float64")
+    more = {"damping": 0.3} if block == "antisymmetric" else {}
+    net, x = build((5, 8, 3), 3, block=block, adjoint=adjoint, **more), inputs(4, 5, dtype=jnp.float64)
+    params = net.init(key, x)
+    direction = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), params)
+
+    def loss(s):
+        return jnp.sum(net.apply(jax.tree.map(lambda p, d: p + s * d, params, direction), x) ** 2)
+
+    slope = jax.grad(loss)(0.0)
+    e = 1e-5
+    assert abs(slope - (loss(e) - loss(-e)) / (2 * e)) < 1e-8 * abs(slope)
+
+
+def test_state_gradients_and_jacobians_by_whatever_adjoint(key):
+    """The states' own derivatives are exact and go forward too, whatever `apply` is told."""
+    net, x = build(adjoint=adjoints.backsolve), inputs(1, 5)
+    params = net.init(key, x)
+    gradients = core.state_gradients(net, params, x, jnp.sum)
+    matrix = core.jacobian(net, params, x, start=3, stop=8)
+    close(gradients[1][1].ravel(), np.asarray(matrix).sum(axis=0), 50)
+
+
+def temporary_memory(depth, **more):
+    net, x = build((16, 16, 2), depth, time=1.0, **more), inputs(32, 16)
+    params = jax.eval_shape(net.init, jax.random.key(0), x)
+    gradient = jax.jit(jax.grad(lambda p, x: jnp.sum(net.apply(p, x) ** 2)))
+    return gradient.lower(params, x).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_apply_keeps_what_its_adjoint_needs():
+    """Checkpointed: one state a step beside the cotangents of the parameters; direct: about three."""
+    state = 32 * 16 * 4
+    few = (temporary_memory(400) - temporary_memory(200)) / 200 / state
+    many = (temporary_memory(400, adjoint=adjoints.direct) - temporary_memory(200, adjoint=adjoints.direct)) / 200 / state
+    assert few < 1.7
+    assert many > few + 0.7
+
+
+def count(jaxpr):
+    inner = [p for e in jaxpr.eqns for p in e.params.values() if hasattr(p, "eqns") or hasattr(p, "jaxpr")]
+    return len(jaxpr.eqns) + sum(count(getattr(p, "jaxpr", p)) for p in inner)
+
+
+def test_depth_1000_is_the_program_of_depth_10(key):
+    x, sizes = inputs(4, 5), []
+    for depth in (10, 1000):
+        net = build(depth=depth)
+        params = jax.eval_shape(net.init, key, x)
+        program = jax.make_jaxpr(jax.grad(lambda p, net=net: net.apply(p, x).sum()))(params)
+        sizes.append((count(program.jaxpr), count(jax.make_jaxpr(net.init)(key, x).jaxpr)))
+    assert sizes[0] == sizes[1]
+
+
+def test_numbers_are_data(key):
+    x, traces = inputs(4, 5), []
+
+    def counted(y):
+        traces.append(1)
+        return jnp.tanh(y)
+
+    @jax.jit
+    def outputs(net, key, x):
+        return net.apply(net.init(key, x), x)
+
+    physics = {"activation": counted, "bias_variance": 0.1}
+    first = outputs(residual.network(widths=(5, 8, 3), depth=3, weight_variance=1.0, step=0.1, **physics), key, x)
+    once = len(traces)
+    second = outputs(residual.network(widths=(5, 8, 3), depth=3, weight_variance=2.0, step=0.2, **physics), key, x)
+    assert len(traces) == once > 0
+    assert not np.allclose(first, second)
+
+
+def z_of_variance(samples, variance):
+    samples = np.asarray(samples, np.float64).ravel()
+    return abs(np.mean(samples**2) - variance) / (variance * np.sqrt(2 / samples.size))
+
+
+def test_variances_at_initialization(key):
+    net = build(
+        (40, 60, 30),
+        5,
+        block="two_layer",
+        hidden=80,
+        second_weight_variance=0.7,
+        connector_weight_variance=3.0,
+        readout_weight_variance=0.4,
+    )
+    params = net.init(key, inputs(2, 40))
+    theta = params["blocks"][0]
+    assert theta["kernel"].shape == (5, 60, 80) and theta["second"].shape == (5, 80, 60)
+    assert z_of_variance(theta["kernel"], 1.5 / 60) < 6
+    assert z_of_variance(theta["second"], 0.7 / 80) < 6
+    assert z_of_variance(theta["bias"], 0.2) < 6
+    assert z_of_variance(params["connectors"][0]["kernel"], 3.0 / 40) < 6
+    assert z_of_variance(params["readout"]["kernel"], 0.4 / 60) < 6
+    assert not np.array_equal(theta["kernel"][0], theta["kernel"][1])
+    window = build((4, 8, 3), 9, window=3).init(key, inputs(1, 5, 5, 4))["blocks"][0]["kernel"]
+    assert window.shape == (9, 3, 3, 8, 8)
+    assert z_of_variance(window, 1.5 / 72) < 6
+
+
+def test_padding_puts_zeros_into_the_new_coordinates(key):
+    net, x = build((5, 8, 3), 2, connector="pad"), inputs(4, 5)
+    params = net.init(key, x)
+    assert params["connectors"] == ({},)
+    first = net.states(params, x)[0][0]
+    np.testing.assert_array_equal(first[:, :5], x)
+    np.testing.assert_array_equal(first[:, 5:], 0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_parameters_and_states_follow_the_input(key, dtype):
+    net, x = build(), inputs(4, 5, dtype=dtype)
+    params = net.init(key, x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
+    assert {s.dtype for s in net.states(params, x)} == {jnp.dtype(dtype)}
+    assert net.apply(params, x).dtype == dtype
+    told = build(dtype=jnp.bfloat16).init(key, inputs(4, 5))
+    assert {leaf.dtype for leaf in jax.tree.leaves(told)} == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize("clock", [{"step": 0.25}, {"time": 1.5}])
+@pytest.mark.parametrize("interpolation", ["constant", "linear"])
+def test_refining_converges_to_the_ode(key, clock, interpolation):
+    """First order towards scipy's solution of the same ODE; the parameters are the same function of time."""
+    from scipy.integrate import solve_ivp
+
+    net, x = build((5, 5, 3), 6, interpolation=interpolation, **clock), inputs(1, 5)
+    params = net.init(key, x)
+    theta = wide(params["blocks"][0])
+
+    def at(t):
+        n = min(int(t / 0.25), 5)
+        part = t / 0.25 - n if interpolation == "linear" else 0.0
+        after = min(n + 1, len(theta["bias"]) - 1)
+        return {name: (1 - part) * leaf[n] + part * leaf[after] for name, leaf in theta.items()}
+
+    y = wide(x).ravel()
+    for n in range(6):
+        span = (0.25 * n, 0.25 * (n + 1) - 1e-13)
+        y = solve_ivp(lambda t, y: SLOPES["one_layer"](at(t), y), span, y, rtol=1e-11, atol=1e-12).y[:, -1]
+    factors, errors = [4, 8, 16, 32], []
+    for factor in factors:
+        finer, more = residual.refine(net, params, factor=factor)
+        assert more["blocks"][0]["bias"].shape[0] == 6 * factor + (interpolation == "linear")
+        errors.append(np.linalg.norm(np.asarray(finer.states(more, x)[0][-1][0], np.float64) - y))
+    orders = -np.diff(np.log2(errors))
+    np.testing.assert_allclose(orders[-1], 1.0, atol=0.1)
+    better = residual.with_tableau(net, tableaus.rk4)
+    assert np.linalg.norm(np.asarray(better.states(params, x)[0][-1][0], np.float64) - y) < errors[-1] / 10
+
+
+@pytest.mark.parametrize("widths, stage, before", [((5, 8, 4, 3), 0, 0), ((5, 8, 4, 3), 1, 2), ((5, 5, 4, 3), 0, None)])
+def test_unroll_is_the_networks_own_equation(key, widths, stage, before):
+    net, x = build(widths, (3, 2), block="two_layer"), inputs(4, 5)
+    params = net.init(key, x)
+    flow = residual.unroll(net, params, x, stage=stage)
+    states = net.states(params, x)
+    first = x if before is None else states[before][-1]
+    close(flow.states[0], first, 10)
+    for n in range(flow.states.shape[0] - 1):
+        theta = jax.tree.map(lambda leaf, n=n: leaf[n], flow.theta)
+        close(flow.states[n] + 0.25 * flow.field(flow.states[n], theta), flow.states[n + 1], 20)
+    assert abs(flow.step - 0.25) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "more, error, message",
+    [
+        ({"widths": (5, 3)}, ValueError, r"widths .*at least 3.*\(5, 3\)"),
+        ({"depth": 0}, ValueError, "depth .*got 0"),
+        ({"depth": (2, 3)}, ValueError, r"depth .*1 stages; got \(2, 3\)"),
+        ({"time": 1.0, "step": 1.0}, ValueError, "step=1.0, time=1.0"),
+        ({"step": np.inf}, ValueError, "step .*got inf"),
+        ({"block": "three_layer"}, ValueError, "block .*'three_layer'"),
+        ({"block": "antisymmetric"}, ValueError, "damping .*None"),
+        ({"damping": 0.1}, ValueError, "damping .*0.1 for one_layer"),
+        ({"block": "antisymmetric", "damping": -0.1}, ValueError, "damping .*-0.1"),
+        ({"hidden": 4}, ValueError, "hidden .*4 for one_layer"),
+        ({"tableau": tableaus.implicit_midpoint}, ValueError, "tableau must be explicit.*implicit_midpoint"),
+        ({"adjoint": adjoints.reversible}, ValueError, "adjoint .*euler"),
+        ({"interpolation": "cubic"}, ValueError, "interpolation .*'cubic'"),
+        ({"connector": "none"}, ValueError, "connector .*'none'"),
+        ({"window": 2}, ValueError, "window must be odd.*2"),
+        ({"activation": "tanh"}, TypeError, "activation .*'tanh'"),
+        ({"weight_variance": None}, ValueError, "weight_variance and initializer.*neither"),
+        ({"weight_variance": -1.0}, ValueError, "weight_variance .*-1"),
+        ({"bias_variance": -1.0}, ValueError, "bias_variance .*-1"),
+        ({"readout_weight_variance": -1.0}, ValueError, "readout_weight_variance .*-1"),
+        ({"dtype": jnp.int32}, TypeError, "dtype .*int32"),
+    ],
+)
+def test_bad_settings_are_named(more, error, message):
+    with pytest.raises(error, match=message):
+        build(**more)
+
+
+def test_bad_inputs_are_named(key):
+    net, x = build(), inputs(4, 5)
+    params = net.init(key, x)
+    with pytest.raises(ValueError, match=r"x must have shape \(N, 5\).*got \(4, 6\)"):
+        net.apply(params, inputs(4, 6))
+    with pytest.raises(TypeError, match="key .*got 0"):
+        net.init(0, x)
+    with pytest.raises(ValueError, match="probes .*2 stretches; got 1"):
+        net.states(params, x, (x,))
+    with pytest.raises(ValueError, match="widths must not shrink.*pad"):
+        build((5, 4, 3), connector="pad").init(key, x)
+    with pytest.raises(TypeError, match="network must come from a builder"):
+        residual.refine(functools.partial(jnp.sin), params, factor=2)
+    with pytest.raises(ValueError, match="factor .*got 0"):
+        residual.refine(net, params, factor=0)
+    with pytest.raises(ValueError, match="stage .*got 1"):
+        residual.unroll(net, params, x, stage=1)
+    with pytest.raises(ValueError, match="tableau must be explicit"):
+        residual.with_tableau(net, tableaus.gauss_legendre4)
+    pooled = build((2, 4, 6, 3), 2, window=3, pool=2)
+    picture = inputs(1, 5, 4, 2)
+    with pytest.raises(ValueError, match=r"pool must divide .*\(5, 4\); got 2"):
+        pooled.apply(pooled.init(key, picture), picture)
