@@ -159,6 +159,7 @@ def figure(config, result):
         right.errorbar(inverse, means.mean, means.stderr, fmt="o", color=color, label=f"weight variance {name}")
         right.plot([0], [rates(result.predicted[name])], "k_", markersize=14, markeredgewidth=2)
     right.plot([], [], "k_", markersize=14, markeredgewidth=2, label="predicted, infinite width")
+    right.set_ylim(top=right.get_ylim()[1] + 0.25)
     right.set_xlabel("1 / width")
     right.set_ylabel("ln growth of squared gradients per layer")
     right.legend(fontsize="small", framealpha=0.6, edgecolor="none")

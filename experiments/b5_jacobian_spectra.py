@@ -210,6 +210,8 @@ def figure(config, result):
         depths, result.predicted_edges, result.edges.T, ax=right, label=f"width {config.edge_width}", log="x",
         xlabel="depth (Gaussian layers)", ylabel="largest squared singular value",
     )  # fmt: skip
+    right.set_xticks(depths, [str(depth) for depth in depths])
+    right.minorticks_off()
     right.set_title("largest s²: about e (L + 1/2)", fontsize=10)
     for ax in (left, right):
         plotting.tidy(ax)

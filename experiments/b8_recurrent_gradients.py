@@ -275,7 +275,7 @@ def _above(config, result):
     common = {"expected": 0.0, "uncertainty": 0.0, "tolerance": 0.0, "tolerance_from": "the sign alone decides"}
     return [
         Claim(
-            f"sigma = 1.5/gamma does not suffice: largest ln |dh_T/dh_0| over networks with inputs, {config.steps} steps",
+            f"sigma = 1.5/gamma does not suffice: largest ln |dh_T/dh_0| with inputs, {config.steps} steps",
             PASCANU,
             measured=max(driven),
             relation="<=",
@@ -372,8 +372,8 @@ def _draw_plain(ax, config, result, variance):
 
 def _draw_jordan(ax, config, result):
     lags = np.arange(1, config.steps + 1)
-    ax.plot(lags, np.exp(result.jordan_predicted), "k--", label="predicted, |W^k|")
-    ax.plot(lags, np.exp(result.jordan), "o", color=plotting.COLORS[0], markersize=4, label="measured")
+    ax.plot(lags, np.exp(result.jordan_predicted), "k--", label="predicted, |W^k|", zorder=4)
+    ax.plot(lags[::3], np.exp(result.jordan[::3]), "o", color=plotting.COLORS[0], markersize=4, label="measured")
     ax.plot(lags, 0.9**lags, color="0.6", label="its eigenvalue, 0.9^k")
     ax.set_yscale("log")
     ax.set_xlabel("lag k (steps)")
@@ -386,7 +386,10 @@ def _draw_memory(ax, config, result):
     ax.plot(config.forget_biases, -1 / result.predicted_memory, "k--", label="predicted, gates see inputs only")
     for color, marker, (kind, samples) in zip(plotting.COLORS, "os", result.memories.items(), strict=False):
         label = f"measured, gates see {kind}"
-        ax.plot(config.forget_biases, -1 / samples.mean(axis=1), marker, color=color, label=label)
+        inside = color if marker == "o" else "none"
+        size = 5 if marker == "o" else 10
+        steps = -1 / samples.mean(axis=1)
+        ax.plot(config.forget_biases, steps, marker, color=color, markerfacecolor=inside, markersize=size, label=label)
     ax.set_yscale("log")
     ax.set_xlabel("forget bias")
     ax.set_ylabel("memory (steps until 1/e)")
