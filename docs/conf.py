@@ -13,6 +13,7 @@ myst_enable_extensions = ["dollarmath"]
 nb_execution_mode = "off"
 suppress_warnings = ["myst.xref_missing", "mystnb.unknown_mime_type"]
 html_theme, html_title = "furo", "numdl"
+html_static_path, html_css_files = ["_static"], ["wide.css"]
 exclude_patterns = ["_build"]
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
