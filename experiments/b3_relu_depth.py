@@ -312,4 +312,4 @@ def _draw_losses(ax, config, result, depth):
     ax.set_ylim(0, 2.6)
     ax.set_xlabel("step")
     ax.set_ylabel("training loss")
-    ax.set_title(f"{depth} hidden layers, best rates: {', '.join(rates)}", fontsize=10)
+    ax.set_title(f"{depth} layers; rates: {', '.join(rates)}", fontsize=10)

@@ -308,7 +308,7 @@ def figure(config, result):
 
 def _draw_start(part, result):
     axes = part.subplots(1, 2)
-    labels = ("mean square of the pre-activations", "mean square of the gradients / last layer's")
+    labels = ("mean square of the pre-activations", "gradients' mean square / last layer's")
     for ax, what, label in zip(axes, ("lengths", "gradients"), labels, strict=True):
         for name, colour in zip(SCHEMES, plotting.COLORS, strict=False):
             samples = getattr(result, what)[name]

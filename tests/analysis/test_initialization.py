@@ -119,7 +119,6 @@ def test_a_drawn_law_is_recognised(name, key):
     for seed, shape in enumerate([(200, 60), (3, 3, 30, 40)]):
         weights = DRAWN[name](jax.random.fold_in(key, seed), shape, jnp.float32)
         found = initialization.explain({"w": weights}).candidates[0]
-        # A wide orthogonal kernel has orthonormal columns only up to the scale that keeps lengths forwards.
         assert found == (name,), (shape, found)
 
 
@@ -176,7 +175,8 @@ def test_relu_gains_by_hand(key):
     np.testing.assert_allclose(explained.weight_variance, variance * [30, 50, 40], rtol=1e-9)
     np.testing.assert_allclose(explained.backward_variance, variance * [50, 40, 10], rtol=1e-9)
     np.testing.assert_allclose(explained.gradient_gain, variance * [30, 25, 20], rtol=1e-9)
-    np.testing.assert_allclose(explained.log_gradient, [np.log(variance[1:] @ np.diag([25, 20])).sum(), np.log(variance[2] * 20), 0])  # fmt: skip
+    second, third = np.log(variance[1] * 25), np.log(variance[2] * 20)
+    np.testing.assert_allclose(explained.log_gradient, [second + third, third, 0], rtol=1e-9)
     assert explained.set_weight_variance == 2
     assert "fan_in * Var(W) = 2 " in repr(explained)
 
@@ -212,7 +212,8 @@ def test_a_call_gives_order_orientation_and_lengths(key):
 
 
 def test_a_stack_is_one_row_a_layer(key):
-    network = dense.network(widths=(12, 20, 20, 20, 5), activation=activations.tanh, weight_variance=1.5, bias_variance=0.1)  # fmt: skip
+    physics = {"activation": activations.tanh, "weight_variance": 1.5, "bias_variance": 0.1}
+    network = dense.network(widths=(12, 20, 20, 20, 5), **physics)
     x = jax.random.normal(key, (4, 12), jnp.float32)
     params = network.init(key, x)
     stored = initialization.explain(params, activation=activations.tanh, stacked="hidden/*")
@@ -226,7 +227,8 @@ def test_a_stack_is_one_row_a_layer(key):
 
 
 def test_layers_are_in_natural_order_and_a_misfit_begins_anew():
-    weights = {f"layer_{i}": np.full((4, 4), 0.1) + np.eye(4) for i in range(12)} | {"other": np.ones((3, 2)) + np.eye(3, 2)}
+    weights = {f"layer_{i}": np.full((4, 4), 0.1) + np.eye(4) for i in range(12)}
+    weights["other"] = np.ones((3, 2)) + np.eye(3, 2)
     explained = initialization.explain(weights, activation=activations.relu)
     assert explained.names[2] == "layer_2"
     assert explained.names[10] == "layer_10"
@@ -237,8 +239,8 @@ def test_layers_are_in_natural_order_and_a_misfit_begins_anew():
 # ---------------------------------------------------------------------------------------------------- advice
 
 
-@pytest.mark.parametrize("name", ["tanh", "relu", "erf", "gelu", "selu", "silu", "elu", "sin", "hard_tanh", "sigmoid"])
-@pytest.mark.parametrize("bias_variance", [0.0, 0.05, 0.3])
+@pytest.mark.parametrize("name", ["tanh", "relu", "erf", "gelu", "selu", "sin", "hard_tanh"])
+@pytest.mark.parametrize("bias_variance", [0.0, 0.3])
 def test_advice_is_theory_s_critical_weight_variance(name, bias_variance):
     activation = activations.named(name)
     ours = initialization.critical_weight_variance(activation, bias_variance)
@@ -284,7 +286,8 @@ def test_bad_arguments_are_named():
 
 
 def test_table_is_readable():
-    text = repr(initialization.explain([initialization.defaults("flax", "dense", (64, 64))] * 30, activation=activations.relu))
+    law = initialization.defaults("flax", "dense", (64, 64))
+    text = repr(initialization.explain([law] * 30, activation=activations.relu))
     lines = text.splitlines()
     assert len(lines) == 28, "title, head, 25 rows, advice"
     assert "... 6 more" in text
