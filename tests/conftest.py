@@ -12,7 +12,7 @@ import jax
 import pytest
 
 X64 = os.environ.get("NUMDL_TEST_X64", "1") == "1"
-CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
+CACHE = pathlib.Path(os.environ.get("NUMDL_TEST_CACHE", pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"))
 
 jax.config.update("jax_enable_x64", X64)
 jax.config.update("jax_numpy_rank_promotion", "raise")
