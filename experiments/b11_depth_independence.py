@@ -2,15 +2,16 @@
 
 Question
 --------
-A deep linear network computes nothing that a single matrix could not, yet gradient descent on it is a nonlinear problem.
-With the best learning rate for each depth: does the number of steps to learn grow with depth?
+A deep linear network computes nothing that a single matrix could not, yet gradient descent on it is a nonlinear
+problem. With the best learning rate for each depth: does the number of steps to learn grow with depth?
 
 Prediction
 ----------
-Started from orthogonal matrices, every layer passes all singular directions on with gain one, in both directions, at any
-depth: after a moderate depth the learning time is a constant. Gaussian matrices of the same variance distort more with
-every layer (the squared singular values spread like the depth), and the learning time grows. The best learning rate falls
-like 1 / depth in both cases. Source: Saxe, McClelland & Ganguli 2014, arXiv:1312.6120, section 3 and figure 6.
+Started from orthogonal matrices, every layer passes all singular directions on with gain one, in both directions, at
+any depth: after a moderate depth the learning time is a constant. Gaussian matrices of the same variance distort more
+with every layer (the squared singular values spread like the depth), and the learning time grows. The best learning
+rate falls like 1 / depth in both cases. Source: Saxe, McClelland & Ganguli 2014, arXiv:1312.6120, section 3 and
+figure 6.
 
 Measurement
 -----------

@@ -7,10 +7,10 @@ random networks, and can that be known from the variances of the weights alone?
 
 Prediction
 ----------
-At infinite width the mean square of the gradient is multiplied by chi = weight_variance E[f'(sqrt(q) z)^2] in every layer
-on its way back. At the fixed point q* this is chi_1, the number that also decides whether two inputs part: below one
-gradients vanish over -1 / ln chi_1 layers, above one they explode, at one they keep their size.
-Source: Schoenholz et al. 2017, arXiv:1611.01232, section 4 and figure 4.
+At infinite width the mean square of the gradient is multiplied by chi = weight_variance E[f'(sqrt(q) z)^2] in every
+layer on its way back. At the fixed point q* this is chi_1, the number that also decides whether two inputs part:
+below one gradients vanish over -1 / ln chi_1 layers, above one they explode, at one they keep their size. Source:
+Schoenholz et al. 2017, arXiv:1611.01232, section 4 and figure 4.
 
 Measurement
 -----------
@@ -117,7 +117,7 @@ def claims(config, result):
         limit = extrapolate(1 / np.asarray(config.widths), means.mean, means.stderr)
         made.append(
             Claim(
-                f"weight variance {name}: ln of the growth of squared gradients per layer, extrapolated to infinite width",
+                f"weight variance {name}: ln growth of squared gradients per layer, at infinite width",
                 SCHOENHOLZ,
                 expected=rates(result.predicted[name]),
                 measured=limit.mean,

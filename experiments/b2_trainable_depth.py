@@ -7,21 +7,21 @@ the weights. Can a network that is deeper than a few of these scales still be tr
 
 Prediction
 ----------
-A network is trainable down to a depth of about 6 xi_c, where xi_c = -1 / ln C'(c*) follows from the variances before the
-first step. At criticality xi_c is infinite: there, and only there, every depth can be trained.
-Source: Schoenholz et al. 2017, arXiv:1611.01232, section 5 and figure 5 (MNIST, width 300, tanh, bias variance 0.05).
+A network is trainable down to a depth of about 6 xi_c, where xi_c = -1 / ln C'(c*) follows from the variances before
+the first step. At criticality xi_c is infinite: there, and only there, every depth can be trained. Source: Schoenholz
+et al. 2017, arXiv:1611.01232, section 5 and figure 5 (MNIST, width 300, tanh, bias variance 0.05).
 
 Measurement
 -----------
-Dense tanh networks on real digits, all trained by the same stochastic gradient descent for the same number of steps, for
-every pair of weight variance and depth. The trainable depth is where the accuracy on the training set, interpolated in
-the logarithm of the depth, falls through the middle between chance and one.
+Dense tanh networks on real digits, all trained by the same stochastic gradient descent for the same number of steps,
+for every pair of weight variance and depth. The trainable depth is where the accuracy on the training set,
+interpolated in the logarithm of the depth, falls through the middle between chance and one.
 
 Verdict
 -------
-Six weight variances, five depths from 5 to 80, width 150, 500 steps; two CPU cores, one to two minutes. The constant 6 was
-read off a figure by eye and moves with the number of steps, so it is tested as an order of magnitude, a factor of 3
-either way; that the depth peaks at criticality is tested as it stands.
+Six weight variances, five depths from 5 to 80, width 150, 500 steps; two CPU cores, one to two minutes. The constant
+6 was read off a figure by eye and moves with the number of steps, so it is tested as an order of magnitude, a factor
+of 3 either way; that the depth peaks at criticality is tested as it stands.
 """
 
 import dataclasses

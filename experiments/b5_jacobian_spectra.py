@@ -2,17 +2,17 @@
 
 Question
 --------
-The input-output Jacobian of a deep network says what happens to a small change of the input in every direction. Its mean
-squared singular value can be one and the map still be useless: most directions lost, a few blown up. Which activations
-and which weights keep all singular values close to one?
+The input-output Jacobian of a deep network says what happens to a small change of the input in every direction. Its
+mean squared singular value can be one and the map still be useless: most directions lost, a few blown up. Which
+activations and which weights keep all singular values close to one?
 
 Prediction
 ----------
-At infinite width the squared singular values have mean chi_1^L and, at criticality, variance
-L (mu_2 / mu_1^2 - 1 - s_1), mu_k = E f'(sqrt(q) z)^(2k), with s_1 = -1 for Gaussian and 0 for orthogonal weights: linear
-orthogonal networks are isometries, Gaussian ones never are, and relu cannot be saved by orthogonality. The largest
-squared singular value of a product of L Gaussian matrices tends to (L + 1)^(L + 1) / L^L.
-Source: Pennington, Schoenholz & Ganguli 2017, arXiv:1711.04735; 2018, arXiv:1802.09979.
+At infinite width the squared singular values have mean chi_1^L and, at criticality, variance L (mu_2 / mu_1^2 - 1 -
+s_1), mu_k = E f'(sqrt(q) z)^(2k), with s_1 = -1 for Gaussian and 0 for orthogonal weights: linear orthogonal networks
+are isometries, Gaussian ones never are, and relu cannot be saved by orthogonality. The largest squared singular value
+of a product of L Gaussian matrices tends to (L + 1)^(L + 1) / L^L. Source: Pennington, Schoenholz & Ganguli 2017,
+arXiv:1711.04735; 2018, arXiv:1802.09979.
 
 Measurement
 -----------

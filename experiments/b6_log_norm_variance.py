@@ -2,8 +2,9 @@
 
 Question
 --------
-He's initialisation keeps the mean square of signals and gradients at every depth. Yet one such network starts with large
-gradients and the next, drawn from the same law, with tiny ones. How large is this lottery, and what makes it large?
+He's initialisation keeps the mean square of signals and gradients at every depth. Yet one such network starts with
+large gradients and the next, drawn from the same law, with tiny ones. How large is this lottery, and what makes it
+large?
 
 Prediction
 ----------
@@ -71,7 +72,8 @@ def run(config):
         key = jax.random.fold_in(jax.random.key(config.seed), width)
         samples.append(np.asarray(measured.growth(key, network, x, seeds=config.seeds).log_ratio, dtype=float))
         laws.append(predicted.log_norm(widths=widths, weight_variance=2.0, activation=activations.relu))
-    return Result(np.stack(samples), *(np.stack([getattr(law, f) for law in laws]) for f in ("variance", "mean", "rule")))
+    fields = (np.stack([getattr(law, name) for law in laws]) for name in ("variance", "mean", "rule"))
+    return Result(np.stack(samples), *fields)
 
 
 def claims(config, result):
@@ -111,7 +113,7 @@ def _variance(config, width, logs, expected):
     variance = logs.var(ddof=1)
     stderr = np.sqrt((np.mean(centred**4) - np.mean(centred**2) ** 2) / logs.size)
     return Claim(
-        f"width {width}: variance of ln |g_1|^2 over networks of depth {config.depth} (rule: {5 * config.depth / width:g})",
+        f"width {width}: variance of ln |g_1|^2 over networks of depth {config.depth}",
         HANIN,
         expected=expected,
         measured=variance,
@@ -127,7 +129,8 @@ def figure(config, result):
     left, right = drawing.subplots(1, 2)
     passed = np.arange(config.depth, 0, -1)
     for color, row, width in zip(plotting.COLORS, range(len(config.widths)), config.widths, strict=False):
-        left.plot(passed, result.samples[row].var(axis=0, ddof=1), "o", color=color, markersize=4, label=f"width {width}")
+        found = result.samples[row].var(axis=0, ddof=1)
+        left.plot(passed, found, "o", color=color, markersize=4, label=f"width {width}")
         left.plot(passed, result.variance[row], "k--", linewidth=1.4, label="predicted" if row == 0 else None)
         left.plot(passed, result.rule[row], ":", color="0.5", label="rule 5 L / n" if row == 0 else None)
         right.hist(result.samples[row, :, 0] / np.log(10), bins=40, histtype="step", color=color, linewidth=1.6,

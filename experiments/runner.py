@@ -28,7 +28,7 @@ class UsageError(Exception):
 def names():
     """All experiments, in the order of their numbers."""
     found = {module.name for module in pkgutil.iter_modules(experiments.__path__) if _EXPERIMENT.fullmatch(module.name)}
-    return sorted(found, key=lambda name: (name[0], int(re.match(r"[0-9]+", name[1:]).group()), name))
+    return sorted(found, key=lambda name: (name[0], int(name[1:].split("_")[0]), name))
 
 
 def resolve(name):

@@ -5,7 +5,7 @@ import pkgutil
 
 
 def submodules(package, path):
-    """The pair (__getattr__, __dir__) for a package's __init__ (PEP 562): its modules, by name, loaded when asked for."""
+    """The pair (__getattr__, __dir__) for a package's __init__ (PEP 562): its modules, loaded when asked for."""
     names = sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
 
     def load(name):

@@ -9,7 +9,18 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "numdl"
-GROUND = {"lazy", "records", "checks", "precision", "trees", "quadrature", "activations", "statistics", "tracing", "krylov"}
+GROUND = {
+    "lazy",
+    "records",
+    "checks",
+    "precision",
+    "trees",
+    "quadrature",
+    "activations",
+    "statistics",
+    "tracing",
+    "krylov",
+}
 HEAVY = {"matplotlib", "scipy", "flax", "sklearn", "optax", "orbax", "pandas", "xarray", "pooch", "diffrax", "equinox"}
 # What each part may import of numdl, beside itself.
 MAY_IMPORT = {

@@ -297,7 +297,7 @@ def _segment(network, params, x, start, stop, *, abstract=False):
     depth = core.layer_count(shapes)
     start = checks.whole("start", start, least=0, most=depth)
     stop = checks.whole("stop", stop, least=start + 1, most=depth + 1)
-    place = _places(shapes)[start - 1] if start else None
+    place = _places(shapes)[start - 1] if start else (0, 0)
     example = x if start == 0 else shapes[place[0]]
     shape = x.shape if start == 0 else example.shape[1:]
     point = x.ravel() if start == 0 else jnp.zeros((int(np.prod(shape)),), example.dtype)

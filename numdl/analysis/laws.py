@@ -168,7 +168,8 @@ def _range_fits(entries, family, variance):
     below, bound = _FAMILIES[family].below, _FAMILIES[family].bound
     if largest > bound * (1 + 4e-3):  # what bfloat16 rounds
         return False
-    return entries.size * math.log(max(below(min(largest, bound)), 1e-300)) > math.log(RARE)
+    chance = below(min(largest, bound))  # ty: ignore[not-callable]
+    return entries.size * math.log(max(chance, 1e-300)) > math.log(RARE)
 
 
 def _kurtosis_fits(entries, family):

@@ -1,8 +1,8 @@
 """Reporting: claims that can fail, run folders that are never half-written, pages that open anywhere.
 
-    Claim                   a sentence, what theory expects, what was measured, and whether it holds
-    save, load, Run         results/<name>/<digest of the config>/: config, claims, arrays, figure, source, environment
-    page, section, ...      self-contained HTML, every text escaped by construction
+Claim                   a sentence, what theory expects, what was measured, and whether it holds
+save, load, Run         results/<name>/<digest of the config>/: config, claims, arrays, figure, source, environment
+page, section, ...      self-contained HTML, every text escaped by construction
 """
 
 from numdl.reporting.claims import Claim, claims_text, scoreboard_text

@@ -51,7 +51,7 @@ def page(title, sections, *, intro="", lead=(), contents=True):
 class Section(Markup):
     """A section's markup, with the title and anchor that the contents list needs."""
 
-    title: str
+    title: str  # ty: ignore[incompatible-attribute-override]  (shadows str.title)
     anchor: str
 
 

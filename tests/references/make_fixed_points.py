@@ -1,4 +1,4 @@
-"""Write fixed_points.json: fixed points and chi_1 of every activation to 20 digits, by mpmath at 30. Shares no code with numdl.
+"""Write fixed_points.json: fixed points and chi_1 of every activation to 20 digits, by mpmath at 30; no numdl in it.
 
     python tests/references/make_fixed_points.py        some minutes
 

@@ -1,0 +1,133 @@
+"""MEASURED: is this residual network an ODE? Cut its steps, exchange its solver, and see whether its outputs stay.
+
+A network that approximates y' = F(y, theta(t)) has a limit as steps are cut, reaches it at the order of its scheme, and
+classifies as before on the way. One that has learned its own discretization error does neither.
+
+Source: Queiruga et al. 2020, arXiv:2008.02389; Ott et al. 2021, arXiv:2007.15386; Sander et al. 2022, arXiv:2205.14612.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from numdl import checks, statistics
+from numdl.records import record, static
+
+LIMIT = 0.05  # relative distance of the outputs from their limit below which the verdict is "yes"
+AGREEMENT = 0.99  # of the predicted classes
+
+
+@record
+class Refinement:
+    """Outputs of one network at several step sizes and by several solvers."""
+
+    factors: np.ndarray  # [n]: steps relative to the network's own
+    distance: np.ndarray  # [solvers, n]: |outputs - limit| / |limit|; the limit: last solver, finest steps
+    differences: np.ndarray  # [solvers, n - 1]: |outputs(factor i) - outputs(factor i + 1)| / |limit|
+    order: np.ndarray  # [solvers]: at which the differences fall; nan if fewer than three stand above rounding
+    low: np.ndarray  # [solvers]: its confidence interval
+    high: np.ndarray  # [solvers]
+    same: np.ndarray  # [solvers, n]: share of examples with the class of the network as it was
+    accuracy: np.ndarray  # [solvers, n]: share of examples with the right class; nan without labels
+    finite: np.ndarray  # [solvers, n] bool: all outputs are finite numbers
+    solvers: tuple = static()
+
+    @property
+    def verdict(self):
+        """Whether it is an ODE, in a sentence."""
+        return _verdict(self)
+
+
+def study(refine, x, *, factors=(1, 2, 4, 8, 16), solvers=("own",), labels=None, confidence=0.95):
+    """Outputs of a network whose steps are cut by `factors` and taken by `solvers`, compared with each other.
+
+    The first solver at the first factor is the network as it was; the last solver at the last factor stands for the
+    limit, so let it be the most accurate one.
+
+    Parameters
+    ----------
+    refine : function           (factor, solver) -> function of x; for example
+
+            def refine(factor, solver):
+                finer, more = residual.refine(network, params, factor=factor)
+                return functools.partial(residual.with_tableau(finer, solver).apply, more)
+
+    x : array [N, ...]
+    factors : sequence of int   increasing, by one ratio: powers of two
+    solvers : sequence          whatever `refine` understands
+    labels : array [N]          the right classes, for the accuracy
+    confidence : scalar         of the interval for the order
+    Raises
+    ------
+    ValueError, TypeError       fewer than two factors or not by one ratio, labels that do not fit
+    """
+    checks.function("refine", refine)
+    factors = _factors(factors)
+    outputs = [[_outputs(refine(int(factor), solver), x) for factor in factors] for solver in solvers]
+    outputs = np.asarray(outputs)  # [solvers, n, N, d]
+    labels = None if labels is None else np.asarray(checks.shape("labels", labels, (outputs.shape[2],)))
+    size = _norm(outputs[-1, -1])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        distance = _norm(outputs - outputs[-1, -1]) / size
+        differences = _norm(np.diff(outputs, axis=1)) / size
+    rounding = 1e3 * _epsilon(refine, x, factors, solvers)
+    lines = [_order(factors, row, rounding, confidence) for row in differences]
+    order, low, high = np.array(lines).T
+    classes = outputs.argmax(axis=-1)
+    return Refinement(
+        factors=factors,
+        distance=distance,
+        differences=differences,
+        order=order,
+        low=low,
+        high=high,
+        same=(classes == classes[0, 0]).mean(axis=-1),
+        accuracy=np.full(distance.shape, np.nan) if labels is None else (classes == labels).mean(axis=-1),
+        finite=np.isfinite(outputs).all(axis=(2, 3)),
+        solvers=tuple(str(getattr(solver, "name", solver)) for solver in solvers),
+    )
+
+
+def _factors(factors):
+    factors = [checks.whole(f"factors[{i}]", factor) for i, factor in enumerate(factors)]
+    ratios = np.diff(np.log(factors))
+    if len(factors) < 2 or not (ratios > 0).all() or not np.allclose(ratios, ratios[:1]):
+        raise ValueError(f"factors must be at least 2 numbers that grow by one ratio; got {tuple(factors)}")
+    return np.asarray(factors)
+
+
+def _outputs(apply, x):
+    outputs = np.asarray(checks.function("refine(factor, solver)", apply)(x), np.float64)
+    if outputs.ndim != 2:
+        raise ValueError(f"refine(factor, solver)(x) must have shape (N, outputs); got {outputs.shape}")
+    return outputs
+
+
+def _epsilon(refine, x, factors, solvers):
+    return float(jnp.finfo(jnp.result_type(refine(int(factors[0]), solvers[0])(x))).eps)
+
+
+def _norm(outputs):
+    return np.sqrt((outputs**2).sum(axis=(-2, -1)))
+
+
+def _order(factors, differences, rounding, confidence):
+    """Slope of the log differences that are small, so perhaps asymptotic, and no rounding."""
+    used = np.isfinite(differences) & (differences > rounding) & (differences < 0.1)
+    if used.sum() < 3:
+        return np.nan, np.nan, np.nan
+    line = statistics.slope(-np.log(factors[:-1][used]), np.log(differences[used]), confidence)
+    return line.value, line.low, line.high
+
+
+def _verdict(found):
+    if not found.finite.all():
+        return "No: with other steps or solvers its outputs are not finite."
+    start, same, changes = float(found.distance[0, 0]), float(found.same[-1, -1]), found.differences[-1]
+    if not changes[-1] <= min(LIMIT, changes[0]):
+        return f"No: cutting the steps does not bring its outputs to a limit (last change {changes[-1]:.2g})."
+    if start <= LIMIT and same >= AGREEMENT:
+        return f"Yes: its outputs are within {start:.2g} of the limit, and {same:.1%} of the classes stay."
+    return (
+        f"Only in the limit: its own steps are too large. Outputs are {start:.2g} from the limit, "
+        f"{same:.1%} of the classes stay."
+    )

@@ -1,0 +1,197 @@
+"""MEASURED: where the eigenvalues of h J_l of a residual network lie, layer by layer, along its own trajectory.
+
+J_l = dF/dy(y_l, theta_l) of the right-hand side F, whose step the network takes; `networks.residual.unroll` hands out
+F, theta, states and h, trained or not. What a scheme makes of z = h lambda is the caller's function R(z), such as
+`functools.partial(ode.stability.amplification, tableau)`. A mode that the equation damps (Re lambda <= 0) and the
+scheme amplifies (|R| > 1) is the step's fault; a mode with Re lambda > 0 grows whatever the step.
+
+Eigenvalues along a trajectory bound nothing when J_l turns with l or is far from normal; the logarithmic norm does:
+d|y1 - y2|/dt <= mu |y1 - y2| while mu_2(J) <= mu.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from numdl import checks
+from numdl.records import record
+
+DENSE = 600  # unknowns up to which the whole Jacobian is formed
+ROUNDING = 1e-5  # relative to the largest eigenvalue: a real part below it counts as zero
+
+
+@record
+class Spectrum:
+    """Eigenvalues of h J_l and what the scheme makes of them; K is the state's size, or the Krylov dimension."""
+
+    eigenvalues: np.ndarray  # [L, N, K] complex: h lambda
+    residual: np.ndarray  # [L, N, K]: |h J v - z v| for a Ritz value's unit vector; 0 where all were computed
+    amplification: np.ndarray  # [L, N]: max |R(z)|
+    unstable: np.ndarray  # [L, N] bool: some mode has Re lambda <= 0 and |R(z)| > 1
+    growing: np.ndarray  # [L, N]: max Re lambda, in 1 / time
+    log_norm: np.ndarray  # [L, N]: largest eigenvalue of (J + J^T) / 2, in 1 / time
+    stiffness: np.ndarray  # [L, N]: max |Re lambda| / min |Re lambda| over Re lambda < 0; nan if there is none
+    largest_step: np.ndarray  # []: h below which no mode with Re lambda <= 0 is amplified; nan if not asked for
+    step: np.ndarray  # []: h
+
+    @property
+    def advice(self):
+        """What to do, in sentences."""
+        return " ".join(_advice(self))
+
+
+def spectrum(field, theta, states, step, *, amplification, largest_step=None, krylov=None):
+    """Eigenvalues of h J_l at every layer and example, against the amplification R of the scheme.
+
+    Parameters
+    ----------
+    field : function            (y [1, ...], theta of one layer) -> y', for one example
+    theta : pytree              leaves [L, ...]
+    states : array [L, N, ...]  y at the beginning of each step; take a few examples of a batch
+    step : scalar               h
+    amplification : function    z (complex array) -> R(z)
+    largest_step : function     eigenvalues -> the largest stable h, as ode.stability.largest_step for one tableau
+    krylov : int                Arnoldi's method with so many steps; None: all eigenvalues up to 600 unknowns, 40 else
+    Raises
+    ------
+    ValueError, TypeError       states without layers and examples, a step that is not positive, no function
+    """
+    checks.function("field", field)
+    checks.function("amplification", amplification)
+    checks.floating("states", states, least_ndim=3)
+    checks.positive("step", step, shape=())
+    size = int(np.prod(states.shape[2:]))
+    if krylov is not None:
+        krylov = min(checks.whole("krylov", krylov, least=2), size)
+    elif size > DENSE:
+        krylov = 40
+    if krylov is None:
+        values, residual, log_norm = _dense(jacobians(field, theta, states))
+    else:
+        values, residual, log_norm = _arnoldi(field, theta, states, krylov)
+    return _judge(values, residual, log_norm, float(step), amplification, largest_step)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def jacobians(field, theta, states):
+    """J_l = dF/dy for every layer and example, [L, N, n, n] with n the size of a state."""
+    size = int(np.prod(states.shape[2:]))
+
+    def one(local, y):
+        return jax.jacfwd(lambda y: field(y[None], local)[0])(y).reshape(size, size)
+
+    return lax.map(lambda layer: jax.vmap(one, in_axes=(None, 0))(*layer), (theta, states))
+
+
+def _dense(matrices):
+    matrices = np.asarray(matrices, np.float64)
+    values = np.linalg.eigvals(matrices).astype(np.complex128)
+    symmetric = (matrices + np.swapaxes(matrices, -1, -2)) / 2
+    return values, np.zeros(values.shape), np.linalg.eigvalsh(symmetric)[..., -1]
+
+
+def _arnoldi(field, theta, states, steps):
+    hessenberg, lanczos = (np.asarray(h, np.float64) for h in _krylov(field, theta, states, steps))
+    values, vectors = np.linalg.eig(hessenberg[..., :steps, :])
+    vectors = vectors / np.linalg.norm(vectors, axis=-2, keepdims=True)
+    residual = hessenberg[..., steps, -1, None] * np.abs(vectors[..., -1, :])
+    square = lanczos[..., :steps, :]
+    log_norm = np.linalg.eigvalsh((square + np.swapaxes(square, -1, -2)) / 2)[..., -1]
+    return values.astype(np.complex128), np.abs(residual), log_norm
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _krylov(field, theta, states, steps):
+    """Hessenberg matrices [L, N, steps + 1, steps] of J and of its symmetric part."""
+
+    def one(local, y):
+        def rate(y):
+            return field(y[None], local)[0]
+
+        _, push = jax.linearize(rate, y)
+        _, pull = jax.vjp(rate, y)
+
+        def forward(v):
+            return push(v.reshape(y.shape)).ravel()
+
+        def symmetric(v):
+            return (forward(v) + pull(v.reshape(y.shape))[0].ravel()) / 2
+
+        start = jax.random.normal(jax.random.key(0), (y.size,), y.dtype)
+        return _hessenberg(forward, start, steps), _hessenberg(symmetric, start, steps)
+
+    return lax.map(lambda layer: jax.vmap(one, in_axes=(None, 0))(*layer), (theta, states))
+
+
+def _hessenberg(matvec, start, steps):
+    """Arnoldi's method with full orthogonalization, twice; rows of the basis are vectors."""
+    tiny = jnp.finfo(start.dtype).tiny
+
+    def extend(basis, k):
+        v = matvec(basis[k])
+        scale = jnp.linalg.norm(v)
+        first = basis @ v
+        v = v - first @ basis
+        second = basis @ v
+        v = v - second @ basis
+        norm = jnp.linalg.norm(v)
+        # An invariant subspace is found: what is left is rounding, and the rest of the basis stays zero.
+        norm = jnp.where(norm > 100 * jnp.finfo(v.dtype).eps * scale, norm, jnp.zeros_like(norm))
+        basis = basis.at[k + 1].set(jnp.where(norm > 0, v / jnp.maximum(norm, tiny), jnp.zeros_like(v)))
+        return basis, (first + second).at[k + 1].set(norm)
+
+    basis = jnp.zeros((steps + 1, start.size), start.dtype).at[0].set(start / jnp.linalg.norm(start))
+    _, columns = lax.scan(extend, basis, jnp.arange(steps))
+    return columns.T
+
+
+def _judge(values, residual, log_norm, step, amplification, largest_step):
+    z = step * values
+    gain = np.abs(amplification(z))
+    scale = np.abs(values).max(axis=-1, keepdims=True)
+    damped = values.real <= ROUNDING * scale
+    decaying = np.where(values.real < -ROUNDING * scale, -values.real, np.nan)
+    limit = np.nan
+    if largest_step is not None and damped.any():
+        on_the_axis = np.abs(values.real) <= ROUNDING * scale
+        limit = largest_step(np.where(on_the_axis, 1j * values.imag, values)[damped])
+    return Spectrum(
+        eigenvalues=z,
+        residual=step * residual,
+        amplification=gain.max(axis=-1),
+        unstable=(damped & (gain > 1 + ROUNDING)).any(axis=-1),
+        growing=values.real.max(axis=-1),
+        log_norm=log_norm,
+        stiffness=_ratio(decaying),
+        largest_step=np.asarray(limit, np.float64),
+        step=np.asarray(step),
+    )
+
+
+def _ratio(decaying):
+    some = ~np.isnan(decaying).all(axis=-1)
+    most = np.where(np.isnan(decaying), -np.inf, decaying).max(axis=-1)
+    least = np.where(np.isnan(decaying), np.inf, decaying).min(axis=-1)
+    return np.where(some, most / np.where(some, least, 1.0), np.nan)
+
+
+def _advice(found):
+    layers = int(found.unstable.any(axis=1).sum())
+    limit, step = float(found.largest_step), float(found.step)
+    if layers == 0:
+        yield f"The step h = {step:.3g} is stable in all {len(found.unstable)} layers."
+    else:
+        yield f"In {layers} of {len(found.unstable)} layers h = {step:.3g} amplifies what the equation damps."
+        if limit == 0:
+            yield "No step is stable: eigenvalues lie on the imaginary axis. Add damping, or take rk4 or leapfrog."
+        elif np.isfinite(limit):
+            times = int(np.ceil(step / limit))
+            yield f"Take h <= {limit:.3g}: {times} times as many steps, or a scheme with a larger region."
+    growth = found.growing.max(axis=1).clip(min=0).sum() * step
+    if growth > 1:
+        yield f"The equation itself lets modes grow, by up to exp({growth:.3g}) in all: shrink T or the weights."
+    if np.nanmax(found.stiffness, initial=0.0) > 100 and layers:
+        yield "The decay rates differ by more than 100: stiff, so that an implicit or semi-implicit step pays."
