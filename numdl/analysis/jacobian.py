@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.tree_util import Partial
+from jaxtyping import Array, Float
 
 from numdl import checks
 from numdl.networks import core
@@ -72,7 +73,7 @@ class Isometry:
     zeros: jax.Array  # [...]  share of singular values that count as zero
 
 
-def singular_values(network, params, x, *, start, stop):
+def singular_values(network, params, x, *, start, stop) -> Float[Array, "directions"]:
     """MEASURED singular values of dy_stop / dy_start at one example, descending, [min of the two sizes]; exact.
 
     The matrix is built: n_start or n_stop passes, whichever is less. Squares far below eps * s_max^2 are rounding.
@@ -86,7 +87,7 @@ def singular_values(network, params, x, *, start, stop):
     return jnp.linalg.svd(core.jacobian(network, params, x, start=start, stop=stop), compute_uv=False)
 
 
-def spectra(key, network, x, *, seeds, start, stop):
+def spectra(key, network, x, *, seeds, start, stop) -> Float[Array, "seeds directions"]:
     """MEASURED singular values of dy_stop / dy_start for independent networks, [seeds, min of the two sizes]."""
     checks.key("key", key)
     return _spectra(core.traceable(network), x, key, checks.whole("seeds", seeds), start, stop)

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float
 
 from numdl import checks
 from numdl.networks import core
 from numdl.records import record
 
 
-def lengths(key, network, x, *, seeds, batch_size=None):
+def lengths(key, network, x, *, seeds, batch_size=None) -> Float[Array, "seeds layers"]:
     """MEASURED mean square of every state over units and examples, for independent networks.
 
         q[s, l] = mean over examples and units of y_l**2,   network s
@@ -38,12 +39,12 @@ def lengths(key, network, x, *, seeds, batch_size=None):
     return _over_seeds(lengths_at, key, network, x, seeds, batch_size)
 
 
-def lengths_at(network, params, x):
+def lengths_at(network, params, x) -> Float[Array, "layers"]:
     """MEASURED mean square of every state at these parameters, [L]."""
     return core.per_layer(lambda y: jnp.mean(_square(y)), network.states(params, x))
 
 
-def correlations(key, network, x, *, seeds, batch_size=None):
+def correlations(key, network, x, *, seeds, batch_size=None) -> Float[Array, "seeds pairs layers"]:
     """MEASURED correlation of the states of each pair of inputs, layer by layer, for independent networks.
 
         c[s, p, l] = <y_l(x[p, 0]), y_l(x[p, 1])> / (|y_l(x[p, 0])| |y_l(x[p, 1])|)
@@ -63,14 +64,14 @@ def correlations(key, network, x, *, seeds, batch_size=None):
     return _over_seeds(correlations_at, key, network, x, seeds, batch_size)
 
 
-def correlations_at(network, params, x):
+def correlations_at(network, params, x) -> Float[Array, "pairs layers"]:
     """MEASURED correlation of the states of each pair of inputs x [P, 2, ...] at these parameters, [P, L]."""
     _check_pairs(x)
     states = network.states(params, x.reshape(-1, *x.shape[2:]))
     return core.per_layer(lambda y: _cosines(_rows(y)), states).reshape(-1, x.shape[0]).T
 
 
-def covariances(key, network, x, *, seeds, batch_size=None):
+def covariances(key, network, x, *, seeds, batch_size=None) -> Float[Array, "seeds layers N N"]:
     """MEASURED second moments between examples over units, layer by layer, for independent networks.
 
         k[s, l, i, j] = <y_l(x_i), y_l(x_j)> / number of units
@@ -87,7 +88,7 @@ def covariances(key, network, x, *, seeds, batch_size=None):
     return _over_seeds(covariances_at, key, network, x, seeds, batch_size)
 
 
-def covariances_at(network, params, x):
+def covariances_at(network, params, x) -> Float[Array, "layers N N"]:
     """MEASURED second moments between examples over units at these parameters, [L, N, N]."""
     return core.per_layer(_second_moments, network.states(params, x))
 

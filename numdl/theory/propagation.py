@@ -14,6 +14,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float64
 
 from numdl import checks
 from numdl.activations import Activation
@@ -63,7 +64,7 @@ def length_map(q, *, activation, weight_variance, bias_variance):
     return _next_length(roots.as_float(q), activation, weight_variance, bias_variance)
 
 
-def lengths(x_variance, *, depth, activation, weight_variance, bias_variance):
+def lengths(x_variance, *, depth, activation, weight_variance, bias_variance) -> Float64[np.ndarray, "layers"]:
     """PREDICTED mean square of the pre-activations, layer by layer, at infinite width.
 
         q[0] = weight_variance * x_variance + bias_variance
@@ -91,7 +92,7 @@ def lengths(x_variance, *, depth, activation, weight_variance, bias_variance):
     return _lengths(x_variance, checks.whole("depth", depth), activation, weight_variance, bias_variance)
 
 
-def correlations(c, *, depth, q, activation, weight_variance, bias_variance):
+def correlations(c, *, depth, q, activation, weight_variance, bias_variance) -> Float64[np.ndarray, "*c layers"]:
     """PREDICTED correlation of the pre-activations of two inputs, layer by layer, at infinite width.
 
         c[l] = (weight_variance * E[f(u) f(v)] + bias_variance) / q[l],  u, v ~ N(0, q[l-1]), correlation c[l-1]
