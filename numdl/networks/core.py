@@ -35,7 +35,6 @@ from jax.tree_util import Partial
 from numdl import checks
 from numdl.networks.lift import lift
 
-
 __all__ = [
     "Network",
     "jacobian",

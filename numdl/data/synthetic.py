@@ -1,0 +1,157 @@
+"""Synthetic classification problems in the plane: peaks, circles, ellipses, swiss roll, spirals.
+
+The test problems of the papers that read networks as differential equations. Each takes a NumPy generator or an
+integer seed, `random`, and returns new arrays; nothing here knows jax. Classes are equally frequent.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+SQUARE = 3.0  # peaks lives on [-3, 3]^2
+CLASSES = 5  # levels of peaks
+LOWEST, HIGHEST = -6.551133332835837, 8.106213589442337  # of peaks, attained near (0.23, -1.63) and (-0.01, 1.58)
+
+
+class Points(NamedTuple):
+    """Points in the plane and their classes."""
+
+    features: np.ndarray  # [N, 2] float32
+    labels: np.ndarray  # [N] int32
+
+
+def peaks(random, count, *, classes=CLASSES):
+    """Points of [-3, 3]^2, classified by the level of MATLAB's peaks function: equal steps from its least value on.
+
+    A class is first chosen for each point, then the point uniformly from where that level is (by rejection): the rare
+    levels are as frequent as the others.
+
+    Parameters
+    ----------
+    random : Generator or int   numpy.random.Generator, or a seed
+    count : int                 points, a multiple of `classes`
+    Source: Haber & Ruthotto 2017, arXiv:1705.03341.
+    """
+    each = _each(count, classes)
+    random = _generator(random)
+    edges = np.linspace(LOWEST, HIGHEST, classes + 1)
+    found = [np.zeros((0, 2)) for _ in range(classes)]
+    while min(len(points) for points in found) < each:
+        candidates = random.uniform(-SQUARE, SQUARE, (4096, 2))
+        levels = level(peaks_function(candidates[:, 0], candidates[:, 1]), edges)
+        found = [np.concatenate([points, candidates[levels == c]]) for c, points in enumerate(found)]
+    return _finish(random, [points[:each] for points in found], 0.0)
+
+
+def peaks_function(x, y):
+    """MATLAB's peaks(x, y), elementwise: three hills and two valleys."""
+    hill = 3 * (1 - x) ** 2 * np.exp(-(x**2) - (y + 1) ** 2)
+    valley = 10 * (x / 5 - x**3 - y**5) * np.exp(-(x**2) - y**2)
+    return hill - valley - np.exp(-((x + 1) ** 2) - y**2) / 3
+
+
+def level(values, edges):
+    """The index of the interval (edges[c], edges[c + 1]] that holds each value; the outermost reach to infinity."""
+    return np.clip(np.searchsorted(edges, values, side="left") - 1, 0, len(edges) - 2)
+
+
+def circles(random, count, *, noise=0.0):
+    """A disc of radius 1 and the ring around it to radius 2: radii uniform, angles uniform. No line separates them.
+
+    Parameters
+    ----------
+    noise : float               variance of a Gaussian added to every coordinate
+    Source: Haber & Ruthotto 2017, arXiv:1705.03341.
+    """
+    return _discs(random, count, 1.0, noise)
+
+
+def ellipses(random, count, *, axis=0.4, noise=0.0):
+    """`circles` with the second coordinate shrunk: an ellipse inside an elliptic ring.
+
+    Parameters
+    ----------
+    axis : float                length of the second axis relative to the first, 0 < axis
+    noise : float               variance of a Gaussian added to every coordinate
+    Source: github.com/XtractOpen/Meganet.m, setupCircle; Haber & Ruthotto 2017, arXiv:1705.03341.
+    """
+    if not axis > 0:
+        raise ValueError(f"axis must be > 0; got {axis!r}")
+    return _discs(random, count, axis, noise)
+
+
+def swiss_roll(random, count, *, noise=0.0):
+    """Two interlaced spirals of two turns, radii 0 to 1 and 0.2 to 1.2 on the same angles, equally spaced.
+
+    Without noise nothing is random but the order of the points.
+
+    Source: Haber & Ruthotto 2017, arXiv:1705.03341.
+    """
+    each = _each(count, 2)
+    angle, radius = np.linspace(0, 4 * np.pi, each), np.linspace(0, 1, each)
+    return _finish(random, [_polar(radius, angle), _polar(radius + 0.2, angle)], noise)
+
+
+def spirals(random, count, *, turns=1.5, arms=2, noise=0.0):
+    """`arms` spirals from the origin, each the others turned: radius in proportion to the angle, up to 1.
+
+    Parameters
+    ----------
+    turns : float               of each arm around the origin
+    """
+    arms = _whole("arms", arms)
+    each = _each(count, arms)
+    if not turns > 0:
+        raise ValueError(f"turns must be > 0; got {turns!r}")
+    radius = np.linspace(0, 1, each + 1)[1:]
+    angle = 2 * np.pi * turns * radius
+    return _finish(random, [_polar(radius, angle + 2 * np.pi * arm / arms) for arm in range(arms)], noise)
+
+
+def _discs(random, count, axis, noise):
+    each, random = _each(count, 2), _generator(random)
+    classes = []
+    for inner in (0.0, 1.0):
+        angle = random.uniform(0, 2 * np.pi, each)
+        classes.append(_polar(inner + random.uniform(0, 1, each), angle) * np.array([1.0, axis]))
+    return _finish(random, classes, noise)
+
+
+def _polar(radius, angle):
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+
+
+def _finish(random, classes, noise):
+    """Noise on the points of all classes, and a random order."""
+    if not noise >= 0:
+        raise ValueError(f"noise must be a variance, >= 0; got {noise!r}")
+    random = _generator(random)
+    points = _points([c + np.sqrt(noise) * random.standard_normal(c.shape) for c in classes])
+    order = random.permutation(len(points.labels))
+    return Points(points.features[order], points.labels[order])
+
+
+def _points(classes):
+    labels = np.repeat(np.arange(len(classes)), [len(c) for c in classes])
+    return Points(np.concatenate(classes).astype(np.float32), labels.astype(np.int32))
+
+
+def _generator(random):
+    if isinstance(random, np.random.Generator):
+        return random
+    if isinstance(random, bool) or not isinstance(random, int | np.integer):
+        raise TypeError(f"random must be a numpy.random.Generator or an integer seed; got {random!r}")
+    return np.random.default_rng(random)
+
+
+def _whole(name, value):
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be an integer >= 1; got {value!r}")
+    return int(value)
+
+
+def _each(count, classes):
+    count, classes = _whole("count", count), _whole("classes", classes)
+    if count % classes:
+        raise ValueError(f"count must be a multiple of the {classes} classes; got {count}")
+    return count // classes

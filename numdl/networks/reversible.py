@@ -1,0 +1,109 @@
+"""Networks that can be run backwards: Verlet, leapfrog and additive coupling; and the antisymmetric one beside them.
+
+    hamiltonian    p_{1/2} = p + h/2 g(q),   q' = q + h f(p_{1/2}),   p' = p_{1/2} + h/2 g(q')       Verlet
+    leapfrog       q_{1/2} = q + h/2 v,      v' = v + h F(q_{1/2}),   q' = q_{1/2} + h/2 v'          y'' = F(y)
+    coupling       q' = q + h F_1(p),        p' = p + h F_2(q')
+    antisymmetric  y' = y + h f(y (A - A^T - damping I) + b)                        stable, but without an inverse
+
+A state holds both halves side by side, [N, 2 n]; the width of a stage is 2 n. `inverse` undoes all steps of a stage by
+algebra, to rounding. By default `apply` is differentiated that way, in memory that does not grow with depth: gradients
+are the direct ones up to the rounding of the reconstruction. With connector="pad" the new half starts at zero.
+
+Sources: Haber & Ruthotto 2017, arXiv:1705.03341; Chang et al. 2018, arXiv:1709.03698; Gomez et al. 2017,
+arXiv:1707.04585.
+"""
+
+import functools
+
+from numdl import checks
+from numdl.networks import fields, residual, stages
+from numdl.ode import adjoints, integrate, schemes
+
+
+def hamiltonian(
+    *, widths, depth, activation, bias_variance, block="one_layer", adjoint=adjoints.reversible, **settings
+):
+    """A Hamiltonian network by Verlet's scheme; settings as for `residual.network`.
+
+        one_layer    q' = f(p K + b),  p' = -f(q K^T + b)                    Haber & Ruthotto
+        symmetric    q' = f(p K_1 + b_1) K_1^T,  p' = -f(q K_2 + b_2) K_2^T  Chang et al.
+
+    The second conserves H(q, p) = sum F(q K_2 + b_2) + F(p K_1 + b_1), F' = f, while theta does not change.
+    """
+    checks.one_of("block", block, ("one_layer", "symmetric"))
+    twice = block == "symmetric"
+    options = {"scheme": schemes.verlet, "field": fields.hamiltonian(block, checks.function("activation", activation))}
+    return _build(widths, depth, bias_variance, block, None, twice, adjoint, options | settings)
+
+
+def leapfrog(
+    *, widths, depth, activation, bias_variance, block="symmetric", hidden=None, adjoint=adjoints.reversible, **settings
+):
+    """A second-order network y'' = F(y; theta) by leapfrog, state (y, v); settings as for `residual.network`.
+
+    With the symmetric block, y'' = -f(y K + b) K^T, it is a nonlinear wave equation ("hyperbolic"). Positions at half
+    steps m_l = y_l + h/2 v_l follow the scheme in two steps:
+
+        m_{l+1} = 2 m_l - m_{l-1} + h^2 F(m_l; theta_l)
+
+    Source: Ruthotto & Haber 2018, arXiv:1804.04272.
+    """
+    checks.one_of("block", block, ("one_layer", "two_layer", "symmetric"))
+    options = {"scheme": schemes.leapfrog, "field": fields.single(block, checks.function("activation", activation))}
+    return _build(widths, depth, bias_variance, block, hidden, False, adjoint, options | settings)
+
+
+def coupling(
+    *, widths, depth, activation, bias_variance, block="two_layer", hidden=None, adjoint=adjoints.reversible, **settings
+):
+    """Additive coupling, a RevNet: q' = q + h F_1(p), p' = p + h F_2(q'); settings as for `residual.network`."""
+    checks.one_of("block", block, ("one_layer", "two_layer", "symmetric"))
+    options = {"scheme": schemes.coupling, "field": fields.coupling(block, checks.function("activation", activation))}
+    return _build(widths, depth, bias_variance, block, hidden, True, adjoint, options | settings)
+
+
+def antisymmetric(*, damping, **settings):
+    """The antisymmetric network with damping, forward Euler by default: `residual.network(block="antisymmetric")`.
+
+    The linear part A - A^T - damping I has eigenvalues -damping +- i omega: Euler's step is stable where
+    h <= 2 damping / (damping**2 + omega**2), so never without damping.
+    """
+    return residual.network(block="antisymmetric", damping=damping, **settings)
+
+
+def inverse(network, params, y, *, stage=-1):
+    """The state before a stage from the state after it, by the scheme's exact inverse, step by step.
+
+    Without a connector the state before the first stage is x. What a connector did is not undone.
+
+    Parameters
+    ----------
+    y : array [N, ...]          the stage's last state
+    stage : int                 the last one by default
+    Raises
+    ------
+    ValueError                  the scheme has no inverse
+    """
+    settings = stages.settings_of(network)
+    count = len(settings.depths)
+    stage = checks.whole("stage", stage, least=-count, most=count - 1) % count
+    checks.floating("y", y)
+    if y.shape[-1] != settings.widths[stage + 1]:
+        raise ValueError(f"y must have {settings.widths[stage + 1]} entries in its last axis; got shape {y.shape}")
+    theta, options = stages.flow(settings, params, stage)
+    before = integrate.invert(settings.field, stages.split(settings, y), theta, **options)
+    return stages.merge(settings, before)
+
+
+def _build(widths, depth, bias_variance, block, hidden, twice, adjoint, options):
+    if hidden is not None and block == "one_layer":
+        raise ValueError(f"hidden must be None unless block is two_layer or symmetric; got {hidden} for {block}")
+    layout = functools.partial(_layout, block, hidden, twice)
+    return stages.build(
+        widths=widths, depth=depth, layout=layout, bias_variance=bias_variance, pair=True, adjoint=adjoint, **options
+    )
+
+
+def _layout(block, hidden, twice, width, window):
+    one = fields.layout(block, width // 2, hidden, window)
+    return {"first": one, "second": one} if twice else one

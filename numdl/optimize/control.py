@@ -1,0 +1,207 @@
+"""Training as optimal control: Hamiltonian, costates, and the method of successive approximations.
+
+    minimize  J(theta) = terminal(x_N) + h sum over n of running(x_n, theta_n),    x_{n+1} = x_n + h field(x_n, theta_n)
+
+Pontryagin's maximum principle for the discrete problem, H(x, p, theta) = <p, field(x, theta)> - running(x, theta):
+
+    p_N = -terminal'(x_N),    p_n = p_{n+1} + h dH/dx(x_n, p_{n+1}, theta_n)
+    dJ/dtheta_n = -h dH/dtheta(x_n, p_{n+1}, theta_n)                                 what backpropagation computes
+    theta_n maximizes H(x_n, p_{n+1}, .)                                              necessary as h -> 0
+
+The states x [examples, ...] are one array, and `terminal` and `running` are means over the examples. theta is a pytree
+with time as axis 0 of every leaf, as many entries as steps.
+
+Source: Pontryagin et al. 1962; Li, Chen, Tai & E 2018, arXiv:1710.09513; E, Han & Li 2019, arXiv:1807.01083.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+
+from numdl import checks, trees
+from numdl.records import record
+
+SUFFICIENT = 1e-4  # Armijo's fraction of the increase that the slope promises
+HALVINGS = 20  # trial steps of one ascent
+
+
+class Problem(NamedTuple):
+    """A control problem: functions that may bind data as `jax.tree_util.Partial`, and the step size."""
+
+    field: Callable  # (x [examples, ...], theta of one time) -> x', shaped like x
+    terminal: Callable  # x_N -> scalar, mean over examples
+    running: Callable  # (x, theta of one time) -> scalar, mean over examples
+    step: float  # h
+
+
+@record
+class History:
+    """What the method of successive approximations did."""
+
+    loss: jax.Array  # [iterations + 1]: J before each iteration and at the end
+    gradient_norm: jax.Array  # [iterations + 1]: |dJ/dtheta|
+    gain: jax.Array  # [iterations]: h sum of what maximizing has added to the (augmented) Hamiltonian, >= 0
+
+
+def objective(problem, x, theta):
+    """J(theta) from the initial states x [examples, ...]; `jax.grad` of it is backpropagation."""
+    path, running = _run(problem, x, theta)
+    return problem.terminal(path[-1]) + problem.step * jnp.sum(running)
+
+
+def hamiltonian(problem, x, p, theta):
+    """H(x, p, theta) = <p, field(x, theta)> - running(x, theta), at one time."""
+    return jnp.vdot(p, problem.field(x, theta)) - problem.running(x, theta)
+
+
+def states(problem, x, theta):
+    """x_0 ... x_N, [steps + 1, examples, ...]."""
+    return _run(problem, x, theta)[0]
+
+
+def costates(problem, path, theta):
+    """p_0 ... p_N, shaped like the states: minus the gradient of J with respect to x_n.
+
+    p_N = -terminal'(x_N),    p_n = p_{n+1} + h dH/dx(x_n, p_{n+1}, theta_n)
+    """
+
+    def back(p, now):
+        x, local = now
+        p = p + (problem.step * jax.grad(hamiltonian, argnums=1)(problem, x, p, local)).astype(p.dtype)
+        return p, p
+
+    last = -jax.grad(problem.terminal)(path[-1])
+    _, earlier = lax.scan(back, last, (path[:-1], theta), reverse=True)
+    return jnp.concatenate([earlier, last[None]])
+
+
+def gradient(problem, x, theta):
+    """J and dJ/dtheta by the maximum principle, without differentiating J: equal to `jax.grad(objective)` to rounding.
+
+    dJ/dtheta_n = -h dH/dtheta(x_n, p_{n+1}, theta_n)
+    """
+    _check(problem, x, theta)
+    path, running = _run(problem, x, theta)
+    slopes = jax.vmap(jax.grad(functools.partial(hamiltonian, problem), argnums=2))
+    slope = slopes(path[:-1], costates(problem, path, theta)[1:], theta)
+    value = problem.terminal(path[-1]) + problem.step * jnp.sum(running)
+    return value, jax.tree.map(lambda g, leaf: (-problem.step * g).astype(leaf.dtype), slope, theta)
+
+
+def successive_approximations(problem, x, theta, *, iterations, penalty=0.0, ascents=10, maximize=None):
+    """Solve forward for x, backward for p, maximize the Hamiltonian at every time, and again: (theta, History).
+
+    With penalty rho > 0 the augmented Hamiltonian keeps the dynamics of both where they were,
+
+        H - rho / 2 mean |field(x, theta) - field(x, old)|^2 - rho / 2 mean |dH/dx(theta) - dH/dx(old)|^2,
+
+    means over examples, each with its own costate. Then J falls if rho is large enough; basic iterations (rho = 0)
+    may diverge, for a long time horizon even in linear-quadratic problems.
+
+    Parameters
+    ----------
+    x : array [examples, ...]   initial states
+    theta : pytree              the start, leaves [steps, ...]
+    penalty : scalar            rho >= 0
+    ascents : int               gradient ascents with backtracking for each maximization
+    maximize : function         (function of theta, theta, x_n, p_{n+1}) -> theta of one time, instead of them
+    Raises
+    ------
+    TypeError, ValueError       a negative penalty, theta without a common time axis, ...
+    Source: Li, Chen, Tai & E 2018, arXiv:1710.09513, algorithms 1 and 2.
+    """
+    _check(problem, x, theta)
+    checks.whole("iterations", iterations)
+    checks.whole("ascents", ascents)
+    checks.finite("penalty", penalty, least=0.0, shape=())
+    maximize = _ascent(ascents) if maximize is None else checks.function("maximize", maximize)
+    functions = (f if isinstance(f, Partial) else Partial(f) for f in problem[:3])
+    return _iterate(Problem(*functions, problem.step), x, theta, penalty, iterations, maximize)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _iterate(problem, x, theta, penalty, iterations, maximize):
+    def improve(theta, _):
+        value, slope = gradient(problem, x, theta)
+        path = states(problem, x, theta)
+        improved = functools.partial(_improve, problem, penalty, maximize)
+        new, gain = jax.vmap(improved)(path[:-1], costates(problem, path, theta)[1:], theta)
+        return new, (value, trees.norm(slope), problem.step * jnp.sum(gain))
+
+    theta, (values, norms, gains) = lax.scan(improve, theta, None, length=iterations)
+    value, slope = gradient(problem, x, theta)
+    loss, norm = jnp.append(values, value), jnp.append(norms, trees.norm(slope))
+    return theta, History(loss, norm, gains)
+
+
+def _improve(problem, penalty, maximize, x, p, old):
+    """A greater (augmented) Hamiltonian at one time, and by how much."""
+    examples = x.shape[0]
+
+    def motion(theta):
+        return problem.field(x, theta), jax.grad(hamiltonian, argnums=1)(problem, x, p, theta)
+
+    velocity, force = motion(old)
+
+    def augmented(theta):
+        v, q = motion(theta)
+        # A costate belongs to a mean over examples: each example's own is so many times as large.
+        gap = jnp.sum((v - velocity) ** 2) / examples + jnp.sum((q - force) ** 2) * examples
+        return hamiltonian(problem, x, p, theta) - penalty / 2 * gap
+
+    new = maximize(augmented, old, x, p)
+    return new, augmented(new) - augmented(old)
+
+
+@functools.cache
+def _ascent(ascents):
+    """One function object for each number of ascents: a compiled caller is found again."""
+    return functools.partial(_ascend, ascents)
+
+
+def _ascend(ascents, function, theta, x, p):
+    """Gradient ascent; of the steps h, h/2, h/4 ... the first that adds enough is taken, and doubled for the next."""
+    dtype = jnp.result_type(*jax.tree.leaves(theta))
+    fractions = 0.5 ** jnp.arange(HALVINGS, dtype=dtype)
+
+    def ascend(carry, _):
+        theta, size = carry
+        value, slope = jax.value_and_grad(function)(theta)
+        promised = SUFFICIENT * trees.inner(slope, slope)
+
+        def moved(size):
+            return jax.tree.map(lambda leaf, g: leaf + (size * g).astype(leaf.dtype), theta, slope)
+
+        sizes = size * fractions
+        enough = jax.vmap(lambda size: function(moved(size)) >= value + size * promised)(sizes)
+        best = sizes[jnp.argmax(enough)]
+        found = jnp.any(enough)
+        theta = jax.tree.map(lambda new, old: jnp.where(found, new, old), moved(best), theta)
+        return (theta, jnp.where(found, 2 * best, size)), None
+
+    return lax.scan(ascend, (theta, jnp.ones((), dtype)), None, length=ascents)[0][0]
+
+
+def _run(problem, x, theta):
+    def step(x, local):
+        new = x + (problem.step * problem.field(x, local)).astype(x.dtype)
+        return new, (new, problem.running(x, local))
+
+    _, (later, running) = lax.scan(step, x, theta)
+    return jnp.concatenate([x[None], later]), running
+
+
+def _check(problem, x, theta):
+    checks.instance("problem", problem, Problem, hint="control.Problem(field, terminal, running, step)")
+    for name, function in zip(problem._fields[:3], problem[:3], strict=True):
+        checks.function(f"problem.{name}", function)
+    checks.positive("problem.step", problem.step, shape=())
+    checks.floating("x", x, least_ndim=1)
+    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(theta)}
+    if len(lengths) != 1 or lengths == {()}:
+        raise ValueError(f"theta must have leaves of one length along axis 0, the steps; got {sorted(lengths)}")
