@@ -1,29 +1,39 @@
 # Needs make and Python 3.11 or newer; every target sets up what it needs in a virtual environment of its own.
 #   make demo                     the first three questions, and one page that answers them
-#   make test                     the whole suite, in float64 and in jax's default precision
+#   make test                     the suite, in float64 and (its core) in jax's default precision
+#   make test-all                 with the tests that take minutes, every file in both precisions
 #   make test PYTHON=python3.13   the same on another Python, with the newest jax that it gets
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 VENV ?= .venv-$(VERSION)
 BIN := $(VENV)/bin
 ARGS ?=
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
+# What a float32 user meets first: the second pass of `make test` (`make test-all` takes every file).
+CORE := tests/test_trees.py tests/test_statistics.py tests/networks/test_core.py tests/networks/test_dense.py \
+	tests/networks/test_initializers.py tests/theory/test_propagation.py tests/theory/test_jacobian.py \
+	tests/analysis/test_propagation.py tests/analysis/test_layers.py tests/test_activations.py
 
-.PHONY: help demo test check notebooks docs bench clean
+.PHONY: help demo test test-all check notebooks docs bench clean
 help:
-	@sed -n '1,5s/^# \{0,1\}//p' Makefile
+	@sed -n '1,6s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.core
 	@$(BIN)/python -m experiments.demo $(ARGS)
 
 test: $(VENV)/.test
-	@NUMDL_TEST_X64=0 $(BIN)/python -m pytest -q -m float32 --durations=0 --durations-min=20 tests
-	@$(BIN)/python -m pytest -q $(ARGS) tests
+	@NUMDL_TEST_X64=0 $(PYTEST) -m "float32 and not slow" $(CORE)
+	@$(PYTEST) -m "not slow" $(ARGS) tests
+
+test-all: $(VENV)/.test
+	@NUMDL_TEST_X64=0 $(PYTEST) -m float32 tests
+	@$(PYTEST) $(ARGS) tests
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check numdl experiments tests benchmarks
 	@$(BIN)/ruff format --check numdl experiments tests benchmarks
 	@$(BIN)/ty check numdl experiments
-	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory test-all
 
 notebooks: $(VENV)/.test
 	@$(BIN)/python notebooks/build.py $(ARGS)

@@ -254,6 +254,8 @@ def figure(config, result):
     right.set_title("one layer: y + h relu(y K) drifts", fontsize=10)
     for ax in (left, right):
         ax.set_xscale("log")
+        ax.set_xticks(config.depths, [str(depth) for depth in config.depths])
+        ax.minorticks_off()
         ax.set_xlabel("depth L")
         ax.legend(fontsize=8, frameon=False)
         plotting.tidy(ax)

@@ -63,7 +63,9 @@ def test_near_correlation_one(name, q1, q2):
     np.testing.assert_allclose(activation.mean_product(q1, q2, 1 - gaps), start - gaps * fall, rtol=2e-12)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "hard_tanh" else name for name in NAMES]
+)
 def test_price_theorem(name):
     """d/dc E f(u) f(v) = sqrt(q1 q2) E f'(u) f'(v), integrated in the angle c = sin t from 0 to 0.999."""
     activation = activations.named(name)
@@ -103,7 +105,9 @@ def test_gelu_tanh_is_the_default_of_jax():
 
 
 @pytest.mark.float32
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [name if name in ("relu", "tanh", "erf") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_moments_are_finite_and_differentiable(name):
     """At variance 0, at correlation +-1 and inside: values finite; derivatives finite in closed form or inside."""
     a = activations.named(name)

@@ -9,13 +9,15 @@ from numdl import reporting
 from numdl.networks import dense
 
 NAMES = runner.names()
+# More than 15 s of compilation each, even when tiny
+SLOW = {"b2_trainable_depth", "b3_relu_depth", "b4_saturation", "b5_jacobian_spectra", "b8_recurrent_gradients"}
 
 
 def test_there_are_experiments():
     assert {"a1_init_scaling", "a2_length_map", "a3_correlation_map"} <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NAMES])
 def test_tiny_run_holds_and_is_kept(name, tmp_path):
     run = runner.execute(name, runner.configure(name, tiny=True), results=tmp_path)
     assert run.claims, "an experiment without a claim"

@@ -26,6 +26,13 @@ WIDTHS = (32, 64)
 DEPTH = 4
 SEEDS = 1000
 
+
+def some_fast(cases, fast):
+    """The cases, all but the chosen places marked slow: each kind of comparison stays in the quick suite."""
+    cases = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*case, marks=() if place in fast else pytest.mark.slow) for place, case in enumerate(cases)]
+
+
 # activation, weight variance, bias variance: ordered, near critical and chaotic
 SETTINGS = [
     (activations.tanh, 0.9, 0.0),
@@ -114,9 +121,10 @@ def gradients(setting, seeds=SEEDS):
     return predicted_gradients.growth(1.0, depth=DEPTH, **theory(setting)).log_products, at_infinite_width(samples)
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=NAMES)
 @pytest.mark.parametrize("compare", [lengths, correlations, gradients])
-def test_wide_networks(compare, setting):
+@pytest.mark.parametrize("place", some_fast(range(len(SETTINGS)), fast=(1, 4)), ids=NAMES)
+def test_wide_networks(place, compare):
+    setting = SETTINGS[place]
     assert np.all(np.abs(agree(*compare(setting)).z) < LIMIT)
 
 
@@ -143,15 +151,16 @@ def norms_of_gradients(activation, widths, weight_variance, told_weight_variance
     return np.append(law.mean, law.variance), np.concatenate([logs, (logs - law.mean) ** 2], axis=1)
 
 
-@pytest.mark.parametrize("case", FINITE, ids=lambda case: f"{case[0].name}-{case[1][1:]}-{case[2]}")
-def test_log_norms_of_gradients_at_finite_width(case):
+@pytest.mark.parametrize("activation, widths, weight_variance", some_fast(FINITE, fast=(0, 1)))
+def test_log_norms_of_gradients_at_finite_width(activation, widths, weight_variance):
+    case = activation, widths, weight_variance
     assert np.all(np.abs(agree(*norms_of_gradients(*case)).z) < LIMIT)
 
 
 PRODUCTS = [(n, depth, gain) for n in (2, 5, 20) for depth, gain in ((1, 1.0), (4, 0.3), (12, 1.0), (30, 2.0))]
 
 
-@pytest.mark.parametrize("width, depth, gain", PRODUCTS)
+@pytest.mark.parametrize("width, depth, gain", some_fast(PRODUCTS, fast=(0, 1, 2)))
 def test_products_of_matrices(width, depth, gain):
     law = predicted_jacobian.product_norm(width=width, depth=depth, entry_variance=gain / width, excess_kurtosis=0.0)
     sampler = initializers.normal(gain / width)
@@ -204,8 +213,9 @@ def spectra(activation, weight_variance, orthogonal):
     return np.stack([told.log_of_mean, told.relative_variance]), at_infinite_width(samples)
 
 
-@pytest.mark.parametrize("case", SPECTRA, ids=lambda case: f"{case[0].name}-{case[1]}-{case[2]}")
-def test_spectra_of_jacobians(case):
+@pytest.mark.parametrize("activation, weight_variance, orthogonal", some_fast(SPECTRA, fast=(0, 3)))
+def test_spectra_of_jacobians(activation, weight_variance, orthogonal):
+    case = activation, weight_variance, orthogonal
     assert np.all(np.abs(agree(*spectra(*case)).z) < LIMIT)
 
 
@@ -269,9 +279,8 @@ RESIDUAL = [
 ]
 
 
-@pytest.mark.parametrize("case", RESIDUAL, ids=lambda case: f"{case[0].name}-{case[2]}")
-def test_gradients_of_residual_networks(case):
-    activation, weight_variance, second, step = case
+@pytest.mark.parametrize("activation, weight_variance, second, step", some_fast(RESIDUAL, fast=(0,)))
+def test_gradients_of_residual_networks(activation, weight_variance, second, step):
     samples = []
     for width, key in zip(WIDTHS, keys("residual"), strict=True):
         x = jnp.asarray([1.0, -1.0] * (width // 2), jnp.float32)[None]
@@ -290,7 +299,8 @@ def test_gradients_of_residual_networks(case):
 
 
 @pytest.mark.parametrize(
-    "activation, weight_variance, keep", [(activations.tanh, 1.7, 0.8), (activations.relu, 2.0, 0.6)]
+    "activation, weight_variance, keep",
+    some_fast([(activations.tanh, 1.7, 0.8), (activations.relu, 2.0, 0.6)], fast=(1,)),
 )
 def test_gradients_under_dropout(activation, weight_variance, keep):
     samples = []
@@ -312,7 +322,7 @@ def test_gradients_under_dropout(activation, weight_variance, keep):
 # ---- what must fail ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("compare", [lengths, gradients])
+@pytest.mark.parametrize("compare", [lengths, pytest.param(gradients, marks=pytest.mark.slow)])
 def test_a_weight_variance_wrong_by_5_percent_is_seen(compare):
     """The theory of the right network beside samples of one whose weight variance is 5 % larger."""
     setting = SETTINGS[-1]
