@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 # What a float32 user meets first: the second pass of `make test` (`make test-all` takes every file).
 CORE := tests/test_trees.py tests/test_statistics.py tests/networks/test_core.py tests/networks/test_dense.py \
 	tests/networks/test_initializers.py tests/theory/test_propagation.py tests/theory/test_jacobian.py \
-	tests/analysis/test_propagation.py tests/analysis/test_layers.py tests/test_activations.py
+	tests/analysis/test_propagation.py
 
 .PHONY: help demo test test-all check notebooks docs bench clean
 help:

@@ -10,7 +10,15 @@ from numdl.networks import dense
 
 NAMES = runner.names()
 # More than 15 s of compilation each, even when tiny
-SLOW = {"b2_trainable_depth", "b3_relu_depth", "b4_saturation", "b5_jacobian_spectra", "b8_recurrent_gradients"}
+SLOW = {
+    "b2_trainable_depth",
+    "b3_relu_depth",
+    "b4_saturation",
+    "b5_jacobian_spectra",
+    "b7_residual_scaling",
+    "b8_recurrent_gradients",
+    "b10_batch_norm_explosion",
+}
 
 
 def test_there_are_experiments():
