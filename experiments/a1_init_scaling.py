@@ -22,7 +22,7 @@ The product itself, drawn anew for every sample and renormalised layer by layer 
 Verdict
 -------
 n = 1000 products of depth 3 and 200 of depth 100 for each of seven initialisations (20 for the orthogonal one, which
-has no spread); two CPU cores. All claims hold.
+has no spread); two CPU cores, 25 s. All claims hold.
 """
 
 import dataclasses

@@ -22,7 +22,7 @@ extrapolated in 1 / width, because a network of finite width forgets faster by a
 Verdict
 -------
 40 networks of width 400 and depth 25 in three phases, 8 pairs; 100 networks of widths 100, 200 and 400 for the depth
-scale; two CPU cores. All claims hold.
+scale; two CPU cores, 13 s. All claims hold.
 """
 
 import dataclasses
