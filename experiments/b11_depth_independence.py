@@ -47,7 +47,7 @@ class Config:
     width: int = 40
     depths: tuple[int, ...] = (4, 8, 16, 32)  # hidden layers
     rates: tuple[float, ...] = tuple(float(r) for r in np.geomspace(0.02, 3.0, 16).round(4))  # times 1 / depth
-    steps: int = 300
+    steps: int = 200
     digits: int = 150
     networks: int = 3
     remaining: float = 0.01  # share of the excess loss at which a network has learned
