@@ -26,7 +26,8 @@ not reported.
 Verdict
 -------
 40 networks of depth 8, width 64, 2 heads, 4 examples of 32 tokens, seven settings; two CPU cores. All claims hold.
-Skips stop the collapse, MLPs alone do not.
+Skips stop the collapse, MLPs alone do not. Two measures were changed after first runs, diameters for the cube and
+growth per layer for the doubling; that reads 4.2 standard errors low at seed 0 and is unbiased over five other samples.
 """
 
 import dataclasses
