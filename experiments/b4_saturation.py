@@ -25,8 +25,8 @@ Verdict
 -------
 n = 60 networks of width 300 for each initialisation; 6 trained networks of width 200 for each of sigmoid (4 hidden
 layers, standard), tanh standard and tanh normalised (5), 2000 steps; two CPU cores, 29 s. All claims hold. The claim
-on tanh's saturated share was first made for the end of training (0.083, to be at most 0.1) and moved, after that first run,
-to the time when the sigmoid is trapped.
+on tanh's saturated share was first made for the end of training (0.083, to be at most 0.1) and moved, after that first
+run, to the time when the sigmoid is trapped.
 """
 
 import dataclasses
