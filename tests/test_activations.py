@@ -10,13 +10,14 @@ import scipy.special
 
 from numdl import activations
 from tests import oracles
+from tests.selection import in_turn
 
 NAMES = list(oracles.ACTIVATIONS)
 VARIANCES = np.array([0.01, 1.0, 100.0])
 POINTS = np.array([-40.0, -7.0, -1.3, -1.0, -0.4, -1e-3, 0.0, 1e-3, 0.3, 1.0, 2.0, 8.0, 40.0])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", in_turn(NAMES, turn=0))
 def test_one_point_moments_against_mpmath(name):
     activation = activations.named(name)
     f, slope, kinks = oracles.ACTIVATIONS[name]
@@ -27,7 +28,7 @@ def test_one_point_moments_against_mpmath(name):
         np.testing.assert_allclose(method(VARIANCES), expected, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", in_turn(NAMES, turn=1))
 def test_two_point_moments_at_correlations_of_one_and_zero(name):
     """Correlation +-1 by mpmath, 0 by the product of one-point means, both at unequal variances."""
     activation = activations.named(name)
@@ -40,7 +41,7 @@ def test_two_point_moments_at_correlations_of_one_and_zero(name):
         np.testing.assert_allclose(method(q1, q2, c), expected, rtol=1e-12, atol=1e-12 * abs(expected).max() + 1e-16)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", in_turn(NAMES, turn=2))
 def test_two_point_moments_between(name):
     activation = activations.named(name)
     for function, method in (
@@ -51,7 +52,7 @@ def test_two_point_moments_between(name):
         np.testing.assert_allclose(method(1.5, 0.3, -0.6), expected, rtol=1e-11, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", in_turn(NAMES, turn=3))
 @pytest.mark.parametrize(("q1", "q2"), [(0.01, 0.01), (100.0, 100.0)])
 def test_near_correlation_one(name, q1, q2):
     """To first order in 1 - c the product falls by sqrt(q1 q2) E f' f' (Price): mpmath knows both at c = 1."""
@@ -79,7 +80,7 @@ def test_price_theorem(name):
 
 
 @pytest.mark.float32
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", in_turn(NAMES, turn=4))
 def test_functions_and_slopes(name):
     """f against mpmath, the slope against jax's derivative of f, at kinks too; both finite with finite derivatives."""
     activation = activations.named(name)

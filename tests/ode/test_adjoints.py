@@ -1,5 +1,6 @@
 """Every adjoint against the direct gradient, against finite differences, and by its memory."""
 
+import functools
 import math
 
 import jax
@@ -56,27 +57,47 @@ def rounding(factor=100):
     return factor * float(jnp.finfo(jnp.asarray(1.0).dtype).eps)
 
 
+def latin(names, times):
+    """Every name with every kind of time; all but one in three, in turn, only in the long run."""
+    return [
+        pytest.param(name, *time, marks=() if i % len(times) == j else pytest.mark.slow)
+        for i, name in enumerate(names)
+        for j, time in enumerate(times)
+    ]
+
+
+@functools.cache
+def direct_gradient(name, interpolation, whole):
+    return solve_gradient(adjoints.direct, interpolation, settings(name), whole)
+
+
+def settings(name):
+    if name not in REVERSIBLE:
+        return {"tableau": tableaus.heun}
+    return {"scheme": getattr(schemes, name), "field": field if REVERSIBLE[name] == 1 else (field, field)}
+
+
 def solve_gradient(adjoint, interpolation, how, whole):
     function = jax.grad(lambda *x: loss(*x, adjoint, interpolation, how, whole), argnums=(0, 1, 2))
     return jax.jit(function)(*inputs(interpolation))
 
 
 @pytest.mark.float32
-@pytest.mark.parametrize("name", EXACT)
-@pytest.mark.parametrize("interpolation, whole", [(None, True), ("constant", False), ("linear", True)])
+@pytest.mark.parametrize(
+    "name, interpolation, whole", latin(EXACT, [(None, True), ("constant", False), ("linear", True)])
+)
 def test_exact_adjoints_are_the_direct_gradient(name, interpolation, whole):
-    how = {"tableau": tableaus.heun}
-    wanted = solve_gradient(adjoints.direct, interpolation, how, whole)
-    assert largest_gap(solve_gradient(EXACT[name], interpolation, how, whole), wanted) < rounding()
+    got = solve_gradient(EXACT[name], interpolation, settings("heun"), whole)
+    assert largest_gap(got, direct_gradient("heun", interpolation, whole)) < rounding()
 
 
 @pytest.mark.float32
-@pytest.mark.parametrize("name", REVERSIBLE)
-@pytest.mark.parametrize("interpolation, whole", [(None, False), ("constant", True), ("linear", False)])
+@pytest.mark.parametrize(
+    "name, interpolation, whole", latin(REVERSIBLE, [(None, False), ("constant", True), ("linear", False)])
+)
 def test_reversible_is_the_direct_gradient(name, interpolation, whole):
-    how = {"scheme": getattr(schemes, name), "field": field if REVERSIBLE[name] == 1 else (field, field)}
-    wanted = solve_gradient(adjoints.direct, interpolation, how, whole)
-    gap = largest_gap(solve_gradient(adjoints.reversible, interpolation, how, whole), wanted)
+    got = solve_gradient(adjoints.reversible, interpolation, settings(name), whole)
+    gap = largest_gap(got, direct_gradient(name, interpolation, whole))
     assert gap < max(1e-10, rounding(300))
     # What it knows is only the last state: bitwise equality would mean that it is not in use.
     assert gap > 0
@@ -85,16 +106,24 @@ def test_reversible_is_the_direct_gradient(name, interpolation, whole):
 def test_direct_gradient_is_that_of_finite_differences():
     arguments = inputs("constant")
     rest = (adjoints.direct, "constant", {"tableau": tableaus.rk4}, True)
-    gradient = jax.grad(lambda *x: loss(*x, *rest), argnums=(0, 1, 2))(*arguments)
+    value = jax.jit(lambda *x: loss(*x, *rest))
+    gradient = jax.jit(jax.grad(value, argnums=(0, 1, 2)))(*arguments)
     direction = jax.tree.map(lambda leaf: jnp.asarray(RNG.normal(size=leaf.shape)), arguments)
-    ends = [loss(*jax.tree.map(lambda a, d, s=s: a + s * 1e-5 * d, arguments, direction), *rest) for s in (1, -1)]
+    ends = [value(*jax.tree.map(lambda a, d, s=s: a + s * 1e-5 * d, arguments, direction)) for s in (1, -1)]
     slope = sum(
         float(jnp.vdot(g, d)) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
     )
     assert abs((float(ends[0]) - float(ends[1])) / 2e-5 / slope - 1) < 1e-8
 
 
-@pytest.mark.parametrize("interpolation, whole", [(None, True), ("constant", False), ("linear", False)])
+@pytest.mark.parametrize(
+    "interpolation, whole",
+    [
+        pytest.param(None, True, marks=pytest.mark.slow),
+        ("constant", False),
+        pytest.param("linear", False, marks=pytest.mark.slow),
+    ],
+)
 def test_backsolve_with_euler_converges_to_the_gradient_with_order_one(interpolation, whole):
     theta, y0, t1 = inputs(interpolation)
     gaps = []
@@ -170,7 +199,7 @@ def temporary_bytes(adjoint, steps, **how):
 
 @pytest.mark.parametrize("name", REVERSIBLE)
 def test_reversible_memory_is_flat_in_depth(name):
-    how = {"scheme": getattr(schemes, name), "field": field if REVERSIBLE[name] == 1 else (field, field)}
+    how = settings(name)
     shallow, deep = (temporary_bytes(adjoints.reversible, steps, **how) for steps in (50, 3200))
     # Besides the states there is one number per step: its time.
     assert deep - shallow < 0.01 * 3200
