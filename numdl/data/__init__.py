@@ -1,6 +1,37 @@
-"""Data sets: bundled and synthetic ones by default; imports nothing of numdl."""
+"""Data sets: bundled and synthetic ones by default, published ones from this machine; imports nothing of numdl.
 
-from numdl.data import synthetic
-from numdl.data.bundled import Dataset, digits
+    data.digits(), data.iris(), data.photographs()                    inside scikit-learn's wheel
+    data.mnist(split="train"), fashion_mnist, cifar10, cifar100       from the folder NUMDL_DATA or the cache
+    data.fetch("mnist")                                               download, only when asked
+    data.batches(key, (images, labels), 128, remainder="drop")        shuffled epochs
 
-__all__ = ["Dataset", "digits", "synthetic"]
+Readers for files of one's own: `idx`, `cifar`, `tables` (CSV).
+"""
+
+from numdl.data import batching, cifar, idx, synthetic, tables
+from numdl.data.batching import batches, epoch_indices, split
+from numdl.data.bundled import Dataset, digits, iris, photographs
+from numdl.data.fetching import fetch
+from numdl.data.published import cifar10, cifar100, fashion_mnist, mnist
+from numdl.data.tables import Table
+
+__all__ = [
+    "Dataset",
+    "Table",
+    "batches",
+    "batching",
+    "cifar",
+    "cifar10",
+    "cifar100",
+    "digits",
+    "epoch_indices",
+    "fashion_mnist",
+    "fetch",
+    "idx",
+    "iris",
+    "mnist",
+    "photographs",
+    "split",
+    "synthetic",
+    "tables",
+]

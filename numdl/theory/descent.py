@@ -131,7 +131,7 @@ def modified_loss(loss, *, learning_rate):
     Returns
     -------
     function                    of the same arguments; `jax.grad` it
-    Source: backward error analysis (Hairer, Lubich & Wanner, chapter IX); Barrett & Dherin 2021, arXiv:2009.11162, eq. (3).
+    Source: backward error analysis, Hairer & Lubich & Wanner, ch. IX; Barrett & Dherin 2021, arXiv:2009.11162, eq. (3).
     """
     checks.function("loss", loss)
     checks.positive("learning_rate", learning_rate, shape=())

@@ -1,4 +1,4 @@
-"""The bundled digits: shape, range, and what their source says about them."""
+"""The bundled sets: shape, range, and what their sources say about them."""
 
 import sys
 
@@ -35,7 +35,33 @@ def test_changing_the_arrays_changes_nobody_elses():
     assert data.digits().images.max() == 1.0
 
 
-def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch):
+def test_iris_has_the_means_of_fishers_paper():
+    iris = data.iris()
+    assert iris.features.shape == (150, 4) and iris.features.dtype == np.float32
+    assert iris.labels.dtype == np.int32 and np.bincount(iris.labels).tolist() == [50, 50, 50]
+    means = {
+        "setosa": [5.006, 3.428, 1.462, 0.246],
+        "versicolor": [5.936, 2.770, 4.260, 1.326],
+        "virginica": [6.588, 2.974, 5.552, 2.026],
+    }
+    assert iris.names == tuple(means)
+    assert iris.columns == ("sepal_length", "sepal_width", "petal_length", "petal_width")
+    for label, name in enumerate(iris.names):
+        found = iris.features[iris.labels == label].astype(float).mean(axis=0)
+        np.testing.assert_allclose(found, means[name], atol=1e-6)
+
+
+def test_photographs_are_two_colour_pictures():
+    photographs = data.photographs()
+    assert photographs.images.shape == (2, 427, 640, 3) and photographs.images.dtype == np.float32
+    assert photographs.names == ("china", "flower") and photographs.labels.tolist() == [0, 1]
+    assert 0 <= photographs.images.min() < 0.05 and 0.95 < photographs.images.max() <= 1
+    red, green, blue = photographs.images[0, :50].mean(axis=(0, 1))
+    assert blue > red and green > red  # the sky over the temple
+
+
+@pytest.mark.parametrize("name", ["digits", "iris", "photographs"])
+def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch, name):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(ImportError, match=r"pip install 'numdl\[data\]'"):
-        data.digits()
+    with pytest.raises(ImportError, match=rf"{name} come with .*pip install 'numdl\[data\]'"):
+        getattr(data, name)()
