@@ -1,0 +1,254 @@
+"""PREDICTED: infinitely wide networks as kernels, and what training does to functions in that limit.
+
+NTK parameterization: every weight is sqrt(weight_variance / fan_in) times a parameter of unit variance, every bias
+sqrt(bias_variance) times one, and all of them are trained. "Depth D" is D hidden layers and a linear readout:
+
+    K_0 = weight_variance x x' / d + bias_variance           Theta_0 = K_0
+    K_{l+1} = weight_variance E[f(u) f(v)] + bias_variance     (u, v) Gaussian with covariance K_l
+    Theta_{l+1} = K_{l+1} + weight_variance E[f'(u) f'(v)] Theta_l
+
+Twin: analysis.kernels. Everything is float64 NumPy.
+Source: Lee et al. 2018, arXiv:1711.00165; Jacot et al. 2018, arXiv:1806.07572.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from numdl import checks
+from numdl.activations import Activation
+from numdl.precision import float64
+
+SNAP = 4e-16  # correlations this near to +-1 are +-1: the rounding of a quotient
+
+
+class Kernels(NamedTuple):
+    """Covariance of the outputs at initialization, and the kernel of gradient descent; of one output."""
+
+    nngp: np.ndarray  # [N1, N2]
+    ntk: np.ndarray  # [N1, N2]
+
+
+class Posterior(NamedTuple):
+    """A Gaussian process after seeing targets."""
+
+    mean: np.ndarray  # [M, k]
+    variance: np.ndarray  # [M]: of the function, without the noise
+
+
+def nngp(x1, x2, *, depth, activation, weight_variance, bias_variance):
+    """PREDICTED covariance of the outputs at x1 and x2 over random networks: K_D of the module's docstring.
+
+    Parameters
+    ----------
+    x1 : array [N1, d]
+    x2 : array [N2, d]
+    depth : int                 hidden layers D >= 0
+    activation : Activation     a closed form costs nanoseconds per pair and layer, quadrature about a millisecond
+    weight_variance : scalar    fan_in * Var(W_ij)
+    bias_variance : scalar      Var(b_i)
+    Returns
+    -------
+    array [N1, N2]
+    """
+    return dense(
+        x1, x2, depth=depth, activation=activation, weight_variance=weight_variance, bias_variance=bias_variance
+    ).nngp
+
+
+def ntk(x1, x2, *, depth, activation, weight_variance, bias_variance):
+    """PREDICTED neural tangent kernel of a wide dense network: Theta_D; arguments as for `nngp`."""
+    return dense(
+        x1, x2, depth=depth, activation=activation, weight_variance=weight_variance, bias_variance=bias_variance
+    ).ntk
+
+
+def dense(x1, x2, *, depth, activation, weight_variance, bias_variance):
+    """PREDICTED `Kernels` of a dense network, both from one recursion; arguments as for `nngp`."""
+    _check(x1, x2, depth, activation, weight_variance=weight_variance, bias_variance=bias_variance)
+    return _run(_dense_layer, x1, x2, depth, activation, weight_variance, bias_variance, weight_variance, 0.0)
+
+
+def residual(
+    x1, x2, *, depth, step, activation, weight_variance, second_weight_variance, bias_variance, readout_weight_variance
+):
+    """PREDICTED `Kernels` of a residual network of two-layer blocks, y_{l+1} = y_l + h f(y_l W + b) V, no bias on V.
+
+        Z = weight_variance C_l + bias_variance,    T = Z + weight_variance S_l
+        C_{l+1} = C_l + h^2 v E[f f],               S_{l+1} = S_l + h^2 v (E[f f] + E[f' f'] T)
+
+    with (u, v) of covariance Z, C_0 = S_0 = weight_variance x x' / d + bias_variance from an affine connector, and
+    outputs K = r C_D + bias_variance, Theta = K + r S_D from an affine readout.
+
+    Parameters
+    ----------
+    depth : int                     blocks D >= 0
+    step : scalar                   h
+    second_weight_variance : scalar v = fan_in * Var(V_ij)
+    readout_weight_variance : scalar    r
+    the others                      as for `nngp`
+    Source: Yang & Schoenholz 2017, arXiv:1712.08969 (C); the chain rule (S).
+    """
+    _check(
+        x1,
+        x2,
+        depth,
+        activation,
+        weight_variance=weight_variance,
+        second_weight_variance=second_weight_variance,
+        bias_variance=bias_variance,
+        readout_weight_variance=readout_weight_variance,
+    )
+    checks.finite("step", step, shape=())
+    scaled = step**2 * second_weight_variance
+    inner = _run(_residual_layer, x1, x2, depth, activation, weight_variance, bias_variance, scaled, 1.0)
+    outputs = readout_weight_variance * inner.nngp + bias_variance
+    return Kernels(outputs, outputs + readout_weight_variance * inner.ntk)
+
+
+def gradient_flow(train, cross, targets, *, times, train_start=0.0, cross_start=0.0):
+    """PREDICTED functions during training of a wide network by gradient flow on the mean squared error.
+
+        f_t(X) = y + exp(-t Theta / N) (f_0(X) - y)
+        f_t(x) = f_0(x) - Theta(x, X) Theta^{-1} (1 - exp(-t Theta / N)) (f_0(X) - y)
+
+    for the loss 1 / (2 N) sum |f - y|^2; t = learning rate * step. Singular directions of Theta do not move.
+
+    Parameters
+    ----------
+    train : array [N, N]            Theta(X, X)
+    cross : array [M, N]            Theta(x, X)
+    targets : array [N, k]
+    times : array [T]               t >= 0; inf is allowed
+    train_start, cross_start : arrays [N, k], [M, k] or 0      the functions at t = 0
+    Returns
+    -------
+    on_train [T, N, k], on_cross [T, M, k]
+    Source: Lee et al. 2019, arXiv:1902.06720, eqs. (8), (9).
+    """
+    times = np.atleast_1d(np.asarray(times, np.float64))
+    if np.isnan(times).any() or (times < 0).any():
+        raise ValueError(f"times must be numbers >= 0; got {times}")
+    values, vectors, targets, cross = _spectrum(train, cross, targets)
+    gap = vectors.T @ (np.broadcast_to(np.asarray(train_start, np.float64), targets.shape) - targets)
+    with np.errstate(invalid="ignore"):
+        exponent = np.where(values > 0, np.multiply.outer(times, values) / len(values), 0.0)  # [T, N]
+    on_train = targets + np.einsum("nm,tm,mk->tnk", vectors, np.exp(-exponent), gap)
+    moved = np.where(values > 0, -np.expm1(-exponent) / np.where(values > 0, values, 1.0), 0.0)
+    start = np.broadcast_to(np.asarray(cross_start, np.float64), (len(cross), targets.shape[1]))
+    return on_train, start - np.einsum("xm,tm,mk->txk", cross @ vectors, moved, gap)
+
+
+def regression(train, cross, targets, *, ridge=0.0):
+    """PREDICTED functions after infinite training from f_0 = 0: cross (train + ridge I)^+ targets, [M, k].
+
+    `ridge` >= 0; at 0 the pseudoinverse, by eigenvalues above rounding.
+    """
+    checks.finite("ridge", ridge, least=0.0, shape=())
+    values, vectors, targets, cross = _spectrum(train, cross, targets)
+    inverse = np.where(values > 0, 1 / np.where(values > 0, values + ridge, 1.0), 0.0)
+    return cross @ (vectors @ (inverse[:, None] * (vectors.T @ targets)))
+
+
+def posterior(train, cross, own, targets, *, noise_variance):
+    """PREDICTED Gaussian process (of the NNGP kernel, say) given noisy targets.
+
+    Parameters
+    ----------
+    train, cross, own : arrays [N, N], [M, N], [M]      K(X, X), K(x, X) and K(x, x)
+    noise_variance : scalar                             of the targets, >= 0
+    """
+    mean = regression(train, cross, targets, ridge=noise_variance)
+    checks.finite("own", own, shape=(len(cross),))
+    values, vectors, _, cross = _spectrum(train, cross, targets)
+    inverse = np.where(values > 0, 1 / np.where(values > 0, values + noise_variance, 1.0), 0.0)
+    return Posterior(mean, np.asarray(own, np.float64) - (cross @ vectors) ** 2 @ inverse)
+
+
+# ---- recursions ----------------------------------------------------------------------------------------------------
+
+
+@float64
+def _run(layer, x1, x2, depth, activation, weight_variance, bias_variance, scale, skip):
+    """`skip` 1 adds every layer to what was before it."""
+    numbers = [jnp.asarray(a, jnp.float64) for a in (x1, x2, weight_variance, bias_variance, scale, skip)]
+    return Kernels(*_run_jit(*numbers, depth=depth, activation=activation, layer=layer))
+
+
+@functools.partial(jax.jit, static_argnames=("depth", "activation", "layer"))
+def _run_jit(x1, x2, weight_variance, bias_variance, scale, skip, *, depth, activation, layer):
+    q1, q2 = (weight_variance * jnp.mean(x**2, axis=1) + bias_variance for x in (x1, x2))
+    product = weight_variance * (x1 @ x2.T) / x1.shape[1] + bias_variance
+    laws = (activation, weight_variance, bias_variance, scale)
+
+    def one(state, _):
+        return layer(*laws, *state), None
+
+    (_, _, product, tangent), _ = lax.scan(one, (q1, q2, product, product), None, length=depth)
+    return product, tangent
+
+
+def _dense_layer(activation, weight_variance, bias_variance, scale, q1, q2, product, tangent):
+    both, slopes = _products(activation, q1, q2, product)
+    product = weight_variance * both + bias_variance
+    lengths = (weight_variance * activation.mean_square(q) + bias_variance for q in (q1, q2))
+    return *lengths, product, product + weight_variance * slopes * tangent
+
+
+def _residual_layer(activation, weight_variance, bias_variance, scale, q1, q2, product, tangent):
+    inside = [weight_variance * a + bias_variance for a in (q1, q2, product)]
+    both, slopes = _products(activation, *inside)
+    lengths = (q + scale * activation.mean_square(z) for q, z in zip((q1, q2), inside[:2]))
+    chain = inside[2] + weight_variance * tangent
+    return *lengths, product + scale * both, tangent + scale * (both + slopes * chain)
+
+
+def _products(activation, q1, q2, product):
+    """E f(u) f(v) and E f'(u) f'(v) for every pair, one row at a time: quadrature needs room."""
+
+    def row(now):
+        q, products = now
+        root = jnp.sqrt(q * q2)
+        c = jnp.where(root > 0, products / jnp.where(root > 0, root, 1.0), 0.0)
+        c = jnp.where(jnp.abs(c) > 1 - SNAP, jnp.sign(c), c)
+        own = jnp.broadcast_to(q, q2.shape)
+        return activation.mean_product(own, q2, c), activation.slope_mean_product(own, q2, c)
+
+    return lax.map(row, (q1, product))
+
+
+# ---- regression ----------------------------------------------------------------------------------------------------
+
+
+def _spectrum(train, cross, targets):
+    """Eigenvalues (0 where they are rounding) and vectors of the symmetric train kernel; targets and cross, checked."""
+    checks.finite("train", train)
+    train = np.asarray(train, np.float64)
+    if train.ndim != 2 or train.shape[0] != train.shape[1]:
+        raise ValueError(f"train must be a square matrix; got shape {train.shape}")
+    if np.abs(train - train.T).max() > 1e-6 * np.abs(train).max():
+        raise ValueError("train must be symmetric: Theta(X, X) of one output")
+    checks.finite("targets", targets)
+    checks.shape("targets", targets, (len(train), None))
+    checks.finite("cross", cross)
+    checks.shape("cross", cross, (None, len(train)))
+    values, vectors = np.linalg.eigh((train + train.T) / 2)
+    rounding = len(train) * np.finfo(np.float64).eps * np.abs(values).max()
+    values = np.where(values > rounding, values, 0.0)
+    return values, vectors, np.asarray(targets, np.float64), np.asarray(cross, np.float64)
+
+
+def _check(x1, x2, depth, activation, **variances):
+    checks.whole("depth", depth, least=0)
+    checks.instance("activation", activation, Activation, hint="such as activations.relu")
+    for name, value in variances.items():
+        checks.variance(name, checks.concrete(name, value), shape=())
+    for name, x in (("x1", x1), ("x2", x2)):
+        checks.finite(name, checks.concrete(name, x))
+        checks.shape(name, x, (None, None))
+    if np.shape(x1)[1] != np.shape(x2)[1]:
+        raise ValueError(f"x2 must have {np.shape(x1)[1]} columns, as x1 has; got shape {np.shape(x2)}")
