@@ -1,0 +1,84 @@
+"""CIFAR-10 and CIFAR-100 files: the binary layout, and the pickled one read without running any of it."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from numdl.data import files, pickles
+
+SIDE = 32
+PIXELS = 3 * SIDE * SIDE  # 1024 red, 1024 green, 1024 blue, row by row
+
+
+class Records(NamedTuple):
+    """Pictures and their labels, one column of labels for each classification (CIFAR-100: coarse, fine)."""
+
+    images: np.ndarray  # [N, 32, 32, 3] uint8
+    labels: np.ndarray  # [N, K] int32
+
+
+def read_binary(path, *, classes, count=None, most_bytes=files.MOST):
+    """The records of a binary CIFAR file, plain or gzip.
+
+        one record: one byte for each label, then 3072 bytes of pixels
+
+    Parameters
+    ----------
+    classes : tuple of int      number of classes of each label byte: (10,) for CIFAR-10, (20, 100) for CIFAR-100
+    count : int or None         the number of records that the file must hold
+    most_bytes : int            refuse larger files
+    Raises
+    ------
+    ValueError                  no whole number of records, another number than `count`, a label out of range, too
+                                large, or damaged; the message names the file
+    Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009, and its data page.
+    """
+    record = len(classes) + PIXELS
+    # With a count known, a file that expands beyond it is refused as soon as it does.
+    raw = files.contents(path, most_bytes=most_bytes if count is None else min(most_bytes, count * record))
+    if not raw or len(raw) % record:
+        raise ValueError(f"{path}: truncated or not CIFAR: {len(raw)} bytes are no whole number of records of {record}")
+    rows = np.frombuffer(raw, np.uint8).reshape(-1, record)
+    return _records(path, rows[:, len(classes) :], rows[:, : len(classes)], classes, count)
+
+
+def read_pickle(path, *, classes, count=None, most_bytes=files.MOST):
+    """The records of a pickled CIFAR file ("python version"); parameters and result as in `read_binary`.
+
+    No instruction of the pickle that imports or calls anything is followed: see `numdl.data.pickles`.
+
+    Raises
+    ------
+    ValueError                  as in `read_binary`, or the pickle holds anything but arrays, texts and numbers
+    """
+    columns = ("labels",) if len(classes) == 1 else ("coarse_labels", "fine_labels")
+    found = pickles.read(path, most_bytes=most_bytes)
+    missing = [name for name in ("data", *columns) if name not in found]
+    if missing:
+        raise ValueError(f"{path}: no entry {missing[0]!r}; it has {', '.join(sorted(found)) or 'none'}")
+    pixels = found["data"]
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != PIXELS:
+        raise ValueError(f"{path}: its entry 'data' is not an array of shape (N, {PIXELS}) of uint8")
+    labels = [_column(path, name, found[name], len(pixels)) for name in columns]
+    return _records(path, pixels, np.stack(labels, axis=1), classes, count)
+
+
+def _column(path, name, values, count):
+    whole = isinstance(values, list) and all(type(value) is int for value in values)
+    if not whole or len(values) != count:
+        raise ValueError(f"{path}: its entry {name!r} is not a list of {count} integers")
+    return np.array(values, dtype=np.int64)
+
+
+def _records(path, pixels, labels, classes, count):
+    if count is not None and len(pixels) != count:
+        raise ValueError(f"{path}: {len(pixels)} records; expected are {count}")
+    if not len(pixels):
+        raise ValueError(f"{path}: no records")
+    wrong = (labels < 0) | (labels >= np.array(classes))
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0].tolist()
+        allowed = f"0..{classes[column] - 1}"
+        raise ValueError(f"{path}: record {row} has the label {labels[row, column]}; allowed is {allowed}")
+    images = pixels.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+    return Records(np.ascontiguousarray(images), labels.astype(np.int32))
