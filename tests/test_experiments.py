@@ -18,6 +18,8 @@ SLOW = {
     "b7_residual_scaling",
     "b8_recurrent_gradients",
     "b10_batch_norm_explosion",
+    "c1_resnet_is_euler",
+    "c4_solver_swap",
 }
 
 
