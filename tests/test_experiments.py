@@ -20,6 +20,9 @@ SLOW = {
     "b10_batch_norm_explosion",
     "c1_resnet_is_euler",
     "c4_solver_swap",
+    "c5_stable_architectures",
+    "c6_backward_sensitivity",
+    "c7_coarse_to_fine",
 }
 
 
