@@ -1,0 +1,8 @@
+"""Krylov methods without matrices: a function v -> A v in, records of arrays out. Vectors are pytrees.
+
+Conjugate gradients, Lanczos, Golub–Kahan bidiagonalization, stochastic traces. Ground floor: no network is known here.
+"""
+
+from numdl.lazy import submodules as _submodules
+
+__getattr__, __dir__ = _submodules(__name__, __path__)

@@ -1,0 +1,203 @@
+"""Gauss–Newton: the Hessian of loss(outputs(params)) without the curvature of `outputs`, times a vector, never formed.
+
+    B v = J' H (J v),    J = d outputs / d params,   H = loss''(outputs)
+
+B is positive semidefinite for every convex loss. Objectives are records of functions and their data:
+
+    LeastSquares(residual)                      |residual(params)|^2 / 2
+    Composite(outputs, targets, loss)           loss(outputs(params), targets)
+
+and data is bound as `jax.tree_util.Partial(outputs, x=x)`, so that it stays an argument of the compiled minimization.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from numdl import checks, trees
+from numdl.krylov import cg
+from numdl.optimize import losses, second_order
+from numdl.optimize.second_order import Local
+from numdl.records import record, static
+
+DECAY = 0.95  # of the last direction, where the next search for one begins
+SMALLEST, GREATEST = 1e-10, 1e10  # damping of mini-batch steps stays in this range
+
+
+@record
+class LeastSquares:
+    """Half the sum of squares of a residual."""
+
+    residual: Callable  # params -> pytree of arrays
+
+    def value(self, params):
+        """|residual(params)|^2 / 2."""
+        return _half_square(self.residual(params))
+
+    def local(self, params):
+        """Value, gradient J'r and the product v -> J'J v; the residual is linearized once."""
+        r, forward = jax.linearize(self.residual, params)
+        backward = jax.linear_transpose(forward, params)
+        return Local(_half_square(r), backward(r)[0], lambda v: backward(forward(v))[0])
+
+
+@record
+class Composite:
+    """A loss of a model's outputs."""
+
+    outputs: Callable  # params -> outputs, any pytree
+    targets: Any
+    loss: Callable = static()  # (outputs, targets) -> scalar: a `losses.Loss`, or any convex function
+
+    def value(self, params):
+        """loss(outputs(params), targets)."""
+        return self.loss(self.outputs(params), self.targets)
+
+    def local(self, params):
+        """Value, gradient J'loss' and the product v -> J' loss'' J v; the outputs are linearized once."""
+        outputs, forward = jax.linearize(self.outputs, params)
+        backward = jax.linear_transpose(forward, params)
+        value, slope = jax.value_and_grad(self.loss)(outputs, self.targets)
+        return Local(value, backward(slope)[0], lambda v: backward(self._curvature(outputs, forward(v)))[0])
+
+    def _curvature(self, outputs, v):
+        return hessian_product(self.loss, outputs, self.targets, v)
+
+
+def least_squares(residual):
+    """The objective |residual(params)|^2 / 2; bind data with `jax.tree_util.Partial(residual, x=x, y=y)`."""
+    return LeastSquares(second_order.partial(checks.function("residual", residual)))
+
+
+def composite(outputs, targets, loss):
+    """The objective loss(outputs(params), targets); loss is one of `losses`, or a convex function."""
+    return Composite(second_order.partial(checks.function("outputs", outputs)), targets, checks.function("loss", loss))
+
+
+def minimize(objective, params, *, steps, method="trust_region", **options):
+    """Minimize by Gauss–Newton: (params, History). Options and methods are those of `second_order.minimize`.
+
+    `method="trust_region"` is Gauss–Newton–CG inside a ball, "levenberg_marquardt" the damped one, "armijo" and "wolfe"
+    search along the step. Near a solution where the residual vanishes all but the constantly damped converge fast:
+    quadratically, or with a factor that falls by 3 per step for levenberg_marquardt.
+
+    Parameters
+    ----------
+    objective : LeastSquares, Composite, or a function params -> residual
+    params : pytree
+    steps : int                 at most this many
+    Source: Nocedal & Wright 2006, chapter 10; Levenberg 1944, Marquardt 1963; Schraudolph 2002 (B for any convex loss).
+    """
+    if not isinstance(objective, LeastSquares | Composite):
+        objective = least_squares(checks.function("objective", objective))
+    return second_order.minimize(objective, params, steps=steps, method=method, **options)
+
+
+class BatchState(NamedTuple):
+    """What a mini-batch step remembers."""
+
+    direction: Any  # pytree like params
+    damping: jax.Array
+    ratio: jax.Array  # decrease / promised decrease of the last step, on its batch
+    iterations: jax.Array  # of conjugate gradients in the last step
+
+
+def transformation(*, damping, inner_iterations=10, inner_tolerance=1e-3, adaptation=1.5):
+    """An optax transformation for mini-batches: the gradient becomes the step of a damped Gauss–Newton model.
+
+        (B + damping) s = -gradient, by conjugate gradients from 0.95 times the last step
+
+    `update(gradient, state, params, objective=...)`, where the objective holds the batch. Chained after it, a scale or
+    a schedule shortens the step. The damping is divided by `adaptation` where the batch's decrease is above 3/4 of what
+    was promised and multiplied where below 1/4; adaptation = 1 keeps it.
+
+    Parameters
+    ----------
+    damping : scalar > 0        to start with
+    Source: Martens 2010 (Hessian-free).
+    """
+    import optax
+
+    checks.positive("damping", damping, shape=())
+    checks.whole("inner_iterations", inner_iterations)
+    checks.positive("inner_tolerance", inner_tolerance, shape=())
+    checks.finite("adaptation", adaptation, least=1.0, shape=())
+
+    def init(params):
+        dtype = second_order.scalar_dtype(params)
+        zero = jnp.zeros((), dtype)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return BatchState(zeros, jnp.asarray(damping, dtype), zero, jnp.zeros((), jnp.int32))
+
+    def update(gradient, state, params=None, *, objective, **_):
+        local = objective.local(params)
+        found = _batch_step(local, gradient, state, inner_iterations, inner_tolerance)
+        ratio = _ratio(objective, local, gradient, params, found.solution)
+        factor = jnp.where(ratio > 0.75, 1 / adaptation, jnp.where(ratio >= 0.25, 1.0, adaptation))
+        following = jnp.clip(state.damping * factor.astype(ratio.dtype), SMALLEST, GREATEST)
+        step = jax.tree.map(lambda s: jnp.where(jnp.isfinite(ratio), s, jnp.zeros_like(s)), found.solution)
+        return step, BatchState(step, following, ratio, found.iterations)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def descend(objective, params, batches, *, optimizer):
+    """Parameters after one step for each batch, and the loss before each: one scan, like `train.descend`.
+
+    Parameters
+    ----------
+    objective : function        batch -> LeastSquares or Composite
+    batches : pytree            every leaf [steps, ...]
+    optimizer : GradientTransformationExtraArgs     `transformation(...)`, alone or chained
+    """
+    import optax
+
+    def step(carry, batch):
+        params, memory = carry
+        here = objective(batch)
+        value, gradient = jax.value_and_grad(here.value)(params)
+        update, memory = optimizer.update(gradient, memory, params, objective=here)
+        return (optax.apply_updates(params, update), memory), value
+
+    (params, _), losses = lax.scan(step, (params, optimizer.init(params)), batches)
+    return params, losses
+
+
+def hessian_product(loss, outputs, targets, v):
+    """loss''(outputs) v for a loss (outputs, targets) -> scalar: a `losses.Loss` knows it, any other is differentiated.
+
+    The Hessians of a `losses.Loss` belong to single examples; called, it is their mean.
+    """
+    if isinstance(loss, losses.Loss):
+        examples = outputs.size // outputs.shape[-1]
+        return loss.hessian_product(outputs, targets, v) / examples
+    if hasattr(loss, "curvature"):
+        return loss.curvature(outputs, targets, v)
+    return jax.jvp(lambda z: jax.grad(loss)(z, targets), (outputs,), (v,))[1]
+
+
+def _half_square(r):
+    return trees.inner(r, r) / 2
+
+
+def _batch_step(local, gradient, state, iterations, tolerance):
+    product = functools.partial(_damped_product, local.product, state.damping)
+    start = jax.tree.map(lambda s: (DECAY * s).astype(s.dtype), state.direction)
+    rhs = jax.tree.map(jnp.negative, gradient)
+    return cg.cg(product, rhs, iterations=iterations, tolerance=tolerance, x0=start)
+
+
+def _damped_product(product, damping, v):
+    return trees.axpy(damping, v, product(v))
+
+
+def _ratio(objective, local, gradient, params, step):
+    """Decrease on the batch over the decrease that the undamped model promises."""
+    promised = -trees.inner(gradient, step) - trees.inner(step, local.product(step)) / 2
+    moved = jax.tree.map(lambda p, s: p + s, params, step)
+    decrease = local.value - objective.value(moved)
+    return decrease / jnp.where(promised > 0, promised, jnp.ones_like(promised)) * jnp.sign(promised)

@@ -1,0 +1,116 @@
+"""Line searches: how far to go along a direction. Armijo's condition by backtracking, strong Wolfe by zoom.
+
+    f(x + t d) <= f(x) + sufficient t d.f'(x)                       sufficient decrease (Armijo)
+    |d.f'(x + t d)| <= curvature |d.f'(x)|                          and a flatter slope (strong Wolfe)
+
+The searching is optax's, in its `lax.while_loop`; what is added here is a verdict: a search that found nothing returns
+the step 0 and says so, and a direction that does not descend is refused. Values that agree to rounding count as
+decreased, or no method could finish its last, quadratically convergent steps.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from numdl import checks, trees
+from numdl.records import record
+
+ROUNDING = 10  # values closer than so many units in the last place are equal
+
+
+@record
+class Search:
+    """Where a line search ended."""
+
+    step: jax.Array  # []: t, 0 where no decrease was found
+    value: jax.Array  # []: f(x + t d)
+    evaluations: jax.Array  # []: values of f (wolfe: and slopes)
+    found: jax.Array  # []: the conditions asked for hold at t
+
+
+def armijo(function, params, direction, *, value, gradient, start=1.0, sufficient=1e-4, shrink=0.5, trials=25):
+    """The first of start, start * shrink, start * shrink^2 ... that satisfies Armijo's condition.
+
+    Parameters
+    ----------
+    function : function         f: params -> scalar
+    direction : pytree          d, with d.f'(x) < 0
+    value, gradient             f(x) and f'(x)
+    sufficient, shrink : scalars        in (0, 1)
+    trials : int                at most this many values of f
+    Returns
+    -------
+    Search
+    Source: Armijo 1966; Nocedal & Wright 2006, algorithm 3.1. By optax.scale_by_backtracking_linesearch.
+    """
+    import optax
+
+    _check(function, trials, sufficient=sufficient, shrink=shrink)
+    checks.positive("start", start, shape=())
+    allowance = _rounding(value)
+    rule = optax.scale_by_backtracking_linesearch(
+        max_backtracking_steps=trials - 1,
+        slope_rtol=sufficient,
+        decrease_factor=shrink,
+        increase_factor=jnp.inf,  # every search begins at `start`
+        max_learning_rate=start,
+        atol=allowance,
+    )
+    _, state = rule.update(direction, rule.init(params), params, value=value, grad=gradient, value_fn=function)
+    found = (state.info.decrease_error <= allowance) & (_slope(direction, gradient) < 0)
+    return _verdict(state, value, found, found)
+
+
+def wolfe(function, params, direction, *, value, gradient, sufficient=1e-4, curvature=0.9, trials=25):
+    """A step that satisfies the strong Wolfe conditions, by bracketing and zooming from t = 1.
+
+    `found` asks for both conditions; where only the decrease was found, that step is returned with found = False.
+
+    Parameters
+    ----------
+    function : function         f: params -> scalar, differentiable
+    direction : pytree          d, with d.f'(x) < 0
+    value, gradient             f(x) and f'(x)
+    sufficient, curvature       in (0, 1); sufficient < curvature makes such a step exist for every f bounded below
+    Returns
+    -------
+    Search
+    Source: Nocedal & Wright 2006, algorithms 3.5 and 3.6. By optax.scale_by_zoom_linesearch.
+    """
+    import optax
+
+    _check(function, trials, sufficient=sufficient, curvature=curvature)
+    if not sufficient < curvature:
+        raise ValueError(f"curvature must be above sufficient = {sufficient}; got {curvature}")
+    rule = optax.scale_by_zoom_linesearch(
+        max_linesearch_steps=trials,
+        slope_rtol=sufficient,
+        curv_rtol=curvature,
+        initial_guess_strategy="one",
+    )
+    _, state = rule.update(direction, rule.init(params), params, value=value, grad=gradient, value_fn=function)
+    descends = _slope(direction, gradient) < 0
+    decreased = (state.value <= value + _rounding(value)) & descends
+    flat = (state.info.decrease_error <= 0) & (state.info.curvature_error <= 0)
+    return _verdict(state, value, decreased, decreased & flat)
+
+
+def _verdict(state, value, decreased, found):
+    step = jnp.where(decreased, state.learning_rate, jnp.zeros_like(state.learning_rate))
+    reached = jnp.where(decreased, state.value, jnp.asarray(value, state.value.dtype))
+    return Search(step, reached, state.info.num_linesearch_steps, found)
+
+
+def _slope(direction, gradient):
+    return jnp.real(trees.inner(direction, gradient))
+
+
+def _rounding(value):
+    value = jnp.asarray(value)
+    return ROUNDING * jnp.finfo(value.dtype).eps * jnp.abs(value)
+
+
+def _check(function, trials, **fractions):
+    checks.function("function", function)
+    checks.whole("trials", trials)
+    for name, fraction in fractions.items():
+        checks.finite(name, fraction, above=0.0, most=1.0, shape=())

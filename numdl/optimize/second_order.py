@@ -1,0 +1,294 @@
+"""The outer loop of the second-order methods: a quadratic model at every step, and four ways to trust it.
+
+    model(s) = f(x) + g.s + s.(B + damping) s / 2,    minimized by conjugate gradients, B never formed
+
+An *objective* is a record with two methods: `value(params)`, and `local(params) -> Local(value, gradient, product)`,
+product(v) = B v. B is the Hessian in newton_cg, the Gauss–Newton matrix in gauss_newton, and that of the problem
+without its linear weights in varpro. The minimization is one compiled `lax.scan`; the objective's arrays are arguments.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+
+from numdl import checks, trees
+from numdl.krylov import cg
+from numdl.optimize import line_search
+from numdl.records import record
+
+METHODS = ("trust_region", "levenberg_marquardt", "armijo", "wolfe")
+ACCEPT = 1e-4  # of the decrease that the model promises
+LARGEST, LEAST = 1e12, 1e-12  # radius and damping stay in this range
+
+
+class Local(NamedTuple):
+    """An objective near one point."""
+
+    value: jax.Array
+    gradient: Any  # pytree like params
+    product: Callable  # v -> B v, B symmetric
+
+
+@record
+class History:
+    """What a minimization did. Rows after its end repeat the last; nothing is accepted there."""
+
+    value: jax.Array  # [steps + 1]: f before each step and at the end
+    gradient_norm: jax.Array  # [steps + 1]
+    scale: jax.Array  # [steps]: radius, damping or line-search step that was used
+    inner_iterations: jax.Array  # [steps]: products with B in conjugate gradients
+    accepted: jax.Array  # [steps] bool: the step was made
+    negative_curvature: jax.Array  # [steps] bool
+    iterations: jax.Array  # []: steps tried
+    converged: jax.Array  # []: gradient_norm <= tolerance * the first
+    stalled: jax.Array  # []: ended because no step made progress in this precision
+
+
+class _State(NamedTuple):
+    params: Any
+    scale: jax.Array
+    value: jax.Array
+    norm: jax.Array
+    first: jax.Array  # the first gradient norm
+    count: jax.Array
+    converged: jax.Array
+    stalled: jax.Array
+
+
+class _Options(NamedTuple):
+    method: str
+    inner_iterations: int
+    trials: int
+
+
+def minimize(
+    objective,
+    params,
+    *,
+    steps,
+    method="trust_region",
+    radius=1.0,
+    damping=0.0,
+    inner_iterations=100,
+    inner_tolerance=0.1,
+    tolerance=1e-6,
+    preconditioner=None,
+    trials=25,
+):
+    """Minimize an objective: (params, History).
+
+        trust_region            |s| <= radius by Steihaug's method; the radius follows decrease / promised decrease
+        levenberg_marquardt     the same for the damping: (B + damping) s = -g
+        armijo, wolfe           (B + damping) s = -g, then a line search along s
+
+    Parameters
+    ----------
+    steps : int                 at most this many
+    radius, damping : scalars   those to start with; `damping` stays in the other methods
+    inner_iterations : int      of conjugate gradients in each step
+    inner_tolerance : scalar    |B s + g| <= min(inner_tolerance, |g| / |g at the start|) |g|: in the end quadratic
+    tolerance : scalar          stop at |g| <= tolerance |g at the start|
+    preconditioner : function   (params, v) -> M v, near the inverse of B; with it the ball is |s|^2 = s.M^-1 s
+    trials : int                values of f in one line search
+    Raises
+    ------
+    ValueError, TypeError       unknown method, levenberg_marquardt without damping, ...
+    Source: Nocedal & Wright 2006, chapters 4, 7 and 10; Dembo, Eisenstat & Steihaug 1982 (inner_tolerance).
+    """
+    checks.whole("steps", steps)
+    options = _options(method, damping, inner_iterations, trials)
+    checks.positive("radius", radius, shape=())
+    checks.variance("damping", damping, shape=())
+    checks.positive("inner_tolerance", inner_tolerance, shape=())
+    checks.finite("tolerance", tolerance, least=0.0, shape=())
+    if preconditioner is not None:
+        preconditioner = partial(checks.function("preconditioner", preconditioner))
+    numbers = radius, damping, inner_tolerance, tolerance
+    return _minimize(steps, options, objective, params, numbers, preconditioner)
+
+
+def lbfgs(function, params, *, steps, memory=10, tolerance=1e-6):
+    """Minimize function(params) by limited-memory BFGS with a strong Wolfe search, both optax's: (params, History).
+
+    `scale` holds the line search's steps; the other columns of the record belong to methods with a model.
+
+    Parameters
+    ----------
+    memory : int                pairs of differences kept
+    tolerance : scalar          stop at |g| <= tolerance |g at the start|
+    Source: Liu & Nocedal 1989. By optax.lbfgs.
+    """
+    checks.whole("steps", steps)
+    checks.whole("memory", memory)
+    checks.finite("tolerance", tolerance, least=0.0, shape=())
+    return _lbfgs(steps, memory, partial(checks.function("function", function)), params, tolerance)
+
+
+def partial(function):
+    """`function` as a pytree: a Partial's arrays stay arguments of compiled code, anything else is taken as it is."""
+    return function if isinstance(function, Partial) else Partial(function)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _minimize(steps, options, objective, params, numbers, preconditioner):
+    dtype = scalar_dtype(params)
+    radius, damping, inner_tolerance, tolerance = (jnp.asarray(n, dtype) for n in numbers)
+    fixed = jnp.zeros((), dtype) if options.method == "levenberg_marquardt" else damping
+    scale = {"trust_region": radius, "levenberg_marquardt": damping}.get(options.method, jnp.ones((), dtype))
+    move = _MOVES[options.method]
+
+    def look(state):
+        value, gradient, product = objective.local(state.params)
+        value, norm = value.astype(dtype), trees.norm(gradient).astype(dtype)
+        first = jnp.where(state.count == 0, norm, state.first)
+        state = state._replace(value=value, norm=norm, first=first, converged=norm <= tolerance * first)
+        forcing = jnp.minimum(inner_tolerance, norm / jnp.where(first > 0, first, 1))
+        solver = {"iterations": options.inner_iterations, "tolerance": forcing}
+        if preconditioner is not None:
+            solver["preconditioner"] = Partial(preconditioner, state.params)
+        local = Local(value, gradient, lambda v: trees.axpy(fixed, v, product(v)))
+        return lax.cond(state.converged, _rest, functools.partial(move, objective, local, solver, options), state)
+
+    def step(state, _):
+        state, row = lax.cond(state.converged | state.stalled, _rest, look, state)
+        return state, (state.value, state.norm, row)
+
+    nothing, no = jnp.zeros((), dtype), jnp.zeros((), bool)
+    start = _State(params, scale, nothing, nothing, nothing, jnp.zeros((), jnp.int32), no, no)
+    state, (values, norms, row) = lax.scan(step, start, None, length=steps)
+    value, gradient, _ = objective.local(state.params)
+    norm = trees.norm(gradient).astype(dtype)
+    values, norms = jnp.append(values, value.astype(dtype)), jnp.append(norms, norm)
+    return state.params, History(values, norms, *row, state.count, norm <= tolerance * state.first, state.stalled)
+
+
+class _Row(NamedTuple):
+    scale: jax.Array
+    inner_iterations: jax.Array
+    accepted: jax.Array
+    negative_curvature: jax.Array
+
+
+def _rest(state):
+    """A step after the end."""
+    no = jnp.zeros((), bool)
+    return state, _Row(state.scale, jnp.zeros((), jnp.int32), no, no)
+
+
+def _in_ball(objective, local, solver, options, state):
+    found = cg.steihaug(local.product, local.gradient, state.scale, **solver)
+    params, accepted, ratio, still = _judge(objective, local, state, found.step, found.decrease)
+    radius = jnp.where(ratio > 0.75, jnp.where(found.boundary, 2 * state.scale, state.scale), state.scale)
+    radius = jnp.where(ratio >= 0.25, radius, 0.25 * jnp.minimum(found.norm, state.scale))  # nan goes this way too
+    return _after(state, params, radius, found, accepted, still)
+
+
+def _damped(objective, local, solver, options, state):
+    def product(v):
+        return trees.axpy(state.scale, v, local.product(v))
+
+    found = cg.cg(product, jax.tree.map(jnp.negative, local.gradient), **solver)
+    curved = trees.inner(found.solution, local.product(found.solution))
+    decrease = -trees.inner(local.gradient, found.solution) - curved / 2
+    params, accepted, ratio, still = _judge(objective, local, state, found.solution, decrease)
+    accepted = accepted & ~found.negative_curvature  # too little damping for a minimum of the model to exist
+    params, ratio = _either(accepted, params, state.params), jnp.where(found.negative_curvature, -1, ratio)
+    # Nielsen 1999: from a third for a perfect model, continuously up to twice where the ratio is near 0.
+    factor = jnp.where(ratio > 0, jnp.clip(1 - (2 * ratio - 1) ** 3, 1 / 3, 2.0), 4.0)
+    return _after(state, params, factor * state.scale, found, accepted, still)
+
+
+def _on_line(search, objective, local, solver, options, state):
+    steepest = jax.tree.map(jnp.negative, local.gradient)
+    found = cg.cg(local.product, steepest, **solver)
+    fallback = solver["preconditioner"](steepest) if "preconditioner" in solver else steepest
+    lost = ~(trees.inner(found.solution, local.gradient) < 0)  # negative curvature at once
+    direction = jax.tree.map(lambda a, b: jnp.where(lost, a, b), fallback, found.solution)
+    here = {"value": local.value, "gradient": local.gradient, "trials": options.trials}
+    result = search(objective.value, state.params, direction, **here)
+    step = result.step.astype(state.scale.dtype)
+    params = trees.axpy(step, direction, state.params)
+    accepted = step > 0
+    state, row = _after(state, _either(accepted, params, state.params), state.scale, found, accepted, ~accepted)
+    return state, row._replace(scale=step)
+
+
+def _judge(objective, local, state, step, promised):
+    """The new parameters, whether they are taken, decrease / promised decrease, and whether nothing moves any more."""
+    moved = trees.axpy(jnp.ones((), state.value.dtype), step, state.params)
+    value = objective.value(moved).astype(state.value.dtype)
+    # Differences below rounding tell nothing: there the model is believed (Conn, Gould & Toint 2000, section 17.4.2).
+    rounding = line_search.ROUNDING * jnp.finfo(state.value.dtype).eps * jnp.abs(local.value)
+    promised = promised.astype(state.value.dtype) + rounding
+    ratio = (local.value - value + rounding) / jnp.where(promised > 0, promised, 1)
+    accepted = (ratio > ACCEPT) & (promised > 0)
+    small = trees.norm(step) <= jnp.finfo(state.value.dtype).eps * trees.norm(state.params)
+    return _either(accepted, moved, state.params), accepted, ratio, small & ~accepted
+
+
+def _after(state, params, scale, found, accepted, stalled):
+    row = _Row(state.scale, found.iterations, accepted, found.negative_curvature)
+    scale = jnp.clip(scale, LEAST, LARGEST).astype(state.scale.dtype)
+    stalled = stalled | ~jnp.isfinite(state.norm)
+    return state._replace(params=params, scale=scale, count=state.count + 1, stalled=stalled), row
+
+
+_MOVES = {
+    "trust_region": _in_ball,
+    "levenberg_marquardt": _damped,
+    "armijo": functools.partial(_on_line, line_search.armijo),
+    "wolfe": functools.partial(_on_line, line_search.wolfe),
+}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _lbfgs(steps, memory, function, params, tolerance):
+    import optax
+
+    optimizer = optax.lbfgs(memory_size=memory)
+    look = optax.value_and_grad_from_state(function)
+    dtype = scalar_dtype(params)
+
+    def move(carry):
+        params, inside, value, gradient, _ = carry
+        update, inside = optimizer.update(gradient, inside, params, value=value, grad=gradient, value_fn=function)
+        moved = optax.apply_updates(params, update)
+        value, slope = look(moved, state=inside)
+        return moved, inside, value, slope, optax.tree.get(inside, "learning_rate").astype(dtype)
+
+    def step(carry, _):
+        norm = trees.norm(carry[3]).astype(dtype)
+        done = ~(norm > tolerance * first) | (carry[4] == 0)
+        new = lax.cond(done, lambda c: c, move, carry)
+        return new, (carry[2].astype(dtype), norm, new[4], ~done)
+
+    value, gradient = jax.value_and_grad(function)(params)
+    first = trees.norm(gradient).astype(dtype)
+    start = (params, optimizer.init(params), value, gradient, jnp.ones((), dtype))
+    (params, _, value, gradient, last), (values, norms, scale, made) = lax.scan(step, start, None, length=steps)
+    norm = trees.norm(gradient).astype(dtype)
+    values, norms = jnp.append(values, value.astype(dtype)), jnp.append(norms, norm)
+    none, count = jnp.zeros(steps, jnp.int32), jnp.sum(made, dtype=jnp.int32)
+    converged = norm <= tolerance * first
+    return params, History(values, norms, scale, none, made, none > 0, count, converged, ~converged & (last == 0))
+
+
+def _either(condition, a, b):
+    return jax.tree.map(lambda u, v: jnp.where(condition, u, v), a, b)
+
+
+def scalar_dtype(params):
+    """The dtype of norms and values: that of the parameters, float32 at least."""
+    return jnp.promote_types(jnp.result_type(*jax.tree.leaves(params)), jnp.float32)
+
+
+def _options(method, damping, inner_iterations, trials):
+    checks.one_of("method", method, METHODS)
+    if method == "levenberg_marquardt" and not isinstance(damping, jax.core.Tracer) and not damping > 0:
+        raise ValueError(f"damping must be > 0 to start levenberg_marquardt; got {damping}")
+    return _Options(method, checks.whole("inner_iterations", inner_iterations), checks.whole("trials", trials))

@@ -1,0 +1,156 @@
+"""Variable projection by mini-batches: slimTik updates the linear readout, and an optax optimizer the features.
+
+    M = features of this batch and of the `memory` before it,    tau = sum of all damping so far, damping chosen anew
+    W <- W - (M'M + tau)^-1 (A'(A W - Y) + damping W)            A, Y: this batch, divided by sqrt(batch)
+
+With all batches in memory and fixed features W is the exact Tikhonov solution for all data seen,
+|A W - Y|^2 + tau |W|^2. No learning rate for W; the damping, which may be negative, minimizes the batch's sampled
+generalized cross validation (sGCV)
+
+    |A W(damping) - Y|^2 / (batch - trace of A (M'M + tau)^-1 A')^2
+
+Source: Newman, Chung, Chung & Ruthotto 2021, arXiv:2109.14002 (slimTrain); Slagel et al. 2019 (sampled Tikhonov).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from numdl import checks
+from numdl.records import record
+
+CANDIDATES = 100  # trial values of the damping
+
+
+class State(NamedTuple):
+    """The readout and what slimTik remembers."""
+
+    weights: jax.Array  # [width, outputs]
+    memory: jax.Array  # [memory + 1, batch, width]: features of the last batches / sqrt(batch), 0 before the first
+    total: jax.Array  # []: tau
+    count: jax.Array  # []: batches seen
+
+
+@record
+class History:
+    """A training run, row by row: one for each batch."""
+
+    loss: jax.Array  # [steps]: |A W - Y|^2 / (2 batch) before this batch has changed W or theta
+    fitted: jax.Array  # [steps]: the same after W was updated
+    total: jax.Array  # [steps]: tau
+
+
+def start(*, width, outputs, batch, memory, dtype):
+    """The state before the first batch: W = 0, an empty memory of so many batches beside the current one."""
+    for name, value in {"width": width, "outputs": outputs, "batch": batch}.items():
+        checks.whole(name, value)
+    checks.whole("memory", memory, least=0)
+    none = jnp.zeros((), jnp.int32)
+    return State(
+        jnp.zeros((width, outputs), dtype), jnp.zeros((memory + 1, batch, width), dtype), jnp.zeros((), dtype), none
+    )
+
+
+def update(state, features, targets, *, damping=None, least=1e-7, most=1e-3):
+    """The state after one batch.
+
+    Parameters
+    ----------
+    features : array [batch, width]
+    targets : array [batch, outputs]
+    damping : scalar            added to tau (which must stay positive); None: by sGCV
+    least, most : scalars       then tau >= least, it grows by at most `most`, and at most halves
+    """
+    checks.floating("features", features, ndim=2)
+    checks.shape("features", features, state.memory.shape[1:])
+    checks.shape("targets", targets, (features.shape[0], state.weights.shape[1]))
+    checks.positive("least", least, shape=())
+    checks.positive("most", most, shape=())
+    if damping is not None:
+        checks.finite("damping", damping, shape=())
+    scale = 1 / jnp.sqrt(jnp.asarray(features.shape[0], features.dtype))
+    a, y = scale * features, scale * targets
+    memory = lax.dynamic_update_index_in_dim(state.memory, a, state.count % state.memory.shape[0], 0)
+    values, v = _spectrum(memory)
+    misfit = a @ state.weights - y
+    batch = _Batch(a @ v, misfit, v.T @ (a.T @ misfit), v.T @ state.weights, values**2, state.total)
+    total = _choose(batch, least, most) if damping is None else state.total + jnp.asarray(damping, a.dtype)
+    return State(state.weights - v @ _move(batch, total), memory, total, state.count + 1)
+
+
+def train(features, theta, batches, *, optimizer, memory, outputs, damping=None, least=1e-7, most=1e-3):
+    """Train features and readout batch by batch, one scan: ((theta, weights), History).
+
+        W by `update` with this batch's features, then theta by the optimizer's step on |A(theta) W - Y|^2 / (2 batch)
+
+    Parameters
+    ----------
+    features : function         (theta, x) -> A [batch, width]
+    theta : pytree
+    batches : pair              x [steps, batch, ...], targets [steps, batch, outputs]
+    optimizer : GradientTransformation      of optax, for theta
+    memory : int                batches remembered beside the current one; the paper finds 5 to 10 enough
+    """
+    import optax
+
+    checks.function("features", features)
+    x, targets = batches
+    checks.shape("targets", targets, (x.shape[0], x.shape[1], outputs))
+    shape = jax.eval_shape(features, theta, x[0])
+    state = start(width=shape.shape[1], outputs=outputs, batch=x.shape[1], memory=memory, dtype=shape.dtype)
+
+    def loss(theta, x, y, weights):
+        return jnp.sum((features(theta, x) @ weights - y) ** 2) / (2 * y.shape[0])
+
+    def step(carry, batch):
+        theta, state, inside = carry
+        x, y = batch
+        before = loss(theta, x, y, state.weights)
+        state = update(state, features(theta, x), y, damping=damping, least=least, most=most)
+        fitted, gradient = jax.value_and_grad(loss)(theta, x, y, state.weights)
+        change, inside = optimizer.update(gradient, inside, theta)
+        return (optax.apply_updates(theta, change), state, inside), (before, fitted, state.total)
+
+    (theta, state, _), rows = lax.scan(step, (theta, state, optimizer.init(theta)), (x, targets))
+    return (theta, state.weights), History(*rows)
+
+
+class _Batch(NamedTuple):
+    """One batch in the right singular vectors of the memory."""
+
+    a: jax.Array  # A V
+    misfit: jax.Array  # A W - Y
+    slope: jax.Array  # V'A'(A W - Y)
+    weights: jax.Array  # V'W
+    squares: jax.Array  # singular values squared
+    total: jax.Array
+
+
+def _spectrum(memory):
+    """Singular values and right singular vectors [width, width] of all rows in memory."""
+    width = memory.shape[-1]
+    rows = jnp.concatenate([memory.reshape(-1, width), jnp.zeros((width, width), memory.dtype)])
+    _, values, vt = jnp.linalg.svd(jnp.linalg.qr(rows, mode="r"))
+    return values, vt.T
+
+
+def _move(batch, total):
+    """V' times the change of the weights if tau becomes `total`."""
+    return (batch.slope + (total - batch.total) * batch.weights) / (batch.squares + total)[:, None]
+
+
+def _choose(batch, least, most):
+    """The tau with the least sampled generalized cross validation."""
+    low = jnp.maximum(jnp.asarray(least, batch.total.dtype), batch.total / 2)
+    high = jnp.maximum(batch.total + most, low)
+    grid = low * (high / low) ** jnp.linspace(0, 1, CANDIDATES, dtype=low.dtype)
+
+    def criterion(total):
+        residual = batch.misfit - batch.a @ _move(batch, total)
+        trace = jnp.sum(jnp.sum(batch.a**2, axis=0) / (batch.squares + total))
+        return jnp.sum(residual**2) / (batch.a.shape[0] - trace) ** 2
+
+    criteria = lax.map(criterion, grid)
+    return grid[jnp.argmin(jnp.where(jnp.isfinite(criteria), criteria, jnp.inf))]
