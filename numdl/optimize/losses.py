@@ -1,0 +1,237 @@
+"""Losses with their slopes and curvatures in output space: squared, logistic, softmax cross-entropy, hinge.
+
+A loss takes outputs [..., k] (the last affine map of a network, no softmax, no sigmoid) and targets, and gives one
+number for each example; calling it gives their mean. Beside the value stand the gradient and the Hessian with respect
+to the outputs, one k x k block for each example, positive semidefinite: what Gauss-Newton and natural gradients need.
+
+    losses.softmax_cross_entropy(outputs, labels)                     mean over examples
+    losses.softmax_cross_entropy.value(outputs, labels)               [...]
+    losses.softmax_cross_entropy.hessian_product(outputs, labels, v)  [..., k]
+
+Targets out of the domain (a label 10 of 10 classes, probabilities that do not sum to 1) are an error where their values
+are known. Inside `jit` they are not: there the example's value, gradient and curvature are nan, so that the mean and
+every step taken from it are nan too, never a plausible number.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numdl import checks
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A loss of outputs [..., k] and targets; frozen and hashable, so usable as a static argument of `jit`."""
+
+    name: str
+    targets: str  # what targets must be, for messages
+    encode: Callable  # (outputs, targets) -> (targets like outputs, whether each example is in the domain [...])
+    values: Callable  # (outputs, encoded) -> [...]
+    slopes: Callable  # (outputs, encoded) -> [..., k]
+    blocks: Callable  # (outputs, encoded) -> [..., k, k]
+    products: Callable  # (outputs, encoded, v) -> [..., k]
+
+    def __call__(self, outputs, targets):
+        """The mean over examples: a scalar."""
+        return jnp.mean(self.value(outputs, targets))
+
+    def value(self, outputs, targets):
+        """The loss of each example, [...]."""
+        encoded, inside = self._admit(outputs, targets)
+        return _poisoned(self.values(outputs, encoded), outputs, inside)
+
+    def gradient(self, outputs, targets):
+        """The gradient of each example's value with respect to its outputs, [..., k]."""
+        encoded, inside = self._admit(outputs, targets)
+        return _or_nan(inside, self.slopes(outputs, encoded))
+
+    def hessian(self, outputs, targets):
+        """The Hessian of each example's value with respect to its outputs, [..., k, k], positive semidefinite."""
+        encoded, inside = self._admit(outputs, targets)
+        return _or_nan(inside, self.blocks(outputs, encoded))
+
+    def hessian_product(self, outputs, targets, v):
+        """The Hessian of each example times its row of v, [..., k], without forming it."""
+        encoded, inside = self._admit(outputs, targets)
+        checks.shape("v", v, outputs.shape)
+        return _or_nan(inside, self.products(outputs, encoded, v))
+
+    def __repr__(self):
+        return f"losses.{self.name}"
+
+    def _admit(self, outputs, targets):
+        """Targets in the outputs' shape and dtype, and whether each example's are in the domain, [...]."""
+        checks.floating("outputs", outputs, least_ndim=2)
+        encoded, inside = self.encode(outputs, targets)
+        if not isinstance(inside, jax.core.Tracer) and not np.all(inside):
+            place = tuple(np.argwhere(~inside)[0].tolist())
+            wrong = np.asarray(targets)[place]
+            allowed = self.targets.format(k=outputs.shape[-1])
+            raise ValueError(f"targets must be {allowed}; got {wrong} at {list(place)}")
+        return encoded, inside
+
+
+def accuracy(outputs, targets):
+    """The share of examples whose largest output is at the label (or at the largest class probability).
+
+    An example with an output that is not finite counts as wrong: the argmax of a row of nan would be class 0.
+    """
+    encoded, inside = softmax_cross_entropy._admit(outputs, targets)
+    right = jnp.argmax(outputs, axis=-1) == jnp.argmax(encoded, axis=-1)
+    right &= jnp.all(jnp.isfinite(outputs), axis=-1)
+    return jnp.mean(_or_nan(inside, right.astype(outputs.dtype)))
+
+
+def _or_nan(inside, value):
+    """`value` where the targets are in the domain, else nan."""
+    if not isinstance(inside, jax.core.Tracer):
+        return value
+    rows = inside.reshape(inside.shape + (1,) * (value.ndim - inside.ndim))
+    return jnp.where(rows, value, jnp.full_like(value, jnp.nan))
+
+
+def _poisoned(value, outputs, inside):
+    """As `_or_nan`, for every derivative with respect to the outputs too: where(inside, value, nan) has gradient 0."""
+    if not isinstance(inside, jax.core.Tracer):
+        return value
+    lost = jnp.where(inside[..., None], jnp.zeros_like(outputs), outputs)
+    return jnp.where(inside, value, jnp.sum(jnp.nan * lost**2, axis=-1))
+
+
+def _real(outputs, targets):
+    targets, xp = _like(outputs, targets)
+    return jnp.asarray(targets, outputs.dtype), xp.all(xp.isfinite(targets), axis=-1)
+
+
+def _between(outputs, targets):
+    targets, xp = _like(outputs, targets)
+    return jnp.asarray(targets, outputs.dtype), xp.all((targets >= 0) & (targets <= 1), axis=-1)
+
+
+def _signs(outputs, targets):
+    targets, xp = _like(outputs, targets)
+    return jnp.asarray(targets, outputs.dtype), xp.all((targets == 1) | (targets == -1), axis=-1)
+
+
+def _classes(outputs, targets):
+    """Integer labels [...] become rows of a unit matrix; what is shaped like the outputs is class probabilities."""
+    targets, xp = _numbers(targets)
+    if targets.shape == outputs.shape[:-1]:
+        if targets.dtype.kind not in "iu":
+            raise TypeError(f"targets of shape {targets.shape} must be integer labels; got dtype {targets.dtype}")
+        inside = (targets >= 0) & (targets < outputs.shape[-1])
+        return jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype), inside
+    checks.shape("targets", targets, outputs.shape)
+    # The sum of k rounded numbers, each rounded in the coarser of the two types.
+    kinds = [a.dtype for a in (targets, outputs) if jax.dtypes.issubdtype(a.dtype, np.floating)]
+    tolerance = 4 * outputs.shape[-1] * float(max(jnp.finfo(kind).eps for kind in kinds))
+    whole = xp.abs(xp.sum(targets, axis=-1) - 1) <= tolerance
+    return jnp.asarray(targets, outputs.dtype), whole & xp.all((targets >= 0) & (targets <= 1), axis=-1)
+
+
+def _like(outputs, targets):
+    targets, xp = _numbers(targets)
+    checks.shape("targets", targets, outputs.shape)
+    return targets, xp
+
+
+def _numbers(targets):
+    """Known targets as NumPy arrays, whose values can be looked at while the outputs are traced; and the module."""
+    traced = isinstance(targets, jax.core.Tracer)
+    array = targets if traced else np.asarray(targets)
+    if array.dtype == bool:
+        array = array.astype(np.int32)
+    if not (jax.dtypes.issubdtype(array.dtype, np.floating) or array.dtype.kind in "iu"):
+        raise TypeError(f"targets must be an array of numbers; got dtype {array.dtype}")
+    return array, (jnp if traced else np)
+
+
+def _half_square(outputs, c):
+    return jnp.sum((outputs - c) ** 2, axis=-1) / 2
+
+
+def _binary_entropy(outputs, c):
+    # ln(1 + e^y) - c y without overflow: each term is the one that is small for its sign of y.
+    return jnp.sum(c * jax.nn.softplus(-outputs) + (1 - c) * jax.nn.softplus(outputs), axis=-1)
+
+
+def _cross_entropy(outputs, c):
+    # A class of probability 0 counts nothing, even where its output is -inf.
+    logs = jax.nn.log_softmax(outputs, axis=-1)
+    return -jnp.sum(c * jnp.where(c > 0, logs, jnp.zeros_like(logs)), axis=-1)
+
+
+def _margin(outputs, c):
+    return jnp.sum(jax.nn.relu(1 - c * outputs), axis=-1)
+
+
+def _sigmoid_slope(outputs):
+    return jax.nn.sigmoid(outputs) * jax.nn.sigmoid(-outputs)
+
+
+def _diagonal(entries):
+    k = entries.shape[-1]
+    unit = jnp.eye(k, dtype=entries.dtype).reshape((1,) * (entries.ndim - 1) + (k, k))
+    return entries[..., None] * unit
+
+
+def _softmax_block(outputs, c):
+    p = jax.nn.softmax(outputs, axis=-1)
+    return _diagonal(p) - p[..., :, None] * p[..., None, :]
+
+
+def _softmax_product(outputs, c, v):
+    # p (v - <p, v>), not p v - p <p, v>: no cancellation where one class has all the probability.
+    p = jax.nn.softmax(outputs, axis=-1)
+    return p * (v - jnp.sum(p * v, axis=-1, keepdims=True))
+
+
+def _separate(curvature):
+    """Blocks and products of a loss that is a sum over outputs: curvature(outputs) [..., k] is the diagonal."""
+    return (lambda y, c: _diagonal(curvature(y))), (lambda y, c, v: curvature(y) * v)
+
+
+squared = Loss(
+    "squared",
+    "finite numbers in the shape of outputs",
+    _real,
+    _half_square,
+    lambda y, c: y - c,
+    *_separate(jnp.ones_like),
+)
+"""|outputs - targets|**2 / 2, summed over outputs; Hessian I."""
+
+logistic = Loss(
+    "logistic",
+    "numbers in [0, 1] in the shape of outputs",
+    _between,
+    _binary_entropy,
+    lambda y, c: jax.nn.sigmoid(y) - c,
+    *_separate(_sigmoid_slope),
+)
+"""-c ln s - (1 - c) ln(1 - s), s = 1 / (1 + exp(-outputs)), summed over outputs; Hessian diag(s (1 - s))."""
+
+softmax_cross_entropy = Loss(
+    "softmax_cross_entropy",
+    "integer labels below {k}, none negative, or class probabilities >= 0 that sum to 1",
+    _classes,
+    _cross_entropy,
+    lambda y, c: jax.nn.softmax(y, axis=-1) - c,
+    _softmax_block,
+    _softmax_product,
+)
+"""-sum c ln p, p = softmax(outputs); targets are labels [...] or probabilities [..., k]; Hessian diag(p) - p p'."""
+
+hinge = Loss(
+    "hinge",
+    "-1 or 1 in the shape of outputs",
+    _signs,
+    _margin,
+    lambda y, c: -c * (c * y < 1),
+    *_separate(jnp.zeros_like),
+)
+"""max(0, 1 - c outputs), c = -1 or 1, summed over outputs; Hessian 0, off the kink where c outputs = 1 (slope 0)."""

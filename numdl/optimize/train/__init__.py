@@ -1,0 +1,46 @@
+"""Training: any loss(params, batch), any optax transformation, measurements in the loop, resumed to the last bit.
+
+    data = train.resident((images, labels), size=128, key=key)
+    params, history = train.fit(loss, params, optax.adam(1e-3), data, steps=1000,
+                                observe={"accuracy": (train.every(100), train.accuracy(apply, images, labels))})
+
+`fit` runs its steps in compiled chunks and comes to the host only where something is to be observed or saved; `descend`
+is the same descent as a pure function, for `vmap` over seeds and for `grad`. What is common elsewhere is optax's here:
+
+    schedule    optax.adam(optax.cosine_decay_schedule(1e-3, 1000))
+    clipping    optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+    decay       optax.adamw(1e-3, weight_decay=1e-2), or a penalty on the loss: train.l2(loss, 1e-4)
+    dropout     fit(..., key=key) calls loss(params, batch, key) with another key at every step
+"""
+
+from numdl.optimize.train.batches import resident, whole
+from numdl.optimize.train.history import History
+from numdl.optimize.train.loop import fit
+from numdl.optimize.train.measures import (
+    Moment,
+    accuracy,
+    distance,
+    gradient_noise,
+    l2,
+    update_ratio,
+    with_moment,
+)
+from numdl.optimize.train.schedule import early_stopping, every
+from numdl.optimize.train.stepping import descend
+
+__all__ = [
+    "History",
+    "Moment",
+    "accuracy",
+    "descend",
+    "distance",
+    "early_stopping",
+    "every",
+    "fit",
+    "gradient_noise",
+    "l2",
+    "resident",
+    "update_ratio",
+    "whole",
+    "with_moment",
+]

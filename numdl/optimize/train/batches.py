@@ -1,0 +1,245 @@
+"""Where batches come from: data that lies on the device, or any iterable.
+
+A source gives the next rows, stacked, and a function that makes a batch of one row on the device: for data that lies
+there a row is a row of indices, for an iterable it is the batch itself.
+"""
+
+import collections
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numdl import checks
+
+ROWS = 1024  # most steps in one chunk
+INDICES = 2**22  # most indices in one chunk
+STACKED = 64  # most batches of an iterable in one chunk, and most bytes of them
+STACKED_BYTES = 2**26
+
+
+def resident(data, *, size, key, remainder="drop"):
+    """Batches of data that lies on the device, in an order drawn anew for every epoch.
+
+        order of epoch e = permutation(fold_in(key, e))
+
+    Parameters
+    ----------
+    data : pytree               every leaf [examples, ...]; batches have the same structure, [size, ...]
+    size : int                  examples in a batch, 1..examples
+    key : key                   of the orders; None keeps the data's own order
+    remainder : str             "drop": what does not fill a batch is left out of this epoch, other examples in each;
+                                "wrap": it begins the next epoch's first batch, so each example comes once an epoch
+    Raises
+    ------
+    ValueError, TypeError       leaves of different lengths, a size beyond them, ...
+    """
+    leaves = jax.tree.leaves(data)
+    lengths = {np.shape(leaf)[:1] for leaf in leaves}
+    if len(lengths) != 1 or lengths == {()}:
+        raise ValueError(f"data must have leaves of one length along axis 0; got {sorted(lengths)}")
+    (examples,) = lengths.pop()
+    checks.whole("size", size, most=examples)
+    checks.one_of("remainder", remainder, ("drop", "wrap"))
+    if key is not None:
+        checks.key("key", key)
+    return Resident(jax.tree.map(jnp.asarray, data), examples, size, key, remainder)
+
+
+def whole(data):
+    """The same batch at every step, all of the data: gradient descent without noise."""
+    if not jax.tree.leaves(data):
+        raise ValueError(f"data must hold at least one array; got {data!r}")
+    return Whole(jax.tree.map(jnp.asarray, data))
+
+
+def source(batches):
+    """The source that `fit` draws from, for each kind of batches."""
+    if isinstance(batches, (Resident, Whole)):
+        return batches
+    if not hasattr(batches, "__iter__"):
+        raise TypeError(
+            f"batches must be an iterable of batches, train.resident(...) or train.whole(...); got {batches!r}"
+        )
+    return Stream(batches)
+
+
+class Resident:
+    """Shuffled epochs."""
+
+    def __init__(self, data, examples, size, key, remainder):
+        self.data, self.examples, self.size, self.key = data, examples, size, key
+        self.used = examples if remainder == "wrap" else examples // size * size  # examples of one epoch
+        self.most = min(ROWS, max(1, INDICES // size))  # steps in one chunk
+        self._orders = {}
+
+    @property
+    def steps_per_epoch(self):
+        """Batches in one epoch: a whole number for remainder "drop"."""
+        return self.used // self.size if self.used % self.size == 0 else self.used / self.size
+
+    @property
+    def identity(self):
+        """What a resumed run must have in common."""
+        key = None if self.key is None else np.asarray(jax.random.key_data(self.key)).tolist()
+        return {"kind": "resident", "examples": self.examples, "size": self.size, "used": self.used, "key": key}
+
+    def example(self):
+        """A batch, for its shapes."""
+        return jax.tree.map(lambda leaf: leaf[: self.size], self.data)
+
+    def rows(self, first, count):
+        """Indices of the batches of `count` steps, int32 [most, size]; only the first `count` rows are filled."""
+        flat = np.zeros(self.most * self.size, np.int32)
+        at, end, filled = first * self.size, (first + count) * self.size, 0
+        while at < end:
+            epoch, offset = divmod(at, self.used)
+            taken = min(end - at, self.used - offset)
+            flat[filled : filled + taken] = self._order(epoch)[offset : offset + taken]
+            at, filled = at + taken, filled + taken
+        return flat.reshape(self.most, self.size), count
+
+    def prefetch(self, count):
+        """Nothing: the data is there."""
+
+    @staticmethod
+    def gather(data, row):
+        """The examples at the indices; they are in range by construction."""
+        return jax.tree.map(lambda leaf: leaf.at[row].get(mode="promise_in_bounds"), data)
+
+    def _order(self, epoch):
+        if epoch not in self._orders:
+            kept = {e: order for e, order in self._orders.items() if e == epoch - 1}
+            drawn = np.arange(self.examples) if self.key is None else _permutation(self.key, epoch, self.examples)
+            self._orders = {**kept, epoch: np.asarray(drawn)}
+        return self._orders[epoch]
+
+
+class Whole:
+    """One batch for ever."""
+
+    most = ROWS
+    identity: dict = {"kind": "whole"}  # noqa: RUF012
+
+    def __init__(self, data):
+        self.data = data
+
+    def example(self):
+        """The batch."""
+        return self.data
+
+    def rows(self, first, count):
+        """Nothing changes from step to step."""
+        return np.zeros((self.most, 1), np.int8), count
+
+    def prefetch(self, count):
+        """Nothing: the data is there."""
+
+    @staticmethod
+    def gather(data, row):
+        """All of the data."""
+        return data
+
+
+class Stream:
+    """Batches of an iterable, stacked; one that is not its own iterator is read again from its beginning.
+
+    Its only state is how many batches were taken: a resumed run reads and drops as many.
+    """
+
+    data = ()
+    most = STACKED
+    identity: dict = {"kind": "iterable"}  # noqa: RUF012
+
+    def __init__(self, batches):
+        self._batches = batches
+        self._iterator = iter(batches)
+        self._taken, self._ahead = 0, collections.deque()
+
+    def example(self):
+        """The next batch, which stays the next one."""
+        if self._peek() is None:
+            raise ValueError(f"batches must yield at least one batch; got {self._batches!r}")
+        return self._ahead[0]
+
+    def rows(self, first, count):
+        """Up to `count` batches of one shape, stacked with room for more, and how many they are; 0 at the end."""
+        while self._taken < first and self._peek() is not None:
+            self._take()
+        batches = []
+        while len(batches) < count and self._peek() is not None and _alike(batches, self._ahead[0]):
+            batches.append(self._take())
+            count = min(count, _room(batches[0]))
+        return (_stacked(batches), len(batches)) if batches else (None, 0)
+
+    @staticmethod
+    def gather(data, row):
+        """A row is a batch."""
+        return row
+
+    def prefetch(self, count):
+        """Read so many batches ahead while the device works; they count as taken only when they are used."""
+        while len(self._ahead) < count and self._read():
+            pass
+
+    def _read(self):
+        """One more batch from the iterable; False at its end."""
+        batch = next(self._iterator, None)
+        if batch is None and self._iterator is not self._batches:
+            self._iterator = iter(self._batches)
+            batch = next(self._iterator, None)
+        if batch is not None:
+            self._ahead.append(jax.tree.map(_number, batch))
+        return batch is not None
+
+    def _peek(self):
+        return self._ahead[0] if self._ahead or self._read() else None
+
+    def _take(self):
+        self._taken += 1
+        return self._ahead.popleft()
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _permutation(key, epoch, examples):
+    return jax.random.permutation(jax.random.fold_in(key, epoch), jnp.arange(examples, dtype=jnp.int32))
+
+
+def _number(leaf):
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        raise TypeError("batches must hold arrays of numbers; got a random key: fit(key=...) gives one to every step")
+    array = np.asarray(leaf)
+    if array.dtype.kind in "OUSMm":
+        raise TypeError(f"batches must hold arrays of numbers; got dtype {array.dtype}")
+    return array
+
+
+def _alike(batches, batch):
+    """Whether a batch can be stacked on those before it."""
+    return not batches or _signature(batches[0]) == _signature(batch)
+
+
+def _signature(batch):
+    return jax.tree.structure(batch), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batch)]
+
+
+def _room(batch):
+    """Batches that are stacked at most."""
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
+    return min(STACKED, max(1, STACKED_BYTES // max(size, 1)))
+
+
+def _stacked(batches):
+    """[room, ...], room one of two lengths, so that few programs are compiled; rows past the batches are not read."""
+    room = _room(batches[0])
+    few = math.ceil(room / 8)
+    room = few if len(batches) <= few else room
+
+    def stack(*leaves):
+        held = np.zeros((room, *leaves[0].shape), leaves[0].dtype)
+        np.stack(leaves, out=held[: len(leaves)])
+        return held
+
+    return jax.tree.map(stack, *batches)

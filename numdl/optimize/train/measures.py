@@ -1,0 +1,147 @@
+"""What is worth observing in training, ready made: functions of the parameters for `fit(observe=...)`.
+
+A measure is a function of the parameters that returns a number, an array, or a pytree of them; it is run between two
+compiled chunks. One that needs more is wrapped: `with_moment(fn)` is called as fn(params, moment).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from numdl import checks, trees
+from numdl.optimize import losses
+from numdl.optimize.train.stepping import bound
+from numdl.records import record
+
+
+class Moment(NamedTuple):
+    """Where training stands: what `with_moment` hands to a measure beside the parameters."""
+
+    step: int  # completed steps
+    memory: Any  # the optimizer's state
+    start: Any  # the parameters before the first step
+
+
+@record
+class GradientNoise:
+    """How much the gradients of single examples scatter."""
+
+    trace: jax.Array  # trace of the covariance of one example's gradient, unbiased
+    square_norm: jax.Array  # |mean gradient|**2, unbiased; may be negative where noise is all there is
+    scale: jax.Array  # trace / square_norm: the batch size at which noise and signal are equal
+
+
+def with_moment(function):
+    """A measure that is called as function(params, moment), see `Moment`."""
+    return WithMoment(checks.function("function", function))
+
+
+@dataclasses.dataclass(frozen=True)
+class WithMoment:
+    """See `with_moment`."""
+
+    function: Callable
+
+    def __call__(self, params, moment):
+        """The wrapped function's value."""
+        return self.function(params, moment)
+
+
+def accuracy(apply, x, targets, *, size=None):
+    """A measure: the share of examples that apply(params, x) gets right, computed `size` examples at a time.
+
+    See `losses.accuracy`; targets are labels [N] or class probabilities [N, k].
+    """
+    checks.function("apply", apply)
+    count = len(targets)
+    length = count if size is None else checks.whole("size", size, most=count)
+    x, targets = jnp.asarray(x), jnp.asarray(targets)
+    share = jax.jit(lambda params, x, targets: losses.accuracy(apply(params, x), targets))
+
+    def measure(params):
+        parts = [slice(at, min(at + length, count)) for at in range(0, count, length)]
+        shares = [float(share(params, x[part], targets[part])) * (part.stop - part.start) for part in parts]
+        return np.sum(shares) / count
+
+    return measure
+
+
+def gradient_noise(loss, data, *, size):
+    """A measure: the scatter of gradients between disjoint batches of `size` examples, as a `GradientNoise`.
+
+        trace       = size * sum over batches |g_i - g|**2 / (batches - 1),    g the mean of the batches' gradients g_i
+        square_norm = |g|**2 - trace / (size * batches)
+
+    loss(params, batch) is a mean over the batch; data are leaves [examples, ...], at least two batches long.
+    Source: McCandlish et al. 2018, arXiv:1812.06162, eqs. (2.8), (A.1).
+    """
+    lengths = {np.shape(leaf)[0] for leaf in jax.tree.leaves(data)}
+    checks.whole("size", size, most=min(lengths) // 2)
+    batches = min(lengths) // size
+    data = jax.tree.map(lambda leaf: jnp.asarray(leaf)[: batches * size].reshape(batches, size, *leaf.shape[1:]), data)
+    run = jax.jit(_gradient_noise)
+    loss = bound(loss)
+    return lambda params: run(loss, params, data, size)
+
+
+def update_ratio(loss, optimizer, batch):
+    """A measure: |update| / |weights| of every leaf, of the step that the optimizer would make on `batch`.
+
+    Leaves that are zero have the ratio inf. Values are a dict by the leaves' paths.
+    """
+    run = jax.jit(_update_ratio, static_argnums=1)
+    loss = bound(loss)
+    return with_moment(lambda params, moment: run(loss, optimizer, params, moment.memory, batch))
+
+
+def distance():
+    """A measure: |params - params before the first step|, over all leaves."""
+    run = jax.jit(lambda params, start: trees.norm(jax.tree.map(jnp.subtract, params, start)))
+    return with_moment(lambda params, moment: run(params, moment.start))
+
+
+def l2(loss, strength, *, where=lambda name: True):
+    """The loss with a penalty: loss(params, batch, ...) + strength / 2 * |params|**2 over the leaves named by `where`.
+
+    `where` sees a leaf's path, 'hidden/0/weight'. Weight decay that is not in the gradient: optax.adamw.
+    """
+    checks.finite("strength", strength, least=0.0, shape=())
+
+    def penalized(params, *batch):
+        leaves = [leaf for name, leaf in zip(trees.names(params), jax.tree.leaves(params), strict=True) if where(name)]
+        value = loss(params, *batch)
+        return value + jnp.asarray(strength / 2 * trees.inner(leaves, leaves), value.dtype)
+
+    return penalized
+
+
+def observed(function, params, moment):
+    """A measure's value as {name of a leaf: array}; the name of a single value is empty."""
+    value = function(params, moment) if isinstance(function, WithMoment) else function(params)
+    value = jax.tree.map(np.asarray, value)
+    return dict(zip(trees.names(value), jax.tree.leaves(value), strict=True))
+
+
+def _gradient_noise(loss, params, data, size):
+    gradients = lax.map(lambda batch: jax.grad(loss)(params, batch), data)
+    batches = jax.tree.leaves(data)[0].shape[0]
+    mean = jax.tree.map(lambda g: jnp.mean(g, axis=0), gradients)
+    apart = jax.tree.map(lambda g, m: g - m[None], gradients, mean)
+    trace = size * trees.inner(apart, apart) / (batches - 1)
+    square = trees.inner(mean, mean) - trace / (size * batches)
+    return GradientNoise(trace, square, trace / square)
+
+
+def _update_ratio(loss, optimizer, params, memory, batch):
+    import optax
+
+    value, gradient = jax.value_and_grad(loss)(params, batch)
+    more = {"value": value, "grad": gradient, "value_fn": lambda params: loss(params, batch)}
+    update, _ = optax.with_extra_args_support(optimizer).update(gradient, memory, params, **more)
+    ratios = [trees.norm(u) / trees.norm(p) for u, p in zip(jax.tree.leaves(update), jax.tree.leaves(params))]
+    return dict(zip(trees.names(params), ratios, strict=True))

@@ -1,0 +1,134 @@
+"""What a run is asked for, checked at the door, and where it stands."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from numdl import checks, trees
+from numdl.optimize.train import batches as sources
+from numdl.optimize.train import schedule, stepping
+
+VALIDATION = "validation"  # the name of early stopping's observations
+
+
+class Plan(NamedTuple):
+    """What stays the same during a run."""
+
+    loss: Any
+    optimizer: Any
+    start: stepping.State  # before the first step
+    source: Any
+    steps: int
+    key: Any
+    measures: dict  # name -> (sorted steps, function)
+    patience: Any  # EarlyStopping or None
+    stops: np.ndarray  # sorted steps at which the loop comes to the host
+    checkpoint: int
+    dtype: Any  # the loss's
+    singly: bool  # steps as single programs
+
+
+class Best(NamedTuple):
+    """Early stopping's memory."""
+
+    params: Any
+    value: float
+    misses: int
+
+
+@dataclasses.dataclass
+class Log:
+    """What grows during a run."""
+
+    loss: list  # arrays
+    observed: dict  # name -> (list of steps, list of values)
+    stopped: str = ""
+    detail: str = ""
+
+    def add(self, name, step, value):
+        """One observation; the first one fixes the shape."""
+        seen, values = self.observed.setdefault(name, ([], []))
+        if value.dtype.kind in "OUSMm" or not value.size or (values and values[0].shape != value.shape):
+            wanted = f"shape {values[0].shape}, as before" if values else "a number or an array of them"
+            raise TypeError(f"observe[{name!r}] must return {wanted}; got shape {value.shape}, dtype {value.dtype}")
+        seen.append(step)
+        values.append(value)
+
+    @property
+    def last_loss(self):
+        """The newest loss, nan before the first step."""
+        return next((losses[-1] for losses in reversed(self.loss) if len(losses)), np.nan)
+
+    def arrays(self, dtype):
+        """All losses, and name -> (steps, values) as arrays."""
+        observed = {name: (np.array(seen), np.stack(values)) for name, (seen, values) in self.observed.items()}
+        return np.concatenate([np.zeros(0, dtype), *self.loss]), observed
+
+
+class Run(NamedTuple):
+    """Where training stands."""
+
+    step: int
+    state: stepping.State
+    best: Best
+    log: Log
+
+
+def planned(loss, params, optimizer, batches, steps, key, observe, early_stopping, checkpoint):
+    """The plan of a run; what is wrong with it is said before anything is compiled."""
+    checks.function("loss", loss)
+    checks.whole("steps", steps)
+    checks.whole("checkpoint", checkpoint)
+    if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
+        raise TypeError(f"optimizer must be an optax transformation, optax.adam(1e-3); got {optimizer!r}")
+    if key is not None:
+        checks.key("key", key)
+    _check_params(params)
+    source, loss = sources.source(batches), stepping.bound(loss)
+    start = stepping.start(optimizer, params)
+    dtype = _loss_dtype(loss, start.params, source.example(), key)
+    measured = _measures(observe, early_stopping, steps)
+    saves = np.arange(checkpoint, steps + 1, checkpoint)
+    stops = np.unique(np.concatenate([[steps], saves, *[at for at, _ in measured.values()]]))
+    singly = stepping.one_by_one(loss, start, source.example(), key)
+    return Plan(loss, optimizer, start, source, steps, key, measured, early_stopping, stops, checkpoint, dtype, singly)
+
+
+def _check_params(params):
+    leaves = jax.tree.leaves(params)
+    if not leaves:
+        raise ValueError(f"params must hold at least one array; got {params!r}")
+    for name, leaf in zip(trees.names(params), leaves, strict=True):
+        called = f"params[{name!r}]" if name else "params"
+        checks.floating(called, leaf)
+        if not np.all(np.isfinite(leaf)):
+            raise ValueError(f"{called} must be finite; got {int(np.sum(~np.isfinite(leaf)))} entries that are not")
+
+
+def _loss_dtype(loss, params, batch, key):
+    arguments = (batch,) if key is None else (batch, key)
+    value = jax.eval_shape(loss, params, *arguments)
+    if getattr(value, "shape", None) != () or not jax.dtypes.issubdtype(value.dtype, np.floating):
+        raise TypeError(f"loss must return a real scalar, the mean over the batch; got {value}")
+    return value.dtype
+
+
+def _measures(observe, early_stopping, steps):
+    observe = {} if observe is None else checks.instance("observe", observe, dict, hint="name -> (when, function)")
+    measured = {}
+    for name, pair in observe.items():
+        if not isinstance(name, str) or name == VALIDATION:
+            raise ValueError(f"observe must have texts other than {VALIDATION!r} as names; got {name!r}")
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise TypeError(f"observe[{name!r}] must be (when, function); got {pair!r}")
+        checks.function(f"observe[{name!r}][1]", pair[1])
+        measured[name] = (schedule.chosen(f"observe[{name!r}][0]", pair[0], steps), pair[1])
+    if early_stopping is not None:
+        checks.instance("early_stopping", early_stopping, schedule.EarlyStopping, hint="train.early_stopping(...)")
+        measured[VALIDATION] = (
+            schedule.chosen("early_stopping.when", early_stopping.when, steps),
+            early_stopping.function,
+        )
+    return measured

@@ -1,0 +1,59 @@
+"""When the loop comes to the host: observations, validation, checkpoints."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from numdl import checks
+
+
+def every(period, *, start=0):
+    """The steps start, start + period, ...: a number of completed steps, 0 before the first one."""
+    return Every(checks.whole("period", period), checks.whole("start", start, least=0))
+
+
+def early_stopping(when, function, *, patience, gain=0.0):
+    """Stop when `function(params)`, the smaller the better, has not improved for `patience` validations in a row.
+
+    `fit` then returns the parameters with the smallest value; the values stand in history.observed["validation"]. A
+    value that is not finite is no improvement, nor is one by `gain` or less.
+    """
+    checks.function("function", function)
+    checks.whole("patience", patience)
+    checks.finite("gain", gain, least=0.0, shape=())
+    return EarlyStopping(when, function, patience, gain)
+
+
+@dataclasses.dataclass(frozen=True)
+class Every:
+    """Steps with one period."""
+
+    period: int
+    start: int
+
+    def __call__(self, step):
+        """Whether this is one of them."""
+        return step >= self.start and (step - self.start) % self.period == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStopping:
+    """See `early_stopping`."""
+
+    when: Callable | Iterable
+    function: Callable
+    patience: int
+    gain: float
+
+
+def chosen(name, when, steps):
+    """The chosen steps in 0..steps as a sorted array; `when` is a function of the step or the steps themselves."""
+    if isinstance(when, Every):
+        return np.arange(when.start, steps + 1, when.period)
+    if callable(when):
+        return np.array([step for step in range(steps + 1) if when(step)], int)
+    if isinstance(when, str) or not isinstance(when, Iterable):
+        raise TypeError(f"{name} must be train.every(n), the steps themselves, or a function of a step; got {when!r}")
+    listed = [checks.whole(name, int(step) if isinstance(step, np.integer) else step, least=0) for step in when]
+    return np.array(sorted({step for step in listed if step <= steps}), int)
