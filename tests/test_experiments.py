@@ -23,6 +23,8 @@ SLOW = {
     "c5_stable_architectures",
     "c6_backward_sensitivity",
     "c7_coarse_to_fine",
+    "c8_reversible_memory",
+    "c9_adjoint_instability",
 }
 
 
