@@ -9,10 +9,12 @@ from nbclient import NotebookClient
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "notebooks"
 SOURCES = sorted(FOLDER.glob("[0-9]*.py"))
+QUICK = {"00_start_here"}  # the others take half a minute of compilation each
+RUNS = [pytest.param(s, marks=() if s.stem in QUICK else pytest.mark.slow, id=s.stem) for s in SOURCES]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("source", RUNS)
 def test_notebook_runs(source, monkeypatch):
     monkeypatch.setenv("NUMDL_QUICK", "1")
     monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))
