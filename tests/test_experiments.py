@@ -25,6 +25,8 @@ SLOW = {
     "c7_coarse_to_fine",
     "c8_reversible_memory",
     "c9_adjoint_instability",
+    "c10_degradation",
+    "c11_image_resnet",
 }
 
 

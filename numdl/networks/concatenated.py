@@ -1,0 +1,134 @@
+"""Densely connected networks: every layer sees what all layers before it have computed, side by side.
+
+    y_1 = x W_1 + b_1                                                   width features
+    y_{l+1} = activation([y_1, y_2, ..., y_l]) W_{l+1} + b_{l+1}        `growth` new features
+    outputs = activation([y_1, y_2, ..., y_L]) W + b
+
+Three stretches: y_1; the new features of each layer; and, as the readout wants it, the whole concatenation as one last
+state. Parameters: {"first", "layers", "readout"}. Layer l reads n_l = width + (l - 1) growth features; the kernels of
+"layers" are stacked, [depth, width + (depth - 1) growth, growth], and their rows beyond n_l are zero, never read, and
+get no gradient (`parameter_count` leaves them out). Their first n_l rows have variance weight_variance / n_l.
+
+One scan runs all layers on a buffer of activated features that fills up from the left; what is not yet filled is 0.
+
+Source: Huang, Liu, van der Maaten & Weinberger 2017, arXiv:1608.06993, eq. (2), without normalization.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+
+from numdl import checks
+from numdl.networks import core, initializers
+from numdl.networks.initializers import Initializer
+from numdl.records import record, static
+
+
+def network(*, width, growth, depth, outputs, activation, weight_variance, bias_variance, dtype=None):
+    """A densely connected network: an affine map to `width` features, then `depth` layers of `growth` new ones each.
+
+    Parameters
+    ----------
+    width, growth, depth, outputs : int
+    activation : function       elementwise
+    weight_variance : scalar    fan_in * Var(W_ij), Gaussian; fan_in is what the layer reads, n_l
+    bias_variance : scalar      Var(b_i), Gaussian
+    dtype : dtype               of the parameters; the input's if None
+    Raises
+    ------
+    ValueError, TypeError       a size below 1, a negative variance
+    """
+    sizes = {"width": width, "growth": growth, "depth": depth, "outputs": outputs}
+    settings = _Settings(
+        *(checks.whole(name, value) for name, value in sizes.items()),
+        checks.function("activation", activation),
+        None if dtype is None else initializers.float_dtype("dtype", dtype),
+        initializers.variance_scaling(weight_variance),
+        checks.variance("bias_variance", bias_variance, shape=()),
+    )
+    return core.Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout, settings))
+
+
+def parameter_count(params):
+    """How many parameters the outputs depend on: all but the rows of kernels that no layer reads."""
+    depth, _, growth = params["layers"]["kernel"].shape
+    unread = growth**2 * depth * (depth - 1) // 2  # layer l of `depth` leaves (depth - l) * growth rows
+    return sum(leaf.size for leaf in jax.tree.leaves(params)) - unread
+
+
+@record
+class _Settings:
+    width: int = static()
+    growth: int = static()
+    depth: int = static()
+    outputs: int = static()
+    activation: object = static()
+    dtype: object = static()
+    weights: Initializer
+    bias_variance: float
+
+
+def _init(settings, key, x):
+    checks.key("key", key)
+    checks.floating("x", x, ndim=2)
+    return _draw(settings, key, x.shape[1], settings.dtype or initializers.float_dtype("x's dtype", x.dtype))
+
+
+@functools.partial(jax.jit, static_argnames=("features", "dtype"))
+def _draw(settings, key, features, dtype):
+    bias_key, first_key, layers_key, last_key = jax.random.split(key, 4)
+    width, growth, depth, outputs = settings.width, settings.growth, settings.depth, settings.outputs
+    total = width + depth * growth
+    # All biases from one draw: every generator costs compilation.
+    biases = initializers.normal(settings.bias_variance).sample(bias_key, (total + outputs,), dtype)
+    first, hidden, last = jnp.split(biases, (width, total))
+    layers = jnp.arange(depth), jax.random.split(layers_key, depth)
+    kernels = lax.map(lambda layer: _draw_kernel(settings, *layer, dtype), layers)
+    return {
+        "first": {"kernel": settings.weights.sample(first_key, (features, width), dtype), "bias": first},
+        "layers": {"kernel": kernels, "bias": hidden.reshape(depth, growth)},
+        "readout": {"kernel": settings.weights.sample(last_key, (total, outputs), dtype), "bias": last},
+    }
+
+
+def _draw_kernel(settings, number, key, dtype):
+    """Weights of all rows; those that are not read are dropped, the others rescaled to their fan_in."""
+    rows = settings.width + (settings.depth - 1) * settings.growth
+    filled = settings.width + number * settings.growth
+    wide = jnp.promote_types(dtype, jnp.float32)
+    scale = jnp.where(jnp.arange(rows) < filled, jnp.sqrt(rows / filled.astype(wide)), jnp.zeros((), wide))
+    return (scale[:, None] * settings.weights.sample(key, (rows, settings.growth), wide)).astype(dtype)
+
+
+def _states(settings, params, x, probes=None):
+    checks.shape("x", checks.floating("x", x), (None, params["first"]["kernel"].shape[0]))
+    first_probe, probe, last_probe = core.split_probes(probes, 3)
+    first = _probed(_affine(params["first"], x), None if first_probe is None else first_probe[0])
+    depth, rows, growth = params["layers"]["kernel"].shape
+    starts = first.shape[1] + growth * jnp.arange(depth)
+    empty = jnp.zeros((first.shape[0], rows + growth - first.shape[1]), first.dtype)
+    buffer = jnp.concatenate([settings.activation(first), empty], axis=1)
+
+    def step(buffer, layer):
+        start, weights, probe = layer
+        y = _probed(_affine(weights, buffer[:, :rows]), probe)
+        return lax.dynamic_update_slice_in_dim(buffer, settings.activation(y), start, axis=1), y
+
+    _, stretch = lax.scan(step, buffer, (starts, params["layers"], probe))
+    everything = jnp.concatenate([first[None], jnp.swapaxes(stretch, 0, 1).reshape(1, x.shape[0], -1)], axis=2)
+    return first[None], stretch, _probed(everything, last_probe)
+
+
+def _readout(settings, params, y):
+    return _affine(params["readout"], settings.activation(y))
+
+
+def _affine(weights, y):
+    return y @ weights["kernel"] + weights["bias"][None, :]
+
+
+def _probed(y, probe):
+    return y if probe is None else y + probe.astype(y.dtype)

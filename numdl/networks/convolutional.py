@@ -1,0 +1,306 @@
+"""Convolutional classifiers of pictures [N, height, width, channels]: convolutions with pooling, then dense layers.
+
+    y_1 = x * W_1 + b_1,    y_{l+1} = pool(activation(y_l)) * W_{l+1} + b_{l+1}          * is a convolution, stride 1
+    y_{l+1} = flat(pool(activation(y_l))) W_{l+1} + b_{l+1},    outputs likewise         behind the last convolution
+
+A state is what comes out of a layer before activation and pooling: [N, height, width, channels], or [N, n] if dense.
+Layers of one kind that keep a shape (padded, not pooled, equal channels; dense of equal widths) are one stretch, one
+scan. Parameters: {"layers": ({"kernel": [layers, ...], "bias": [layers, ...]}, ...), "readout": {"kernel", "bias"}},
+one entry for each stretch; kernels are HWIO.
+
+A convolution is one matrix product, strips of a picture times a band of shifted kernels: on a CPU the gradient of jax's
+own convolution is many times slower within a scan. Pooling is a mean or maximum over reshaped axes.
+"""
+
+import functools
+import itertools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+
+from numdl import checks
+from numdl.networks import core, initializers
+from numdl.networks.initializers import Initializer
+from numdl.records import record, static
+
+POOLINGS = ("average", "max")
+PADDINGS = ("valid", "same")
+
+
+class Stage(NamedTuple):
+    """A convolution and the pooling behind its activation."""
+
+    channels: int
+    window: int  # height and width of the kernel
+    pool: int = 1  # height and width of the squares that are pooled, without overlap
+    padding: str = "valid"  # "same": zeros around keep height and width, window odd
+
+
+def network(
+    *,
+    stages,
+    outputs,
+    activation,
+    bias_variance,
+    hidden=(),
+    weight_variance=None,
+    initializer=None,
+    pooling="average",
+    dtype=None,
+):
+    """A convolutional classifier: `stages` of convolutions, dense layers of the widths `hidden`, an affine readout.
+
+    Parameters
+    ----------
+    stages : sequence of Stage      at least one
+    outputs : int
+    activation : function           elementwise
+    weight_variance : scalar        fan_in * Var of an entry, fan_in = height * width * channels of the window; Gaussian
+    initializer : Initializer       any other law; exactly one of this and `weight_variance`
+    bias_variance : scalar          Var(b_i), Gaussian
+    hidden : sequence of int        may be empty
+    pooling : str                   average or max
+    dtype : dtype                   of the parameters; the input's if None
+    Raises
+    ------
+    ValueError, TypeError           no stage, a size below 1, an even window that is padded, a negative variance, two
+                                    laws for the weights or none
+    """
+    settings = _Settings(
+        _checked_stages(stages),
+        tuple(checks.whole(f"hidden[{i}]", width) for i, width in enumerate(hidden)),
+        checks.whole("outputs", outputs),
+        checks.function("activation", activation),
+        checks.one_of("pooling", pooling, POOLINGS),
+        None if dtype is None else initializers.float_dtype("dtype", dtype),
+        _weights(weight_variance, initializer),
+        checks.variance("bias_variance", bias_variance, shape=()),
+    )
+    return core.Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout, settings))
+
+
+def lenet5(*, padding="same", **settings):
+    """LeNet-5 for pictures [N, 28, 28, 1], or [N, 32, 32, 1] with padding="valid": 6@5x5, 16@5x5, 120, 84, 10.
+
+    `settings` are those of `network`: activation, weight_variance, bias_variance, pooling. Simplified: every map of the
+    second convolution sees all six before it (the paper's table leaves out 36 of 96 pairs), pooling has no
+    coefficients, the last layer is affine. So there are 61,706 parameters and not 60,000.
+    Source: LeCun, Bottou, Bengio & Haffner 1998, "Gradient-based learning applied to document recognition", fig. 2.
+    """
+    stages = (Stage(6, 5, 2, checks.one_of("padding", padding, PADDINGS)), Stage(16, 5, 2))
+    return network(**{"stages": stages, "hidden": (120, 84), "outputs": 10} | settings)
+
+
+def lecun1990(**settings):
+    """The first convolutional network for digits, pictures [N, 28, 28, 1]: 4@5x5, pool, 12@5x5, pool, 10.
+
+    `settings` are those of `network`. Simplified: every map of the second convolution sees all four before it, and
+    pooling has no coefficients. So there are 3,246 parameters and not the paper's 2,578.
+    Source: LeCun et al. 1990, "Handwritten digit recognition with a back-propagation network", section 4.
+    """
+    return network(**{"stages": (Stage(4, 5, 2), Stage(12, 5, 2)), "outputs": 10} | settings)
+
+
+def convolve(y, kernel, *, padding="valid"):
+    """The convolution of y [N, H, W, C] with a kernel HWIO, stride 1: one matrix product.
+
+    z[n, i, j] = sum over a, b of y[n, i + a, j + b] @ kernel[a, b]         y with zeros around it if "same"
+    """
+    height, width, channels, outputs = kernel.shape
+    if padding == "same":
+        y = jnp.pad(y, ((0, 0), (height // 2,) * 2, (width // 2,) * 2, (0, 0)))
+    rows, columns = y.shape[1] - height + 1, y.shape[2] - width + 1
+    strip = _strip(columns, width, channels)
+    # What `strip` neighbouring outputs see of one row lies side by side: a slice of the row, columns and channels flat.
+    flat = y.reshape(*y.shape[:2], -1)
+    length = (strip + width - 1) * channels
+    seen = [flat[:, :, j * channels : j * channels + length] for j in range(0, columns, strip)]
+    seen = jnp.stack(seen, axis=2)
+    patches = jnp.concatenate([seen[:, a : a + rows] for a in range(height)], axis=-1)
+    z = patches @ _band(kernel, strip).reshape(height * length, strip * outputs)
+    return z.reshape(y.shape[0], rows, columns, outputs)
+
+
+def _strip(columns, width, channels):
+    """How many neighbours are computed at once: fewer and longer patches, paid for with zeros in the kernel's band."""
+    most = width + 2 if channels < 32 else 1
+    return max(n for n in range(1, most + 1) if columns % n == 0)
+
+
+def _band(kernel, strip):
+    """The kernel once for each output of a strip, shifted: [height, strip + width - 1, channels, strip, outputs]."""
+    shifts = [jnp.pad(kernel, ((0, 0), (j, strip - 1 - j), (0, 0), (0, 0))) for j in range(strip)]
+    return jnp.stack(shifts, axis=3)
+
+
+@record
+class _Settings:
+    stages: tuple = static()
+    hidden: tuple = static()
+    outputs: int = static()
+    activation: object = static()
+    pooling: str = static()
+    dtype: object = static()
+    weights: Initializer
+    bias_variance: float
+
+
+class _Layer(NamedTuple):
+    """What a map does to the state before it: pool, flatten or not, then this kernel."""
+
+    shape: tuple  # of the kernel
+    pool: int = 1
+    padding: str = "valid"
+
+
+def _plan(settings, picture):
+    """The layers as [(how many, _Layer)], one entry for each stretch, the readout last; picture: (H, W, C)."""
+    layers, sizes, channels, pool = [], picture[:2], picture[2], 1
+    for stage in settings.stages:
+        sizes = _pooled(sizes, pool, picture)
+        layers.append(_Layer((stage.window, stage.window, channels, stage.channels), pool, stage.padding))
+        sizes = _convolved(sizes, stage, picture)
+        channels, pool = stage.channels, stage.pool
+    features = math.prod(_pooled(sizes, pool, picture)) * channels
+    for number, pair in enumerate(itertools.pairwise((features, *settings.hidden, settings.outputs))):
+        layers.append(_Layer(pair, 1 if number else pool))
+    return [(1, layers[0]), *_runs(layers[1:-1]), (1, layers[-1])]
+
+
+def _runs(layers):
+    """Equal neighbours together, if they keep the shape of the state."""
+    for layer, run in itertools.groupby(layers):
+        keeps = layer.shape[-2] == layer.shape[-1] and layer.pool == 1
+        count = len(list(run))
+        if keeps and (len(layer.shape) == 2 or layer.padding == "same"):
+            yield count, layer
+        else:
+            yield from [(1, layer)] * count
+
+
+def _pooled(sizes, pool, picture):
+    if any(size % pool for size in sizes):
+        raise ValueError(f"pool must divide the height and width {sizes} that it meets in x {picture}; got {pool}")
+    return tuple(size // pool for size in sizes)
+
+
+def _convolved(sizes, stage, picture):
+    if stage.padding == "same":
+        return sizes
+    if min(sizes) < stage.window:
+        raise ValueError(f"window must fit into the {sizes} that it meets in x {picture}; got {stage.window}")
+    return tuple(size - stage.window + 1 for size in sizes)
+
+
+def _init(settings, key, x):
+    checks.key("key", key)
+    checks.floating("x", x, ndim=4)
+    dtype = settings.dtype or initializers.float_dtype("x's dtype", x.dtype)
+    return _draw(settings, key, tuple(x.shape[1:]), dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("picture", "dtype"))
+def _draw(settings, key, picture, dtype):
+    plan = _plan(settings, picture)
+    bias_key, *keys = jax.random.split(key, len(plan) + 1)
+    kernels = [_draw_kernels(settings, k, *stretch, dtype) for k, stretch in zip(keys, plan, strict=True)]
+    sizes = [(layers, layer.shape[-1]) for layers, layer in plan]
+    ends = list(itertools.accumulate(layers * n for layers, n in sizes))
+    draws = initializers.normal(settings.bias_variance).sample(bias_key, (ends[-1],), dtype)
+    biases = [part.reshape(size) for part, size in zip(jnp.split(draws, ends[:-1]), sizes, strict=True)]
+    layers = [{"kernel": kernel, "bias": bias} for kernel, bias in zip(kernels, biases, strict=True)]
+    return {"layers": tuple(layers[:-1]), "readout": {name: leaf[0] for name, leaf in layers[-1].items()}}
+
+
+def _draw_kernels(settings, key, layers, layer, dtype):
+    if layers == 1:
+        return settings.weights.sample(key, layer.shape, dtype)[None]
+    return lax.map(lambda k: settings.weights.sample(k, layer.shape, dtype), jax.random.split(key, layers))
+
+
+def _states(settings, params, x, probes=None):
+    checks.floating("x", x, ndim=4)
+    plan = _plan(settings, tuple(x.shape[1:]))
+    _check_params(plan, params, x)
+    probes = core.split_probes(probes, len(plan) - 1)
+    y, states = x, []
+    for number, ((_, layer), weights, probe) in enumerate(zip(plan[:-1], params["layers"], probes, strict=True)):
+        step = functools.partial(_step, settings if number else None, layer)
+        y, outputs = _run(step, y, (weights, probe))
+        states.append(outputs)
+    return tuple(states)
+
+
+def _run(step, y, stretch):
+    if jax.tree.leaves(stretch)[0].shape[0] > 1:
+        return lax.scan(step, y, stretch)
+    y, _ = step(y, jax.tree.map(lambda leaf: leaf[0], stretch))
+    return y, y[None]
+
+
+def _step(settings, layer, y, stretch):
+    weights, probe = stretch
+    y = _affine(layer, weights, y if settings is None else _between(settings, layer, y))
+    y = y if probe is None else y + probe.astype(y.dtype)
+    return y, y
+
+
+def _between(settings, layer, y):
+    """What stands between two maps: activation, pooling, and pictures flattened before a dense layer."""
+    y = settings.activation(y)
+    if layer.pool > 1:
+        y = _pool(y, layer.pool, settings.pooling)
+    return y.reshape(y.shape[0], -1) if len(layer.shape) == 2 else y
+
+
+def _pool(y, size, pooling):
+    n, height, width, channels = y.shape
+    squares = y.reshape(n, height // size, size, width // size, size, channels)
+    return squares.mean(axis=(2, 4)) if pooling == "average" else squares.max(axis=(2, 4))
+
+
+def _affine(layer, weights, y):
+    z = y @ weights["kernel"] if y.ndim == 2 else convolve(y, weights["kernel"], padding=layer.padding)
+    return z + jnp.broadcast_to(weights["bias"], z.shape)
+
+
+def _readout(settings, params, y):
+    last = settings.stages[-1] if not settings.hidden else Stage(0, 0)
+    layer = _Layer(params["readout"]["kernel"].shape, last.pool)
+    return _affine(layer, params["readout"], _between(settings, layer, y))
+
+
+def _check_params(plan, params, x):
+    kernels = [*(stretch["kernel"].shape[1:] for stretch in params["layers"]), params["readout"]["kernel"].shape]
+    wanted = [layer.shape for _, layer in plan]
+    if kernels != wanted:
+        raise ValueError(f"x must be pictures of the shape that params were made for, {kernels}; got {tuple(x.shape)}")
+
+
+def _checked_stages(stages):
+    stages = tuple(stages)
+    if not stages:
+        raise ValueError("stages must hold at least 1 Stage; got ()")
+    return tuple(_checked_stage(f"stages[{i}]", stage) for i, stage in enumerate(stages))
+
+
+def _checked_stage(name, stage):
+    checks.instance(name, stage, Stage, hint="such as convolutional.Stage(6, 5, pool=2)")
+    numbers = [checks.whole(f"{name}.{field}", getattr(stage, field)) for field in ("channels", "window", "pool")]
+    checks.one_of(f"{name}.padding", stage.padding, PADDINGS)
+    if stage.padding == "same" and stage.window % 2 == 0:
+        raise ValueError(f"{name}.window must be odd where padding is 'same'; got {stage.window}")
+    return Stage(*numbers, stage.padding)
+
+
+def _weights(weight_variance, initializer):
+    if (weight_variance is None) == (initializer is None):
+        got = "neither" if initializer is None else f"weight_variance={weight_variance!r} and {initializer!r}"
+        raise ValueError(f"exactly one of weight_variance and initializer must be given; got {got}")
+    if initializer is None:
+        return initializers.variance_scaling(weight_variance)
+    return checks.instance("initializer", initializer, Initializer, hint="such as initializers.orthogonal(1.0)")

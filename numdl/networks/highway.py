@@ -1,0 +1,153 @@
+"""Highway networks: every layer mixes what it computes with what it got, and learns the mixture.
+
+    y_1 = x W_1 + b_1
+    y_{l+1} = t * activation(y_l W + b) + (1 - t) * y_l,    t = sigmoid(y_l V + c)
+    outputs = y_L W + b
+
+t is the transform gate, a number in (0, 1) for every coordinate and example; 1 - t carries. All entries of c start at
+`gate_bias`: far below zero the network starts as the identity, with slope sigmoid(gate_bias) of what is learned.
+Parameters: {"first", "layers", "readout"}; "layers" holds kernel, bias, gate_kernel (V) and gate_bias (c), stacked
+along depth, which the network reads from there.
+
+Source: Srivastava, Greff & Schmidhuber 2015, arXiv:1505.00387, eq. (3).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+
+from numdl import checks
+from numdl.networks import core, initializers
+from numdl.networks.initializers import Initializer
+from numdl.records import record, static
+
+
+def network(
+    *,
+    width,
+    depth,
+    outputs,
+    activation,
+    weight_variance,
+    bias_variance,
+    gate_bias,
+    gate_weight_variance=None,
+    dtype=None,
+):
+    """A stack of `depth` highway layers of one width behind an affine map; the states are y_1 and y after each layer.
+
+    Parameters
+    ----------
+    width, depth, outputs : int
+    activation : function           elementwise
+    weight_variance : scalar        fan_in * Var(W_ij), Gaussian
+    bias_variance : scalar          Var(b_i), Gaussian, of all biases but the gates'
+    gate_bias : scalar              c at the start; the paper takes -1 to -10, the deeper the lower
+    gate_weight_variance : scalar   fan_in * Var(V_ij), if different
+    dtype : dtype                   of the parameters; the input's if None
+    Raises
+    ------
+    ValueError, TypeError           a size below 1, a negative variance, a gate_bias that is not finite
+    """
+    sizes = (checks.whole(name, value) for name, value in (("width", width), ("depth", depth), ("outputs", outputs)))
+    weights = initializers.variance_scaling(weight_variance)
+    gates = weights
+    if gate_weight_variance is not None:
+        checks.variance("gate_weight_variance", gate_weight_variance, shape=())
+        gates = initializers.variance_scaling(gate_weight_variance)
+    settings = _Settings(
+        *sizes,
+        checks.function("activation", activation),
+        None if dtype is None else initializers.float_dtype("dtype", dtype),
+        weights,
+        gates,
+        checks.variance("bias_variance", bias_variance, shape=()),
+        checks.finite("gate_bias", gate_bias, shape=()),
+    )
+    return core.Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout))
+
+
+def gates(network, params, x):
+    """The transform gates t of every layer, [depth, N, width]: how much of each coordinate is new."""
+    checks.instance("network", network, core.Network, hint="made by highway.network")
+    first, stretch = network.states(params, x)
+    before = jnp.concatenate([first, stretch[:-1]])
+    return jax.vmap(_gate)(params["layers"], before)
+
+
+@record
+class _Settings:
+    width: int = static()
+    depth: int = static()
+    outputs: int = static()
+    activation: object = static()
+    dtype: object = static()
+    weights: Initializer
+    gate_weights: Initializer
+    bias_variance: float
+    gate_bias: float
+
+
+def _init(settings, key, x):
+    checks.key("key", key)
+    checks.floating("x", x, ndim=2)
+    return _draw(settings, key, x.shape[1], settings.dtype or initializers.float_dtype("x's dtype", x.dtype))
+
+
+@functools.partial(jax.jit, static_argnames=("features", "dtype"))
+def _draw(settings, key, features, dtype):
+    bias_key, first_key, layers_key, last_key = jax.random.split(key, 4)
+    n, depth = settings.width, settings.depth
+    # All biases from one draw: every generator costs compilation.
+    biases = initializers.normal(settings.bias_variance).sample(bias_key, (n + depth * n + settings.outputs,), dtype)
+    first, hidden, last = jnp.split(biases, (n, n + depth * n))
+    layers = lax.map(lambda k: _draw_layer(settings, k, dtype), jax.random.split(layers_key, depth))
+    return {
+        "first": {"kernel": settings.weights.sample(first_key, (features, n), dtype), "bias": first},
+        "layers": {**layers, "bias": hidden.reshape(depth, n)},
+        "readout": {"kernel": settings.weights.sample(last_key, (n, settings.outputs), dtype), "bias": last},
+    }
+
+
+def _draw_layer(settings, key, dtype):
+    kernel_key, gate_key = jax.random.split(key)
+    n = settings.width
+    return {
+        "kernel": settings.weights.sample(kernel_key, (n, n), dtype),
+        "gate_kernel": settings.gate_weights.sample(gate_key, (n, n), dtype),
+        "gate_bias": jnp.broadcast_to(jnp.asarray(settings.gate_bias, dtype), (n,)),
+    }
+
+
+def _states(settings, params, x, probes=None):
+    checks.shape("x", checks.floating("x", x), (None, params["first"]["kernel"].shape[0]))
+    first, others = core.split_probes(probes, 2)
+    y = _probed(_affine(params["first"], x), None if first is None else first[0])
+
+    def step(y, layer):
+        weights, probe = layer
+        gate = _gate(weights, y)
+        y = _probed(y + gate * (settings.activation(_affine(weights, y)) - y), probe)
+        return y, y
+
+    _, stretch = lax.scan(step, y, (params["layers"], others))
+    return y[None], stretch
+
+
+def _readout(params, y):
+    return _affine(params["readout"], y)
+
+
+def _gate(weights, y):
+    return jax.nn.sigmoid(y @ weights["gate_kernel"] + weights["gate_bias"][None, :])
+
+
+def _affine(weights, y):
+    return y @ weights["kernel"] + weights["bias"][None, :]
+
+
+def _probed(y, probe):
+    return y if probe is None else y + probe.astype(y.dtype)
