@@ -1,0 +1,90 @@
+"""MEASURED: the spectral density of a curvature matrix by stochastic Lanczos quadrature, with error bars."""
+
+import numpy as np
+
+from numdl import checks, statistics
+from numdl.analysis.curvature import memory, operators
+from numdl.krylov import trace
+from numdl.records import record
+
+
+@record
+class SpectralDensity:
+    """The density of eigenvalues, smoothed by a Gaussian of standard deviation `width`, and the rules it is made of."""
+
+    grid: np.ndarray  # [points]
+    density: np.ndarray  # [points]: mean over the probes; its integral is 1
+    stderr: np.ndarray  # [points]: over the probes
+    width: np.ndarray  # []
+    nodes: np.ndarray  # [probes, m]: Ritz values
+    weights: np.ndarray  # [probes, m]: each row sums to 1
+    size: int  # n, rows of the matrix
+
+    def mean_of(self, function):
+        """Mean over eigenvalues of function(eigenvalue), a `statistics.Mean` over the probes."""
+        return statistics.mean_and_error(np.sum(self.weights * function(self.nodes), axis=1))
+
+    def count_above(self, threshold):
+        """How many eigenvalues lie above a threshold, a `statistics.Mean`; it wants a gap there, as at outliers."""
+        return statistics.mean_and_error(self.size * np.sum(self.weights * (self.nodes > threshold), axis=1))
+
+    def on(self, grid, width):
+        """The same density on another grid, with another width."""
+        return _smoothed(np.asarray(grid, np.float64), float(width), self.nodes, self.weights, self.size)
+
+
+def spectral_density(
+    loss,
+    params=None,
+    batch=None,
+    *,
+    key,
+    num_matvecs=100,
+    num_probes=10,
+    operator="hessian",
+    width=None,
+    points=500,
+    chunk=None,
+    linearize=None,
+    reorthogonalize=False,
+):
+    """MEASURED spectral density of the curvature of a loss, with standard errors over random probes.
+
+        density(t) = mean over probes of sum_j weights[j] exp(-(t - nodes[j])^2 / (2 width^2)) / (sqrt(2 pi) width)
+
+    Parameters
+    ----------
+    loss : function or Operator     (params, batch) -> scalar; or an Operator alone
+    num_matvecs : int           Lanczos steps for each probe: structure down to about the spectrum's range / num_matvecs
+    num_probes : int            >= 2; the standard error falls with its root
+    operator, chunk, linearize  those of `top_eigenvalues`
+    width : scalar              smoothing; None: a hundredth of the range of the Ritz values
+    points : int                of the grid, which reaches 5 widths beyond the Ritz values
+    reorthogonalize : bool      `krylov.trace.quadrature`: not needed for a density
+    Returns
+    -------
+    SpectralDensity             nan where the products were not finite
+    Source: Ghorbani, Krishnan & Xiao 2019, arXiv:1901.10159; Papyan 2018, arXiv:1811.07062.
+    """
+    checks.whole("points", points, least=2)
+    checks.whole("num_probes", num_probes, least=2)
+    if width is not None:
+        checks.positive("width", width, shape=())
+    operator = operators.named(loss, params, batch, operator, chunk)
+    linearize = operators.linearizes(operator, linearize)
+    rows = checks.whole("num_matvecs", num_matvecs) if reorthogonalize else 2
+    memory.check("spectral_density", memory.needs(operator, basis=rows), least=rows)
+    matvec = operators.prepared(operator, linearize)
+    steps = {"num_matvecs": num_matvecs, "num_probes": num_probes, "reorthogonalize": reorthogonalize}
+    rule = trace.quadrature(key, matvec, operator.like, **steps)
+    low, high = rule.nodes.min(), rule.nodes.max()
+    spread = high - low if high > low else max(abs(high), 1.0)
+    width = float(spread / 100 if width is None else width)
+    grid = np.linspace(low - 5 * width, high + 5 * width, points)
+    return _smoothed(grid, width, rule.nodes, rule.weights, rule.size)
+
+
+def _smoothed(grid, width, nodes, weights, size):
+    bells = np.exp(-(((grid[:, None, None] - nodes[None]) / width) ** 2) / 2) / (np.sqrt(2 * np.pi) * width)
+    found = statistics.mean_and_error(np.sum(weights[None] * bells, axis=-1), axis=1)
+    return SpectralDensity(grid, found.mean, found.stderr, np.float64(width), nodes, weights, size)

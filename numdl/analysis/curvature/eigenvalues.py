@@ -1,0 +1,123 @@
+"""MEASURED: the largest eigenvalues of a curvature matrix, with bounds; outliers; the gradient in their span."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numdl import checks, trees
+from numdl.analysis.curvature import memory, operators
+from numdl.krylov import lanczos
+from numdl.records import record
+
+
+@record
+class Outliers:
+    """Eigenvalues that stand apart from the ones below them."""
+
+    count: int
+    ratio: np.ndarray  # []: the last outlier / the first value of the bulk
+    threshold: np.ndarray  # []: the geometric mean of those two
+    certain: np.ndarray  # [] bool: the intervals on both sides of the gap are certified and do not meet
+
+
+def top_eigenvalues(
+    loss,
+    params=None,
+    batch=None,
+    *,
+    key,
+    k=5,
+    operator="hessian",
+    which="largest",
+    tolerance=1e-4,
+    max_matvecs=1000,
+    basis=None,
+    start=None,
+    deflate=None,
+    chunk=None,
+    linearize=None,
+    verify=True,
+):
+    """MEASURED k largest eigenvalues of the curvature of a loss, with vectors, residual bounds and a verdict on each.
+
+    Parameters
+    ----------
+    loss : function or Operator     (params, batch) -> scalar; a `Composed` for "gauss_newton"; or an Operator alone
+    key : key                   of the random starts
+    operator : "hessian" | "gauss_newton" | "empirical_fisher"      of the loss; for others make an Operator
+    which, tolerance, max_matvecs, basis, start, deflate, verify    of `krylov.lanczos.eigenpairs`, where they are told;
+                                `start` takes the `vectors` of a step before
+    chunk : int                 examples at a time, for data that do not fit
+    linearize : bool            keep all that does not depend on v: faster by a half for dense networks, slower for
+                                convolutions on a CPU; None: choose so
+    Returns
+    -------
+    krylov.lanczos.Eigenpairs   values, vectors, residuals, intervals [k, 2], converged [k], ceiling, noise, matvecs
+    Raises
+    ------
+    ValueError, TypeError       bad arguments
+    MemoryError                 what must be held at once is not there; the message says what and how much
+    Source: Lanczos with thick restarts, as in `krylov.lanczos`.
+    """
+    operator = operators.named(loss, params, batch, operator, chunk)
+    linearize = operators.linearizes(operator, linearize)
+    rows = min(operator.size, checks.whole("k", k) + 60 if basis is None else basis)
+    memory.check("top_eigenvalues", memory.needs(operator, basis=rows, extra=2 * k), least=k + 3)
+    matvec = operators.prepared(operator, linearize)
+    settings = {"tolerance": tolerance, "max_matvecs": max_matvecs, "basis": basis, "verify": verify}
+    return lanczos.eigenpairs(key, matvec, operator.like, k=k, which=which, start=start, deflate=deflate, **settings)
+
+
+def gradient_overlap(loss, params, batch, vectors):
+    """MEASURED share of the gradient that lies in the span of the first 1, 2, ... k orthonormal vectors, [k].
+
+        overlap[j] = sum_{i <= j} (v_i . g)^2 / |g|^2,    g = gradient of loss(params, batch)
+
+    Parameters
+    ----------
+    vectors : pytree            like params, leaves with a leading axis k: `vectors` of `top_eigenvalues`
+    Raises
+    ------
+    ValueError                  vectors of another shape than params
+    Source: Gur-Ari, Roberts & Dyer 2018, arXiv:1812.04754.
+    """
+    checks.function("loss", loss)
+    expected = jax.tree.map(np.shape, params)
+    if jax.tree.map(lambda leaf: np.shape(leaf)[1:], vectors) != expected:
+        raise ValueError(f"vectors must be like params with one leading axis; params has shapes {expected}")
+    return _overlap(loss, params, batch, vectors)
+
+
+def outliers(values, intervals=None, *, least_ratio=1.5):
+    """How many of the largest eigenvalues stand apart: above the widest gap, in ratio, of a descending list.
+
+        count = argmax_i values[i] / values[i + 1],   0 if no ratio reaches least_ratio
+
+    The last value of the list belongs to the bulk by construction: ask for more values than outliers are expected.
+
+    Parameters
+    ----------
+    values : array [k], k >= 2  descending, positive ones count
+    intervals : array [k, 2]    of the same record: whether the gap is certain
+    Source: Sagun et al. 2017, arXiv:1706.04454 (as many outliers as classes, or one less).
+    """
+    values = np.asarray(checks.finite("values", values), np.float64)
+    if values.ndim != 1 or values.size < 2 or np.any(np.diff(values) > 0):
+        raise ValueError(f"values must be at least 2 numbers in descending order; got {values}")
+    above, below = values[:-1], np.maximum(values[1:], np.finfo(np.float64).tiny)
+    ratios = np.where(above > 0, above / below, 0.0)
+    place = int(np.argmax(ratios))
+    count = place + 1 if ratios[place] >= least_ratio else 0
+    low = np.full(values.size, -np.inf) if intervals is None else np.asarray(intervals)[:, 0]
+    high = np.full(values.size, np.inf) if intervals is None else np.asarray(intervals)[:, 1]
+    certain = bool(count) and bool(low[place] > high[place + 1])
+    return Outliers(count, ratios[place], np.sqrt(max(above[place], 0.0) * below[place]), np.asarray(certain))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _overlap(loss, params, batch, vectors):
+    gradient = jax.grad(loss)(params, batch)
+    along = jax.vmap(lambda v: trees.inner(v, gradient) / trees.norm(gradient))(vectors)
+    return jnp.cumsum(along**2)

@@ -1,0 +1,86 @@
+"""MEASURED: the memory that a curvature call needs at once, counted from shapes before it begins."""
+
+import os
+
+import jax
+import numpy as np
+
+from numdl.analysis.curvature import operators
+from numdl.krylov import vectors
+from numdl.records import record
+
+
+@record
+class Memory:
+    """Bytes held at once beside parameters and data; nothing is computed or compiled to know them."""
+
+    vector: int  # one vector of the size of the parameters
+    basis: int  # all vectors of the method, with those of a restart
+    product: int  # activations of one product, or of the linearization that is kept
+    total: int
+    available: float  # on the device, inf where the system does not tell
+
+    @property
+    def enough(self):
+        """Whether it fits, with a tenth to spare."""
+        return self.total <= 0.9 * self.available
+
+
+def needs(operator, *, basis, extra=4):
+    """MEASURED memory of a method that holds `basis` vectors and `extra` others beside the product's activations.
+
+        total = vector (2 basis + extra) + product
+
+    The factor 2 is the moment of a restart, when the old basis and the new one are there.
+
+    Parameters
+    ----------
+    operator : Operator         with `chunk`, the activations are those of one chunk
+    basis, extra : int          vectors
+    Returns
+    -------
+    Memory
+    """
+    layout = vectors.layout("params", operator.like)
+    vector = layout.size * layout.dtype.itemsize
+    product = operators.kept_bytes(operator)
+    held = (2 * basis + extra) * vector
+    return Memory(vector, 2 * basis * vector, product, held + product, available())
+
+
+def check(name, plan, *, least):
+    """Raise MemoryError, with the remedy, if the plan does not fit."""
+    if plan.enough:
+        return
+    room = (0.9 * plan.available - plan.product) / plan.vector / 2
+    remedy = f"basis={int(room) - 2}" if room - 2 >= least else "a smaller k, or one block of the parameters"
+    if plan.product > 0.45 * plan.available:
+        remedy = "chunk= for fewer examples at a time"
+    raise MemoryError(
+        f"{name} needs {_size(plan.total)} at once ({_size(plan.basis)} for the basis, {_size(plan.product)} for the "
+        f"activations) and {_size(plan.available)} are free: take {remedy}"
+    )
+
+
+def available():
+    """Bytes free on the default device: of the accelerator, or of the machine; inf where unknown."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return float(statistics["bytes_limit"] - statistics.get("bytes_in_use", 0))
+    try:
+        with open("/proc/meminfo") as lines:
+            found = dict(line.split(":", 1) for line in lines)
+        return 1024.0 * int(found["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, OSError, ValueError):
+        return np.inf
+
+
+def _size(count):
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            return f"{count:.3g} {unit}"
+        count /= 1024

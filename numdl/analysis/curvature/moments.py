@@ -1,0 +1,75 @@
+"""MEASURED: trace, diagonal and Frobenius norm of a curvature matrix, of all of it or layer by layer."""
+
+import jax.numpy as jnp
+
+from numdl import checks
+from numdl.analysis.curvature import memory, operators
+from numdl.krylov import trace as estimates
+
+METHODS = {
+    "hutchinson": estimates.hutchinson,
+    "hutch++": estimates.hutch_plus_plus,
+    "xtrace": estimates.xtrace,
+}
+
+
+def trace(
+    loss,
+    params=None,
+    batch=None,
+    *,
+    key,
+    num_matvecs=30,
+    method="hutchinson",
+    operator="hessian",
+    chunk=None,
+    linearize=None,
+):
+    """MEASURED trace of the curvature of a loss, with its standard error.
+
+    Parameters
+    ----------
+    loss : function or Operator     (params, batch) -> scalar; or an Operator alone: `restrict` makes that of a layer
+    num_matvecs : int           products; "hutch++" and "xtrace" hold a third or one times as many vectors
+    method : "hutchinson" | "hutch++" | "xtrace"    the last two pay where few eigenvalues make most of the trace
+    operator, chunk, linearize  those of `top_eigenvalues`
+    Returns
+    -------
+    krylov.trace.Estimate       value [], stderr [], samples [draws], matvecs
+    """
+    checks.one_of("method", method, METHODS)
+    rows = 2 if method == "hutchinson" else num_matvecs
+    operator, matvec = _ready("trace", loss, params, batch, operator, chunk, linearize, rows)
+    return METHODS[method](key, matvec, operator.like, num_matvecs=num_matvecs)
+
+
+def diagonal(loss, params=None, batch=None, *, key, num_matvecs=30, operator="hessian", chunk=None, linearize=None):
+    """MEASURED diagonal of the curvature of a loss, like params, with a standard error for each entry.
+
+    The sum over a layer's leaves estimates the trace of that layer's block. Parameters: those of `trace`.
+    """
+    operator, matvec = _ready("diagonal", loss, params, batch, operator, chunk, linearize, 4)
+    return estimates.diagonal(key, matvec, operator.like, num_matvecs=num_matvecs)
+
+
+def frobenius_norm(
+    loss, params=None, batch=None, *, key, num_matvecs=30, operator="hessian", chunk=None, linearize=None
+):
+    """MEASURED Frobenius norm of the curvature of a loss, the root of the sum of the squared eigenvalues.
+
+        value = sqrt(mean |A z|^2),    stderr = stderr of the mean / (2 value)
+
+    Parameters: those of `trace`. Returns an Estimate whose samples are those of the square.
+    """
+    operator, matvec = _ready("frobenius_norm", loss, params, batch, operator, chunk, linearize, 2)
+    square = estimates.squared_norm(key, matvec, operator.like, num_matvecs=num_matvecs)
+    value = jnp.sqrt(square.value)
+    stderr = jnp.where(value > 0, square.stderr / jnp.where(value > 0, 2 * value, jnp.ones_like(value)), 0.0)
+    return estimates.Estimate(value, stderr.astype(value.dtype), square.samples, square.matvecs)
+
+
+def _ready(name, loss, params, batch, operator, chunk, linearize, rows):
+    operator = operators.named(loss, params, batch, operator, chunk)
+    linearize = operators.linearizes(operator, linearize)
+    memory.check(name, memory.needs(operator, basis=rows), least=rows)
+    return operator, operators.prepared(operator, linearize)

@@ -1,0 +1,148 @@
+"""Singular values of a rectangular matrix from products with it and with its transpose: Golub-Kahan bidiagonalization.
+
+    U A = B V,    V A' = B' U + (what is left) e_{m+1},    B [m, m + 1] upper bidiagonal; rows of U and of V orthonormal
+
+Ritz values of B approach the singular values from below, the largest first. One `lax.scan`: use it inside of `jit` too.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from numdl import checks
+from numdl.krylov import vectors
+from numdl.records import record
+
+
+@record
+class Bidiagonal:
+    """The factors of m steps; rows are vectors."""
+
+    left: jax.Array  # [m, p]: U
+    right: jax.Array  # [m + 1, n]: V
+    diagonal: jax.Array  # [m]
+    off_diagonal: jax.Array  # [m]: to the right of the diagonal
+
+    @property
+    def square(self):
+        """B, [m, m + 1]."""
+        rows = jnp.arange(self.diagonal.shape[0])
+        empty = jnp.zeros((rows.size, rows.size + 1), self.diagonal.dtype)
+        return empty.at[rows, rows].set(self.diagonal).at[rows, rows + 1].set(self.off_diagonal)
+
+
+@record
+class SingularTriplets:
+    """Singular values with vectors and a bound for each."""
+
+    values: jax.Array  # [k] descending
+    left: Any  # pytree like A v, leaves with a leading axis k
+    right: Any  # pytree like v, leaves with a leading axis k
+    residuals: jax.Array  # [k]: sqrt((|A v - s u|^2 + |A' u - s v|^2) / 2) by one more product each
+    intervals: jax.Array  # [k, 2]: each contains a singular value; rounding of a product is included
+    converged: jax.Array  # [k] bool: residual <= tolerance * largest value
+    matvecs: int  # products with A and with A', each
+
+
+def decompose(matvec, transpose, start, *, num_matvecs):
+    """The bidiagonal factors from a start v: m products with A and m with its transpose.
+
+        u_j = (A v_j - beta_{j-1} u_{j-1}) / alpha_j,    v_{j+1} = (A' u_j - alpha_j v_j) / beta_j
+
+    Parameters
+    ----------
+    matvec, transpose : functions       v [n] -> A v [p] and u [p] -> A' u [n]
+    start : array [n]           not zero
+    num_matvecs : int           m <= min(n, p); where the space is exhausted, zeros
+    Source: Golub & Kahan 1965, SIAM J. Numer. Anal. 2.
+    """
+    checks.function("matvec", matvec)
+    checks.function("transpose", transpose)
+    checks.floating("start", start, ndim=1)
+    image = jax.eval_shape(matvec, start)
+    m = checks.whole("num_matvecs", num_matvecs, most=min(start.size, image.size))
+
+    def step(state, j):
+        left, right, v, beta = state
+        right = right.at[j].set(v)
+        u, alpha = _beside(left, matvec(v))
+        left = left.at[j].set(u)
+        ahead, beta = _beside(right, transpose(u))
+        return (left, right, ahead, beta), (alpha, beta)
+
+    left, right = jnp.zeros((m, image.size), image.dtype), jnp.zeros((m + 1, start.size), start.dtype)
+    state = (left, right, start / jnp.linalg.norm(start), jnp.zeros((), start.dtype))
+    (left, right, last, _), (diagonal, off_diagonal) = lax.scan(step, state, jnp.arange(m))
+    return Bidiagonal(left, right.at[m].set(last), diagonal, off_diagonal)
+
+
+def singular_triplets(key, matvec, like, *, k, num_matvecs, transpose=None, tolerance=1e-4):
+    """The k largest singular values of A after `num_matvecs` steps from a random start, with residuals and intervals.
+
+    There is no restart: a value that has not converged says so. Equal singular values are found once (a single start
+    sees one direction of each space); `lanczos.eigenpairs` of v -> A' A v finds the copies.
+
+    Parameters
+    ----------
+    matvec : function           v -> A v, linear, on pytrees like `like`; hand data over in a `Partial`
+    like : pytree               arrays, or shapes and dtypes
+    num_matvecs : int           k <= num_matvecs <= the smaller side of A
+    transpose : function        u -> A' u; None: by `jax.linear_transpose`
+    tolerance : scalar          relative to the largest value
+    Returns
+    -------
+    SingularTriplets
+    Source: Golub & Kahan 1965; Parlett 1980, theorem 4.5.1 for [[0, A], [A', 0]].
+    """
+    checks.key("key", key)
+    checks.positive("tolerance", tolerance, shape=())
+    matvec, layout = vectors.flat(matvec, like)
+    image = jax.eval_shape(matvec.matvec, like)
+    outer = vectors.layout("matvec(like)", image)
+    most = min(layout.size, outer.size)
+    steps = checks.whole("num_matvecs", num_matvecs, most=most)
+    k = checks.whole("k", k, most=steps)
+    if transpose is not None:
+        transpose = vectors.as_tree(checks.function("transpose", transpose))
+    return _triplets(key, matvec.matvec, transpose, layout, outer, k, steps, float(tolerance))
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _triplets(key, matvec, transpose, layout, outer, k, steps, tolerance):
+    def forward(v):
+        return outer.ravel(matvec(layout.unravel(v)))
+
+    def backward(u):
+        if transpose is not None:
+            return layout.ravel(transpose(outer.unravel(u)))
+        like = layout.unravel(jnp.zeros(layout.size, layout.dtype))
+        return layout.ravel(jax.linear_transpose(matvec, like)(outer.unravel(u))[0])
+
+    found = decompose(forward, backward, jax.random.normal(key, (layout.size,), layout.dtype), num_matvecs=steps)
+    turn_left, values, turn_right = jnp.linalg.svd(found.square, full_matrices=False)
+    left = jnp.matmul(turn_left[:, :k].T, found.left, precision="highest")
+    right = jnp.matmul(turn_right[:k], found.right, precision="highest")
+    values = values[:k]
+    missed = lax.map(lambda row: forward(row[0]) - row[1] * row[2], (right, values, left))
+    behind = lax.map(lambda row: backward(row[0]) - row[1] * row[2], (left, values, right))
+    residuals = jnp.sqrt((jnp.sum(missed**2, axis=1) + jnp.sum(behind**2, axis=1)) / 2)
+    # Past the rank that the start sees there are no vectors, and nothing is known.
+    residuals = jnp.where(jnp.sum(right**2, axis=1) * jnp.sum(left**2, axis=1) > 0.5, residuals, values[0])
+    noise = float((layout.size + outer.size) ** 0.5 * max(layout.eps, outer.eps)) * values[0]
+    radius = residuals + noise
+    intervals = jnp.stack([jnp.maximum(values - radius, 0.0), values + radius], axis=1)
+    good = (residuals <= tolerance * values[0]) & jnp.isfinite(residuals)
+    return SingularTriplets(values, outer.unravel(left), layout.unravel(right), residuals, intervals, good, steps + k)
+
+
+def _beside(rows, w):
+    """(unit vector of w beside the rows, norm); zeros where only rounding is left. The rows not yet filled are zero."""
+    size = jnp.linalg.norm(w)
+    for _ in range(2):
+        w = w - jnp.matmul(jnp.matmul(rows, w, precision="highest"), rows, precision="highest")
+    norm = jnp.linalg.norm(w)
+    norm = jnp.where(norm > 8 * jnp.finfo(w.dtype).eps * size, norm, jnp.zeros_like(norm))
+    return jnp.where(norm > 0, w / jnp.where(norm > 0, norm, jnp.ones_like(norm)), jnp.zeros_like(w)), norm

@@ -1,0 +1,213 @@
+"""Eigenvalues of a symmetric matrix from products with it, each with a bound, or the word that it has not converged.
+
+`eigenpairs` is Lanczos with full reorthogonalization, thick restarts and a second, random start beside what was found;
+a loop in Python over compiled products. `tridiagonalize` is the plain recurrence, for use inside of `jit`.
+
+What is proved. With R the residuals A v - theta v of k orthonormal vectors, each theta_i has an eigenvalue within
+|r_i|, and k eigenvalues, counted with multiplicity, lie within the norm of R (Kahan): a ghost, a second copy of one
+eigenvector, cannot be among orthonormal vectors. The i-th largest eigenvalue is never below theta_i (Cauchy). What no
+product can prove is that no larger eigenvalue was missed: its eigenvector may be orthogonal to everything that was
+seen. For a random start that has a probability, and `ceiling` is the bound that fails for one start in a thousand at
+most; intervals that have not converged reach up to it. `converged` asks for less: a second random start, beside what
+was found, has been followed until its own largest value was known to lie below. Where the k-th value is one of several
+copies, any k of them are returned. All bounds include the rounding of a product, sqrt(n) eps |A| or the asymmetry seen
+if that is more, but not what the loss itself loses in this precision.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from numdl import checks
+from numdl.krylov import vectors
+from numdl.krylov.search import Search
+from numdl.records import record
+
+
+@record
+class Eigenpairs:
+    """Eigenvalues at one end of the spectrum and what is known about their errors; numbers in NumPy float64."""
+
+    values: np.ndarray  # [k]: descending ("largest") or ascending ("smallest"); nan where nothing finite came
+    vectors: Any = dataclasses.field(repr=False)  # pytree, leaves with a leading axis k: orthonormal
+    residuals: np.ndarray  # [k]: |A v - theta v| by one more product
+    intervals: np.ndarray  # [k, 2]: each holds an eigenvalue, the i-th unless a random start has hidden one
+    converged: np.ndarray  # [k] bool: residual within the tolerance, and no larger eigenvalue was met
+    ceiling: np.ndarray  # []: nothing beside what was locked lies beyond, but for one start in a thousand; may be inf
+    noise: np.ndarray  # []: rounding of one product, part of the intervals
+    matvecs: int  # products made
+
+
+@record
+class Tridiagonal:
+    """A Q' = Q' T + beta[-1] q_next e_m' with T symmetric tridiagonal."""
+
+    diagonal: jax.Array  # [m]
+    off_diagonal: jax.Array  # [m]: the last one couples to what is not in the basis
+    basis: jax.Array | None  # [m, n]: orthonormal rows; None without reorthogonalization
+
+
+def eigenpairs(
+    key,
+    matvec,
+    like,
+    *,
+    k,
+    which="largest",
+    tolerance=1e-4,
+    max_matvecs=1000,
+    basis=None,
+    start=None,
+    deflate=None,
+    verify=True,
+):
+    """The k largest (or smallest) eigenvalues of a symmetric matrix with vectors, residuals and intervals.
+
+    Parameters
+    ----------
+    matvec : function           v -> A v on pytrees like `like`; hand data over in a `Partial`, it is then an argument
+    like : pytree               arrays, or shapes and dtypes: the form of a vector, of n numbers
+    which : "largest" | "smallest"      algebraically
+    tolerance : scalar          residuals asked for, relative to the largest |eigenvalue|
+    max_matvecs : int           products at most, at least 2 k: the k of the residuals are among them
+    basis : int                 vectors held at once, more than k + 2: fewer restarts for more memory; None: k + 60
+    start : pytree              a warm start: vectors with a leading axis, as `vectors` of a matrix nearby
+    deflate : pytree            vectors with a leading axis, to be left out: A is P A P, P the projection beside them
+    verify : bool               start again at random beside what was found, to meet copies of degenerate eigenvalues
+    Returns
+    -------
+    Eigenpairs
+    Raises
+    ------
+    ValueError, TypeError       k > n, too few products or vectors, an unknown end, leaves that are not real
+    Source: Wu & Simon 2000, SIAM J. Matrix Anal. 22; Parlett 1980, theorem 11.5.1; Kuczynski & Wozniakowski 1992.
+    """
+    checks.key("key", key)
+    checks.one_of("which", which, ("largest", "smallest"))
+    checks.positive("tolerance", tolerance, shape=())
+    flat, layout = vectors.flat(matvec, like)
+    left_out = vectors.Rows(layout.size, layout.dtype)
+    for row in () if deflate is None else layout.rows(deflate):
+        _, unit, norm = vectors.orthonormal(left_out, row)
+        if norm > 0:
+            left_out.append(unit)
+    k = checks.whole("k", k, most=layout.size - left_out.count)
+    checks.whole("max_matvecs", max_matvecs, least=2 * k)
+    basis = k + 60 if basis is None else checks.whole("basis", basis, least=k + 3)
+    warm = None if start is None else layout.rows(start).sum(axis=0)
+    sign = 1 if which == "largest" else -1
+    search = Search(key, flat, layout, left_out, k=k, sign=sign, tolerance=tolerance, basis=basis)
+    search.run(max_matvecs - k, warm, verify)
+    return _certified(search, verify)
+
+
+def tridiagonalize(matvec, start, num_matvecs, *, reorthogonalize=True):
+    """The Lanczos recurrence from a vector, without restarts: traceable, one `lax.scan`.
+
+        beta_j q_{j+1} = A q_j - alpha_j q_j - beta_{j-1} q_{j-1}
+
+    Parameters
+    ----------
+    matvec : function           v -> A v on vectors [n]
+    start : array [n]           not zero
+    num_matvecs : int           m <= n
+    reorthogonalize : bool      twice against all rows; without, the rows lose their orthogonality and eigenvalues
+                                come in copies, which moments and densities survive and lists of eigenvalues do not
+    Returns
+    -------
+    Tridiagonal                 where the space is exhausted, zeros
+    Source: Lanczos 1950; Paige 1972.
+    """
+    checks.function("matvec", matvec)
+    checks.floating("start", start, ndim=1)
+    m = checks.whole("num_matvecs", num_matvecs, most=start.size)
+    first = start / jnp.linalg.norm(start)
+    basis = jnp.zeros((m, start.size), start.dtype) if reorthogonalize else None
+
+    def step(state, j):
+        basis, q, before, beta = state
+        basis = basis if basis is None else basis.at[j].set(q)
+        w = matvec(q)
+        size = jnp.linalg.norm(w)
+        alpha, w = _three_terms(w, q, before, beta)
+        for _ in range(2 if reorthogonalize else 0):
+            w = w - jnp.matmul(jnp.matmul(basis, w, precision="highest"), basis, precision="highest")
+        norm = jnp.linalg.norm(w)
+        norm = jnp.where(norm > 8 * jnp.finfo(w.dtype).eps * size, norm, jnp.zeros_like(norm))
+        ahead = jnp.where(norm > 0, w / jnp.where(norm > 0, norm, jnp.ones_like(norm)), jnp.zeros_like(w))
+        return (basis, ahead, q, norm), (alpha, norm)
+
+    state = (basis, first, jnp.zeros_like(first), jnp.zeros((), start.dtype))
+    (basis, *_), (diagonal, off_diagonal) = lax.scan(step, state, jnp.arange(m))
+    return Tridiagonal(diagonal, off_diagonal, basis)
+
+
+def _certified(search, verify):
+    """The record: the pairs with residuals from one more product each."""
+    if search.broken or search.size < search.k:
+        return _nothing(search)
+    rows, values = search.best()
+    images = search.sign * vectors.products(search.matvec, rows)
+    if search.left_out.count:
+        images = jnp.stack([search.left_out.project(image)[1] for image in images])
+    theta, residuals, asymmetry = (np.asarray(x, np.float64) for x in _residuals(rows, images))
+    if not np.isfinite(residuals).all():
+        return _nothing(search)
+    order = np.argsort(-theta)
+    theta, residuals = theta[order], residuals[order]
+    scale, ceiling = np.abs(values).max(), search.ceiling()
+    noise = np.sqrt(search.layout.size) * max(search.layout.eps * scale, float(asymmetry))
+    good = residuals <= search.tolerance * scale
+    if verify and not search.verified:
+        good &= theta >= ceiling
+    intervals = _intervals(theta, residuals + noise, np.where(good, theta + search.tolerance * scale, ceiling))
+    if search.sign < 0:
+        theta, intervals, ceiling = -theta, -intervals[:, ::-1], -ceiling
+    found, matvecs = search.layout.unravel(rows[order]), search.used + search.k
+    return Eigenpairs(theta, found, residuals, intervals, good, np.float64(ceiling), np.float64(noise), matvecs)
+
+
+def _nothing(search):
+    """The record of a search that met a number that is not finite."""
+    k, unknown = search.k, np.full(search.k, np.nan)
+    rows = jnp.full((k, search.layout.size), jnp.nan, search.layout.dtype)
+    everything = np.tile([-np.inf, np.inf], (k, 1))
+    ceiling, noise = np.float64(search.sign * np.inf), np.float64(np.nan)
+    none = np.zeros(k, bool)
+    return Eigenpairs(unknown, search.layout.unravel(rows), unknown, everything, none, ceiling, noise, search.used)
+
+
+def _intervals(theta, radii, tops):
+    """[theta - r, theta + r], up to the top where that is higher; values that cannot be told apart share one bound.
+
+    Of p values whose intervals overlap, p eigenvalues lie within sqrt(sum r^2), a bound of the norm of R.
+    """
+    shared = radii.copy()
+    for _ in theta:
+        apart = (theta[:-1] - shared[:-1]) > (theta[1:] + shared[1:])
+        groups = np.concatenate([[0], np.cumsum(apart)])
+        shared = np.sqrt(np.bincount(groups, radii**2))[groups]
+    return np.stack([theta - shared, np.maximum(theta + shared, tops)], axis=1)
+
+
+@jax.jit
+def _residuals(rows, images):
+    """(Rayleigh quotients, norms of the residuals, root mean square of the asymmetry q_i'Aq_j - q_j'Aq_i)."""
+    squares = jnp.sum(rows**2, axis=1)
+    theta = jnp.sum(rows * images, axis=1) / squares
+    left = images - theta[:, None] * rows
+    scale = jnp.maximum(jnp.max(jnp.abs(left), axis=1, keepdims=True), jnp.finfo(left.dtype).tiny)
+    norms = scale[:, 0] * jnp.sqrt(jnp.sum((left / scale) ** 2, axis=1)) / jnp.sqrt(squares)
+    cross = jnp.matmul(rows, images.T, precision="highest")
+    pairs = max(len(rows) * (len(rows) - 1), 1)
+    return theta, norms, jnp.sqrt(jnp.sum((cross - cross.T) ** 2) / pairs / 2)
+
+
+def _three_terms(w, q, before, beta):
+    w = w - beta * before
+    alpha = jnp.vdot(q, w)
+    return alpha, w - alpha * q

@@ -1,0 +1,165 @@
+"""The search behind `lanczos.eigenpairs`: a basis that expands, restarts, locks its finds and starts anew beside."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numdl.krylov import vectors
+
+RISK = 1e-3  # the probability with which a random start may hide an eigenvalue above the ceiling
+
+
+class Search:
+    """The state of a search for the k largest eigenvalues of sign * A, and its moves. Mutable: a loop in Python."""
+
+    def __init__(self, key, matvec, layout, left_out, *, k, sign, tolerance, basis):
+        self.key, self.matvec, self.layout, self.left_out = key, matvec, layout, left_out
+        self.k, self.sign, self.tolerance = k, sign, tolerance
+        self.space = left_out.copy()
+        self.room = min(basis, layout.size - left_out.count)
+        self.projected = np.zeros((self.room, self.room))  # the matrix in the basis, beside the vectors left out
+        self.outside = np.zeros(self.room)  # what the basis misses of A q_j, but for the last row
+        self.found = np.zeros(0)  # values of the locked rows, the first of the basis
+        self.used, self.plain, self.counting, self.coupling = 0, 0, True, 0.0
+        self.bound = np.inf  # the ceiling of the starts before this one
+        self.verified = self.broken = False
+        self.previous, self.next = None, None
+
+    @property
+    def size(self):
+        """Rows of the basis, beside the vectors left out."""
+        return self.space.count - self.left_out.count
+
+    @property
+    def exhausted(self):
+        """Whether the basis spans all that there is."""
+        return self.space.count == self.layout.size
+
+    def run(self, budget, warm, verify):
+        """Expand, restart and verify until all is found or the budget is spent."""
+        self.begin(warm)
+        while self.used < budget and not self.broken:
+            self.expand()
+            full = self.size == self.room or self.exhausted
+            if self.broken or self.size < self.k or not (full or self.used % 3 == 0 or self.used == budget):
+                continue
+            if self.enough(verify):
+                return
+            if self.size == self.room:
+                self.restart(self.kept())
+
+    def begin(self, warm=None):
+        """A start beside all rows, random or the caller's; only a random one carries a probability."""
+        self.plain, self.counting, self.previous, self.coupling = 0, warm is None, None, 0.0
+        for _ in range(3):
+            self.key, key = jax.random.split(self.key)
+            start = jax.random.normal(key, (self.layout.size,), self.layout.dtype) if warm is None else warm
+            _, self.next, norm = vectors.orthonormal(self.space, start)
+            if norm > 0 and np.isfinite(norm):
+                return
+            warm = None
+
+    def expand(self):
+        """One product, and the next direction."""
+        q, j = self.next, self.size
+        before, coupling = (q, 0.0) if self.previous is None else (self.previous, self.coupling)
+        self.space.append(q)
+        w = vectors.apply(self.matvec, q)
+        alpha, w = _recur(w, q, before, np.asarray(coupling, w.dtype), np.asarray(self.sign, w.dtype))
+        coefficients, ahead, norm = vectors.orthonormal(self.space, w)
+        column = coefficients[self.left_out.count :]
+        column[j] += float(alpha)
+        if self.previous is not None:
+            column[j - 1] += coupling
+        self.used, self.plain = self.used + 1, self.plain + self.counting
+        self.broken = not (np.isfinite(norm) and np.isfinite(column).all())
+        self.projected[: j + 1, j] = self.projected[j, : j + 1] = column
+        self.outside[j] = 0.0
+        self.previous, self.next, self.coupling = q, ahead, norm
+        if norm == 0 and not self.exhausted and not self.broken:  # an invariant subspace: go on beside it
+            plain, counting = self.plain, self.counting
+            self.begin()
+            self.plain, self.counting = plain, counting
+
+    def ritz(self, first=0):
+        """(values descending, vectors, residuals) in the basis from row `first` on."""
+        values, weights = np.linalg.eigh(self.projected[first : self.size, first : self.size])
+        values, weights = values[::-1], weights[:, ::-1]
+        missed = np.sqrt((self.coupling * weights[-1]) ** 2 + self.outside[first : self.size] ** 2 @ weights**2)
+        return values, weights, missed
+
+    def enough(self, verify):
+        """Whether the k largest are found and nothing above them is left; locks them and starts anew to see."""
+        values, _, missed = self.ritz()
+        goal = 0.4 * self.tolerance * np.abs(values).max()  # less than asked for: the last product decides
+        if self.exhausted:
+            self.verified = True
+            return True
+        if len(self.found) and np.any(values[: self.k] > self.found + goal / 2):
+            self.found = np.zeros(0)  # one more has come into the list: find it first
+        if not np.all(missed[: self.k] <= goal):
+            return False
+        if verify and not len(self.found):
+            self.bound = self.ceiling()
+            self.restart(self.k)
+            self.outside[: self.k], self.found = missed[: self.k], values[: self.k].copy()
+            self.begin()
+            return False
+        self.verified = verify and self.nothing_above(goal)
+        return self.verified or not verify
+
+    def nothing_above(self, goal):
+        """Whether the largest value beside the locked vectors is known well enough to lie below the least of them."""
+        locked = len(self.found)
+        if self.size - locked < min(8, self.layout.size - self.left_out.count - locked):
+            return False
+        values, _, missed = self.ritz(locked)
+        return missed[0] <= max(goal, 0.5 * (self.found[-1] - values[0]))
+
+    def kept(self):
+        """How many of the free vectors a restart keeps: the wanted ones and half of the others."""
+        free, wanted = self.size - len(self.found), 1 if len(self.found) else self.k
+        return min(wanted + (free - wanted) // 2, free - 1)
+
+    def restart(self, keep):
+        """The locked rows and the best `keep` vectors of the others become the basis; the next direction stays."""
+        locked, m, hidden = len(self.found), self.size, self.left_out.count
+        _, weights, _ = self.ritz(locked)
+        turn = np.eye(hidden + m)[:, : hidden + locked + keep]
+        turn[hidden + locked :, hidden + locked :] = weights[:, :keep]
+        inner, p = turn[hidden:, hidden:], locked + keep
+        self.outside[:p] = np.sqrt(self.outside[:m] ** 2 @ inner**2)
+        self.projected[:p, :p] = inner.T @ self.projected[:m, :m] @ inner
+        self.space = self.space.turned(turn)
+        # The next row couples to all that were kept: the projection finds the coefficients.
+        self.previous, self.counting = None, False
+
+    def best(self):
+        """(rows [k, n] of the k largest Ritz values, all Ritz values)."""
+        values, weights, _ = self.ritz()
+        hidden = np.zeros((self.left_out.count, self.k))
+        return self.space.turned(np.concatenate([hidden, weights[:, : self.k]])).array(), values
+
+    def ceiling(self):
+        """A bound of all eigenvalues beside the locked ones that fails with probability RISK at most.
+
+            P(largest - Ritz value > e (largest - smallest)) <= 1.648 sqrt(n) exp(-sqrt(e) (2 m - 1))
+
+        after m steps from a random start. Source: Kuczynski & Wozniakowski 1992, theorem 4.2.
+        """
+        if self.exhausted:
+            values = self.ritz()[0]
+            return values[self.k] if self.size > self.k else -np.inf
+        values = self.ritz(len(self.found))[0] if self.size > len(self.found) else np.zeros(0)
+        free = self.layout.size - self.left_out.count - len(self.found)
+        share = (np.log(1.648 * np.sqrt(free) / RISK) / max(2 * self.plain - 1, 1)) ** 2 if self.plain else np.inf
+        # The same holds at the other end, so that the spread of the Ritz values bounds the spectrum's.
+        above = share / (1 - 2 * share) * (values[0] - values[-1]) if share < 0.5 else np.inf
+        return min(self.bound, values[0] + above) if len(values) else self.bound
+
+
+@jax.jit
+def _recur(w, q, before, coupling, sign):
+    w = sign * w - coupling * before
+    alpha = jnp.vdot(q, w, precision="highest")
+    return alpha, w - alpha * q

@@ -1,0 +1,305 @@
+"""Traces, diagonals, norms and densities of a symmetric matrix from products with random vectors, with standard errors.
+
+hutchinson      any matrix; error falls as 1 / sqrt(products)
+hutch_plus_plus the trace of a sketched range exactly, the rest at random; 1 / products where eigenvalues decay
+xtrace          the same with every vector used for both; the smallest error for few products
+quadrature      nodes and weights of the spectral density, by Lanczos from random starts
+
+The estimates are traceable; called outside of `jit` they loop in Python over compiled products (`vectors.products`).
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from numdl import checks
+from numdl.krylov import vectors
+from numdl.records import record
+
+
+@record
+class Estimate:
+    """A mean over random vectors."""
+
+    value: Any  # []: or like the operand, for a diagonal
+    stderr: Any  # the same shape: standard deviation of the value
+    samples: Any  # [draws]: what the mean is over, None for a diagonal; xtrace's are exchangeable, not independent
+    matvecs: int
+
+
+@record
+class Quadrature:
+    """Gauss rules of the spectral density seen from random starts: mean over starts of sum_j weights f(nodes)."""
+
+    nodes: np.ndarray  # [starts, m] float64: Ritz values, ascending
+    weights: np.ndarray  # [starts, m] float64: each row sums to 1
+    size: int  # n: the trace of f(A) is n times the mean
+
+
+def hutchinson(key, matvec, like, *, num_matvecs, law="rademacher"):
+    """Trace of A as the mean of z' A z over random z with independent entries of variance 1.
+
+        variance of one sample: 2 (|A|_F^2 - sum_i A_ii^2) for random signs, 2 |A|_F^2 for normal entries
+
+    Parameters
+    ----------
+    matvec : function           v -> A v on pytrees like `like`
+    num_matvecs : int           samples, >= 2
+    law : "rademacher" | "normal"
+    Source: Hutchinson 1990, Commun. Stat. Simul. 19.
+    """
+    matvec, layout, draws = _opened(key, matvec, like, num_matvecs, 2)
+    checks.one_of("law", law, _LAWS)
+    samples = _each(lambda one: _quadratic(matvec, _LAWS[law](one, layout)), jax.random.split(key, draws), matvec)
+    return _estimate(samples, draws)
+
+
+def squared_norm(key, matvec, like, *, num_matvecs, law="rademacher"):
+    """Squared Frobenius norm of A, the sum of its squared eigenvalues, as the mean of |A z|^2.
+
+    Parameters, Source: those of `hutchinson`.
+    """
+    matvec, layout, draws = _opened(key, matvec, like, num_matvecs, 2)
+    checks.one_of("law", law, _LAWS)
+
+    def sample(one):
+        image = vectors.apply(matvec, _LAWS[law](one, layout))
+        return _dot(image, image)
+
+    return _estimate(_each(sample, jax.random.split(key, draws), matvec), draws)
+
+
+def diagonal(key, matvec, like, *, num_matvecs):
+    """Diagonal of A as the mean of z * A z over random signs z, with a standard error for each entry.
+
+        variance of one sample of entry i: sum over j != i of A_ij^2
+
+    Returns
+    -------
+    Estimate                    value and stderr like `like`
+    Source: Bekas, Kokiopoulou & Saad 2007, Appl. Numer. Math. 57.
+    """
+    matvec, layout, draws = _opened(key, matvec, like, num_matvecs, 2)
+
+    def add(state, one):
+        z = _signs(one, layout)
+        return _welford(state, z * vectors.apply(matvec, z))
+
+    zeros = jnp.zeros(layout.size, layout.dtype)
+    state, keys = (jnp.zeros((), layout.dtype), zeros, zeros), jax.random.split(key, draws)
+    if vectors.traced((matvec, keys)):
+        state, _ = lax.scan(lambda s, one: (add(s, one), None), state, keys)
+    else:
+        for one in keys:
+            state = add(state, one)
+    _, mean, squares = state
+    stderr = jnp.sqrt(squares / (draws * (draws - 1)))
+    return Estimate(layout.unravel(mean), layout.unravel(stderr), None, draws)
+
+
+def hutch_plus_plus(key, matvec, like, *, num_matvecs):
+    """Trace of A: exactly on the range of A S, S a third of the vectors, and Hutchinson's mean beside it.
+
+        tr A = tr Q' A Q + tr (I - Q Q') A (I - Q Q'),    Q = orthonormal basis of A S
+
+    Parameters
+    ----------
+    num_matvecs : int           >= 6, a third each for the range, for its trace and for what is left
+    Source: Meyer, Musco, Musco & Woodruff 2021, arXiv:2010.09649.
+    """
+    matvec, layout, num_matvecs = _opened(key, matvec, like, num_matvecs, 6)
+    third = min(num_matvecs // 3, layout.size)
+    keys = jax.random.split(key, num_matvecs - third)  # the rest is for the last third: its standard error
+    sketch = vectors.products(matvec, _stacked(_signs, keys[:third], layout))
+    basis = jnp.linalg.qr(sketch.T)[0].T
+    exact = jnp.sum(basis * vectors.products(matvec, basis))
+
+    def sample(one):
+        return exact + _quadratic(matvec, _beside(basis, _signs(one, layout)))
+
+    return _estimate(_each(sample, keys[third:], matvec), num_matvecs)
+
+
+def xtrace(key, matvec, like, *, num_matvecs):
+    """Trace of A, each random vector once for the sketched range and once for what is left beside the others' range.
+
+        estimate_i = tr Q_i' A Q_i + scale_i u_i' A u_i,    u_i = (I - Q_i Q_i') z_i,   Q_i = basis of A z_j, j != i
+        scale_i = (n - r + 1) / |u_i|^2,    r = num_matvecs / 2 vectors
+
+    Parameters
+    ----------
+    num_matvecs : int           even, >= 4, at most 2 n
+    Returns
+    -------
+    Estimate                    stderr is an estimate too: the estimates share most of their range
+    Source: Epperly, Tropp & Webber 2024, arXiv:2301.07825.
+    """
+    matvec, layout, num_matvecs = _opened(key, matvec, like, num_matvecs, 4)
+    if num_matvecs % 2 or num_matvecs > 2 * layout.size:
+        raise ValueError(f"num_matvecs must be even and at most {2 * layout.size}; got {num_matvecs}")
+    z = _stacked(_normal, jax.random.split(key, num_matvecs // 2), layout)
+    basis, upper = _range(vectors.products(matvec, z))
+    samples = _leave_one_out(z, basis, upper, vectors.products(matvec, basis))
+    return _estimate(samples, num_matvecs)
+
+
+def quadrature(key, matvec, like, *, num_matvecs, num_probes, reorthogonalize=False):
+    """Nodes and weights of the spectral density: `num_matvecs` Lanczos steps from each of `num_probes` random starts.
+
+        tr f(A) / n  =  mean over starts of sum_j weights[j] f(nodes[j]),   exact for polynomials of degree 2 m - 1
+                        in v' f(A) v
+
+    Without reorthogonalization eigenvalues come in copies that share one weight: sums over them are right all the same
+    and cost half as much. For lists of eigenvalues use `lanczos.eigenpairs`. Not for use inside of `jit`.
+
+    Parameters
+    ----------
+    num_matvecs : int           steps m of each start, at most n
+    num_probes : int            starts
+    Source: Golub & Welsch 1969; Ubaru, Chen & Saad 2017, SIAM J. Matrix Anal. 38.
+    """
+    matvec, layout, num_probes = _opened(key, matvec, like, num_probes, 1, "num_probes")
+    steps = min(checks.whole("num_matvecs", num_matvecs), layout.size)
+    if vectors.traced((key, matvec)):
+        raise TypeError("quadrature runs outside of jit; inside, use lanczos.tridiagonalize")
+    rules = [_rule(one, matvec, layout, steps, reorthogonalize) for one in jax.random.split(key, num_probes)]
+    nodes, weights = (np.stack(part) for part in zip(*rules, strict=True))
+    return Quadrature(nodes, weights, layout.size)
+
+
+def _rule(key, matvec, layout, steps, reorthogonalize):
+    """One Gauss rule: the eigenvalues of the tridiagonal matrix, and the squares of their vectors' first entries."""
+    q = _unit(_normal(key, layout))
+    before, beta = jnp.zeros_like(q), jnp.zeros((), q.dtype)
+    space, diagonal, off_diagonal = vectors.Rows(layout.size, layout.dtype), [], []
+    eager = getattr(matvec.matvec, "eager", False)
+    for _ in range(steps):
+        step = _advance(None, matvec(q), q, before, beta) if eager else _advance(matvec, q, q, before, beta)
+        before, (q, alpha, beta) = q, step
+        if reorthogonalize:
+            space.append(before)
+            _, q, norm = vectors.orthonormal(space, q)
+            beta = beta * np.asarray(norm, q.dtype)
+        diagonal.append(alpha)
+        off_diagonal.append(beta)
+    diagonal, off_diagonal = (np.asarray(jax.device_get(part), np.float64) for part in (diagonal, off_diagonal))
+    if not np.isfinite(np.concatenate([diagonal, off_diagonal])).all():
+        return np.full(steps, np.nan), np.full(steps, np.nan)
+    square = np.diag(diagonal) + np.diag(off_diagonal[:-1], 1) + np.diag(off_diagonal[:-1], -1)
+    nodes, turn = np.linalg.eigh(square)
+    return nodes, turn[0] ** 2
+
+
+@jax.jit
+def _advance(matvec, w, q, before, beta):
+    """(next unit vector, alpha, beta) of the three-term recurrence; w is A q, or q if A is still to be applied."""
+    w = w if matvec is None else matvec(w)
+    size = jnp.linalg.norm(w)
+    alpha = jnp.vdot(q, w, precision="highest")
+    w = w - alpha * q - beta * before
+    norm = jnp.linalg.norm(w)
+    norm = jnp.where(norm > 8 * jnp.finfo(w.dtype).eps * size, norm, jnp.zeros_like(norm))
+    return jnp.where(norm > 0, w / jnp.where(norm > 0, norm, jnp.ones_like(norm)), jnp.zeros_like(w)), alpha, norm
+
+
+@jax.jit
+def _leave_one_out(z, basis, upper, products):
+    """The r estimates of xtrace from Q, R of the sketch (rows) and A Q."""
+    inner = jnp.matmul(basis, products.T, precision="highest")  # Q' A Q
+    along = jnp.matmul(basis, z.T, precision="highest")  # column i: Q' z_i
+    eye = jnp.eye(len(upper), dtype=upper.dtype)
+    apart = lax.linalg.triangular_solve(_lifted(upper), eye, left_side=True, lower=False, transpose_a=True)
+    apart = apart / jnp.linalg.norm(apart, axis=0, keepdims=True)  # column i: the direction that only A z_i has
+    within = along - apart * jnp.sum(apart * along, axis=0, keepdims=True)
+    left = jnp.sum(z**2, axis=1) - jnp.sum(within**2, axis=0)
+    quadratic = jnp.sum(along * upper - 2 * within * upper + within * (inner @ within), axis=0)
+    n, r = z.shape[1], z.shape[0]
+    floor = jnp.finfo(left.dtype).eps * n
+    scale = jnp.where(left > floor, (n - r + 1) / jnp.where(left > floor, left, jnp.ones_like(left)), 0.0)
+    return jnp.trace(inner) - jnp.sum(apart * (inner @ apart), axis=0) + scale * quadratic
+
+
+@jax.jit
+def _range(sketch):
+    """(orthonormal rows, R) of the sketch [r, n]."""
+    basis, upper = jnp.linalg.qr(sketch.T)
+    return basis.T, upper
+
+
+def _lifted(upper):
+    """R with a diagonal that is at least rounding: a matrix of low rank leaves zeros there, of no consequence."""
+    pivots = jnp.diagonal(upper)
+    most = jnp.max(jnp.abs(pivots))
+    floor = jnp.where(most > 0, jnp.finfo(upper.dtype).eps * most, jnp.ones_like(most))
+    return upper + jnp.diag(jnp.where(jnp.abs(pivots) < floor, floor, jnp.zeros_like(pivots)))
+
+
+def _opened(key, matvec, like, count, least, name="num_matvecs"):
+    checks.key("key", key)
+    matvec, layout = vectors.flat(matvec, like)
+    return matvec, layout, checks.whole(name, count, least=least)
+
+
+def _estimate(samples, matvecs):
+    count = samples.shape[0]
+    stderr = jnp.std(samples, ddof=1) / float(np.sqrt(count))
+    return Estimate(jnp.mean(samples), stderr, samples, matvecs)
+
+
+def _each(sample, keys, matvec):
+    """sample(key) for each key, stacked; in Python outside of jit."""
+    if vectors.traced((matvec, keys)):
+        return lax.map(sample, keys)
+    found = [sample(keys[i]) for i in range(len(keys))]
+    return jnp.asarray(np.stack(jax.device_get(found)))  # a compiled stack of hundreds of numbers takes seconds
+
+
+def _stacked(draw, keys, layout):
+    return jax.vmap(lambda one: draw(one, layout))(keys)
+
+
+def _quadratic(matvec, z):
+    return _dot(z, vectors.apply(matvec, z))
+
+
+@jax.jit
+def _dot(a, b):
+    return jnp.vdot(a, b, precision="highest")
+
+
+@jax.jit
+def _beside(basis, z):
+    for _ in range(2):
+        z = z - jnp.matmul(jnp.matmul(basis, z, precision="highest"), basis, precision="highest")
+    return z
+
+
+@jax.jit
+def _welford(state, sample):
+    """Count, mean and sum of squared deviations with one more sample: no cancellation."""
+    count, mean, squares = state
+    step = sample - mean
+    mean = mean + step / (count + 1)
+    return count + 1, mean, squares + step * (sample - mean)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _signs(key, layout):
+    return jax.random.rademacher(key, (layout.size,), np.int32).astype(layout.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _normal(key, layout):
+    return jax.random.normal(key, (layout.size,), layout.dtype)
+
+
+_LAWS = {"rademacher": _signs, "normal": _normal}
+
+
+@jax.jit
+def _unit(v):
+    return v / jnp.linalg.norm(v)

@@ -1,0 +1,242 @@
+"""What the methods share: pytrees as flat vectors, products with many vectors, a basis that grows row by row.
+
+A basis is kept as rows [m, n]: products with it stream through memory, which columns [n, m] do not (17 times slower).
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import Partial
+
+from numdl import checks
+from numdl.records import record, static
+
+BLOCK = 16  # rows of a basis that are kept, read and written together
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a pytree of arrays lies in one vector; hashable."""
+
+    structure: Any
+    shapes: tuple
+    dtypes: tuple
+
+    @property
+    def size(self):
+        """Length n of the vector."""
+        return sum(map(math.prod, self.shapes))
+
+    @property
+    def dtype(self):
+        """The dtype of the vector, that of all leaves promoted."""
+        return np.dtype(jnp.result_type(*self.dtypes))
+
+    @property
+    def eps(self):
+        """Rounding unit of the coarsest leaf."""
+        return max(float(jnp.finfo(dtype).eps) for dtype in self.dtypes)
+
+    def ravel(self, tree):
+        """The tree as a vector [n]."""
+        return jnp.concatenate([jnp.ravel(leaf).astype(self.dtype) for leaf in jax.tree.leaves(tree)])
+
+    def unravel(self, rows):
+        """The tree of a vector [n], or of rows [..., n] the tree with their leading axes."""
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1]
+        parts = jnp.split(rows, ends, axis=-1)
+        leaves = [
+            part.reshape(*rows.shape[:-1], *shape).astype(dtype)
+            for part, shape, dtype in zip(parts, self.shapes, self.dtypes, strict=True)
+        ]
+        return jax.tree.unflatten(self.structure, leaves)
+
+    def rows(self, tree):
+        """The rows [k, n] of a tree whose leaves have a leading axis k."""
+        leaves = jax.tree.leaves(tree)
+        return jnp.concatenate([leaf.reshape(leaf.shape[0], -1).astype(self.dtype) for leaf in leaves], axis=1)
+
+
+@record
+class Flat:
+    """A function of pytrees as one of vectors: a pytree itself, so that `jit` knows it again."""
+
+    matvec: Any
+    layout: Layout = static()
+
+    def __call__(self, v):
+        """A v, both flat."""
+        return self.layout.ravel(self.matvec(self.layout.unravel(v)))
+
+
+def layout(name, like):
+    """The Layout of a pytree of real arrays (or of shapes and dtypes), checked."""
+    leaves, structure = jax.tree.flatten(like)
+    if not leaves:
+        raise ValueError(f"{name} must hold at least one array; got {like!r}")
+    for path, leaf in jax.tree_util.tree_flatten_with_path(like)[0]:
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            place = jax.tree_util.keystr(path)
+            raise TypeError(f"{name} must hold real floating-point arrays only; {name}{place} is {dtype or type(leaf)}")
+    return Layout(
+        structure, tuple(tuple(leaf.shape) for leaf in leaves), tuple(np.dtype(leaf.dtype) for leaf in leaves)
+    )
+
+
+def flat(matvec, like):
+    """(function of vectors, Layout) of a function of pytrees shaped like `like`.
+
+    A plain function is compiled once for its identity and keeps what it closes over; a `jax.tree_util.Partial` or a
+    callable record hands its arrays to `jit` as arguments. One with an attribute `eager` that is true is not compiled.
+    """
+    checks.function("matvec", matvec)
+    shape = layout("like", like)
+    return Flat(as_tree(matvec), shape), shape
+
+
+def as_tree(function):
+    """The function itself if it is a pytree (a `Partial`, a record), else wrapped to be one."""
+    leaves = jax.tree.leaves(function)
+    return Partial(function) if len(leaves) == 1 and leaves[0] is function else function
+
+
+def apply(matvec, v):
+    """A v for a function of vectors: compiled, unless it sees to that itself."""
+    inner = getattr(matvec, "matvec", matvec)
+    return matvec(v) if getattr(inner, "eager", False) else _apply(matvec, v)
+
+
+def products(matvec, rows):
+    """A applied to each row [k, n]. One after the other: on a CPU a batch of Hessian products is the slower way.
+
+    Outside of `jit` a Python loop over the compiled product, as a convolution's weight gradient inside a compiled loop
+    takes ten times as long on a CPU; inside of `jit`, `lax.map`.
+    """
+    if traced((matvec, rows)):
+        return lax.map(matvec, rows)
+    found = jnp.zeros(rows.shape, rows.dtype)
+    for i in range(len(rows)):
+        found = _set_row(found, apply(matvec, _row(rows, np.int32(i))), np.int32(i))
+    return found
+
+
+def traced(tree):
+    """Whether any leaf is a tracer."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+class Rows:
+    """Orthonormal rows [count, n], in blocks that are made as they fill. Mutable: for loops in Python only."""
+
+    def __init__(self, size, dtype):
+        self.size, self.dtype, self.count, self.blocks = size, dtype, 0, []
+
+    def append(self, v):
+        """One more row."""
+        if self.count == BLOCK * len(self.blocks):
+            self.blocks.append(jnp.zeros((BLOCK, self.size), self.dtype))
+        self.blocks[-1] = _set_row(self.blocks[-1], v, np.int32(self.count % BLOCK))
+        self.count += 1
+
+    def project(self, w):
+        """(coefficients [count] of w, w without its components along the rows); one pass."""
+        found = []
+        for block in self.blocks:
+            coefficients, w = _project(block, w)
+            found.append(coefficients)
+        found = np.concatenate([np.asarray(c, np.float64) for c in found]) if found else np.zeros(0)
+        return found[: self.count], w
+
+    def turned(self, weights):
+        """The rows weights.T @ self, for weights [count, p]: new Rows, made block by block."""
+        new = Rows(self.size, self.dtype)
+        new.count = weights.shape[1]
+        spare = (-self.count % BLOCK, -new.count % BLOCK)
+        weights = np.pad(weights, ((0, spare[0]), (0, spare[1]))).astype(self.dtype)
+        for column in range(0, new.count, BLOCK):
+            parts = np.split(weights[:, column : column + BLOCK], len(self.blocks))
+            block = jnp.zeros((BLOCK, self.size), self.dtype)
+            for old, part in zip(self.blocks, parts, strict=True):
+                block = _combine(block, old, part)
+            new.blocks.append(block)
+        return new
+
+    def array(self):
+        """All rows [count, n]."""
+        return jnp.concatenate(self.blocks)[: self.count]
+
+    def copy(self):
+        """The same rows, to be appended to apart."""
+        new = Rows(self.size, self.dtype)
+        new.count, new.blocks = self.count, [block.copy() for block in self.blocks]
+        return new
+
+
+def orthonormal(space, w):
+    """(coefficients, unit vector, norm) of w orthogonalized against the rows; norm 0 where only rounding is left.
+
+    A second pass is made when the first took away so much that what is left is not orthogonal ("twice is enough").
+    """
+    size = before = float(_norm(w))
+    total = np.zeros(space.count)
+    for _ in range(3):
+        coefficients, w = space.project(w)
+        total += coefficients
+        after = float(_norm(w))
+        if not np.isfinite(after):
+            return total, w, after
+        if after > 0.7 * before:
+            return total, _scaled(w, np.asarray(1 / after, w.dtype)), after
+        if after <= 4 * float(jnp.finfo(w.dtype).eps) * size:
+            break
+        before = after
+    return total, w, 0.0
+
+
+@jax.jit
+def _apply(matvec, v):
+    return matvec(v)
+
+
+def _replace_row(block, v, row):
+    return lax.dynamic_update_slice(block, v[None], (row, np.int32(0)))
+
+
+_set_row = jax.jit(_replace_row, donate_argnums=0)
+
+
+@jax.jit
+def _row(rows, i):
+    return lax.dynamic_index_in_dim(rows, i, keepdims=False)
+
+
+@jax.jit
+def _project(block, w):
+    coefficients = jnp.matmul(block, w, precision="highest")
+    return coefficients, w - jnp.matmul(coefficients, block, precision="highest")
+
+
+def _add_combination(total, block, weights):
+    return total + jnp.matmul(weights.T, block, precision="highest")
+
+
+_combine = jax.jit(_add_combination, donate_argnums=0)
+
+
+@jax.jit
+def _norm(w):
+    # Scaled, as squares leave float32's range where norms do not.
+    scale = jnp.max(jnp.abs(w))
+    safe = jnp.where((scale > 0) & jnp.isfinite(scale), scale, jnp.ones_like(scale))
+    return jnp.where(scale > 0, safe * jnp.sqrt(jnp.sum((w / safe) ** 2)), scale)
+
+
+@jax.jit
+def _scaled(w, factor):
+    return w * factor
