@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import curvature_peers as peers
+from benchmarks import _curvature_peers as peers
 from numdl.analysis import curvature
 from numdl.networks import convolutional
 

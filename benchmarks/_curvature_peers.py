@@ -1,6 +1,6 @@
 """The problems of the curvature benchmark, in NumPy, and what PyHessian and curvlinops make of them, in torch.
 
-PYTHON benchmarks/curvature_peers.py PEER MODEL MEASURE STEPS       prints one line of JSON; needs torch, not numdl
+PYTHON benchmarks/_curvature_peers.py PEER MODEL MEASURE STEPS       prints one line of JSON; needs torch, not numdl
 """
 
 import json
