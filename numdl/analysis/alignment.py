@@ -1,0 +1,125 @@
+"""MEASURED: two dense networks with their hidden units in one order, so that their weights can be compared.
+
+Sorting the units of a hidden layer, the columns of its weights and the rows of the next, does not change a function.
+Two trained networks differ by such an order among other things; `align` finds the order in which they differ least.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numdl import checks, trees
+from numdl.records import record
+
+
+@record
+class Alignment:
+    """A network with its hidden units in the reference's order."""
+
+    params: object  # pytree: the same function as before
+    orders: tuple  # for each hidden layer [n]: unit i is what was unit orders[i]
+    distance_before: np.ndarray  # []: |params - reference| over the weights and biases of the layers
+    distance: np.ndarray  # []
+    sweeps: int
+
+
+def align(params, reference, *, layers=None, key=None, sweeps=100):
+    """MEASURED order of hidden units in which a dense network is nearest to another: an `Alignment`.
+
+        minimize over orders P_l   sum_l |P_{l-1}' W_l P_l - V_l|^2 + |P_l' b_l - c_l|^2
+
+    one layer after the other, each an assignment problem, until nothing changes: a local minimum.
+
+    Parameters
+    ----------
+    params, reference : pytrees     of one structure
+    layers : sequence of pairs      (path of a kernel, path of its bias or None) from input to output; kernels
+                                [n_in, n_out], or stacked [layers, n_in, n_out]. None: every leaf of 2 or 3 axes that is
+                                not named like a bias, in the order of the leaves, with the vector beside it
+    key : key                   the layers in random order; None: from input to output
+    sweeps : int                at most
+    Raises
+    ------
+    ValueError                  kernels that do not follow each other, an unknown path
+    Source: Ainsworth et al. 2023, arXiv:2209.04836, algorithm 1.
+    """
+    if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, reference):
+        raise ValueError("params must have the structure and shapes of reference")
+    checks.whole("sweeps", sweeps)
+    names = trees.names(params)
+    pairs = _guessed(names, params) if layers is None else tuple((k, b) for k, b in layers)
+    inside = {name for pair in pairs for name in pair}
+    if outside := [name for name in names if name not in inside]:
+        raise ValueError(f"layers must hold every leaf of params, or its order would be lost; {outside[0]} is in none")
+    mine, theirs = (dict(zip(names, map(np.array, jax.tree.leaves(tree)), strict=True)) for tree in (params, reference))
+    chain = [layer for pair in pairs for layer in _unstacked(mine, theirs, *pair)]
+    _check_chain(chain)
+    before = _distance(chain)
+    orders = [np.arange(layer[0].shape[1]) for layer in chain[:-1]]
+    rng = None if key is None else np.random.default_rng(np.asarray(jax.random.key_data(key)).astype(np.uint32))
+    count = _sort(chain, orders, rng, sweeps)
+    leaves = [jnp.asarray(mine[name]) for name in names]
+    sorted_params = jax.tree.unflatten(jax.tree.structure(params), leaves)
+    return Alignment(sorted_params, tuple(orders), np.asarray(before), np.asarray(_distance(chain)), count)
+
+
+def _sort(chain, orders, rng, sweeps):
+    """Sort the units of each hidden layer in place until nothing changes; the number of sweeps."""
+    from scipy.optimize import linear_sum_assignment
+
+    for count in range(1, sweeps + 1):
+        changed = False
+        places = range(len(orders)) if rng is None else rng.permutation(len(orders))
+        for place in places:
+            (w, b, v, c), (w_next, _, v_next, _) = chain[place], chain[place + 1]
+            gain = v.T @ w + v_next @ w_next.T  # [reference's unit, own unit]
+            if b is not None:
+                gain = gain + np.outer(c, b)
+            order = linear_sum_assignment(gain, maximize=True)[1]
+            if np.sum(gain[np.arange(len(order)), order]) > np.trace(gain) * (1 + 1e-12) + 1e-12:
+                changed = True
+                orders[place] = orders[place][order]
+                w[:] = w[:, order]
+                w_next[:] = w_next[order]
+                if b is not None:
+                    b[:] = b[order]
+        if not changed:
+            return count
+    return sweeps
+
+
+def _distance(chain):
+    parts = [np.sum((a - b) ** 2) for w, b_, v, c in chain for a, b in ((w, v), (b_, c)) if a is not None]
+    return np.sqrt(np.sum(parts))
+
+
+def _guessed(names, params):
+    """(kernel, bias) by the number of axes; a bias lies under the same parent, or is the leaf behind."""
+    leaves = dict(zip(names, jax.tree.leaves(params), strict=True))
+    kernels = [name for name in names if np.ndim(leaves[name]) >= 2 and name.rpartition("/")[2] not in ("bias", "b")]
+    biases = []
+    for kernel in kernels:
+        parent, shape = kernel.rpartition("/")[0], np.shape(leaves[kernel])
+        beside = [n for n in names if n != kernel and n.rpartition("/")[0] == parent and n not in kernels]
+        fitting = [n for n in beside if np.shape(leaves[n]) == (*shape[:-2], shape[-1])]
+        biases.append(fitting[0] if len(fitting) == 1 and parent else None)
+    return tuple(zip(kernels, biases))
+
+
+def _unstacked(mine, theirs, kernel, bias):
+    """(weights, bias, reference's weights, reference's bias) of each layer of a leaf: views, sorted in place."""
+    for name in (kernel, bias):
+        if name is not None and name not in mine:
+            raise ValueError(f"layers must hold paths of params, {', '.join(mine)}; got {name!r}")
+    if mine[kernel].ndim not in (2, 3):
+        raise ValueError(f"layers must hold kernels [n_in, n_out]; {kernel} has shape {mine[kernel].shape}")
+    parts = [mine[kernel], mine[bias] if bias else None, theirs[kernel], theirs[bias] if bias else None]
+    if mine[kernel].ndim == 2:
+        return [tuple(parts)]
+    return [tuple(None if part is None else part[i] for part in parts) for i in range(len(mine[kernel]))]
+
+
+def _check_chain(chain):
+    sizes = [layer[0].shape for layer in chain]
+    if len(chain) < 2 or any(a[1] != b[0] for a, b in zip(sizes, sizes[1:])):
+        raise ValueError(f"layers must be two kernels at least, each with the units of the one before; got {sizes}")

@@ -1,0 +1,315 @@
+"""MEASURED: what is said to go with generalization: gaps, margins, norms, flatness, neural collapse.
+
+    gap, margins                    of losses on two sets; of outputs against labels
+    norms, path_norm                of the weights
+    tolerated_variance              the largest Gaussian noise on the parameters that the loss bears
+    neural_collapse                 how far features and classifier are from a simplex
+
+None of them is a bound by itself: which ones rank networks as their gaps do is an experiment.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import Partial
+
+from numdl import checks, trees
+from numdl.records import record, static
+
+
+@record
+class Gap:
+    """Means over two independent sets, and their difference."""
+
+    train: jax.Array  # []
+    test: jax.Array  # []
+    gap: jax.Array  # []: test - train
+    stderr: jax.Array  # []: of the gap, over examples
+
+
+@record
+class Margins:
+    """How much more the right class gets than the best of the others."""
+
+    margin: jax.Array  # [N]
+    smallest: jax.Array  # []
+    median: jax.Array  # []
+    low: jax.Array  # []: a tenth of the margins lie below
+    accuracy: jax.Array  # []: share of margins above 0
+
+
+@record
+class Norms:
+    """Of every kernel as the matrix [fan_in, fan_out]; stacked kernels one by one."""
+
+    names: tuple = static()
+    frobenius: jax.Array  # [L]
+    spectral: jax.Array  # [L]
+    stable_rank: jax.Array  # [L]: (frobenius / spectral)^2
+    distance: jax.Array  # [L]: |W - W_0| in the Frobenius norm; nan without a reference
+    log_spectral_product: jax.Array  # []: ln of the product over layers
+    spectral_complexity: jax.Array  # []: product^2 * sum over layers of (distance or frobenius)^2 / spectral^2
+
+
+@record
+class Flatness:
+    """The variance of Gaussian noise at which the mean loss has risen by the amount asked for."""
+
+    variance: jax.Array  # []
+    stderr: jax.Array  # []: over the directions drawn
+    rise: jax.Array  # []: mean rise of the loss at this variance
+    rise_stderr: jax.Array  # []
+    found: jax.Array  # [] bool: the rise is reached between the smallest and largest variance tried
+
+
+@record
+class NeuralCollapse:
+    """Distances from collapse; all are 0 when it is complete."""
+
+    within: jax.Array  # []: NC1, tr(S_W S_B^+) / C
+    norm_spread: jax.Array  # []: NC2, standard deviation / mean of the class means' lengths
+    angle_spread: jax.Array  # []: NC2, standard deviation of the cosines between class means
+    angle_gap: jax.Array  # []: NC2, mean |cosine + 1 / (C - 1)|
+    weight_norm_spread: jax.Array  # []: NC2 of the classifier's vectors; nan without
+    weight_angle_spread: jax.Array  # []
+    weight_angle_gap: jax.Array  # []
+    duality: jax.Array  # []: NC3, |W / |W| - M / |M||_F ; nan without a classifier
+    disagreement: jax.Array  # []: NC4, share of examples where the classifier is not the nearest class mean
+
+
+def gap(train_losses, test_losses):
+    """MEASURED difference of the means of per-example losses (or errors) on two sets, with its standard error.
+
+        stderr^2 = Var(train) / N + Var(test) / M
+
+    The parameters are given: it is the error of these estimates, not the spread over trainings.
+
+    Parameters
+    ----------
+    train_losses, test_losses : arrays [N], [M]     at least two each
+    """
+    samples = []
+    for name, losses in (("train_losses", train_losses), ("test_losses", test_losses)):
+        checks.shape(name, losses, (None,))
+        if np.size(losses) < 2:
+            raise ValueError(f"{name} must hold at least 2 numbers; got {np.size(losses)}")
+        losses = jnp.asarray(losses)
+        samples.append(losses.astype(jnp.promote_types(losses.dtype, jnp.float32)))
+    train, test = map(jnp.mean, samples)
+    stderr = jnp.sqrt(sum(jnp.var(s, ddof=1) / s.size for s in samples))
+    return Gap(train, test, test - train, stderr)
+
+
+def margins(outputs, labels, *, scale=1.0):
+    """MEASURED margins z[label] - max of the other z, of every example.
+
+    Parameters
+    ----------
+    outputs : array [N, C]      logits, C >= 2
+    labels : array [N]          integers in 0..C-1
+    scale : scalar              divides them: the product of spectral norms, for example
+    Source: Bartlett, Foster & Telgarsky 2017, arXiv:1706.08498.
+    """
+    outputs, labels = _classified("outputs", outputs, labels)
+    checks.positive("scale", scale, shape=())
+    mine = jax.nn.one_hot(labels, outputs.shape[1], dtype=bool)
+    right = jnp.sum(jnp.where(mine, outputs, 0), axis=1)
+    margin = (right - jnp.max(jnp.where(mine, -jnp.inf, outputs), axis=1)) / scale
+    low, median = jnp.quantile(margin, jnp.asarray([0.1, 0.5], margin.dtype))
+    return Margins(margin, jnp.min(margin), median, low, jnp.mean(margin > 0, dtype=margin.dtype))
+
+
+def norms(params, reference=None):
+    """MEASURED norms of every kernel: a leaf of 2 or 4 axes is one matrix, of 3 or 5 a stack of them.
+
+    A convolution's kernel is the matrix [height * width * channels, outputs] of its patches: its spectral norm is not
+    that of the map between pictures. Leaves named like biases are left out.
+
+    Parameters
+    ----------
+    reference : pytree          like params, the initialization: distances are from there
+    Source: Bartlett et al. 2017, arXiv:1706.08498; Neyshabur et al. 2018, arXiv:1707.09564 (spectral_complexity).
+    """
+    kernels = dict(_matrices(params))
+    if not kernels:
+        raise ValueError(f"params must hold a kernel of 2 axes or more; got {', '.join(trees.names(params))}")
+    starts = dict(_matrices(params if reference is None else reference))
+    if {n: k.shape for n, k in kernels.items()} != {n: k.shape for n, k in starts.items()}:
+        raise ValueError("reference must have the structure and shapes of params")
+    frobenius = jnp.stack([trees.norm(kernel) for kernel in kernels.values()])
+    spectral = jnp.stack([jnp.linalg.norm(kernel, 2) for kernel in kernels.values()])
+    distance = jnp.stack([trees.norm(kernel - starts[name]) for name, kernel in kernels.items()])
+    log_product = jnp.sum(jnp.log(spectral))
+    far = frobenius if reference is None else distance
+    complexity = jnp.exp(2 * log_product) * jnp.sum((far / spectral) ** 2)
+    if reference is None:
+        distance = jnp.full_like(distance, jnp.nan)
+    stable = (frobenius / spectral) ** 2
+    return Norms(tuple(kernels), frobenius, spectral, stable, distance, log_product, complexity)
+
+
+def path_norm(apply, params, x):
+    """MEASURED root of the sum over paths from input to output of products of squared weights, for relu networks.
+
+        path_norm^2 = sum over outputs of f(x = 1; params^2)
+
+    It does not change when a hidden unit's weights are scaled up on one side and down on the other. `apply` must be
+    built of affine maps, relus, sums and means; biases count as paths that begin at a 1.
+
+    Parameters
+    ----------
+    x : array [1 or N, ...]     for its shape and dtype
+    Source: Neyshabur et al. 2015, arXiv:1506.02617.
+    """
+    checks.function("apply", apply)
+    checks.floating("x", x, least_ndim=1)
+    return jnp.sqrt(jnp.sum(apply(jax.tree.map(jnp.square, params), jnp.ones_like(x[:1]))))
+
+
+def tolerated_variance(key, loss, params, batch, *, rise, draws, smallest=1e-12, largest=1e2, relative=False):
+    """MEASURED largest variance of Gaussian noise on the parameters that raises the mean loss by no more than `rise`.
+
+        E_z loss(params + sqrt(variance) z) - loss(params) = rise,    z ~ N(0, 1) or N(0, params^2)
+
+    found by halving the interval of ln variance with the same z throughout; what flat minima are in PAC-Bayes bounds.
+    For a quadratic loss at its minimum variance = 2 rise / trace(Hessian).
+
+    Parameters
+    ----------
+    loss : function             loss(params, batch) -> scalar
+    rise : scalar               > 0
+    draws : int                 directions z, >= 2; each is used with both signs, so that the gradient drops out
+    smallest, largest : scalars the interval of variances
+    relative : bool             noise in proportion to each parameter: unchanged by scaling (Tsuzuku et al. 2020)
+    Source: Dziugaite & Roy 2017, arXiv:1703.11008; Jiang et al. 2020, arXiv:1912.02178 (sigma of PAC-Bayes flatness).
+    """
+    checks.key("key", key)
+    checks.function("loss", loss)
+    checks.positive("rise", rise, shape=())
+    checks.whole("draws", draws, least=2)
+    checks.positive("smallest", smallest, shape=())
+    checks.finite("largest", largest, above=smallest, shape=())
+    loss = loss if isinstance(loss, Partial) else Partial(loss)
+    return _tolerated(key, loss, params, batch, rise, np.log(smallest), np.log(largest), draws=draws, relative=relative)
+
+
+def neural_collapse(features, labels, *, weights=None, bias=None, classes=None):
+    """MEASURED distances of features and classifier from neural collapse: NC1 to NC4.
+
+        m_c = mean of class c - mean of all class means,   S_W = mean (h - mean_c)(h - mean_c)',  S_B = mean_c m_c m_c'
+
+    Classes without an example make all numbers nan.
+
+    Parameters
+    ----------
+    features : array [N, d]     what the last affine map reads
+    labels : array [N]          integers in 0..C-1
+    weights, bias : arrays [d, C], [C]      of the last map, features @ weights + bias; None: NC1 and NC2 of means only
+    classes : int               C, if it is not the weights' and not max(labels) + 1
+    Source: Papyan, Han & Donoho 2020, arXiv:2008.08186, figures 2-7.
+    """
+    checks.floating("features", features, ndim=2)
+    checks.shape("labels", labels, (features.shape[0],))
+    if classes is None:
+        classes = int(np.max(labels)) + 1 if weights is None else np.shape(weights)[1]
+    checks.whole("classes", classes, least=2)
+    checks.finite("labels", labels, least=0, most=classes - 1)
+    if weights is not None:
+        checks.shape("weights", weights, (features.shape[1], classes))
+    if bias is not None:
+        checks.shape("bias", bias, (classes,))
+    return _collapse(features, jnp.asarray(labels), weights, bias, classes=classes)
+
+
+# ---- helpers -------------------------------------------------------------------------------------------------------
+
+
+def _classified(name, outputs, labels):
+    outputs, labels = jnp.asarray(outputs), jnp.asarray(labels)
+    checks.floating(name, outputs, ndim=2)
+    checks.shape("labels", labels, (outputs.shape[0],))
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers; got dtype {labels.dtype}")
+    checks.finite("labels", labels, least=0, most=outputs.shape[1] - 1)
+    return outputs, labels
+
+
+def _matrices(params):
+    """(name, matrix [fan_in, fan_out]) of every kernel, 'name[i]' in a stack."""
+    for name, leaf in zip(trees.names(params), jax.tree.leaves(params), strict=True):
+        if jnp.ndim(leaf) < 2 or name.rpartition("/")[2] in ("b", "bias", "scale"):
+            continue
+        if jnp.ndim(leaf) in (3, 5):
+            yield from ((f"{name}[{i}]", part.reshape(-1, part.shape[-1])) for i, part in enumerate(leaf))
+        else:
+            yield name, leaf.reshape(-1, leaf.shape[-1])
+
+
+@functools.partial(jax.jit, static_argnames=("draws", "relative"))
+def _tolerated(key, loss, params, batch, rise, low, high, draws, relative):
+    start = loss(params, batch)
+    low, high, rise = (jnp.asarray(number, start.dtype) for number in (low, high, rise))
+
+    def rises(log_variance):
+        deviation = jnp.exp(log_variance / 2)
+
+        def one(key):
+            noise = trees.random_like(key, params)
+            if relative:
+                noise = jax.tree.map(jnp.multiply, noise, params)
+            there, back = (loss(trees.axpy(sign * deviation, noise, params), batch) for sign in (1, -1))
+            return (there + back) / 2 - start
+
+        return lax.map(one, jax.random.split(key, draws))
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        below = jnp.mean(rises(middle)) <= rise  # false for nan: the loss has left the range of its dtype
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    steps = 26 if start.dtype == jnp.float32 else 50
+    inner = lax.fori_loop(0, steps, halve, (low, high))
+    place = (inner[0] + inner[1]) / 2
+    values, slopes = jax.jvp(rises, (place,), (jnp.ones_like(place),))
+    error = jnp.std(values, ddof=1) / draws**0.5
+    found = (inner[0] > low) & (inner[1] < high)
+    variance = jnp.exp(place)
+    # The delta method: an error of the rise moves the root by error / slope.
+    return Flatness(variance, variance * error / jnp.abs(jnp.mean(slopes)), jnp.mean(values), error, found)
+
+
+@functools.partial(jax.jit, static_argnames="classes")
+def _collapse(features, labels, weights, bias, classes):
+    features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+    member = jax.nn.one_hot(labels, classes, dtype=features.dtype)
+    means = (member.T @ features) / jnp.sum(member, axis=0)[:, None]
+    centered = means - jnp.mean(means, axis=0, keepdims=True)
+    rest = features - means[labels]
+    # S_B = M'M / C has the pseudo-inverse C M^+ M^+': no d x d matrix is made.
+    tolerance = max(centered.shape) * float(jnp.finfo(features.dtype).eps)
+    inverse = jnp.linalg.pinv(centered, rtol=tolerance)  # [d, C]
+    within = jnp.sum((rest @ inverse) ** 2) / features.shape[0]
+    spread = _simplex(centered)
+    nan = jnp.full((), jnp.nan, features.dtype)
+    if weights is None:
+        return NeuralCollapse(within, *spread, nan, nan, nan, nan, nan)
+    rows = weights.T.astype(features.dtype)
+    duality = jnp.linalg.norm(rows / jnp.linalg.norm(rows) - centered / jnp.linalg.norm(centered))
+    outputs = features @ rows.T
+    outputs = outputs if bias is None else outputs + bias[None, :].astype(features.dtype)
+    nearest = jnp.argmin(jnp.sum(means**2, axis=1)[None, :] - 2 * features @ means.T, axis=1)
+    differ = jnp.mean(jnp.argmax(outputs, axis=1) != nearest, dtype=features.dtype)
+    return NeuralCollapse(within, *spread, *_simplex(rows - jnp.mean(rows, axis=0, keepdims=True)), duality, differ)
+
+
+def _simplex(vectors):
+    """Spread of lengths, spread of cosines, mean distance of the cosines from -1 / (C - 1)."""
+    count = vectors.shape[0]
+    lengths = jnp.linalg.norm(vectors, axis=1)
+    unit = vectors / lengths[:, None]
+    cosines = (unit @ unit.T)[np.triu_indices(count, 1)]
+    return jnp.std(lengths) / jnp.mean(lengths), jnp.std(cosines), jnp.mean(jnp.abs(cosines + 1 / (count - 1)))

@@ -1,0 +1,40 @@
+"""MEASURED: the neural tangent kernel of any function of a pytree, and how far training is from the kernel's.
+
+    ntk, estimate               the kernel in bounded memory, and what it will cost; by layers, Jacobians or products
+    ntk_scale                   what turns ordinary parameters into those of the NTK parameterization
+    nngp                        the covariance of the outputs over random networks
+    alignment, drift            of two kernels; of a kernel and targets
+    linearize, linearization_error, laziness    the linear model at the start, and the distance from it along training
+
+`apply(params, x)` treats the examples one by one: batch statistics must be frozen, nothing random.
+Twin: theory.kernels.
+"""
+
+from numdl.analysis.kernels.comparing import (
+    Laziness,
+    LinearizationError,
+    alignment,
+    drift,
+    laziness,
+    linearization_error,
+    linearize,
+    target_kernel,
+)
+from numdl.analysis.kernels.cost import Estimate
+from numdl.analysis.kernels.tangent import estimate, nngp, ntk, ntk_scale
+
+__all__ = [
+    "Estimate",
+    "Laziness",
+    "LinearizationError",
+    "alignment",
+    "drift",
+    "estimate",
+    "laziness",
+    "linearization_error",
+    "linearize",
+    "nngp",
+    "ntk",
+    "ntk_scale",
+    "target_kernel",
+]

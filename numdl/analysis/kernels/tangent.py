@@ -1,0 +1,303 @@
+"""MEASURED: the tangent kernel <df(x1)/dparams, df(x2)/dparams> in blocks that fit into memory."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import Partial
+
+from numdl import checks, tracing
+from numdl.analysis.kernels import cost, factors
+from numdl.networks import core
+
+
+def ntk(apply, params, x1, x2=None, *, scale=None, outputs="mean", method="auto", memory_limit=None):
+    """MEASURED neural tangent kernel of any function, [N1, N2]: the mean over its k outputs, or every pair of them.
+
+        K[n, m, i, j] = sum over leaves of scale * <d f_i(x1[n]) / d leaf, d f_j(x2[m]) / d leaf>
+
+    Parameters
+    ----------
+    apply : function            apply(params, x) -> outputs [N, ...], example by example
+    x1, x2 : arrays, pytrees    [N1, ...], [N2, ...]; x2 None: x1, at half the cost
+    scale : pytree or function  variances: a prefix of params with a number for each leaf, or function(name, leaf) ->
+                                number; `ntk_scale` makes that of the NTK parameterization. None: 1
+    outputs : "mean" | "full"   mean over outputs of K[n, m, i, i], or K [N1, N2, k, k], outputs flattened
+    method : str                "layers": inputs and cotangents of dense layers, Jacobians of the rest; "jacobian": of
+                                all; "products": a vector of parameters at a time; "auto": the fewest operations
+    memory_limit : bytes        beside parameters and data; None: half of what is free, at most 2 GiB
+    Raises
+    ------
+    MemoryError                 not even one example at a time fits
+    Source: Jacot et al. 2018, arXiv:1806.07572; Novak et al. 2022, arXiv:2206.08720.    Twin: theory.kernels.ntk
+    """
+    apply, limit = _checked(apply, x1, x2, outputs, method, memory_limit)
+    scales = _scales(params, scale)
+    return _kernel(apply, params, x1, x2, scales, outputs=outputs, method=method, limit=limit)
+
+
+def estimate(apply, params, x1, x2=None, *, outputs="mean", method="auto", memory_limit=None):
+    """The `Estimate` of a call to `ntk` with these arguments: method, block, bytes, flops; from shapes alone."""
+    apply, limit = _checked(apply, x1, x2, outputs, method, memory_limit)
+    return _Problem(apply, params, x1, x2, outputs, method, limit).plan
+
+
+def ntk_scale(apply, params, x, *, weight_variance, bias_variance):
+    """Variances of the NTK parameterization: weight_variance / fan_in for weights, bias_variance for all other leaves.
+
+    What `ntk` takes as `scale` to be the kernel of theory.kernels.ntk. A weight is a leaf that a layer of `apply`
+    contracts with data; its fan_in is the number of products that make one output.
+    """
+    checks.function("apply", apply)
+    checks.variance("weight_variance", weight_variance, shape=())
+    checks.variance("bias_variance", bias_variance, shape=())
+    traced = tracing.trace(apply, params, x)
+    fans = {layer.name: layer.fan_in for layer in traced.layers if layer.weight_shape is not None}
+    leaves, structure = jax.tree.flatten(params)
+    pairs = zip(traced.parameters, leaves, strict=True)
+    found = [weight_variance / fans[name] if name in fans else bias_variance for name, _ in pairs]
+    return jax.tree.unflatten(structure, found)
+
+
+def nngp(key, network, x1, x2=None, *, seeds):
+    """MEASURED products of outputs f(x1) f(x2)', mean over the outputs, of independent networks: [seeds, N1, N2].
+
+    Their mean over seeds is the covariance.    Twin: theory.kernels.nngp
+    """
+    checks.key("key", key)
+    network = core.traceable(network)
+    checks.floating("x1", x1, least_ndim=1)
+    return _nngp(key, network, x1, x1 if x2 is None else x2, seeds=checks.whole("seeds", seeds))
+
+
+@functools.partial(jax.jit, static_argnames="seeds")
+def _nngp(key, network, x1, x2, seeds):
+    def one(key):
+        params = network.init(key, x1)
+        a, b = (network.apply(params, x).reshape(x.shape[0], -1) for x in (x1, x2))
+        return a @ b.T / a.shape[1]
+
+    return lax.map(one, jax.random.split(key, seeds))
+
+
+# ---- checks and the plan -------------------------------------------------------------------------------------------
+
+
+def _checked(apply, x1, x2, outputs, method, memory_limit):
+    checks.function("apply", apply)
+    checks.one_of("outputs", outputs, ("mean", "full"))
+    checks.one_of("method", method, ("auto", *cost.METHODS))
+    for name, x in (("x1", x1), ("x2", x1 if x2 is None else x2)):
+        sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
+        if len(sizes) != 1 or sizes & {(), (0,)}:
+            raise ValueError(f"{name} must hold arrays [N, ...] of one N >= 1; got leading axes {sorted(sizes)}")
+    if x2 is not None and jax.tree.map(_of_one, x1) != jax.tree.map(_of_one, x2):
+        raise ValueError(f"x2 must have examples like x1's, {_forms(x1)}; got {_forms(x2)}")
+    limit = None if memory_limit is None else float(checks.positive("memory_limit", memory_limit, shape=()))
+    return apply if isinstance(apply, Partial) else Partial(apply), limit
+
+
+def _of_one(leaf):
+    return np.shape(leaf)[1:], str(jnp.result_type(leaf))
+
+
+def _forms(x):
+    return ", ".join(f"{dtype}{list(shape)}" for shape, dtype in map(_of_one, jax.tree.leaves(x)))
+
+
+def _scales(params, scale):
+    """One number for each leaf of params, or None."""
+    if scale is None:
+        return None
+    paths = jax.tree_util.tree_flatten_with_path(params)[0]
+    if callable(scale):
+        found = [scale(tracing.path_name(path), leaf) for path, leaf in paths]
+    else:
+        found = jax.tree.leaves(jax.tree.map(lambda s, part: jax.tree.map(lambda _: s, part), scale, params))
+    names = [tracing.path_name(path) for path, _ in paths]
+    if len(found) != len(names):
+        raise ValueError(f"scale must have a number for each of {', '.join(names)}; got {len(found)} numbers")
+    return [checks.variance(f"scale of {name}", value, shape=()) for name, value in zip(names, found)]
+
+
+class _Problem:
+    """The function at one example, its sites, and how the kernel will be computed."""
+
+    def __init__(self, apply, params, x1, x2, outputs, method, limit):
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *np.shape(leaf)[1:]), jnp.result_type(leaf)), x1)
+        self.traced = tracing.trace(apply, params, one)
+        found = jax.tree.leaves(self.traced.outputs)
+        if len(found) != 1 or not jnp.issubdtype(found[0].dtype, jnp.floating) or found[0].shape[:1] != (1,):
+            raise TypeError(f"apply must return one array of real numbers [N, ...]; got {self.traced.outputs}")
+        leaves = jax.tree.leaves(params)
+        self.real = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+        self.k, self.full, self.symmetric = math.prod(found[0].shape), outputs == "full", x2 is None
+        self.wide = jnp.promote_types(found[0].dtype, jnp.float32)
+        self.sizes = [len(jax.tree.leaves(x)[0]) for x in (x1, x1 if x2 is None else x2)]
+        options = {"layers": factors.sites(self.traced, len(leaves)), "jacobian": ()}
+        self.rest = {name: self._others(sites) for name, sites in options.items()}
+        shared = leaves, self.k, self.wide.itemsize, self.full
+        counts = {name: cost.counted(self.traced, s, self.rest[name], *shared) for name, s in options.items()}
+        self.plan = cost.planned(counts, *self.sizes, self.symmetric, method, limit)
+        self.sites, self.rest = options.get(self.plan.method, ()), self.rest.get(self.plan.method, self.real)
+
+    def _others(self, sites):
+        inside = {site.leaf for site in sites} | {site.bias for site in sites}
+        return [index for index in self.real if index not in inside]
+
+
+@functools.partial(jax.jit, static_argnames=("outputs", "method", "limit"))
+def _kernel(apply, params, x1, x2, scales, outputs, method, limit):
+    problem = _Problem(apply, params, x1, x2, outputs, method, limit)
+    leaves = jax.tree.leaves(params)
+    ones = [jnp.ones((), problem.wide) for _ in leaves]
+    scales = ones if scales is None else [jnp.asarray(s, problem.wide) for s in scales]
+    compute = _by_products if problem.plan.method == "products" else _by_blocks
+    return compute(problem, leaves, scales, x1, x1 if x2 is None else x2)
+
+
+# ---- derivatives of blocks, contracted -----------------------------------------------------------------------------
+
+
+def _by_blocks(problem, leaves, scales, x1, x2):
+    plan = problem.plan
+    derive = functools.partial(_derivatives, problem, leaves, scales)
+    pieces = [_blocks(x, plan.block) for x in ((x1,) if problem.symmetric else (x1, x2))]
+    if plan.kept:
+        pieces = [_all_at_once(derive, blocks) if plan.whole else lax.map(derive, blocks) for blocks in pieces]
+    derived = (lambda blocks: blocks) if plan.kept else derive
+    left, right = pieces[0], pieces[-1]
+    counts = [jax.tree.leaves(piece)[0].shape[0] for piece in (left, right)]
+    contract = functools.partial(_contract, problem.full)
+
+    def row(i):
+        first = derived(_take(left, i))
+
+        def cell(j):
+            return contract(first, derived(_take(right, j)))
+
+        def upper(j):
+            return lax.cond(j >= i, cell, lambda j: jnp.zeros(shape.shape, shape.dtype), j)
+
+        shape = jax.eval_shape(cell, i)
+        return lax.map(upper if problem.symmetric else cell, jnp.arange(counts[1]))
+
+    tiles = lax.map(row, jnp.arange(counts[0]))  # [blocks, blocks, b, b] or [blocks, blocks, b, k, b, k]
+    return _assembled(problem, tiles if problem.full else tiles / problem.k)
+
+
+def _all_at_once(derive, blocks):
+    """derive of all blocks [blocks, size, ...] as one block."""
+    shape = jax.tree.leaves(blocks)[0].shape[:2]
+    derived = derive(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), blocks))
+    return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), derived)
+
+
+def _assembled(problem, tiles):
+    """The kernel from its tiles; below the diagonal from above."""
+    if problem.symmetric:
+        turned = (1, 0, 4, 5, 2, 3) if problem.full else (1, 0, 3, 2)
+        places = jnp.arange(tiles.shape[0])
+        upper = (places[:, None] <= places[None, :]).reshape(tiles.shape[:2] + (1,) * (tiles.ndim - 2))
+        tiles = jnp.where(upper, tiles, tiles.transpose(turned))
+    kernel = tiles.transpose((0, 2, 1, 4, 3, 5) if problem.full else (0, 2, 1, 3))
+    rows, columns = kernel.shape[0] * kernel.shape[1], kernel.shape[2] * kernel.shape[3]
+    kernel = kernel.reshape(rows, columns, *kernel.shape[4:])
+    return kernel[: problem.sizes[0], : problem.sizes[1]]
+
+
+def _derivatives(problem, leaves, scales, block):
+    """Factors and rows of a block of examples, times the roots of the scales; a bias's scale beside its site."""
+
+    def one(x):
+        x = jax.tree.map(lambda leaf: leaf[None], x)
+        _, found, rows = factors.derivatives(problem.traced, problem.sites, problem.rest, leaves, x, problem.wide)
+        return found, rows
+
+    found, rows = jax.vmap(one)(block)
+    roots = [jnp.sqrt(scale) for scale in scales]
+    zero = jnp.zeros((), problem.wide)
+    pairs = []
+    for index, site in enumerate(problem.sites):
+        if index in found:
+            a, d = found[index]
+            bias = zero if site.bias is None else roots[site.bias]
+            constant = jnp.broadcast_to(bias, (*a.shape[:-1], 1))  # the input of a bias is 1
+            pairs.append((jnp.concatenate([roots[site.leaf] * a, constant], axis=-1), d))
+    flat = [roots[leaf] * row for leaf, row in rows.items()]
+    return pairs, (jnp.concatenate(flat, axis=-1) if flat else None)
+
+
+def _contract(full, first, second):
+    """Sum over leaves of inner products, [b, k, b, k], or of the diagonal over outputs summed, [b, b]."""
+    (pairs1, rows1), (pairs2, rows2) = first, second
+    product = functools.partial(jnp.einsum, precision="highest")
+    parts = [] if rows1 is None else [product("ikp,jlp->ikjl" if full else "ikp,jkp->ij", rows1, rows2)]
+
+    def part(a1, d1, a2, d2):
+        inputs = product("if,jf->ij", a1, a2)
+        if full:
+            return inputs[:, None, :, None] * product("ikf,jlf->ikjl", d1, d2)
+        return inputs * product("ikf,jkf->ij", d1, d2)
+
+    for (a1, d1), (a2, d2) in zip(pairs1, pairs2, strict=True):
+        if a1.shape[1] == 1:
+            parts.append(part(a1[:, 0], d1[:, :, 0], a2[:, 0], d2[:, :, 0]))
+            continue
+        steps = [jnp.moveaxis(array, axis, 0) for array, axis in ((a1, 1), (d1, 2), (a2, 1), (d2, 2))]
+        zero = jnp.zeros(jax.eval_shape(part, *(array[0] for array in steps)).shape, a1.dtype)
+        parts.append(lax.scan(lambda total, given: (total + part(*given), None), zero, steps)[0])
+    return functools.reduce(jnp.add, parts)
+
+
+def _blocks(x, size):
+    """[blocks, size, ...], the last block filled up with the first examples."""
+    return jax.tree.map(lambda leaf: _fill(leaf, size).reshape(-1, size, *leaf.shape[1:]), x)
+
+
+def _fill(leaf, size):
+    missing = -len(leaf) % size
+    return jnp.take(leaf, np.arange(len(leaf) + missing) % len(leaf), axis=0) if missing else leaf
+
+
+def _take(tree, index):
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+# ---- products ------------------------------------------------------------------------------------------------------
+
+
+def _by_products(problem, leaves, scales, x1, x2):
+    """For each example of x2 and output a vector of parameters, pulled back from there and pushed to all of x1."""
+    eye = jnp.eye(problem.k, dtype=problem.traced.outputs.dtype)
+    chosen = {index: leaves[index] for index in problem.real}
+
+    def function(chosen, x):
+        values = [chosen.get(index, leaf) for index, leaf in enumerate(leaves)]
+        x = jax.tree.map(lambda leaf: leaf[None], x)
+        return factors.plain(problem.traced, values, x)
+
+    def block(examples):
+        _, push = jax.linearize(lambda chosen: jax.vmap(function, (None, 0))(chosen, examples), chosen)
+
+        def column(x):
+            _, pull = jax.vjp(lambda chosen: function(chosen, x), chosen)
+
+            def one(unit):
+                vector = {i: scales[i].astype(v.dtype) * v for i, v in pull(unit)[0].items()}
+                pushed = push(vector).astype(problem.wide)  # [b, k]
+                return pushed if problem.full else jnp.sum(pushed * unit.astype(problem.wide)[None, :], axis=1)
+
+            if problem.full:
+                return lax.map(one, eye)  # [k of x2, b, k of x1]
+            total = jnp.zeros(jax.tree.leaves(examples)[0].shape[:1], problem.wide)
+            return lax.scan(lambda total, unit: (total + one(unit), None), total, eye)[0] / problem.k
+
+        return lax.map(column, x2)
+
+    kernel = lax.map(block, _blocks(x1, problem.plan.block))  # [blocks, N2, (k,) b, (k)]
+    kernel = kernel.transpose((0, 3, 1, 4, 2) if problem.full else (0, 2, 1))
+    return kernel.reshape(-1, *kernel.shape[2:])[: problem.sizes[0]]

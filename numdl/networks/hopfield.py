@@ -1,0 +1,162 @@
+"""A Hopfield memory: patterns stored in symmetric weights, recalled by letting units follow their neighbours.
+
+    s_i <- sign(sum_j W_ij s_j),    units s_i = -1 or 1;  a field of exactly 0 leaves the unit as it is
+
+All units at once (`synchronous`) or one after the other (`asynchronous`); the second can only lower the energy
+-s W s / 2. Weights are a plain array [n, n], states are arrays [..., n]: pure functions, no parameters to train.
+Source: Hopfield 1982, Proc. Natl. Acad. Sci. 79, 2554.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from numdl import checks
+from numdl.records import record
+
+
+@record
+class Recall:
+    """Where the units went."""
+
+    state: jax.Array  # [..., n]: after the last step
+    energies: jax.Array  # [steps + 1, ...]: before each step and at the end
+    flips: jax.Array  # [steps, ...] int32: units that a step turned over
+    settled: jax.Array  # [...] bool: the last step turned none over
+
+
+def hebbian(patterns):
+    """Weights that remember patterns.
+
+        W_ij = sum over patterns of p_i p_j / n,    W_ii = 0
+
+    Parameters
+    ----------
+    patterns : array [P, n]     entries -1 and 1, floating
+    Returns
+    -------
+    array [n, n]                symmetric
+    Raises
+    ------
+    ValueError, TypeError       an entry that is neither -1 nor 1, integers, another number of axes
+    Source: Hopfield 1982, eq. (2), over n.
+    """
+    checks.floating("patterns", patterns, ndim=2)
+    _signs("patterns", patterns)
+    patterns = jnp.asarray(patterns)
+    n = patterns.shape[1]
+    weights = patterns.T @ patterns / n
+    return jnp.where(jnp.eye(n, dtype=bool), jnp.zeros_like(weights), weights)
+
+
+def energy(weights, state):
+    """The energy -s W s / 2 of each state, [...]."""
+    weights, state = _admit(weights, state)
+    return _energy(weights, state)
+
+
+def overlap(pattern, state):
+    """The mean of pattern_i state_i over units, [...]: 1 is perfect recall, 0 none, -1 the negative."""
+    pattern, state = (jnp.asarray(checks.floating(*a, least_ndim=1)) for a in (("pattern", pattern), ("state", state)))
+    checks.shape("state", state, pattern.shape)
+    return jnp.mean(pattern * state, axis=-1)
+
+
+def synchronous(weights, state, *, steps):
+    """Recall with all units at once in every step; it ends in a fixed point or in a cycle of two states.
+
+    Parameters
+    ----------
+    weights : array [n, n]      symmetric
+    state : array [..., n]      entries -1 and 1: where to start
+    steps : int                 >= 1
+    Returns
+    -------
+    Recall                      leading axis of `energies` and `flips`: the steps
+    Source: Little 1974; Goles, Fogelman & Pellegrin 1985 (cycles of at most two).
+    """
+    weights, state = _admit(weights, state)
+    checks.whole("steps", steps)
+    return _recall(weights, state, lambda s, _: _follow(s @ weights, s), None, steps)
+
+
+def asynchronous(weights, state, order):
+    """Recall with one unit at a time, in the order given: the energy never rises if W is symmetric, W_ii >= 0.
+
+    Parameters
+    ----------
+    weights : array [n, n]      symmetric
+    state : array [..., n]      entries -1 and 1; all states go through the same order
+    order : int array [steps, updates]      units 0..n-1; a step is `updates` single updates
+    Returns
+    -------
+    Recall                      `energies` and `flips` after each step of so many updates
+    Raises
+    ------
+    ValueError, TypeError       units that do not exist, no integers, shapes that do not fit
+    Source: Hopfield 1982, eq. (8).
+    """
+    weights, state = _admit(weights, state)
+    order = _units(order, weights.shape[0])
+
+    def one(s, unit):
+        field = jnp.tensordot(s, weights[:, unit], axes=1)
+        return s.at[..., unit].set(_follow(field, s[..., unit])), None
+
+    return _recall(weights, state, lambda s, units: lax.scan(one, s, units)[0], order, order.shape[0])
+
+
+def sweeps(key, units, count):
+    """An order for `asynchronous`, int32 [count, units]: every unit once in each sweep, shuffled anew."""
+    checks.key("key", key)
+    checks.whole("units", units)
+    checks.whole("count", count)
+    keys = jax.random.split(key, count)
+    return lax.map(lambda k: jax.random.permutation(k, jnp.arange(units, dtype=jnp.int32)), keys)
+
+
+def _recall(weights, state, move, inputs, steps):
+    def step(s, given):
+        after = move(s, given)
+        return after, (_energy(weights, after), jnp.sum(after != s, axis=-1, dtype=jnp.int32))
+
+    final, (energies, flips) = lax.scan(step, state, inputs, length=steps)
+    return Recall(final, jnp.concatenate([_energy(weights, state)[None], energies]), flips, flips[-1] == 0)
+
+
+def _energy(weights, state):
+    return -jnp.sum((state @ weights) * state, axis=-1) / 2
+
+
+def _follow(field, state):
+    return jnp.where(field == 0, state, jnp.sign(field))
+
+
+def _admit(weights, state):
+    checks.floating("weights", weights, ndim=2)
+    checks.shape("weights", weights, (weights.shape[1], weights.shape[1]))
+    checks.floating("state", state, least_ndim=1)
+    checks.shape("state", state, (*state.shape[:-1], weights.shape[1]))
+    _signs("state", state)
+    dtype = jnp.result_type(weights, state)
+    return jnp.asarray(weights, dtype), jnp.asarray(state, dtype)
+
+
+def _signs(name, value):
+    """Entries -1 and 1, where they are known."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    values = np.asarray(value)
+    wrong = np.abs(values) != 1
+    if wrong.any():
+        raise ValueError(f"{name} must have entries -1 and 1; got {values[wrong].flat[0]:g}")
+
+
+def _units(order, n):
+    if getattr(getattr(order, "dtype", None), "kind", "") not in ("i", "u"):
+        raise TypeError(f"order must be an array of integers; got {getattr(order, 'dtype', order)!r}")
+    checks.shape("order", order, (None, None))
+    if not isinstance(order, jax.core.Tracer):
+        checks.finite("order", order, least=0, most=n - 1)
+    return jnp.asarray(order)

@@ -1,0 +1,248 @@
+"""Landscapes of losses that are known: quadratics, wells on a circle, products; orders of units found again."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from numdl import activations
+from numdl.analysis import landscape
+from numdl.networks import dense
+
+WIDEST = jnp.zeros(()).dtype
+EPS = float(jnp.finfo(WIDEST).eps)
+
+
+def quadratic(params, batch):
+    return 0.5 * params["w"] @ batch @ params["w"] + params["b"]
+
+
+MATRIX = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)), WIDEST)
+MATRIX = MATRIX @ MATRIX.T
+POINT = {"w": jnp.asarray([1.0, -2.0, 0.5], WIDEST), "b": jnp.asarray(0.25, WIDEST)}
+
+
+@pytest.mark.float32
+def test_a_51_by_51_landscape_in_one_compiled_call():
+    rng = np.random.default_rng(1)
+    u, v = ({"w": jnp.asarray(rng.normal(size=3), WIDEST), "b": jnp.asarray(rng.normal(), WIDEST)} for _ in range(2))
+    first, second = np.linspace(-1, 1, 51), np.linspace(-0.5, 2, 51)
+    found = landscape.plane(quadratic, POINT, MATRIX, u, v, first=first, second=second)
+    w = np.asarray(POINT["w"])[:, None, None] + np.multiply.outer(u["w"], first)[:, :, None]
+    w = np.moveaxis(w + np.multiply.outer(v["w"], second)[:, None, :], 0, -1)
+    b = 0.25 + np.asarray(u["b"]) * first[:, None] + np.asarray(v["b"]) * second[None, :]
+    expected = 0.5 * np.einsum("abi,ij,abj->ab", w, np.asarray(MATRIX), w) + b
+    assert found.values.shape == (51, 51)
+    np.testing.assert_allclose(found.values, expected, rtol=0, atol=100 * EPS * np.abs(expected).max())
+    calls = []
+
+    def counted(params, batch):
+        calls.append(1)
+        return quadratic(params, batch)
+
+    landscape.plane(counted, POINT, MATRIX, u, v, first=first, second=second)
+    traces = len(calls)
+    landscape.plane(counted, POINT, 2 * MATRIX, u, v, first=first, second=second)
+    assert len(calls) == traces <= 3
+
+
+def test_lines_and_batches_of_points():
+    along = jax.tree.map(jnp.ones_like, POINT)
+    found = [
+        landscape.line(quadratic, POINT, MATRIX, along, positions=np.linspace(-1, 1, 7), batch_size=size).values
+        for size in (None, 3, 7)
+    ]
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-12)
+    np.testing.assert_allclose(found[2], found[0], rtol=1e-12)
+    np.testing.assert_allclose(np.diff(found[0], 3), 0, atol=1e-10)  # a parabola
+    np.testing.assert_allclose(found[0][3], quadratic(POINT, MATRIX), rtol=1e-12)
+
+
+@pytest.mark.float32
+def test_directions_have_the_filters_lengths():
+    rng = np.random.default_rng(2)
+    params = {
+        "conv": {"kernel": jnp.asarray(rng.normal(size=(3, 3, 2, 4)), WIDEST), "bias": jnp.zeros(4, WIDEST)},
+        "dense": {"kernel": jnp.asarray(rng.normal(size=(5, 3)), WIDEST).at[:, 1].set(0), "bias": jnp.ones(3, WIDEST)},
+        "stack": {"kernel": jnp.asarray(rng.normal(size=(2, 3, 4)), WIDEST), "bias": jnp.ones((2, 4), WIDEST)},
+    }
+    key = jax.random.key(0)
+    found = landscape.direction(key, params)
+
+    def lengths(tree, name, axes):
+        return np.linalg.norm(
+            np.moveaxis(np.asarray(tree[name]["kernel"]), axes, range(len(axes))).reshape(
+                -1, *[n for i, n in enumerate(tree[name]["kernel"].shape) if i not in axes]
+            ),
+            axis=0,
+        )
+
+    for name, axes in (("conv", (0, 1, 2)), ("dense", (0,)), ("stack", (1,))):
+        np.testing.assert_allclose(lengths(found, name, axes), lengths(params, name, axes), rtol=20 * EPS)
+        assert not found[name]["bias"].any()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+    assert not found["dense"]["kernel"][:, 1].any()
+    layer = landscape.direction(key, params, normalize="layer", vectors=True)
+    for new, old in zip(jax.tree.leaves(layer), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(np.linalg.norm(new), np.linalg.norm(old), rtol=20 * EPS)
+    assert layer["stack"]["bias"].any() and not layer["conv"]["bias"].any()
+    raw = landscape.direction(key, {"kernel": jnp.zeros((3, 4), WIDEST)}, normalize="none")
+    assert raw["kernel"].all()
+    with pytest.raises(ValueError, match="normalize must be one of filter, layer, none; got 'unit'"):
+        landscape.direction(key, params, normalize="unit")
+
+
+@pytest.mark.float32
+def test_the_plane_of_a_trajectory_is_that_of_its_svd():
+    rng = np.random.default_rng(3)
+    points = np.cumsum(rng.normal(size=(8, 6)), axis=0)
+    trajectory = {"a": jnp.asarray(points[:, :2], WIDEST), "b": jnp.asarray(points[:, 2:].reshape(8, 2, 2), WIDEST)}
+    found = landscape.plane_of_trajectory(trajectory)
+    aside = points - points[-1:]
+    _, values, rows = np.linalg.svd(aside - aside.mean(axis=0))
+    mine = np.stack([np.concatenate([np.ravel(d["a"]), np.ravel(d["b"])]) for d in found.directions])
+    tolerance = 2000 * EPS
+    np.testing.assert_allclose(np.abs(np.sum(mine * rows[:2], axis=1)), 1, atol=tolerance)
+    np.testing.assert_allclose(mine @ mine.T, np.eye(2), atol=tolerance)
+    np.testing.assert_allclose(found.explained, (values**2 / np.sum(values**2))[:2], atol=tolerance)
+    np.testing.assert_allclose(found.coordinates, aside @ mine.T, atol=30 * tolerance)
+    np.testing.assert_array_equal(found.origin["a"], trajectory["a"][-1])
+    with pytest.raises(ValueError, match="one leading axis T >= 3"):
+        landscape.plane_of_trajectory({"a": jnp.ones((2, 3))})
+
+
+def well(params, batch):
+    """A valley on the unit circle; batch is its stiffness."""
+    return batch * (jnp.sum(params**2) - 1) ** 2
+
+
+def test_barriers_and_monotone_paths():
+    left, right, out = jnp.asarray([-1.0, 0.0]), jnp.asarray([1.0, 0.0]), jnp.asarray([3.0, 0.0])
+    found = landscape.interpolation(well, left, right, 2.0, points=101)
+    np.testing.assert_allclose([found.barrier, found.rise], [2, 2], rtol=1e-12)
+    assert not found.monotone and found.positions[0] == 0 and found.positions[-1] == 1
+    down = landscape.interpolation(well, out, right, 2.0, points=21)
+    assert down.monotone and down.barrier == 0 and down.values[0] == 128
+    up = landscape.interpolation(well, right, out, 2.0, points=21)
+    assert not up.monotone and up.rise == 128
+
+
+def test_a_curve_around_the_barrier():
+    left, right = jnp.asarray([-1.0, 0.1]), jnp.asarray([1.0, 0.1])
+    found = landscape.connect(jax.random.key(0), well, left, right, 1.0, steps=300, learning_rate=0.05)
+    assert found.straight.barrier > 0.9 and found.curve.barrier < 0.12
+    t = np.asarray(found.curve.positions)[:, None]
+    curve = (1 - t) ** 2 * np.asarray(left) + 2 * t * (1 - t) * np.asarray(found.middle) + t**2 * np.asarray(right)
+    np.testing.assert_allclose(found.curve.values, [well(p, 1.0) for p in curve], rtol=1e-9)
+    assert found.losses.shape == (300,)
+
+
+def test_saddles_of_a_known_function():
+    """x^2 - y^2 + y^4 / 2 + z^3 / 3 - z: saddles, minima and flat directions at known points."""
+
+    def loss(p, batch):
+        x, y, z, flat = p
+        return x**2 - y**2 + y**4 / 2 + z**3 / 3 - z + 0.0 * flat
+
+    for start, where, index in (
+        ((0.3, 0.1, 1.2), (0, 0, 1), 1),
+        ((0.3, 0.9, 1.2), (0, 1, 1), 0),
+        ((0.1, 0.1, -0.8), (0, 0, -1), 2),
+    ):
+        found = landscape.critical_point(loss, jnp.asarray([*start, 0.7]), None)
+        assert found.converged and found.gradient_norm <= 1e-6
+        np.testing.assert_allclose(found.params, [*where, 0.7], atol=1e-6)
+        assert found.index == index and found.flat == 1
+        curvature = sorted([2.0, -2.0 if where[1] == 0 else 4.0, 2.0 * where[2], 0.0])
+        np.testing.assert_allclose(found.eigenvalues, curvature, atol=1e-4)
+    # x^3 / 3 + x has no critical point; |g| has a minimum of 1 at 0
+    none = landscape.critical_point(lambda p, batch: jnp.sum(p**3 / 3 + p), jnp.asarray([0.5]), None)
+    assert not none.converged and none.gradient_norm >= 1
+
+
+def test_units_are_sorted_back(key):
+    network = dense.network(
+        widths=(4, 6, 6, 6, 5, 2), activation=activations.tanh, weight_variance=1.0, bias_variance=0.1
+    )
+    x = jax.random.normal(key, (5, 4), WIDEST)
+    reference = network.init(key, x)
+    kernels = [np.array(k) for stretch in reference["hidden"] for k in stretch["kernel"]]
+    biases = [np.array(b) for stretch in reference["hidden"] for b in stretch["bias"]]
+    rng = np.random.default_rng(0)
+    orders = [rng.permutation(len(b)) for b in biases]
+    last = np.array(reference["readout"]["kernel"])
+    for i, order in enumerate(orders):
+        kernels[i], biases[i] = kernels[i][:, order], biases[i][order]
+        target = kernels[i + 1] if i + 1 < len(kernels) else last
+        target[:] = target[order]
+    shapes = [len(stretch["kernel"]) for stretch in reference["hidden"]]
+    ends = list(itertools.accumulate([0, *shapes]))
+    hidden = tuple(
+        {"kernel": jnp.asarray(np.stack(kernels[a:b])), "bias": jnp.asarray(np.stack(biases[a:b]))}
+        for a, b in itertools.pairwise(ends)
+    )
+    shuffled = {"hidden": hidden, "readout": {"kernel": jnp.asarray(last), "bias": reference["readout"]["bias"]}}
+    np.testing.assert_allclose(network.apply(shuffled, x), network.apply(reference, x), rtol=1e-9)
+    found = landscape.align(shuffled, reference)
+    assert found.distance < 1e-12 < 1 < found.distance_before
+    for order, mine in zip(found.orders, orders, strict=True):
+        np.testing.assert_array_equal(mine[order], np.arange(len(mine)))
+    jax.tree.map(np.testing.assert_array_equal, found.params, reference)
+
+
+def test_alignment_keeps_the_function_and_finds_the_best_order_of_one_layer():
+    rng = np.random.default_rng(4)
+    params, reference = (
+        [tuple(jnp.asarray(rng.normal(size=s)) for s in shapes) for shapes in (((3, 4), (4,)), ((4, 2), (2,)))]
+        for _ in range(2)
+    )
+    found = landscape.align(params, reference, key=jax.random.key(0))
+
+    def apply(p, x):
+        return jnp.tanh(x @ p[0][0] + p[0][1][None]) @ p[1][0] + p[1][1][None]
+
+    x = jnp.asarray(rng.normal(size=(5, 3)))
+    np.testing.assert_allclose(apply(found.params, x), apply(params, x), rtol=1e-12)
+    best = min(
+        sum(
+            np.sum((np.asarray(a) - np.asarray(b)) ** 2)
+            for a, b in (
+                (params[0][0][:, order], reference[0][0]),
+                (params[0][1][order], reference[0][1]),
+                (params[1][0][order], reference[1][0]),
+                (params[1][1], reference[1][1]),
+            )
+        )
+        for order in map(np.array, itertools.permutations(range(4)))
+    )
+    np.testing.assert_allclose(found.distance**2, best, rtol=1e-12)
+    with pytest.raises(ValueError, match="each with the units of the one before"):
+        landscape.align(params, reference, layers=(("1/0", "1/1"), ("0/0", "0/1")))
+    with pytest.raises(ValueError, match="every leaf of params.*1/1 is in none"):
+        landscape.align(params, reference, layers=(("0/0", "0/1"), ("1/0", None)))
+
+
+def test_bad_arguments_are_named():
+    for error, text, call in (
+        (TypeError, "loss must be a function", lambda: landscape.interpolation(1, POINT, POINT, None)),
+        (
+            ValueError,
+            "points must be an integer >= 3; got 2",
+            lambda: landscape.interpolation(quadratic, POINT, POINT, None, points=2),
+        ),
+        (
+            ValueError,
+            "positions must be finite",
+            lambda: landscape.line(quadratic, POINT, MATRIX, POINT, positions=[0.0, np.inf]),
+        ),
+        (
+            ValueError,
+            "tolerance must be .* >= 0; got -1",
+            lambda: landscape.critical_point(quadratic, POINT, MATRIX, tolerance=-1.0),
+        ),
+        (ValueError, "structure and shapes of reference", lambda: landscape.align([jnp.ones(2)], [jnp.ones(3)])),
+    ):
+        with pytest.raises(error, match=text):
+            call()
