@@ -27,6 +27,9 @@ SLOW = {
     "c9_adjoint_instability",
     "c10_degradation",
     "c11_image_resnet",
+    "d11_second_order",
+    "d12_overfitting",
+    "d14_learning_to_optimize",
 }
 
 
