@@ -30,6 +30,11 @@ SLOW = {
     "d11_second_order",
     "d12_overfitting",
     "d14_learning_to_optimize",
+    "e4_spectral_bias",
+    "e5_lazy_training",
+    "e6_batch_norm_smoothness",
+    "e7_neural_collapse",
+    "e8_double_descent",
 }
 
 
