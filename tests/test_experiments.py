@@ -30,11 +30,15 @@ SLOW = {
     "d11_second_order",
     "d12_overfitting",
     "d14_learning_to_optimize",
+    "e1_hessian_outliers",
+    "e2_gradient_subspace",
+    "e3_tangent_kernel_width",
     "e4_spectral_bias",
     "e5_lazy_training",
     "e6_batch_norm_smoothness",
     "e7_neural_collapse",
     "e8_double_descent",
+    "e11_large_batch_sharpness",
 }
 
 
