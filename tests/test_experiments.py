@@ -27,6 +27,8 @@ SLOW = {
     "c9_adjoint_instability",
     "c10_degradation",
     "c11_image_resnet",
+    "d6_optimizers",
+    "d9_deep_linear_curves",
     "d11_second_order",
     "d12_overfitting",
     "d14_learning_to_optimize",

@@ -99,8 +99,8 @@ def adam_preconditioner(*, b2=0.999, eps=1e-8):
     def diagonal(memory, step):
         import optax
 
-        t = jnp.maximum(step, 1)
-        return jax.tree.map(lambda v: jnp.sqrt(v / (1 - b2**t)) + eps, optax.tree.get(memory, "nu"))
+        moments = optax.tree.get(memory, "nu")
+        return jax.tree.map(lambda v: jnp.sqrt(v / (1 - b2 ** jnp.maximum(step, 1).astype(v.dtype))) + eps, moments)
 
     return diagonal
 

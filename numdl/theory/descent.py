@@ -75,6 +75,8 @@ def path(start, *, eigenvalues, steps, method, learning_rate, momentum=0.0):
 
         x_{k+1} = t x_k - d x_{k-1},    x_{-1} = x_0
 
+    For nesterov these are the x_k; optax holds the points x_k + b (x_k - x_{k-1}) at which it takes the gradient.
+
     Parameters
     ----------
     start : array [n]           x_0

@@ -80,6 +80,13 @@ def test_along_is_a_plain_loop(kind):
     np.testing.assert_array_equal(run.step, [0, 3])
 
 
+def test_adam_preconditioner_keeps_the_dtype():
+    params = {"a": jnp.ones(3, jnp.float32)}
+    memory = optax.adam(0.1).init(params)
+    got = jax.jit(descent.adam_preconditioner())(memory, jnp.arange(3)[2])
+    assert got["a"].dtype == jnp.float32
+
+
 def test_path_keeps_every_step():
     got = descent.path(lambda x: jnp.sum(x**2) / 2, jnp.array([1.0, -2.0]), optax.sgd(0.1), steps=4)
     np.testing.assert_allclose(got, 0.9 ** np.arange(5)[:, None] * np.array([1.0, -2.0]), rtol=1e-12)
