@@ -40,7 +40,10 @@ SLOW = {
     "e6_batch_norm_smoothness",
     "e7_neural_collapse",
     "e8_double_descent",
+    "e9_skip_connections_smooth",
+    "e10_mode_connectivity",
     "e11_large_batch_sharpness",
+    "e12_information_plane",
 }
 
 
