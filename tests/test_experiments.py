@@ -9,49 +9,16 @@ from numdl import reporting
 from numdl.networks import dense
 
 NAMES = runner.names()
-# More than 15 s of compilation each, even when tiny
-SLOW = {
-    "b2_trainable_depth",
-    "b3_relu_depth",
-    "b4_saturation",
-    "b5_jacobian_spectra",
-    "b7_residual_scaling",
-    "b8_recurrent_gradients",
-    "b10_batch_norm_explosion",
-    "c1_resnet_is_euler",
-    "c4_solver_swap",
-    "c5_stable_architectures",
-    "c6_backward_sensitivity",
-    "c7_coarse_to_fine",
-    "c8_reversible_memory",
-    "c9_adjoint_instability",
-    "c10_degradation",
-    "c11_image_resnet",
-    "d6_optimizers",
-    "d9_deep_linear_curves",
-    "d11_second_order",
-    "d12_overfitting",
-    "d14_learning_to_optimize",
-    "e1_hessian_outliers",
-    "e2_gradient_subspace",
-    "e3_tangent_kernel_width",
-    "e4_spectral_bias",
-    "e5_lazy_training",
-    "e6_batch_norm_smoothness",
-    "e7_neural_collapse",
-    "e8_double_descent",
-    "e9_skip_connections_smooth",
-    "e10_mode_connectivity",
-    "e11_large_batch_sharpness",
-    "e12_information_plane",
-}
+# A few seconds each; the others compile longer, even when tiny, and run in the long suite
+QUICK = {"a1", "a2", "a3", "b1", "b6", "b9", "d1", "d4", "d5", "d15"}
+RUNS = [pytest.param(n, marks=() if n.split("_")[0] in QUICK else pytest.mark.slow) for n in NAMES]
 
 
 def test_there_are_experiments():
     assert {"a1_init_scaling", "a2_length_map", "a3_correlation_map"} <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NAMES])
+@pytest.mark.parametrize("name", RUNS)
 def test_tiny_run_holds_and_is_kept(name, tmp_path):
     run = runner.execute(name, runner.configure(name, tiny=True), results=tmp_path)
     assert run.claims, "an experiment without a claim"
