@@ -15,6 +15,7 @@ import pytest
 from numdl import tracing
 from numdl.analysis import layers
 from numdl.networks import lift
+from tests.selection import in_turn
 
 pytestmark = pytest.mark.float32
 
@@ -210,17 +211,18 @@ def rms(values):
     return np.sqrt(np.mean(np.abs(np.asarray(values, np.float64)) ** 2))
 
 
-each_model = pytest.mark.parametrize("build", MODELS, ids=lambda build: build.__name__)
+def each_model(turn):
+    return pytest.mark.parametrize("build", in_turn(MODELS, turn), ids=lambda build: build.__name__)
 
 
-@each_model
+@each_model(0)
 def test_names_are_the_parameters_paths_in_call_order(build):
     apply, params, x, names, *_ = case(build)
     assert [name for name, _, _ in tracing.trace(apply, params, x).entries] == names
     assert layers.probe(apply, params, x, loss=loss).names == tuple(names)
 
 
-@each_model
+@each_model(1)
 def test_capture_gives_the_states_and_leaves_the_outputs(build):
     apply, params, x, names, outputs, states, *_ = case(build)
     got, captured = jax.jit(layers.capture(apply))(params, x)
@@ -257,7 +259,7 @@ def pick(stretches, name):
     return stretches[base][int(step[:-1]) if step else 0]
 
 
-@each_model
+@each_model(2)
 def test_lifted_states_and_gradients_are_the_twins(build):
     _, _, _, names, _, states, _, gradients = case(build)
     found, cotangents = lifted(build)
@@ -266,7 +268,7 @@ def test_lifted_states_and_gradients_are_the_twins(build):
         close(pick(cotangents, name), gradient)
 
 
-@each_model
+@each_model(3)
 def test_inputs_times_cotangents_are_the_weights_gradients(build):
     apply, params, x, names, _, _, inputs, _ = case(build)
     weights = jax.jit(jax.grad(lambda p: loss(apply(p, x))))(params)
@@ -289,7 +291,7 @@ def leaf_at(tree, path):
     return jnp.asarray(tree[...] if hasattr(tree, "get_value") else tree)
 
 
-@each_model
+@each_model(4)
 def test_probe_reports_the_twins_statistics(build):
     apply, params, x, _, outputs, states, inputs, gradients = case(build)
     flow = layers.probe(apply, params, x, loss=loss)
@@ -309,7 +311,7 @@ def test_probe_reports_the_twins_statistics(build):
     assert int(flow.first_nonfinite) == -1
 
 
-@each_model
+@each_model(5)
 def test_gradients_through_the_placed_function_are_unchanged(build):
     apply, params, x, *_ = case(build)
     placed = tracing.place(apply, lambda layer, state, given: (state, None))

@@ -10,6 +10,7 @@ from numdl import activations
 from numdl.analysis import attention as measured
 from numdl.networks import attention, core, initializers
 from numdl.theory import attention as predicted
+from tests.selection import in_turn
 
 UNIT = initializers.variance_scaling(1.0)
 
@@ -42,6 +43,7 @@ def test_residual_and_diameter_are_those_of_numpy(key):
 
 
 @pytest.mark.float32
+@pytest.mark.slow
 def test_rounding_is_not_reported(key):
     net, x = build(6), tokens()
     params = net.init(key, x)
@@ -105,7 +107,7 @@ def test_rank_collapses_cubically_without_skips_and_not_with_them(key):
         assert float(kept[-1].min()) > np.log(0.1)
 
 
-@pytest.mark.parametrize("scale", [0.1, 0.5, 3.0])
+@pytest.mark.parametrize("scale", in_turn([0.1, 0.5, 3.0], 1))
 @pytest.mark.parametrize("heads", [1, 3])
 def test_the_bound_holds_layer_by_layer(key, scale, heads):
     net, x = build(5, heads=heads, head_width=8), scale * tokens((2, 10, 16))

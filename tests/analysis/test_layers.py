@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from numdl.analysis import layers
+from tests.selection import in_turn
 
 pytestmark = pytest.mark.float32
 
@@ -177,7 +178,7 @@ def test_a_large_mean_does_not_swallow_the_weights_variance():
     assert float(flow.weight_variance[0]) == pytest.approx(64 * np.var(np.asarray(w, np.float64)), rel=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.complex64])
+@pytest.mark.parametrize("dtype", in_turn([jnp.bfloat16, jnp.float16, jnp.complex64], 0))
 def test_other_dtypes_are_measured_in_float32(dtype):
     w, x = 0.5 * normal(1, 3, 16, 16, dtype=dtype), normal(0, 6, 16, dtype=dtype)
 

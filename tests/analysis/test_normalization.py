@@ -29,6 +29,7 @@ def intercept(points):
     return (covariance @ design.T @ (y / error))[0], np.sqrt(covariance[0, 0])
 
 
+@pytest.mark.slow
 def test_relu_growth_is_the_predicted_one_in_the_limit_of_width():
     points = []
     for width in (32, 64, 128):
@@ -57,6 +58,7 @@ def test_large_batches_come_to_pi_over_pi_minus_one():
 
 
 @pytest.mark.float32
+@pytest.mark.slow
 def test_rate_and_ratio_are_differences_of_the_gradients(key):
     net = normalization.network(width=6, depth=5, outputs=3, activation=jnp.tanh, weight_variance=1.0)
     x = jax.random.normal(key, (8, 4), jnp.float32)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from numdl.networks import attention, core, initializers
+from tests.selection import in_turn
 
 pytestmark = pytest.mark.float32
 
@@ -62,7 +63,7 @@ def numpy_states(params, x, *, skip, mlp, causal, weights):
     return np.stack(states)
 
 
-@pytest.mark.parametrize("skip, mlp, causal", [*itertools.product([False, True], repeat=3)])
+@pytest.mark.parametrize("skip, mlp, causal", in_turn(itertools.product([False, True], repeat=3), 0))
 def test_stack_is_a_plain_loop(key, skip, mlp, causal):
     net, x = build(skip=skip, causal=causal, **(MLP if mlp else {})), inputs(key)
     params = net.init(key, x)
@@ -145,7 +146,7 @@ def test_gumbel_stacks_repeat_with_their_key_and_differ_between_layers(key):
     assert np.isfinite(one.apply({**params, "layers": still}, x)).all()
 
 
-@pytest.mark.parametrize("selection, causal", [*itertools.product(attention.SELECTIONS, [False, True])])
+@pytest.mark.parametrize("selection, causal", in_turn(itertools.product(attention.SELECTIONS, [False, True]), 1))
 def test_gradients_are_finite_also_at_equal_and_large_tokens(key, selection, causal):
     net = build(selection=selection, causal=causal, key=key, temperature=0.01)
     for x in (jnp.ones((1, 5, 4)), jnp.zeros((1, 5, 4)), 1e3 * inputs(key, (1, 5, 4))):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from numdl.networks import core, normalization
+from tests.selection import in_turn
 
 pytestmark = pytest.mark.float32
 
@@ -109,7 +110,7 @@ def build(depth=3, **more):
     return normalization.network(**{**settings, **more})
 
 
-@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("depth", in_turn([1, 2, 4], 2))
 @pytest.mark.parametrize("kind", normalization.KINDS)
 def test_network_is_a_plain_loop(key, depth, kind):
     net, x = build(depth, kind=kind), inputs(key)

@@ -9,6 +9,7 @@ import pytest
 
 from numdl.networks import core, residual
 from numdl.ode import adjoints, tableaus
+from tests.selection import in_turn
 
 pytestmark = pytest.mark.float32
 WIDEST = jnp.zeros(()).dtype
@@ -66,7 +67,7 @@ def both(net, params, x):
     return net.states(params, x), net.apply(params, x), core.Network(*net).apply(params, x)
 
 
-@pytest.mark.parametrize("block", SLOPES)
+@pytest.mark.parametrize("block", in_turn(SLOPES, 0, every=2))
 @pytest.mark.parametrize("widths, depth", [((5, 8, 3), 6), ((8, 8, 3), 4), ((5, 8, 4, 3), (3, 2))])
 def test_forward_euler_is_a_plain_loop(key, block, widths, depth):
     net = build(widths, depth, block=block, **({"damping": 0.3} if block == "antisymmetric" else {}))
@@ -160,7 +161,7 @@ def test_probes_are_added_after_each_step_and_flow_on(key, more):
     close(last.states(rest, probed[1][1])[0], probed[1][2:], 20)
 
 
-@pytest.mark.parametrize("block", SLOPES)
+@pytest.mark.parametrize("block", in_turn(SLOPES, 1, every=2))
 @pytest.mark.parametrize("adjoint", [adjoints.direct, adjoints.checkpointed, adjoints.binomial(snapshots=2)])
 def test_gradients_are_finite_differences(key, block, adjoint):
     more = {"damping": 0.3} if block == "antisymmetric" else {}

@@ -9,6 +9,7 @@ import pytest
 
 from numdl.networks import core, residual, reversible
 from numdl.ode import adjoints, tableaus
+from tests.selection import in_turn
 
 pytestmark = pytest.mark.float32
 WIDEST = jnp.zeros(()).dtype
@@ -60,7 +61,7 @@ def step_by_hand(kind, theta, q, p, h):
     return q, p + h / 2 * g(q)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", in_turn(KINDS, 0, every=2))
 def test_states_are_those_of_a_plain_loop(key, kind):
     net, x = build(kind), inputs(4, 8)
     params = net.init(key, x)
@@ -116,7 +117,7 @@ def test_inverse_of_a_stage_ends_behind_its_connector(key):
 
 
 @pytest.mark.parametrize("interpolation", ["constant", "linear"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", in_turn(KINDS, 0, every=2))
 def test_gradients_without_stored_states_are_the_direct_ones(key, kind, interpolation):
     x, gradients = inputs(4, 5), []
     for adjoint in ({}, {"adjoint": adjoints.direct}):

@@ -103,6 +103,7 @@ def exact_maximum(function, u, x, p):
     return B * p[0] / R
 
 
+@pytest.mark.slow
 def test_basic_iterations_solve_a_short_linear_quadratic_problem():
     problem, x, u, expected = lq(0.02)
     for maximize in (None, exact_maximum):
@@ -114,6 +115,7 @@ def test_basic_iterations_solve_a_short_linear_quadratic_problem():
         np.testing.assert_allclose(history.loss[-1], control.objective(problem, x, found), rtol=10 * EPS)
 
 
+@pytest.mark.slow
 def test_augmentation_saves_a_long_one():
     problem, x, u, expected = lq(1.0)
     _, basic = control.successive_approximations(problem, x, u, iterations=12, maximize=exact_maximum)
@@ -124,6 +126,7 @@ def test_augmentation_saves_a_long_one():
     np.testing.assert_allclose(found, expected, atol=100 * EPS**0.5)
 
 
+@pytest.mark.slow
 def test_the_hamiltonian_is_constant_along_an_optimal_path():
     """Up to O(h): autonomous problems conserve H."""
     spreads = []
@@ -138,6 +141,7 @@ def test_the_hamiltonian_is_constant_along_an_optimal_path():
     assert 1.8 < spreads[0] / spreads[1] < 2.2
 
 
+@pytest.mark.slow
 def test_a_network_is_trained_without_gradient_descent():
     problem, x, theta = network_problem()
     _, history = control.successive_approximations(problem, x, theta, iterations=60, penalty=1.0, ascents=5)

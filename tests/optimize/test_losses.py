@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from numdl.optimize import losses
+from tests.selection import in_turn
 
 pytestmark = pytest.mark.float32
 
@@ -39,7 +40,10 @@ BAD = {
     "labels": (3, "integer labels below 3.* got 3 at .1."),
     "hinge": (0, "targets must be -1 or 1.* got .*0.* at .1."),
 }
-each = pytest.mark.parametrize("name", CASES)
+
+
+def each(turn):
+    return pytest.mark.parametrize("name", in_turn(CASES, turn))
 
 
 def _case(name):
@@ -48,7 +52,7 @@ def _case(name):
     return loss, jnp.asarray(OUTPUTS, dtype), targets
 
 
-@each
+@each(0)
 def test_values_are_those_of_mpmath(name):
     loss, outputs, targets = _case(name)
     with mp.workdps(60):
@@ -62,7 +66,7 @@ def test_values_are_those_of_mpmath(name):
     np.testing.assert_allclose(loss(outputs, targets), exact.mean(), rtol=eps)
 
 
-@each
+@each(1)
 def test_gradient_hessian_and_product_are_those_of_the_value(name):
     loss, outputs, targets = _case(name)
     tolerance = 32 * float(jnp.finfo(outputs.dtype).eps)
@@ -89,7 +93,7 @@ def test_softmax_product_keeps_its_digits_where_one_class_has_all():
     np.testing.assert_allclose(product, [[-e, e, -(e**2)]], rtol=1e-5)
 
 
-@each
+@each(2)
 def test_a_known_target_out_of_its_domain_is_an_error(name):
     loss, outputs, targets = _case(name)
     bad, message = np.array(targets, float if name != "labels" else int), BAD[name][1]
@@ -101,7 +105,7 @@ def test_a_known_target_out_of_its_domain_is_an_error(name):
         jax.jit(lambda y: loss(y, bad))(outputs)  # known while the outputs are not
 
 
-@each
+@each(3)
 def test_an_unknown_target_out_of_its_domain_is_nan_in_value_and_every_derivative(name):
     loss, outputs, targets = _case(name)
     bad = np.array(targets, float if name != "labels" else int)
