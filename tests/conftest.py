@@ -24,7 +24,14 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+LONG = set((pathlib.Path(__file__).parent / "long_suite.txt").read_text(encoding="utf-8").splitlines())
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.nodeid in LONG:
+            item.add_marker(pytest.mark.slow)
     if not X64:
         chosen = [item for item in items if item.get_closest_marker("float32")]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])

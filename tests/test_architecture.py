@@ -134,3 +134,11 @@ def test_a_wrong_submodule_is_named():
     with pytest.raises(AttributeError, match="has no attribute 'thoery'; it has .*theory"):
         _ = numdl.thoery
     assert "theory" in dir(numdl)
+
+
+def test_the_long_suite_names_tests_that_exist():
+    lines = [line for line in (ROOT / "tests" / "long_suite.txt").read_text().splitlines() if not line.startswith("#")]
+    assert lines == sorted(set(lines))
+    for line in lines:
+        file, name = line.split("[")[0].split("::")
+        assert f"def {name}(" in (ROOT / file).read_text(), line

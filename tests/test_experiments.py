@@ -10,7 +10,7 @@ from numdl.networks import dense
 
 NAMES = runner.names()
 # A few seconds each; the others compile longer, even when tiny, and run in the long suite
-QUICK = {"a1", "a3", "b1", "b6", "d4", "d5", "d15"}
+QUICK = {"a1", "b6", "d5", "d15"}
 RUNS = [pytest.param(n, marks=() if n.split("_")[0] in QUICK else pytest.mark.slow) for n in NAMES]
 
 
