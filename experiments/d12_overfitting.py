@@ -285,7 +285,8 @@ def remedied(result):
     loss, accuracy, held = (result.network[name] for name in ("loss", "accuracy", "held_out"))
     rows = {name: (loss[i, :, -1], accuracy[i, :, -1]) for i, name in enumerate(REMEDIES)}
     best = held[0].argmin(axis=1)[:, None]
-    rows["early stopping"] = tuple(np.take_along_axis(a[0], best, axis=1)[:, 0] for a in (loss, accuracy))
+    stopped = [np.take_along_axis(a[0], best, axis=1)[:, 0] for a in (loss, accuracy)]
+    rows["early stopping"] = stopped[0], stopped[1]
     return rows
 
 

@@ -331,7 +331,7 @@ def _indifferent(result, name):
 
 def _crowd(result):
     means = {name: samples.mean() for name, samples in result.accuracy.items()}
-    worst, best = min(means, key=means.get), max(means, key=means.get)
+    worst, best = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
     return Claim(
         f"digits: test accuracy of the best ({best}) minus that of the worst ({worst}), tuned alike, mean over seeds",
         f"{CHOI}; Schmidt, Schneider & Hennig 2021, arXiv:2007.01547: tuned, they differ little",
