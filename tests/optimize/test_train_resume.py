@@ -122,7 +122,7 @@ def test_killed_twice_it_ends_in_the_same_bits(tmp_path):
 @pytest.mark.slow
 def test_killed_twenty_times_it_ends_in_the_same_bits(tmp_path):
     # Every second step is a checkpoint: most of the time, and of the kills, falls into their writing.
-    assert killed_and_resumed(tmp_path, kills=20, steps=400, every=2, seconds=3.0) >= 15
+    assert killed_and_resumed(tmp_path, kills=20, steps=2000, every=2, seconds=1.5) >= 15
 
 
 def test_a_run_goes_on_with_more_steps_and_a_finished_one_takes_none(tmp_path):
