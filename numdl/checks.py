@@ -77,11 +77,16 @@ def function(name, value):
 
 def key(name, value):
     """A typed random key, jax.random.key(seed): one key unless a batch of them is traced."""
-    if not (isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)):
+    if not is_key(value):
         raise TypeError(f"{name} must be a typed key, jax.random.key(seed); got {_show(value)}")
     if value.shape != ():
         raise ValueError(f"{name} must be one key; got an array of keys of shape {value.shape}")
     return value
+
+
+def is_key(value):
+    """Whether this is a typed random key, or an array of them."""
+    return isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def floating(name, value, *, ndim=None, least_ndim=None):
@@ -107,6 +112,20 @@ def shape(name, value, expected):
         wanted = "(" + ", ".join("any" if e is None else str(e) for e in expected) + ")"
         raise ValueError(f"{name} must have shape {wanted}; got {got}")
     return value
+
+
+def alike(name, tree, **other):
+    """A pytree with the structure and the leaves' shapes of another, handed in by name."""
+    ((expected, like),) = other.items()
+    shapes = lambda t: {jax.tree_util.keystr(p): np.shape(leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(t)}  # noqa: E731
+    got, wanted = shapes(tree), shapes(like)
+    if got != wanted or jax.tree.structure(tree) != jax.tree.structure(like):
+        place = next((path for path in {**wanted, **got} if got.get(path) != wanted.get(path)), "")
+        found = got.get(place, "no leaf")
+        raise ValueError(
+            f"{name} must have the structure and shapes of {expected}; got {found} at {place or 'the root'}"
+        )
+    return tree
 
 
 def _real(name, value, allowed):

@@ -11,6 +11,8 @@ import typing
 import jax
 import numpy as np
 
+from numdl import checks
+
 
 def static(**kwargs):
     """A field that is no array: part of the pytree's structure, hashable, not traced."""
@@ -40,7 +42,7 @@ def describe(value):
         return str(value.aval)
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         return repr(value) if not dataclasses.is_dataclass(value) else type(value).__name__
-    if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if checks.is_key(value):
         return f"key{list(value.shape)}"
     array = np.asarray(value)
     if array.size == 1 and array.ndim == 0:

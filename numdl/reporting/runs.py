@@ -29,6 +29,7 @@ import subprocess
 import jax
 import numpy as np
 
+from numdl import checks
 from numdl.reporting.claims import Claim
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,79}")
@@ -224,7 +225,7 @@ def _parts(value):
 
 
 def _array(value, path):
-    if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if checks.is_key(value):
         value = jax.random.key_data(value)
     if callable(value):  # an activation or a function among the static fields: its name says which
         value = getattr(value, "name", None) or getattr(value, "__qualname__", type(value).__name__)

@@ -91,10 +91,10 @@ def test_epochs_are_permutations(key):
     numbers = np.arange(10)
     drop = train.resident(numbers, size=4, key=key).rows(0, 6)[0][:6].reshape(3, 8)
     assert all(len(set(epoch)) == 8 for epoch in drop)
-    wrap = train.resident(numbers, size=4, key=key, remainder="wrap").rows(0, 5)[0][:5].reshape(2, 10)
-    assert all(set(epoch) == set(numbers) for epoch in wrap)
-    assert (wrap[0] != wrap[1]).any() and (drop[0] != drop[1]).any()
-    np.testing.assert_array_equal(drop[0], wrap[0][:8])
+    carry = train.resident(numbers, size=4, key=key, remainder="carry").rows(0, 5)[0][:5].reshape(2, 10)
+    assert all(set(epoch) == set(numbers) for epoch in carry)
+    assert (carry[0] != carry[1]).any() and (drop[0] != drop[1]).any()
+    np.testing.assert_array_equal(drop[0], carry[0][:8])
     own = train.resident(numbers, size=4, key=None).rows(1, 2)[0][:2]
     np.testing.assert_array_equal(own, [[4, 5, 6, 7], [0, 1, 2, 3]])
     other = train.resident(numbers, size=4, key=jax.random.key(1)).rows(0, 2)[0][:2]
@@ -103,7 +103,7 @@ def test_epochs_are_permutations(key):
 
 
 def test_rows_do_not_depend_on_where_a_chunk_begins(key):
-    for remainder in ("drop", "wrap"):
+    for remainder in ("drop", "carry"):
         source = train.resident(np.arange(10), size=4, key=key, remainder=remainder)
         whole = source.rows(0, 12)[0][:12]
         parts = [source.rows(first, count)[0][:count] for first, count in ((5, 4), (0, 5), (9, 3))]
@@ -341,7 +341,7 @@ def test_bad_sources_and_schedules_are_named(key):
         train.resident(np.ones(4), size=5, key=key)
     with pytest.raises(ValueError, match="data must have leaves of one length"):
         train.resident((np.ones(4), np.ones(3)), size=2, key=key)
-    with pytest.raises(ValueError, match="remainder must be one of drop, wrap; got 'pad'"):
+    with pytest.raises(ValueError, match="remainder must be one of drop, carry; got 'pad'"):
         train.resident(np.ones(4), size=2, key=key, remainder="pad")
     with pytest.raises(ValueError, match="period must be an integer >= 1; got 0"):
         train.every(0)

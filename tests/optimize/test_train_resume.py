@@ -33,7 +33,7 @@ def loss(params, x, key):
 
 def run(folder, steps=STEPS, every=EVERY):
     params = {"a": np.cos(np.arange(48, dtype=np.float32)).reshape(6, 8), "b": np.ones((8, 3), np.float32)}
-    data = train.resident(X, size=16, key=KEY, remainder="wrap")
+    data = train.resident(X, size=16, key=KEY, remainder="carry")
     observe = {"row": (train.every(7), lambda p: np.asarray(p["a"])[0]), "b": ([0, 9], lambda p: p["b"])}
     stop = train.early_stopping(train.every(11), lambda p: np.abs(p["b"]).sum(), patience=1000)
     return train.fit(loss, params, OPTIMIZER, data, steps=steps, key=KEY, observe=observe, early_stopping=stop,

@@ -31,7 +31,7 @@ def resident(data, *, size, key, remainder="drop"):
     size : int                  examples in a batch, 1..examples
     key : key                   of the orders; None keeps the data's own order
     remainder : str             "drop": what does not fill a batch is left out of this epoch, other examples in each;
-                                "wrap": it begins the next epoch's first batch, so each example comes once an epoch
+                                "carry": it begins the next epoch's first batch, so each example comes once an epoch
     Raises
     ------
     ValueError, TypeError       leaves of different lengths, a size beyond them, ...
@@ -41,8 +41,10 @@ def resident(data, *, size, key, remainder="drop"):
     if len(lengths) != 1 or lengths == {()}:
         raise ValueError(f"data must have leaves of one length along axis 0; got {sorted(lengths)}")
     (examples,) = lengths.pop()
+    if not examples:
+        raise ValueError("data must hold at least one example; got 0")
     checks.whole("size", size, most=examples)
-    checks.one_of("remainder", remainder, ("drop", "wrap"))
+    checks.one_of("remainder", remainder, ("drop", "carry"))
     if key is not None:
         checks.key("key", key)
     return Resident(jax.tree.map(jnp.asarray, data), examples, size, key, remainder)
@@ -71,7 +73,7 @@ class Resident:
 
     def __init__(self, data, examples, size, key, remainder):
         self.data, self.examples, self.size, self.key = data, examples, size, key
-        self.used = examples if remainder == "wrap" else examples // size * size  # examples of one epoch
+        self.used = examples if remainder == "carry" else examples // size * size  # examples of one epoch
         self.most = min(ROWS, max(1, INDICES // size))  # steps in one chunk
         self._orders = {}
 
@@ -208,7 +210,7 @@ def _permutation(key, epoch, examples):
 
 
 def _number(leaf):
-    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if checks.is_key(leaf):
         raise TypeError("batches must hold arrays of numbers; got a random key: fit(key=...) gives one to every step")
     array = np.asarray(leaf)
     if array.dtype.kind in "OUSMm":

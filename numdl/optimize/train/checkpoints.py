@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numdl import checks
+
 KEEP = 2
 
 
@@ -83,7 +85,7 @@ class Store:
 
 def flat(prefix, tree):
     """A pytree's leaves as {name: NumPy array}; random keys by their words."""
-    leaves = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in jax.tree.leaves(tree)]
+    leaves = [jax.random.key_data(leaf) if checks.is_key(leaf) else leaf for leaf in jax.tree.leaves(tree)]
     return {f"{prefix}{index}": np.asarray(leaf) for index, leaf in enumerate(leaves)}
 
 
@@ -126,13 +128,9 @@ def _digest(arrays):
 def _leaf(stored, old):
     if stored is None:
         return old
-    if _is_key(old):
+    if checks.is_key(old):
         return jax.random.wrap_key_data(stored, impl=jax.random.key_impl(old))
     return jnp.asarray(stored) if len(old.sharding.device_set) == 1 else jax.device_put(stored, old.sharding)
-
-
-def _is_key(leaf):
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 @contextlib.contextmanager

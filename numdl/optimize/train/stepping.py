@@ -14,6 +14,8 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
+from numdl import checks
+
 
 class State(NamedTuple):
     """What a step changes."""
@@ -140,13 +142,9 @@ def _row(rows, index):
 
 
 def _fixed(leaf):
-    return leaf if _is_key(leaf) else jnp.asarray(leaf, jnp.asarray(leaf).dtype)
+    return leaf if checks.is_key(leaf) else jnp.asarray(leaf, jnp.asarray(leaf).dtype)
 
 
 def _as(new, old):
     """A step keeps its dtypes, whatever a schedule in float64 makes of them."""
-    return new if _is_key(old) else jnp.asarray(new, old.dtype)
-
-
-def _is_key(leaf):
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return new if checks.is_key(old) else jnp.asarray(new, old.dtype)
