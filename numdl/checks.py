@@ -10,13 +10,25 @@ import jax
 import numpy as np
 
 
+class Refused(Exception):  # noqa: N818
+    """An argument was refused at the door, before any work: what tells a bad argument from a fault deep inside."""
+
+
+class BadValue(Refused, ValueError):  # noqa: N818
+    """A value that is not allowed."""
+
+
+class BadType(Refused, TypeError):  # noqa: N818
+    """A value of a kind that is not allowed."""
+
+
 def whole(name, value, *, least=1, most=None):
     """An int in least..most (a bool is none)."""
     allowed = f"an integer >= {least}" if most is None else f"an integer in {least}..{most}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be {allowed}; got {_show(value)}")
+        raise BadType(f"{name} must be {allowed}; got {_show(value)}")
     if value < least or (most is not None and value > most):
-        raise ValueError(f"{name} must be {allowed}; got {_show(value)}")
+        raise BadValue(f"{name} must be {allowed}; got {_show(value)}")
     return int(value)
 
 
@@ -31,9 +43,9 @@ def finite(name, value, *, least=-np.inf, most=np.inf, above=None, shape=None):
         if above is not None:
             wrong |= array <= above
         if wrong.any():
-            raise ValueError(f"{name} must be {allowed}; got {_show(array[wrong].flat[0].item())}")
+            raise BadValue(f"{name} must be {allowed}; got {_show(array[wrong].flat[0].item())}")
     if shape is not None and tuple(array.shape) != tuple(shape):
-        raise ValueError(f"{name} must be {allowed}; got an array of shape {tuple(array.shape)}")
+        raise BadValue(f"{name} must be {allowed}; got an array of shape {tuple(array.shape)}")
     return value
 
 
@@ -50,37 +62,37 @@ def positive(name, value, *, shape=None):
 def concrete(name, value):
     """Not a tracer: theory is computed outside of jit, in float64."""
     if isinstance(value, jax.core.Tracer):
-        raise TypeError(f"{name} must be a number known outside of jit, vmap and grad; got {value}")
+        raise BadType(f"{name} must be a number known outside of jit, vmap and grad; got {value}")
     return value
 
 
 def one_of(name, value, allowed):
     """One of the allowed values (strings, usually)."""
     if value not in tuple(allowed):
-        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {_show(value)}")
+        raise BadValue(f"{name} must be one of {', '.join(map(str, allowed))}; got {_show(value)}")
     return value
 
 
 def instance(name, value, kind, *, hint=""):
     """An instance of `kind`; `hint` says how to get one."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be {_article(kind)}{hint and ', ' + hint}; got {_show(value)}")
+        raise BadType(f"{name} must be {_article(kind)}{hint and ', ' + hint}; got {_show(value)}")
     return value
 
 
 def function(name, value):
     """Something that can be called."""
     if not callable(value):
-        raise TypeError(f"{name} must be a function; got {_show(value)}")
+        raise BadType(f"{name} must be a function; got {_show(value)}")
     return value
 
 
 def key(name, value):
     """A typed random key, jax.random.key(seed): one key unless a batch of them is traced."""
     if not is_key(value):
-        raise TypeError(f"{name} must be a typed key, jax.random.key(seed); got {_show(value)}")
+        raise BadType(f"{name} must be a typed key, jax.random.key(seed); got {_show(value)}")
     if value.shape != ():
-        raise ValueError(f"{name} must be one key; got an array of keys of shape {value.shape}")
+        raise BadValue(f"{name} must be one key; got an array of keys of shape {value.shape}")
     return value
 
 
@@ -93,15 +105,15 @@ def floating(name, value, *, ndim=None, least_ndim=None):
     """A non-empty array of floating-point numbers with the number of axes asked for."""
     dtype = getattr(value, "dtype", None)
     if dtype is None or not hasattr(value, "shape"):
-        raise TypeError(f"{name} must be an array of floating-point numbers; got {_show(value)}")
+        raise BadType(f"{name} must be an array of floating-point numbers; got {_show(value)}")
     if not jax.dtypes.issubdtype(dtype, np.inexact):
-        raise TypeError(f"{name} must be an array of floating-point numbers; got dtype {dtype}: cast it first")
+        raise BadType(f"{name} must be an array of floating-point numbers; got dtype {dtype}: cast it first")
     if ndim is not None and len(value.shape) != ndim:
-        raise ValueError(f"{name} must have {ndim} axes; got shape {tuple(value.shape)}")
+        raise BadValue(f"{name} must have {ndim} axes; got shape {tuple(value.shape)}")
     if least_ndim is not None and len(value.shape) < least_ndim:
-        raise ValueError(f"{name} must have at least {least_ndim} axes; got shape {tuple(value.shape)}")
+        raise BadValue(f"{name} must have at least {least_ndim} axes; got shape {tuple(value.shape)}")
     if 0 in value.shape:
-        raise ValueError(f"{name} must not be empty; got shape {tuple(value.shape)}")
+        raise BadValue(f"{name} must not be empty; got shape {tuple(value.shape)}")
     return value
 
 
@@ -110,7 +122,7 @@ def shape(name, value, expected):
     got = tuple(np.shape(value))
     if len(got) != len(expected) or any(e is not None and e != g for e, g in zip(expected, got, strict=True)):
         wanted = "(" + ", ".join("any" if e is None else str(e) for e in expected) + ")"
-        raise ValueError(f"{name} must have shape {wanted}; got {got}")
+        raise BadValue(f"{name} must have shape {wanted}; got {got}")
     return value
 
 
@@ -122,9 +134,7 @@ def alike(name, tree, **other):
     if got != wanted or jax.tree.structure(tree) != jax.tree.structure(like):
         place = next((path for path in {**wanted, **got} if got.get(path) != wanted.get(path)), "")
         found = got.get(place, "no leaf")
-        raise ValueError(
-            f"{name} must have the structure and shapes of {expected}; got {found} at {place or 'the root'}"
-        )
+        raise BadValue(f"{name} must have the structure and shapes of {expected}; got {found} at {place or 'the root'}")
     return tree
 
 
@@ -132,9 +142,9 @@ def _real(name, value, allowed):
     try:
         array = np.asarray(value)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be {allowed}; got {_show(value)}") from error
+        raise BadType(f"{name} must be {allowed}; got {_show(value)}") from error
     if array.dtype.kind not in "fiu":
-        raise TypeError(f"{name} must be {allowed}; got {_show(value)}")
+        raise BadType(f"{name} must be {allowed}; got {_show(value)}")
     return array.astype(np.float64)
 
 
