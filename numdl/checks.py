@@ -1,10 +1,10 @@
 """Checks at the door: each names the argument, the value that came and what is allowed, and returns the value.
 
 They look at Python and array values only, never at tracers: inside `jit` a value is unknown and passes, a shape or a
-dtype is known and is checked.
+dtype is known and is checked. Use what a check returns: integers are ints there, arrays in native order.
 """
 
-import numbers
+import operator
 
 import jax
 import numpy as np
@@ -23,13 +23,14 @@ class BadType(Refused, TypeError):  # noqa: N818
 
 
 def whole(name, value, *, least=1, most=None):
-    """An int in least..most (a bool is none)."""
+    """An int in least..most, from any whole number: int, NumPy integer, 0-d integer array; a bool is not one."""
     allowed = f"an integer >= {least}" if most is None else f"an integer in {least}..{most}"
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    number = _index(value)
+    if number is None:
         raise BadType(f"{name} must be {allowed}; got {_show(value)}")
-    if value < least or (most is not None and value > most):
+    if number < least or (most is not None and number > most):
         raise BadValue(f"{name} must be {allowed}; got {_show(value)}")
-    return int(value)
+    return number
 
 
 def finite(name, value, *, least=-np.inf, most=np.inf, above=None, shape=None):
@@ -38,6 +39,7 @@ def finite(name, value, *, least=-np.inf, most=np.inf, above=None, shape=None):
     if isinstance(value, jax.core.Tracer):
         array = value
     else:
+        value = native(name, value)
         array = _real(name, value, allowed)
         wrong = ~np.isfinite(array) | (array < least) | (array > most)
         if above is not None:
@@ -101,20 +103,80 @@ def is_key(value):
     return isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
+def native(name, value):
+    """The value; an array in the machine's byte order, nothing masked, not deleted: jax reads the bytes as they lie."""
+    if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.is_deleted():
+        raise BadValue(f"{name} must be an array that still exists; got a deleted one of shape {value.shape}")
+    if isinstance(value, np.ma.MaskedArray):
+        if np.ma.is_masked(value):
+            raise BadValue(
+                f"{name} must not be masked; got a masked array of shape {value.shape}: fill or drop what is masked"
+            )
+        value = value.data
+    if isinstance(value, np.ndarray | np.generic) and not value.dtype.isnative:
+        value = value.astype(value.dtype.newbyteorder("="))
+    return value
+
+
+def array(name, value, *, kind="real", ndim=None, least_ndim=None, empty=False):
+    """Numbers as an array: a jax array as it is, all else as NumPy's, native and not masked; lists are converted.
+
+    kind is "floating", "inexact" (or complex), "integer", "real" (floating, integer or bool) or "number" (or complex).
+    """
+    allowed = f"an array of {_KINDS[kind][0]}"
+    value = native(name, value)
+    if not isinstance(value, jax.Array):
+        try:
+            value = np.asarray(value)
+        except (TypeError, ValueError) as error:
+            raise BadType(f"{name} must be {allowed}; got {_show(value)}") from error
+    if not any(jax.dtypes.issubdtype(value.dtype, dtype) for dtype in _KINDS[kind][1]):
+        raise BadType(f"{name} must be {allowed}; got dtype {value.dtype}, shape {value.shape}")
+    if ndim is not None and value.ndim != ndim:
+        raise BadValue(f"{name} must have {ndim} axes; got shape {tuple(value.shape)}")
+    if least_ndim is not None and value.ndim < least_ndim:
+        raise BadValue(f"{name} must have at least {least_ndim} axes; got shape {tuple(value.shape)}")
+    if not empty and 0 in value.shape:
+        raise BadValue(f"{name} must not be empty; got shape {tuple(value.shape)}")
+    return value
+
+
 def floating(name, value, *, ndim=None, least_ndim=None):
-    """A non-empty array of floating-point numbers with the number of axes asked for."""
+    """A non-empty array of real floating-point numbers with the number of axes asked for."""
     dtype = getattr(value, "dtype", None)
     if dtype is None or not hasattr(value, "shape"):
         raise BadType(f"{name} must be an array of floating-point numbers; got {_show(value)}")
-    if not jax.dtypes.issubdtype(dtype, np.inexact):
-        raise BadType(f"{name} must be an array of floating-point numbers; got dtype {dtype}: cast it first")
-    if ndim is not None and len(value.shape) != ndim:
-        raise BadValue(f"{name} must have {ndim} axes; got shape {tuple(value.shape)}")
-    if least_ndim is not None and len(value.shape) < least_ndim:
-        raise BadValue(f"{name} must have at least {least_ndim} axes; got shape {tuple(value.shape)}")
-    if 0 in value.shape:
-        raise BadValue(f"{name} must not be empty; got shape {tuple(value.shape)}")
-    return value
+    if not jax.dtypes.issubdtype(dtype, np.floating):
+        hint = ": cast it first" if jax.dtypes.issubdtype(dtype, np.number) else ""
+        raise BadType(
+            f"{name} must be an array of floating-point numbers; got dtype {dtype}, shape {tuple(value.shape)}{hint}"
+        )
+    return array(name, value, kind="floating", ndim=ndim, least_ndim=least_ndim)
+
+
+def leaf(name, value):
+    """A leaf of a pytree of parameters or data: an array (numbers, bools, keys) or a Python number, native."""
+    if isinstance(value, bool | int | float | complex):
+        return np.asarray(value, jax.dtypes.canonicalize_dtype(np.asarray(value).dtype))
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        raise BadType(f"{name} must be an array; got {_show(value)}")
+    known = jax.dtypes.issubdtype(value.dtype, np.number) or value.dtype == bool or value.dtype == jax.dtypes.float0
+    if not known and not jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
+        raise BadType(f"{name} must be an array of numbers; got dtype {value.dtype}, shape {tuple(value.shape)}")
+    return native(name, value)
+
+
+def dtype(name, value):
+    """A dtype that jax keeps as it is: without x64, "float64" would become float32 in silence."""
+    try:
+        found = np.dtype(value)
+    except TypeError as error:
+        raise BadType(f"{name} must be a dtype such as 'float32'; got {_show(value)}") from error
+    if jax.dtypes.canonicalize_dtype(found) != found:
+        raise BadValue(
+            f"{name} must be a dtype that jax has now; got {found}: jax.config.update('jax_enable_x64', True) allows it"
+        )
+    return found
 
 
 def shape(name, value, expected):
@@ -126,16 +188,44 @@ def shape(name, value, expected):
     return value
 
 
-def alike(name, tree, **other):
-    """A pytree with the structure and the leaves' shapes of another, handed in by name."""
-    ((expected, like),) = other.items()
-    shapes = lambda t: {jax.tree_util.keystr(p): np.shape(leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(t)}  # noqa: E731
-    got, wanted = shapes(tree), shapes(like)
-    if got != wanted or jax.tree.structure(tree) != jax.tree.structure(like):
-        place = next((path for path in {**wanted, **got} if got.get(path) != wanted.get(path)), "")
-        found = got.get(place, "no leaf")
-        raise BadValue(f"{name} must have the structure and shapes of {expected}; got {found} at {place or 'the root'}")
-    return tree
+def like(name, tree, expected, *, of="params"):
+    """A pytree with the structure and the leaves' shapes of `expected`, which the caller knows as `of`."""
+    got, wanted = _shapes(tree), _shapes(expected)
+    if got != wanted or jax.tree.structure(tree) != jax.tree.structure(expected):
+        place = next((path for path in {**wanted, **got} if got.get(path) != wanted.get(path)), None)
+        if place is None:
+            raise BadValue(
+                f"{name} must have the structure of {of}, {jax.tree.structure(expected)}; "
+                f"got {jax.tree.structure(tree)}"
+            )
+        raise BadValue(
+            f"{name} must have the structure and shapes of {of}; got {got.get(place, 'no leaf')} at "
+            f"{name}{place} where {of}{place} is {wanted.get(place, 'no leaf')}"
+        )
+    return jax.tree_util.tree_map_with_path(lambda path, x: leaf(f"{name}{jax.tree_util.keystr(path)}", x), tree)
+
+
+_KINDS = {
+    "floating": ("floating-point numbers", (np.floating,)),
+    "inexact": ("floating-point or complex numbers", (np.inexact,)),
+    "integer": ("integers", (np.integer,)),
+    "real": ("real numbers", (np.floating, np.integer, np.bool_)),
+    "number": ("numbers", (np.number, np.bool_)),
+}
+
+
+def _shapes(tree):
+    return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _index(value):
+    """The whole number that this is, or None."""
+    if isinstance(value, bool) or jax.dtypes.issubdtype(getattr(value, "dtype", int), np.bool_) or np.ndim(value):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def _real(name, value, allowed):
@@ -166,5 +256,8 @@ def _article(kind):
 
 
 def _show(value):
+    """The value in a few words; an array by its shape and dtype."""
+    if getattr(value, "shape", ()) and hasattr(value, "dtype"):
+        return f"an array of shape {tuple(value.shape)}, dtype {value.dtype}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}... ({type(value).__name__})"

@@ -1,7 +1,16 @@
-"""Vectors whose coordinates are the leaves of a pytree: inner products, norms, random directions, names."""
+"""Vectors whose coordinates are the leaves of a pytree: inner products, norms, random directions, names.
+
+Which leaves are parameters is one rule, `trainable`: real floating leaves move and are differentiated, complex ones as
+two reals, and all else (masks, tables, random keys, what `frozen` names) stays as it is.
+"""
+
+import dataclasses
+import fnmatch
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
@@ -48,6 +57,83 @@ def random_like(key, tree, *, law="normal"):
     return jax.tree.unflatten(structure, [_LAWS[law](k, leaf) for k, leaf in zip(keys, leaves, strict=False)])
 
 
+@dataclasses.dataclass(frozen=True)
+class Rest:
+    """What `trainable` left behind: enough to make params of a moved part again. A pytree."""
+
+    kept: tuple  # the leaves that stay, in the order of params
+    structure: Any = dataclasses.field(metadata={"static": True})  # of params
+    kinds: tuple = dataclasses.field(metadata={"static": True})  # of each leaf: "real", "complex" or "kept"
+
+    def params(self, moving):
+        """The parameters with `moving` in their place and everything else as it was."""
+        return self._filled(moving, self.kept)
+
+    def direction(self, moving):
+        """A tree like params that is `moving` where something moves and 0 elsewhere; keys have float0 zeros."""
+        return self._filled(moving, [_still(leaf) for leaf in self.kept])
+
+    def moving(self, tree):
+        """The part of a tree like params, a direction say, that moves."""
+        leaves = self.structure.flatten_up_to(tree)
+        return _part_that_moves(leaves, self.kinds, self.structure)
+
+    def _filled(self, moving, kept):
+        moved, kept, leaves = iter(jax.tree.leaves(moving)), iter(kept), []
+        for kind in self.kinds:
+            if kind == "complex":
+                real, imaginary = next(moved), next(moved)
+                leaves.append(jax.lax.complex(real, imaginary))
+            else:
+                leaves.append(next(moved) if kind == "real" else next(kept))
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+jax.tree_util.register_dataclass(Rest)
+
+
+def trainable(params, *, frozen=(), name="params"):
+    """(moving, rest): the leaves of params that move and are differentiated, and what makes params of them again.
+
+        rest.params(moving) == params,    rest.direction(v) = v where something moves and 0 elsewhere
+
+    `moving` has the structure of params with None for what stays, and a pair (real, imaginary) for a complex leaf.
+
+    Parameters
+    ----------
+    params : pytree             real floating leaves move, complex ones as two reals; integers, bools and keys stay
+    frozen : str or strings     paths, of a leaf or of all that lies under it, or globs ("*/mean"), that stay as well:
+                                running statistics, a pretrained part
+    name : str                  what to call params in errors
+    Raises
+    ------
+    ValueError                  nothing moves, or a name in `frozen` fits no leaf (the leaves are listed)
+    TypeError                   a leaf that is not an array
+    """
+    pairs, structure = jax.tree_util.tree_flatten_with_path(params)
+    paths = tuple(name_of(path) for path, _ in pairs)
+    still = matching("frozen", frozen, paths)
+    leaves = [checks.leaf(f"{name}{jax.tree_util.keystr(path)}", leaf) for path, leaf in pairs]
+    kinds = tuple("kept" if path in still else _kind(leaf) for path, leaf in zip(paths, leaves))
+    if not set(kinds) - {"kept"}:
+        raise checks.BadValue(
+            f"{name} must hold at least one floating-point array that is not frozen; got {_listed(paths)}"
+        )
+    kept = tuple(leaf for leaf, kind in zip(leaves, kinds) if kind == "kept")
+    return _part_that_moves(leaves, kinds, structure), Rest(kept, structure, kinds)
+
+
+def matching(argument, patterns, paths):
+    """The paths that one of the patterns names: as a whole, as what they lie under, or as a glob; each must fit one."""
+    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise checks.BadType(f"{argument} must hold paths as strings; got {pattern!r}")
+        if not any(_fits(path, pattern) for path in paths):
+            raise checks.BadValue(f"{argument} must hold paths of leaves, {_listed(paths)}; got {pattern!r}")
+    return frozenset(path for path in paths if any(_fits(path, pattern) for pattern in patterns))
+
+
 def names(tree):
     """The paths of the leaves as strings such as "hidden/0/kernel", in the order of the leaves.
 
@@ -57,17 +143,41 @@ def names(tree):
 
 
 def name_of(path):
-    """One path of `jax.tree_util` as a string; a wrapper around the array itself (an nnx Variable) has no name."""
-    parts = [str(_part(entry)) for entry in path]
+    """One path of `jax.tree_util` as a string; a tree that is one array is called "params".
+
+    A wrapper around the array itself (the '.value' of an nnx Variable) has no name.
+    """
     wrapped = len(path) > 1 and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value"
-    return "/".join(parts[:-1] if wrapped else parts)
+    return jax.tree_util.keystr(path[:-1] if wrapped else path, simple=True, separator="/") or "params"
 
 
-def _part(entry):
-    for attribute in ("key", "idx", "name"):
-        if hasattr(entry, attribute):
-            return getattr(entry, attribute)
-    return entry
+def _fits(path, pattern):
+    return path == pattern or path.startswith(f"{pattern}/") or fnmatch.fnmatchcase(path, pattern)
+
+
+def _listed(paths):
+    return ", ".join(paths) or "no leaf"
+
+
+def _kind(leaf):
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        return "complex"
+    return "real" if jnp.issubdtype(leaf.dtype, jnp.floating) else "kept"
+
+
+def _part_that_moves(leaves, kinds, structure):
+    parts = {
+        "real": lambda leaf: leaf,
+        "complex": lambda leaf: (jnp.real(leaf), jnp.imag(leaf)),
+        "kept": lambda _: None,
+    }
+    return jax.tree.unflatten(structure, [parts[kind](leaf) for leaf, kind in zip(leaves, kinds)])
+
+
+def _still(leaf):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return np.zeros(leaf.shape, jax.dtypes.float0)
+    return jnp.zeros_like(leaf)
 
 
 def _total(tree):

@@ -1,9 +1,95 @@
-"""What a check raises can be told from a fault deep inside."""
+"""Checks at the door: what passes comes back ready to use, what does not is named, shown, and told what is allowed."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from numdl import checks
+from tests import doors
+
+
+def masked():
+    return np.ma.masked_array([1.0, 2.0], [False, True])
+
+
+@pytest.mark.parametrize("value", [3, np.uint8(3), np.int64(3), np.array(3), np.array(3, ">i4"), jnp.array(3)])
+def test_whole_numbers_of_every_kind_become_ints(value):
+    found = checks.whole("steps", value)
+    assert type(found) is int
+    assert found == 3
+
+
+BAD = [
+    doors.bad(lambda: checks.whole("steps", True), "steps", shown="True", kinds=TypeError),
+    doors.bad(lambda: checks.whole("steps", np.True_), "steps", kinds=TypeError),
+    doors.bad(lambda: checks.whole("steps", 2.0), "steps", shown="2.0", kinds=TypeError),
+    doors.bad(lambda: checks.whole("steps", "3"), "steps", shown="'3'", kinds=TypeError),
+    doors.bad(lambda: checks.whole("steps", np.array([3])), "steps", shown="(1,)", kinds=TypeError),
+    doors.bad(lambda: checks.whole("steps", 0), "steps", shown="0", kinds=ValueError),
+    doors.bad(lambda: checks.whole("steps", 10**10, most=2**31), "steps", shown="10000000000", kinds=ValueError),
+    doors.bad(lambda: checks.finite("rate", masked()), "rate", shown="masked", kinds=ValueError),
+    doors.bad(lambda: checks.finite("rate", 1j), "rate", shown="1j", kinds=TypeError),
+    doors.bad(lambda: checks.finite("rate", np.array([1.0, np.nan])), "rate", shown="nan", kinds=ValueError),
+    doors.bad(lambda: checks.array("x", masked()), "x", shown="masked", kinds=ValueError),
+    doors.bad(lambda: checks.array("x", [[1.0], [1.0, 2.0]]), "x", kinds=TypeError),
+    doors.bad(lambda: checks.array("x", ["a"]), "x", shown="<U1", kinds=TypeError),
+    doors.bad(lambda: checks.array("x", np.zeros((0, 3))), "x", shown="(0, 3)", kinds=ValueError),
+    doors.bad(lambda: checks.array("x", np.zeros(3, complex)), "x", shown="complex128", kinds=TypeError),
+    doors.bad(lambda: checks.array("x", np.zeros(3), kind="integer"), "x", shown="float64", kinds=TypeError),
+    doors.bad(lambda: checks.array("x", np.zeros(3), ndim=2), "x", shown="(3,)", kinds=ValueError),
+    doors.bad(lambda: checks.floating("x", np.zeros(3, complex)), "x", shown="complex128", kinds=TypeError),
+    doors.bad(lambda: checks.floating("x", [1.0]), "x", shown="[1.0]", kinds=TypeError),
+    doors.bad(lambda: checks.leaf("params['w']", "text"), "params['w']", shown="'text'", kinds=TypeError),
+    doors.bad(lambda: checks.leaf("params['w']", np.array(["a"])), "params['w']", shown="<U1", kinds=TypeError),
+    doors.bad(lambda: checks.dtype("dtype", "float46"), "dtype", shown="'float46'", kinds=TypeError),
+    doors.bad(lambda: checks.like("u", {"a": np.zeros(2)}, {"a": np.zeros(3)}), "u['a']", shown="(2,)"),
+    doors.bad(lambda: checks.like("u", {}, {"a": np.zeros(3)}), "params['a']", shown="no leaf"),
+    doors.bad(lambda: checks.like("u", {"a": np.zeros(3), "b": np.zeros(1)}, {"a": np.zeros(3)}), "u['b']"),
+    doors.bad(lambda: checks.like("u", [np.zeros(3)], (np.zeros(3),)), "u", shown="[*]"),
+    doors.bad(lambda: checks.like("u", {"a": "b"}, {"a": 0.0}), "u['a']", kinds=TypeError),
+]
+
+
+@pytest.mark.parametrize("row", BAD, ids=str)
+def test_the_door_names_argument_and_value(row):
+    doors.refused(row)
+
+
+def test_a_row_that_is_accepted_or_unclear_fails():
+    with pytest.raises(AssertionError, match="accepted"):
+        doors.refused(doors.bad(lambda: checks.whole("steps", 3), "steps"))
+    with pytest.raises(AssertionError, match="must name"):
+        doors.refused(doors.bad(lambda: checks.whole("steps", 0), "depth"))
+    with pytest.raises(AssertionError, match="compiled"):
+        doors.refused(doors.bad(lambda: checks.whole("steps", jax.jit(lambda x: x + 41.5)(2.0)), "steps"))
+
+
+def test_a_deleted_array_is_refused():
+    array = jnp.arange(3.0) + 1
+    array.delete()
+    doors.refused(doors.bad(lambda: checks.array("x", array), "x", shown="deleted"))
+
+
+@pytest.mark.parametrize("check", [checks.array, checks.floating, checks.finite, checks.leaf, checks.native])
+def test_big_endian_comes_back_native_with_the_same_numbers(check):
+    found = check("x", np.arange(3.0).astype(">f8"))
+    assert found.dtype.isnative
+    np.testing.assert_array_equal(jnp.asarray(found), [0.0, 1.0, 2.0])
+
+
+def test_like_returns_native_leaves_and_passes_tracers():
+    found = checks.like("u", {"a": np.arange(3.0).astype(">f8")}, {"a": np.zeros(3)})
+    assert found["a"].dtype.isnative
+    assert jax.jit(lambda u: checks.like("u", u, {"a": np.zeros(3)})["a"].sum())({"a": jnp.ones(3)}) == 3
+
+
+def test_float64_is_refused_where_jax_would_make_it_float32():
+    with jax.enable_x64(False):
+        doors.refused(doors.bad(lambda: checks.dtype("dtype", "float64"), "dtype", shown="float64", kinds=ValueError))
+        assert checks.dtype("dtype", jnp.bfloat16) == jnp.bfloat16
+    with jax.enable_x64(True):
+        assert checks.dtype("dtype", float) == np.float64
 
 
 @pytest.mark.parametrize(

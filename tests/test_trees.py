@@ -99,10 +99,83 @@ def test_names_are_the_same_for_every_kind_of_pytree():
     assert trees.names({"layer": {"kernel": leaf, "bias": leaf}}) == ("layer/bias", "layer/kernel")
     assert trees.names({"layer": Layer(leaf, leaf)}) == ("layer/kernel", "layer/bias")
     assert trees.names({"hidden": [(leaf,), {"value": leaf}]}) == ("hidden/0/0", "hidden/1/value")
-    assert trees.names(leaf) == ("",)
+    assert trees.names(leaf) == ("params",)
 
 
 def test_names_of_a_flax_nnx_state_are_those_of_its_dictionary():
     nnx = pytest.importorskip("flax.nnx")
     state = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param)
     assert sorted(trees.names(state)) == ["bias", "kernel"] == sorted(trees.names(nnx.to_pure_dict(state)))
+
+
+def mixed():
+    return {
+        "mask": jnp.ones(3, bool),
+        "key": jax.random.key(0),
+        "table": jnp.arange(3),
+        "w": jnp.array([1.0, 2.0]),
+        "z": jnp.array([1 + 2j]),
+        "norm": {"mean": jnp.zeros(2), "scale": jnp.ones(2)},
+    }
+
+
+def test_what_moves_are_real_numbers_and_pairs_of_them():
+    params = mixed()
+    moving, rest = trees.trainable(params)
+    assert trees.names(moving) == ("norm/mean", "norm/scale", "w", "z/0", "z/1")
+    assert all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(moving))
+    again = rest.params(moving)
+    assert jax.tree.structure(again) == jax.tree.structure(params)
+    for name in ("mask", "table", "w", "z"):
+        np.testing.assert_array_equal(again[name], params[name])
+        assert again[name].dtype == params[name].dtype
+    np.testing.assert_array_equal(jax.random.key_data(again["key"]), jax.random.key_data(params["key"]))
+
+
+def test_gradients_with_respect_to_what_moves_are_those_of_real_numbers():
+    moving, rest = trees.trainable(mixed())
+
+    def loss(moving):
+        params = rest.params(moving)
+        return jnp.sum(params["w"] ** 2 * params["mask"][:2]) + jnp.sum(jnp.real(params["z"] * (3 + 4j)))
+
+    gradient = rest.direction(jax.grad(loss)(moving))
+    np.testing.assert_array_equal(gradient["w"], [2.0, 4.0])
+    np.testing.assert_array_equal(gradient["z"], [3 - 4j])  # d/d re + i d/d im
+    assert gradient["mask"].dtype == bool
+    assert not gradient["mask"].any() and not gradient["table"].any()
+    assert gradient["key"].dtype == jax.dtypes.float0
+    np.testing.assert_array_equal(rest.moving(gradient)["z"][1], [-4.0])
+
+
+def test_frozen_names_leaves_subtrees_and_globs():
+    params = mixed()
+    for frozen, left in (("norm", 3), ("*/mean", 4), (["norm/mean", "w"], 3), ((), 5)):
+        moving, rest = trees.trainable(params, frozen=frozen)
+        assert len(jax.tree.leaves(moving)) == left
+        np.testing.assert_array_equal(rest.params(moving)["norm"]["scale"], params["norm"]["scale"])
+    with pytest.raises(ValueError, match="frozen must hold paths of leaves, .*norm/mean.*; got 'batch_stats'"):
+        trees.trainable(params, frozen="batch_stats")
+    with pytest.raises(TypeError, match="frozen must hold paths as strings; got 3"):
+        trees.trainable(params, frozen=[3])
+
+
+def test_params_without_anything_to_move_are_refused():
+    with pytest.raises(ValueError, match="params must hold at least one floating-point array that is not frozen; got"):
+        trees.trainable({"table": jnp.arange(3)})
+    with pytest.raises(TypeError, match=r"params\['f'\] must be an array; got <"):
+        trees.trainable({"f": jnp.tanh, "w": jnp.ones(2)})
+
+
+def test_the_rest_goes_through_jit_without_compiling_again():
+    calls = []
+
+    @jax.jit
+    def total(moving, rest):
+        calls.append(1)
+        return jnp.sum(rest.params(moving)["w"])
+
+    for seed in range(2):
+        params = {**mixed(), "key": jax.random.key(seed)}
+        total(*trees.trainable(params))
+    assert len(calls) == 1

@@ -51,9 +51,9 @@ def sharpness(loss, params, batch, *, start, num_matvecs, preconditioner=None):
     preconditioner : pytree     positive entries P like params: the eigenvalues are those of P^{-1/2} H P^{-1/2}
     """
     checks.function("loss", loss)
-    checks.alike("start", start, params=params)
+    start = checks.like("start", start, params)
     if preconditioner is not None:
-        checks.alike("preconditioner", preconditioner, params=params)
+        preconditioner = checks.like("preconditioner", preconditioner, params)
     flat, unravel = ravel_pytree(params)
     size = checks.whole("num_matvecs", num_matvecs)
     weights = jnp.ones_like(flat) if preconditioner is None else 1 / jnp.sqrt(ravel_pytree(preconditioner)[0])

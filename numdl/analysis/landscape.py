@@ -140,7 +140,7 @@ def line(loss, params, batch, along, *, positions, batch_size=None):
     batch_size : int            points at a time; None: 1 on a CPU, all elsewhere
     """
     checks.function("loss", loss)
-    checks.alike("along", along, params=params)
+    along = checks.like("along", along, params)
     positions = _positions("positions", positions, params)
     values = _on_grid(_partial(loss), params, batch, (along,), (positions,), _size(batch_size, positions.size))
     return Line(positions, values)
@@ -156,8 +156,7 @@ def plane(loss, params, batch, u, v, *, first, second, batch_size=None):
     batch_size : int            points at a time; None: 1 on a CPU, all elsewhere
     """
     checks.function("loss", loss)
-    for name, along in (("u", u), ("v", v)):
-        checks.alike(name, along, params=params)
+    u, v = checks.like("u", u, params), checks.like("v", v, params)
     first, second = _positions("first", first, params), _positions("second", second, params)
     size = _size(batch_size, first.size * second.size)
     return Plane(first, second, _on_grid(_partial(loss), params, batch, (u, v), (first, second), size))
@@ -197,7 +196,7 @@ def interpolation(loss, start, stop, batch, *, points=51, batch_size=None):
     Source: Goodfellow et al. 2015, arXiv:1412.6544; Frankle et al. 2020, arXiv:1912.05671.
     """
     checks.function("loss", loss)
-    checks.alike("stop", stop, start=start)
+    stop = checks.like("stop", stop, start, of="start")
     points = checks.whole("points", points, least=3)
     positions = _positions("points", np.linspace(0, 1, points), start)
     along = jax.tree.map(jnp.subtract, stop, start)

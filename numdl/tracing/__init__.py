@@ -24,12 +24,12 @@ import jax
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from numdl import checks
+from numdl import checks, trees
 from numdl.tracing.finding import DATA, Finder, Layer, Mark, spread
 from numdl.tracing.programs import TAP, calls, flatten
 from numdl.tracing.running import Visit, run_program
 
-__all__ = ["Layer", "Traced", "path_name", "place", "tap", "trace"]
+__all__ = ["Layer", "Traced", "place", "tap", "trace"]
 
 
 def trace(apply, params, x):
@@ -39,7 +39,7 @@ def trace(apply, params, x):
     """
     checks.function("apply", apply)
     closed, outputs = jax.make_jaxpr(apply, return_shape=True)(params, x)
-    paths = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    paths = [trees.name_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     program = flatten(closed, [])
     marks = [Mark(leaf=name, size=math.prod(aval.shape)) for name, aval in zip(paths, closed.in_avals)]
     marks += [DATA] * (len(closed.in_avals) - len(marks))
@@ -62,16 +62,6 @@ def tap(x, name):
     if not isinstance(name, str) or not name:
         raise TypeError(f"name must be a non-empty string; got {name!r}")
     return checkpoint_name(x, TAP + name)
-
-
-def path_name(path):
-    """A pytree path as a name: 'params/Dense_0/kernel', the same for dicts, lists, dataclasses and modules.
-
-    The '.value' that a Flax NNX variable adds at the end is left out; params that are one array are called 'params'.
-    """
-    if len(path) > 1 and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
-        path = path[:-1]
-    return jax.tree_util.keystr(path, simple=True, separator="/") or "params"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
-from numdl import checks, tracing
+from numdl import checks, tracing, trees
 from numdl.analysis.kernels import cost, factors
 from numdl.networks import core
 
@@ -114,10 +114,10 @@ def _scales(params, scale):
         return None
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
     if callable(scale):
-        found = [scale(tracing.path_name(path), leaf) for path, leaf in paths]
+        found = [scale(trees.name_of(path), leaf) for path, leaf in paths]
     else:
         found = jax.tree.leaves(jax.tree.map(lambda s, part: jax.tree.map(lambda _: s, part), scale, params))
-    names = [tracing.path_name(path) for path, _ in paths]
+    names = [trees.name_of(path) for path, _ in paths]
     if len(found) != len(names):
         raise ValueError(f"scale must have a number for each of {', '.join(names)}; got {len(found)} numbers")
     return [checks.variance(f"scale of {name}", value, shape=()) for name, value in zip(names, found)]
