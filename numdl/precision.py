@@ -1,9 +1,27 @@
-"""Float64 where it matters, whatever jax's global flag says: theory computes here and returns NumPy."""
+"""Float64 where it matters, whatever jax's global flag says; float32 at least wherever many numbers are summed."""
 
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+
+def wide(dtype):
+    """The dtype to accumulate in: float32 for half precision, the dtype itself if it has at least that."""
+    dtype = jnp.dtype(dtype)
+    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    return jnp.dtype(jnp.float32) if narrow else jnp.promote_types(dtype, jnp.float32)
+
+
+def widen(tree):
+    """The leaves as arrays in the dtypes to accumulate in."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(wide(jnp.result_type(leaf))), tree)
+
+
+def narrow(tree, like):
+    """The leaves in the dtypes of those of another tree with the same structure."""
+    return jax.tree.map(lambda leaf, other: leaf.astype(jnp.result_type(other)), tree, like)
 
 
 def float64(function):

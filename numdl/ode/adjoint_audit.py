@@ -15,9 +15,11 @@ from jax import lax
 
 from numdl import checks, trees
 from numdl.ode import adjoints, integrate
+from numdl.precision import widen
 from numdl.records import record, static
 
 LIMIT = 0.01  # relative gradient error above which an adjoint is flagged
+MOST = 0.05  # relative mismatch that no precision excuses
 ROUNDING_MARGIN = 1e3  # a Taylor remainder counts if it is so many units of rounding of the loss
 
 
@@ -90,13 +92,14 @@ def dot_product_test(function, x, *, key, forward=None, pairs=20, tolerance=None
     forward : function          the same map with a forward derivative, where `function` has none: reversible,
                                 binomial and backsolve are compared with adjoints.direct
     pairs : int                 of random directions
-    tolerance : scalar          10,000 units of rounding if None: 2e-12 in float64
+    tolerance : scalar          None: 10,000 units of rounding of the coarsest dtype, 2e-12 in float64, 0.05 at most
     Raises
     ------
     TypeError                   key is not a typed key
     """
     checks.key("key", key)
     checks.whole("pairs", pairs)
+    x = widen(x)  # half precision hides what is asked
     outputs, pull = jax.vjp(function, x)
     _, push = jax.linearize(function if forward is None else forward, x)
 
@@ -108,7 +111,8 @@ def dot_product_test(function, x, *, key, forward=None, pairs=20, tolerance=None
         return gap / (trees.norm(v) * trees.norm(image))
 
     relative = lax.map(mismatch, jax.random.split(key, pairs))
-    limit = 1e4 * float(jnp.finfo(relative.dtype).eps) if tolerance is None else float(tolerance)
+    rounding = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves((x, outputs)))
+    limit = min(1e4 * rounding, MOST) if tolerance is None else float(tolerance)
     return DotProduct(relative, relative.max(), limit)
 
 
@@ -129,6 +133,7 @@ def taylor_remainders(loss, x, *, key, epsilon=0.1, halvings=12):
     checks.function("loss", loss)
     checks.whole("halvings", halvings, least=5)
     checks.positive("epsilon", epsilon, shape=())
+    x = widen(x)
     direction = trees.random_like(key, x)
     direction = jax.tree.map(lambda leaf: leaf / trees.norm(direction).astype(leaf.dtype), direction)
     value, gradient = jax.value_and_grad(loss)(x)
@@ -211,5 +216,5 @@ def _taylor(epsilons, values, value, slope):
 
 def _relative(got, wanted):
     size = trees.norm(wanted)
-    gap = trees.norm(jax.tree.map(jnp.subtract, got, wanted))
+    gap = trees.norm(jax.tree.map(jnp.subtract, widen(got), widen(wanted)))
     return jnp.where(size > 0, gap / jnp.where(size > 0, size, jnp.ones_like(size)), gap)

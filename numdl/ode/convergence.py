@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks, statistics, trees
+from numdl.precision import narrow, widen
 from numdl.records import record
 
 
@@ -91,12 +92,12 @@ def richardson(coarse, fine, *, order, factor=2):
     checks.whole("order", order)
     checks.finite("factor", factor, above=1.0, shape=())
     gain = 1 / (factor**order - 1)
-    difference = jax.tree.map(lambda f, c: gain * (f - c), fine, coarse)
-    return Richardson(jax.tree.map(jnp.add, fine, difference), trees.norm(difference))
+    difference = jax.tree.map(lambda f, c: gain * (f - c), widen(fine), widen(coarse))
+    return Richardson(narrow(jax.tree.map(jnp.add, widen(fine), difference), fine), trees.norm(difference))
 
 
 def _relative(solution, reference):
-    difference = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), solution, reference)
+    difference = jax.tree.map(lambda a, b: np.asarray(widen(a)) - np.asarray(widen(b)), solution, reference)
     size = _norm(reference)
     return _norm(difference) / size if size else _norm(difference)
 

@@ -8,9 +8,11 @@ The state y is any pytree of floating-point arrays, and so is theta. How theta d
     interpolation="constant"    leaves [steps, ...]: theta[n] on the whole of step n, as in a residual network
     interpolation="linear"      leaves [steps + 1, ...]: values at t[n], linear in between
 
-Step sizes and times are computed in the widest dtype of y, float32 at least; the state keeps its own. Differentiable
-with respect to y0, theta, t0 and t1; `adjoint` says how. Everything here is compiled once for each field, scheme and
-number of steps: hand in the same function object again, not a new lambda.
+Step sizes and times are computed in the widest dtype of y, float32 at least. So are half-precision states, parameters
+and their gradients: y + h f(y) in bfloat16 stands still where h f is below 1/256 of y. The field sees float32 then, and
+what comes out has the dtype that came in. Differentiable with respect to y0, theta, t0 and t1; `adjoint` says how.
+Everything here is compiled once for each field, scheme and number of steps: hand in the same function object again, not
+a new lambda.
 """
 
 import functools
@@ -21,6 +23,7 @@ import jax.numpy as jnp
 from numdl import checks, trees
 from numdl.ode import adjoints, schemes
 from numdl.ode.tableaus import Tableau
+from numdl.precision import narrow, wide, widen
 from numdl.records import record
 
 INTERPOLATIONS = (None, "constant", "linear")
@@ -116,9 +119,11 @@ def adaptive(field, y0, theta, *, t1, rtol, atol, t0=0.0, interpolation=None, ti
 
 def theta_at(theta, time, *, t0, t1, interpolation):
     """theta at a time between t0 and t1, as the integrators see it; a grid time counts to the step after it."""
+    checks.one_of("interpolation", interpolation, INTERPOLATIONS)
     if interpolation is None:
         return theta
     steps = _time_axis(theta) - (interpolation == "linear")
+    time, t0, t1 = (widen(checks.finite(*pair, shape=())) for pair in (("time", time), ("t0", t0), ("t1", t1)))
     place = (time - t0) / (t1 - t0) * steps
     index = jnp.clip(jnp.floor(place), 0, steps - 1).astype(jnp.int32)
     if interpolation == "constant":
@@ -142,7 +147,7 @@ def _door(field, y0, theta, t0, t1, steps, tableau, scheme, interpolation, adjoi
 
 def time_dtype(y):
     """The dtype of times and step sizes: the widest real dtype in y, float32 at least."""
-    dtypes = [jnp.finfo(leaf.dtype).dtype for leaf in jax.tree.leaves(y)]
+    dtypes = [jnp.finfo(wide(leaf.dtype)).dtype for leaf in jax.tree.leaves(y)]
     return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
 
 
@@ -150,29 +155,35 @@ def time_dtype(y):
     jax.jit, static_argnames=("field", "scheme", "steps", "interpolation", "adjoint", "save"), inline=True
 )
 def _solve(y0, theta, t0, t1, field, scheme, steps, interpolation, adjoint, save):
+    start = widen(y0)
     shared, drive, times = _grid(theta, t0, t1, steps, interpolation)
-    last, (later, residual) = adjoint(_recurrence(field, scheme, interpolation), y0, shared, drive, save)
+    last, (later, residual) = adjoint(_recurrence(field, scheme, interpolation), start, shared, drive, save)
     if not save:
-        return last
-    states = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), y0, later)
+        return narrow(last, y0)
+    states = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, later)
     residual = jnp.zeros(steps, times.dtype) if residual is None else jax.lax.stop_gradient(residual)
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(last)]))
-    return Trajectory(times, states, residual, finite & jnp.all(residual <= _solved(y0)))
+    solved = jnp.all(residual <= _solved(start))
+    return Trajectory(times, narrow(states, y0), residual, _finite(narrow(last, y0)) & solved)
 
 
 @functools.partial(jax.jit, static_argnames=("field", "scheme", "steps", "interpolation"))
 def _undo(y1, theta, t0, t1, field, scheme, steps, interpolation):
     shared, drive, _ = _grid(theta, t0, t1, steps, interpolation)
     inverse = _recurrence(field, scheme, interpolation).inverse
-    return jax.lax.scan(lambda y, x: (inverse(y, shared, x), None), y1, drive, reverse=True)[0]
+    y0, _ = jax.lax.scan(lambda y, x: (inverse(y, shared, x), None), widen(y1), drive, reverse=True)
+    return narrow(y0, y1)
+
+
+def _finite(y):
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(y)]))
 
 
 def _grid(theta, t0, t1, steps, interpolation):
     """What all steps share (h and perhaps theta), what drives each (its time, its theta), all times."""
     h = (t1 - t0) / steps
     times = t0 + h * jnp.arange(steps + 1, dtype=h.dtype)
-    if interpolation is None:
-        return (h, theta), (times[:-1], None), times
+    if interpolation is None:  # every step adds to the gradient of what is shared
+        return (h, widen(theta)), (times[:-1], None), times
     if interpolation == "constant":
         return (h, None), (times[:-1], theta), times
     ends = tuple(jax.tree.map(lambda leaf, s=s: leaf[s], theta) for s in (slice(None, -1), slice(1, None)))
@@ -203,7 +214,7 @@ def _control(interpolation, theta, local, fraction):
     """theta at a fraction of the step."""
     if interpolation is None:
         return theta
-    return local if interpolation == "constant" else _between(*local, fraction)
+    return widen(local) if interpolation == "constant" else _between(*widen(local), fraction)
 
 
 def _between(left, right, fraction):
@@ -285,7 +296,10 @@ def _time_axis(theta):
 
 def _check_rates(field, scheme, y0, theta, t0, interpolation):
     """The field's outputs must be shaped like the state, or a step would broadcast it silently."""
-    local = theta if interpolation is None else jax.tree.map(lambda leaf: leaf[0], theta)
+    y0, theta = jax.eval_shape(widen, (y0, theta))
+    local = (
+        theta if interpolation is None else jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), theta)
+    )
     rates = jax.eval_shape(functools.partial(scheme.derivative, field), t0, y0, local)
     wanted, got = (jax.tree.map(jnp.shape, tree) for tree in (y0, rates))
     if wanted != got:
@@ -298,8 +312,8 @@ def _diffrax(field, y0, theta, span, tolerances, interpolation, steps, times, so
     except ImportError as error:
         raise ImportError("integrate.adaptive solves by diffrax: pip install diffrax") from error
 
-    y0 = jax.tree.map(jnp.asarray, y0)
-    t0, t1 = (jnp.asarray(t, time_dtype(y0)) for t in span)
+    start, theta = widen(y0), widen(theta)
+    t0, t1 = (jnp.asarray(t, time_dtype(start)) for t in span)
     at = functools.partial(theta_at, t0=t0, t1=t1, interpolation=interpolation)
     term = diffrax.ODETerm(lambda t, y, theta: field(t, y, at(theta, t)))
     controller = diffrax.PIDController(rtol=tolerances[0], atol=tolerances[1])
@@ -313,7 +327,7 @@ def _diffrax(field, y0, theta, span, tolerances, interpolation, steps, times, so
         t0,
         t1,
         None,
-        y0,
+        start,
         theta,
         saveat=diffrax.SaveAt(ts=times),
         stepsize_controller=controller,
@@ -321,4 +335,4 @@ def _diffrax(field, y0, theta, span, tolerances, interpolation, steps, times, so
         throw=False,
     )
     converged = solution.result == diffrax.RESULTS.successful
-    return Adaptive(times, solution.ys, solution.stats["num_steps"], converged)
+    return Adaptive(times, narrow(solution.ys, y0), solution.stats["num_steps"], converged)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from numdl import checks, trees
+from numdl.precision import narrow, widen
 
 INTERPOLATIONS = ("constant", "linear")
 
@@ -53,7 +54,7 @@ def restrict(theta, *, steps, interpolation):
     factor = fine // steps
     if interpolation == "linear":
         return jax.tree.map(lambda leaf: leaf[::factor], theta)
-    return jax.tree.map(lambda leaf: leaf.reshape(steps, factor, *leaf.shape[1:]).mean(axis=1), theta)
+    return jax.tree.map(functools.partial(_means, steps, factor), theta)
 
 
 def coarse_to_fine(train, theta, *, steps, interpolation):
@@ -89,7 +90,7 @@ def smoothness(theta, *, step, interpolation):
     """
     step_count(theta, interpolation=interpolation)
     checks.positive("step", step, shape=())
-    return _squares(jax.tree.map(lambda leaf: jnp.diff(leaf, axis=0), theta)) / (2 * step)
+    return _squares(jax.tree.map(lambda leaf: jnp.diff(leaf, axis=0), widen(theta))) / (2 * step)
 
 
 def tikhonov(theta, *, step, interpolation):
@@ -124,12 +125,16 @@ def _repeat(factor, leaf):
     return jnp.repeat(leaf, factor, axis=0)
 
 
+def _means(steps, factor, leaf):
+    return narrow(widen(leaf).reshape(steps, factor, *jnp.shape(leaf)[1:]).mean(axis=1), leaf)
+
+
 def _fill(factor, leaf):
     """`factor` points for every interval, by weights that are exact at the old times."""
-    leaf = jnp.asarray(leaf)
-    part = (jnp.arange(factor, dtype=leaf.dtype) / factor).reshape(1, factor, *[1] * (leaf.ndim - 1))
-    inner = leaf[:-1, None] * (1 - part) + leaf[1:, None] * part
-    return jnp.concatenate([inner.reshape(-1, *leaf.shape[1:]), leaf[-1:]])
+    wide = widen(leaf)
+    part = (jnp.arange(factor, dtype=wide.dtype) / factor).reshape(1, factor, *[1] * (wide.ndim - 1))
+    inner = wide[:-1, None] * (1 - part) + wide[1:, None] * part
+    return narrow(jnp.concatenate([inner.reshape(-1, *wide.shape[1:]), wide[-1:]]), leaf)
 
 
 def _squares(theta):
