@@ -3,6 +3,7 @@
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.tree_util import Partial
 
 from numdl.optimize import train
-from numdl.optimize.train import checkpoints
+from numdl.optimize.train import checkpoints, resuming
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # Runs as a program of its own and inside of this one: keys for the loss and in the optimizer, observations, validation.
@@ -99,7 +101,7 @@ def killed_and_resumed(tmp_path, *, kills, steps, every, seconds):
         child = start(code, folder, tmp_path)
         try:
             wait_for(folder / ".lock", str(child.pid))
-            with pytest.raises(RuntimeError, match=f"process {child.pid} trains there"):
+            with pytest.raises(BlockingIOError, match=f"process {child.pid} trains there"):
                 run(folder)
             time.sleep(moments.uniform(0, seconds))
         finally:
@@ -163,38 +165,218 @@ def test_an_iterable_is_read_on_from_where_the_run_was(tmp_path):
     same_history(history, expected)
 
 
-def test_another_run_is_refused_and_says_in_what(tmp_path, key):
-    batches = [np.zeros(3)]
-    fit(tmp_path, batches)
-    with pytest.raises(ValueError, match="run of the same parameters .start."):
-        fit(tmp_path, batches, params={"w": np.full(3, 2.0)})
-    with pytest.raises(ValueError, match="run of the same parameters .shapes."):
-        fit(tmp_path, batches, params={"w": np.ones(3), "v": np.ones(2)})
-    with pytest.raises(ValueError, match="run of the same optimizer"):
-        fit(tmp_path, batches, optimizer=optax.adam(0.1))
-    with pytest.raises(ValueError, match="run of the same batches"):
-        fit(tmp_path, train.whole(np.zeros(3)))
-    with pytest.raises(ValueError, match="run of the same observations"):
-        fit(tmp_path, batches, observe={"w": (train.every(1), lambda params: params["w"])})
+def averaged(params, batch, weights=None):
+    return simple(params, jnp.mean(batch, axis=0))
+
+
+def same_run():
+    """The arguments of one run, each of which stands for a kind of change."""
+    return {
+        "loss": averaged,
+        "params": START,
+        "optimizer": OPTIMIZER,
+        "batches": train.resident(np.linspace(0, 1, 24).reshape(8, 3), size=2, key=jax.random.key(0)),
+        "key": None,
+        "observe": None,
+    }
+
+
+def resumed(folder, *, steps=12, **other):
+    given = same_run() | other
+    arguments = [given.pop(name) for name in ("loss", "params", "optimizer", "batches")]
+    return train.fit(*arguments, steps=steps, folder=folder, checkpoint=5, **given)
+
+
+def scheduled(boundary):
+    return optax.sgd(optax.piecewise_constant_schedule(0.1, {boundary: 0.1}), momentum=0.9)
+
+
+def rows(seed=0, *, data=None, **other):
+    data = np.linspace(0, 1, 24).reshape(8, 3) if data is None else data
+    return train.resident(data, **{"size": 2, "key": jax.random.key(seed)} | other)
+
+
+CHANGED_ENTRY = np.linspace(0, 1, 24).reshape(8, 3)
+CHANGED_ENTRY[7, 2] += 1e-9
+OTHERS = {
+    "start": ({"params": {"w": np.full(3, 2.0)}}, "parameters .start.", "sha|[0-9a-f]{12}"),
+    "shapes": ({"params": {"w": np.ones(3), "v": np.ones(2)}}, "parameters .shapes.", "'v'"),
+    "adam": ({"optimizer": optax.adam(0.1)}, "optimizer .state.", "mu"),
+    "rate": ({"optimizer": optax.sgd(0.5, momentum=0.9)}, "optimizer .updates., step 1", "norm"),
+    "momentum": ({"optimizer": optax.sgd(0.1, momentum=0.8)}, "optimizer .updates., step 2", "norm"),
+    "accumulated": ({"optimizer": optax.sgd(0.1, momentum=0.9, nesterov=True)}, "optimizer .updates.", "norm"),
+    "schedule": ({"optimizer": scheduled(300)}, "optimizer .state.", "count"),
+    "kind": ({"batches": train.whole(np.zeros((2, 3)))}, "batches", "kind resident, .* kind whole"),
+    "order": ({"batches": rows(1)}, "batches", "key"),
+    "size": ({"batches": rows(size=4)}, "batches", "size 2.* size 4"),
+    "one entry": ({"batches": rows(data=CHANGED_ENTRY)}, "batches", "data [0-9a-f]{20}"),
+    "loss": (
+        {"loss": lambda params, batch: 2 * averaged(params, batch)},
+        "loss .first value.",
+        "0.68368, this one 1.36736",
+    ),
+    "gradient": (
+        {"loss": lambda params, batch: averaged(params, batch) + jnp.sum(params["w"] - START["w"])},
+        "loss .first step., its gradient",
+        "norm",
+    ),
+    "bound": ({"loss": Partial(averaged, weights=np.ones(3))}, "loss .its arrays.", "[0-9a-f]{20}"),
+    "measures": ({"observe": {"w": (train.every(1), lambda params: params["w"])}}, "observations", "w"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_run_is_refused_and_says_old_and_new(tmp_path, name):
+    change, what, shown = OTHERS[name]
+    resumed(tmp_path, steps=6)
+    message = f"run of the same {what}.*has .*{shown}.*start anew choose another folder.*that run's arguments"
+    with pytest.raises(ValueError, match=message):
+        resumed(tmp_path, **change)
+    # The folder is as it was: the same run goes on.
+    same(resumed(tmp_path)[0], resumed(None)[0])
+
+
+def test_a_schedule_that_changes_late_is_told_from_another(tmp_path):
+    resumed(tmp_path, optimizer=scheduled(300))
+    resumed(tmp_path, optimizer=scheduled(300))
+    with pytest.raises(ValueError, match="optimizer .updates., at a count of 512"):
+        resumed(tmp_path, optimizer=scheduled(600))
+
+
+def test_an_iterable_with_another_first_batch_is_refused(tmp_path):
+    fit(tmp_path, [np.zeros(3), np.ones(3)])
+    with pytest.raises(ValueError, match="same batches.*first batch"):
+        fit(tmp_path, [np.full(3, 0.5), np.ones(3)])
+    fit(tmp_path, [np.zeros(3), np.ones(3)])
+
+
+def test_an_optimizer_that_asks_for_more_than_gradients_resumes(tmp_path):
+    optimizer = optax.lbfgs()
+    same(fit(tmp_path, [np.zeros(3)], optimizer=optimizer)[0], fit(None, [np.zeros(3)], optimizer=optimizer)[0])
+    same(fit(tmp_path, [np.zeros(3)], optimizer=optimizer)[0], fit(None, [np.zeros(3)], optimizer=optimizer)[0])
+
+
+def test_rounding_of_another_machine_is_no_other_run(tmp_path, monkeypatch):
+    resumed(tmp_path, steps=6)
+    shaken = lambda plan: {name: values * (1 + 1e-9) for name, values in NUMBERS(plan).items()}  # noqa: E731
+    NUMBERS = resuming.probing.numbers
+    monkeypatch.setattr(resuming.probing, "numbers", shaken)
+    with pytest.raises(ValueError, match="same optimizer .updates."):
+        resumed(tmp_path)
+    monkeypatch.setattr(resuming, "_processor", lambda: "another one")
+    with pytest.warns(UserWarning, match="last bits may differ: processor .* -> another one"):
+        same(resumed(tmp_path)[0], resumed(None)[0])
+
+
+def flip(path):
+    for file in path.rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 255
+            file.write_bytes(content)
+
+
+def cut(path):
+    for file in path.rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(file.read_bytes()[:7])
+
+
+def without_arrays(path):
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and file.name != checkpoints.METADATA:
+            file.unlink()
+
+
+def foreign_folder(path):
+    shutil.rmtree(path)
+    path.mkdir()
+    np.savez(path / "model.npz", weights=np.ones(3))
+
+
+def foreign_file(path):
+    shutil.rmtree(path)
+    path.write_text("notes of my own")
+
+
+def copied_from_another_step(path):
+    shutil.rmtree(path)
+    shutil.copytree(path.with_name("10"), path)
+
+
+def spoiled_metadata(path):
+    (path / checkpoints.METADATA).write_text("{}[")
+
+
+def someone_elses(path):
+    shutil.rmtree(path)
+    import orbax.checkpoint as ocp
+
+    ocp.Checkpointer(ocp.StandardCheckpointHandler()).save(path, args=ocp.args.StandardSave({"weights": np.ones(3)}))
+
+
+DAMAGES = (
+    flip,
+    cut,
+    without_arrays,
+    foreign_folder,
+    foreign_file,
+    copied_from_another_step,
+    spoiled_metadata,
+    someone_elses,
+)
 
 
 # A reader of orbax that fails leaves callbacks behind for a loop that is closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_checkpoint_that_was_changed_is_passed_over(tmp_path):
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_what_cannot_be_read_is_passed_over_and_the_older_step_used(tmp_path, damage):
     batches = [np.arange(3.0), np.ones(3)]
     fit(tmp_path, batches)
     assert sorted(path.name for path in tmp_path.glob("[0-9]*")) == ["10", "12"]
-    for path in (tmp_path / "12").rglob("*"):
-        if path.is_file() and path.parent.name == "d":
-            content = bytearray(path.read_bytes())
-            content[len(content) // 2] ^= 255
-            path.write_bytes(content)
+    damage(tmp_path / "12")
     with pytest.warns(UserWarning, match="checkpoint .*12 is passed over"):
-        resumed, history = fit(tmp_path, batches)
+        kept, history = fit(tmp_path, batches)
     whole, expected = fit(None, batches)
-    same(resumed, whole)
+    same(kept, whole)
     same_history(history, expected)
+    assert len(history.notes) == 1 and "12 is passed over" in history.notes[0] and "12 is passed over" in repr(history)
+    assert (tmp_path / "passed-over-12").exists()
     fit(tmp_path, batches)  # written anew: no warning
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_foreign_things_with_greater_numbers_stay_and_push_no_good_step_out(tmp_path):
+    batches = [np.arange(3.0), np.ones(3)]
+    fit(tmp_path, batches, steps=6)
+    (tmp_path / "99").mkdir()
+    (tmp_path / "007").mkdir()
+    (tmp_path / "98").write_text("mine")
+    with pytest.warns(UserWarning, match="checkpoint .*9[89] is passed over: it is not a checkpoint of a training run"):
+        resumed, history = fit(tmp_path, batches, steps=20)
+    same(resumed, fit(None, batches, steps=20)[0])
+    assert sorted(path.name for path in tmp_path.glob("[0-9]*")) == ["007", "15", "20", "98", "99"]
+    assert len(history.notes) == 2
+    history.save(tmp_path / "history.npz")
+    assert train.History.load(tmp_path / "history.npz").notes == history.notes
+
+
+@pytest.mark.parametrize("which", ["file", "below a file"])
+def test_a_folder_that_cannot_be_is_an_error_of_the_system(tmp_path, which):
+    (tmp_path / "taken").write_text("mine")
+    folder = tmp_path / "taken" / ("" if which == "file" else "run")
+    with pytest.raises(OSError, match="folder must be one that can be made and written to; got .*taken"):
+        fit(folder, [np.zeros(3)])
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_a_folder_in_use_is_an_error_of_the_system(tmp_path):
+    with (
+        checkpoints.opened(tmp_path),
+        pytest.raises(OSError, match=f"{tmp_path.name} is in use: process {os.getpid()}"),
+    ):
+        fit(tmp_path, [np.zeros(3)])
+    fit(tmp_path, [np.zeros(3)])
 
 
 def test_a_run_that_moved_is_warned_about(tmp_path, monkeypatch):

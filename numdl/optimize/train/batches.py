@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks
+from numdl.optimize.train.checkpoints import digest
 
 ROWS = 1024  # most steps in one chunk
 INDICES = 2**22  # most indices in one chunk
@@ -86,7 +87,8 @@ class Resident:
     def identity(self):
         """What a resumed run must have in common."""
         key = None if self.key is None else np.asarray(jax.random.key_data(self.key)).tolist()
-        return {"kind": "resident", "examples": self.examples, "size": self.size, "used": self.used, "key": key}
+        about = {"kind": "resident", "examples": self.examples, "size": self.size, "used": self.used, "key": key}
+        return about | {"data": digest(self.data)}
 
     def example(self):
         """A batch, for its shapes."""
@@ -102,6 +104,10 @@ class Resident:
             flat[filled : filled + taken] = self._order(epoch)[offset : offset + taken]
             at, filled = at + taken, filled + taken
         return flat.reshape(self.most, self.size), count
+
+    def first(self):
+        """The rows of the first step."""
+        return self.rows(0, 1)[0]
 
     def prefetch(self, count):
         """Nothing: the data is there."""
@@ -123,10 +129,14 @@ class Whole:
     """One batch for ever."""
 
     most = ROWS
-    identity: dict = {"kind": "whole"}  # noqa: RUF012
 
     def __init__(self, data):
         self.data = data
+
+    @property
+    def identity(self):
+        """What a resumed run must have in common."""
+        return {"kind": "whole", "data": digest(self.data)}
 
     def example(self):
         """The batch."""
@@ -135,6 +145,10 @@ class Whole:
     def rows(self, first, count):
         """Nothing changes from step to step."""
         return np.zeros((self.most, 1), np.int8), count
+
+    def first(self):
+        """The rows of the first step."""
+        return self.rows(0, 1)[0]
 
     def prefetch(self, count):
         """Nothing: the data is there."""
@@ -153,12 +167,20 @@ class Stream:
 
     data = ()
     most = STACKED
-    identity: dict = {"kind": "iterable"}  # noqa: RUF012
 
     def __init__(self, batches):
         self._batches = batches
         self._iterator = iter(batches)
         self._taken, self._ahead = 0, collections.deque()
+
+    @property
+    def identity(self):
+        """What a resumed run must have in common: of all batches the first one is known."""
+        return {"kind": "iterable", "first batch": digest(self.example())}
+
+    def first(self):
+        """The rows of the first step, before any is taken."""
+        return _stacked([self.example()])
 
     def example(self):
         """The next batch, which stays the next one."""

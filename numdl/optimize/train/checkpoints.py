@@ -1,11 +1,13 @@
 """Checkpoints of a training run in a folder, through orbax: whole or not at all, one process at a time.
 
     folder/
-        <step>/       orbax's own format: arrays by name; the two newest are kept
-        .lock         held by the process that trains; it ends with that process, whatever happens to it
+        <step>/               orbax's own format: arrays by name; the two newest are kept
+        passed-over-<step>    what stood where a checkpoint was to be written and could not be read
+        .lock                 held by the process that trains; it ends with that process, whatever happens to it
 
-The arrays of a checkpoint carry a digest. One that cannot be read or was changed is passed over, with a warning, and
-the run goes on from the one before.
+The arrays of a checkpoint carry a digest, its metadata the name of this format. One that cannot be read, was changed
+or is someone else's is passed over, with a warning, and the run goes on from the newest good one. Nothing is deleted
+but this format's own checkpoints.
 """
 
 import contextlib
@@ -13,6 +15,8 @@ import hashlib
 import json
 import os
 import pathlib
+import re
+import shutil
 import warnings
 
 import jax
@@ -22,6 +26,10 @@ import numpy as np
 from numdl import checks
 
 KEEP = 2
+FORMAT = {"format": "numdl training run"}
+METADATA = "_CHECKPOINT_METADATA"
+NUMBER = re.compile(r"0|[1-9][0-9]*")
+UNFINISHED = re.compile(r"[0-9]+\.orbax-checkpoint-tmp.*")
 
 
 @contextlib.contextmanager
@@ -30,52 +38,67 @@ def opened(folder):
 
     Raises
     ------
-    RuntimeError            another process trains in this folder
+    OSError                 the folder cannot be made or written; another process trains in it (BlockingIOError)
     """
     if folder is None:
         yield None
         return
     folder = pathlib.Path(folder).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        import orbax.checkpoint as ocp
-
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, enable_async_checkpointing=False)
-        with contextlib.closing(ocp.CheckpointManager(folder, options=options)) as manager:
-            yield Store(folder, manager)
+    with contextlib.ExitStack() as stack:
+        with _naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(folder / ".lock", "a+"))
+        _hold(lock, folder)
+        for path in folder.iterdir():
+            if UNFINISHED.fullmatch(path.name):  # of a process that was killed; nobody else writes here now
+                shutil.rmtree(path, ignore_errors=True)
+        yield Store(folder)
 
 
 class Store:
     """Checkpoints as dicts of NumPy arrays."""
 
-    def __init__(self, folder, manager):
-        self._folder, self._manager = folder, manager
+    def __init__(self, folder):
+        import orbax.checkpoint as ocp
+
+        self.folder = folder
+        self.passed_over = {}  # path: why it was not read
+        self._orbax = ocp
+        self._disk = ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
     def save(self, step, arrays):
         """Write a checkpoint; when this returns it is on the disk."""
-        import orbax.checkpoint as ocp
-
-        if step in self._manager.all_steps():  # one that could not be read
-            self._manager.delete(step)
+        path = self.folder / str(step)
+        if os.path.lexists(path):  # damaged, or someone else's
+            path.rename(_free(self.folder, f"passed-over-{step}"))
         # Empty arrays have no form in orbax; they are known from where they are missing.
         arrays = {name: np.asarray(value) for name, value in arrays.items() if np.size(value)}
         arrays["digest"] = _digest(arrays)
-        self._manager.save(step, args=ocp.args.StandardSave(arrays), force=True)
+        self._disk.save(path, args=self._orbax.args.StandardSave(arrays), custom_metadata=FORMAT)
+        good = [path for path in self._numbered() if path not in self.passed_over and _ours(path)]
+        for old in good[KEEP:]:
+            shutil.rmtree(old, ignore_errors=True)
 
-    def latest(self):
-        """The newest checkpoint that can be read, as {name: array}, or None."""
-        for step in sorted(self._manager.all_steps(), reverse=True):
+    def latest(self, understand):
+        """understand(step, {name: array}) of the newest checkpoint that can be read and understood, or None."""
+        for path in self._numbered():
+            # A damaged file may fail anywhere in its reader.
             try:
-                return self._read(step)
-            except (ValueError, OSError, KeyError) as error:
+                return understand(_step(path), self._read(path))
+            except Exception as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                warnings.warn(f"checkpoint {self._folder / str(step)} is passed over: {reason}", stacklevel=4)
+                self.passed_over[path] = reason
+                warnings.warn(f"checkpoint {path} is passed over: {reason}", stacklevel=5)
         return None
 
-    def _read(self, step):
-        import orbax.checkpoint as ocp
+    def _numbered(self):
+        """What has a number for a name, the greatest first."""
+        return sorted(filter(lambda path: NUMBER.fullmatch(path.name), self.folder.iterdir()), key=_step, reverse=True)
 
-        restored = self._manager.restore(step, args=ocp.args.StandardRestore())
+    def _read(self, path):
+        if not _ours(path):
+            raise ValueError("it is not a checkpoint of a training run of numdl")
+        restored = self._disk.restore(path, args=self._orbax.args.StandardRestore())
         arrays = {name: np.asarray(value) for name, value in restored.items()}
         digest = arrays.pop("digest", None)
         if digest is None or not np.array_equal(digest, _digest(arrays)):
@@ -133,23 +156,48 @@ def _leaf(stored, old):
     return jnp.asarray(stored) if len(old.sharding.device_set) == 1 else jax.device_put(stored, old.sharding)
 
 
+def _step(path):
+    return int(path.name)
+
+
+def _ours(path):
+    """Whether orbax finished writing it, and for us."""
+    try:
+        return json.loads((path / METADATA).read_bytes())["custom_metadata"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _free(folder, name):
+    """A path that does not exist yet."""
+    names = (folder / (name + end) for end in ("", *(f"-{index}" for index in range(1, 10**6))))
+    return next(path for path in names if not os.path.lexists(path))
+
+
 @contextlib.contextmanager
-def _locked(folder):
-    if os.name != "posix":
+def _naming(folder):
+    """Errors of the system, saying what the folder is for."""
+    try:
         yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise type(error)(f"folder must be one that can be made and written to; got {folder}: {reason}") from error
+
+
+def _hold(file, folder):
+    """Lock the open file for as long as it is open."""
+    if os.name != "posix":
         return
     import fcntl
 
-    with open(folder / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise RuntimeError(
-                f"folder {folder} is in use: process {holder} trains there; wait for its end or choose another folder"
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}")
-        file.flush()
-        yield
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        raise BlockingIOError(
+            f"folder {folder} is in use: process {holder} trains there; wait for its end or choose another folder"
+        ) from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}")
+    file.flush()

@@ -18,6 +18,7 @@ class History:
     observed: dict  # name -> (steps [M] completed when it was observed, values [M, ...])
     stopped: str = static(default="finished")  # "finished", "stopped early", "batches ended" or "diverged"
     detail: str = static(default="")  # why it stopped, for people: the step, the first layer that was not finite
+    notes: tuple = static(default=())  # for people: checkpoints that were passed over
 
     @property
     def steps(self):
@@ -27,6 +28,7 @@ class History:
     def save(self, path):
         """Write one .npz file, whole or not at all: another process sees the old one or the new one."""
         arrays = {"loss": _plain(self.loss), "stopped": np.array(self.stopped), "detail": np.array(self.detail)}
+        arrays["notes"] = np.array(self.notes, dtype=str)
         for name, (steps, values) in self.observed.items():
             arrays |= {f"steps:{name}": np.asarray(steps), f"values:{name}": _plain(values)}
         held = io.BytesIO()
@@ -40,7 +42,8 @@ class History:
             arrays = {name: stored[name] for name in stored.files}
         names = [name.removeprefix("steps:") for name in arrays if name.startswith("steps:")]
         observed = {name: (arrays[f"steps:{name}"], arrays[f"values:{name}"]) for name in names}
-        return History(arrays["loss"], observed, str(arrays["stopped"]), str(arrays["detail"]))
+        notes = tuple(arrays["notes"].tolist()) if "notes" in arrays else ()
+        return History(arrays["loss"], observed, str(arrays["stopped"]), str(arrays["detail"]), notes)
 
     def plot(self, ax=None):
         """The loss by step, and what was observed as single numbers on a second axis; returns the Axes."""
@@ -53,6 +56,7 @@ class History:
         for name, (steps, values) in self.observed.items():
             ends = f"{float(values[0]):.6g} -> {float(values[-1]):.6g}" if _single(values) else f"{values.shape[1:]}"
             lines.append(f"  {name}  {ends}, {len(steps)} times")
+        lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 

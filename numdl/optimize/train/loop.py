@@ -45,22 +45,25 @@ def fit(
     observe : dict              name -> (when, function(params)); `when`: train.every(n), steps, or step -> bool
     early_stopping : train.early_stopping(...)
     folder : path               checkpoints, one each `checkpoint` steps and at the end; a run that was killed goes on
-                                from the last one and ends in the same bits (same arguments, versions, CPUs, flags)
+                                from the last one and ends in the same bits (same arguments, versions, CPUs, flags);
+                                a run with other data, loss, optimizer, ... is refused
     progress : bool             a bar on standard error; None: if that is a terminal
     Raises
     ------
     ValueError, TypeError       a loss that is no real scalar, a leaf that is not finite, another run's folder, ...
-    RuntimeError                another process trains in this folder
+    OSError                     another process trains in this folder (BlockingIOError), it cannot be written, ...
     """
     plan = planned(loss, params, optimizer, batches, steps, key, observe, early_stopping, checkpoint)
     if folder is not None and not isinstance(folder, (str, os.PathLike)):
         raise TypeError(f"folder must be a path; got {folder!r}")
     with checkpoints.opened(folder) as store:
         bar = Bar(plan.steps, progress)
-        run = resuming.restored(plan, store) or _begun(plan)
+        identity = resuming.identity(plan) if store else None
+        run = (store and resuming.restored(plan, store, identity)) or _begun(plan)
+        run.log.notes += [note for note in (resuming.notes(store) if store else []) if note not in run.log.notes]
         if not run.log.stopped:
-            run = _train(plan, run, store, bar)
-        history = History(*run.log.arrays(plan.dtype), run.log.stopped, run.log.detail)
+            run = _train(plan, run, store, identity, bar)
+        history = History(*run.log.arrays(plan.dtype), run.log.stopped, run.log.detail, tuple(run.log.notes))
         bar.close(f"{history.stopped}: {history.detail}" if history.detail else "")
     best = early_stopping and np.isfinite(run.best.value)
     return run.best.params if best else run.state.params, history
@@ -71,7 +74,7 @@ def _begun(plan):
     return _visited(plan, run)
 
 
-def _train(plan, run, store, bar):
+def _train(plan, run, store, identity, bar):
     pace = Pace()
     while not run.log.stopped:
         run = _visited(plan, _advanced(plan, run, pace))
@@ -79,7 +82,7 @@ def _train(plan, run, store, bar):
             run.log.stopped = "finished"
         due = run.step % plan.checkpoint == 0 or run.log.stopped
         if store and due and run.log.stopped != "diverged":
-            store.save(run.step, resuming.packed(plan, run))
+            store.save(run.step, resuming.packed(plan, run, identity))
         bar.update(run.step, run.log.last_loss, now=bool(run.log.stopped))
     return run
 

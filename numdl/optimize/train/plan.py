@@ -46,6 +46,7 @@ class Log:
     observed: dict  # name -> (list of steps, list of values)
     stopped: str = ""
     detail: str = ""
+    notes: list = dataclasses.field(default_factory=list)  # what a reader of the history should know
 
     def add(self, name, step, value):
         """One observation; the first one fixes the shape."""

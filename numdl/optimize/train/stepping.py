@@ -134,7 +134,7 @@ def _step(loss, optimizer, gather, state, data, row, key, step):
     update = optax.with_extra_args_support(optimizer).update
     change, memory = update(gradient, state.memory, state.params, **more)
     new = State(optax.apply_updates(state.params, change), memory)
-    return jax.tree.map(_as, new, state), value
+    return jax.tree.map(kept, new, state), value
 
 
 def _row(rows, index):
@@ -145,6 +145,6 @@ def _fixed(leaf):
     return leaf if checks.is_key(leaf) else jnp.asarray(leaf, jnp.asarray(leaf).dtype)
 
 
-def _as(new, old):
+def kept(new, old):
     """A step keeps its dtypes, whatever a schedule in float64 makes of them."""
     return new if checks.is_key(old) else jnp.asarray(new, old.dtype)
