@@ -123,8 +123,9 @@ def l2(loss, strength, *, where=lambda name: True):
 def observed(function, params, moment):
     """A measure's value as {name of a leaf: array}; the name of a single value is empty."""
     value = function(params, moment) if isinstance(function, WithMoment) else function(params)
-    value = jax.tree.map(np.asarray, value)
-    return dict(zip(trees.names(value), jax.tree.leaves(value), strict=True))
+    leaves, structure = jax.tree.flatten(value)
+    names = [""] if jax.tree_util.treedef_is_leaf(structure) else trees.names(value)
+    return dict(zip(names, map(np.asarray, leaves), strict=True))
 
 
 def _gradient_noise(loss, params, data, size):

@@ -102,7 +102,7 @@ def _check_params(params):
     if not leaves:
         raise ValueError(f"params must hold at least one array; got {params!r}")
     for name, leaf in zip(trees.names(params), leaves, strict=True):
-        called = f"params[{name!r}]" if name else "params"
+        called = name if name == "params" else f"params[{name!r}]"
         checks.floating(called, leaf)
         if not np.all(np.isfinite(leaf)):
             raise ValueError(f"{called} must be finite; got {int(np.sum(~np.isfinite(leaf)))} entries that are not")
