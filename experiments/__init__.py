@@ -2,7 +2,8 @@
 
     python -m experiments list
     python -m experiments run a1_init_scaling --width 200 --json
-    python -m experiments reproduce
+    python -m experiments reproduce --jobs 2
+    python -m experiments margins
 
 An experiment is a file `<letter><number>_<words>.py` here. The first line of its docstring is the question as a title;
 four headings follow, each a word on a line of its own underlined by dashes: Question, Prediction

@@ -1,19 +1,30 @@
-"""python -m experiments list | run NAME [--field value ...] | reproduce
+"""python -m experiments list | run NAME [--field value ...] | reproduce | margins
 
 list                                     every experiment and its question
 run NAME [--field value ...]             one experiment; NAME may be short (a1); --help shows its fields
-reproduce [--only NAME ...]              all of them and the scoreboard; exit code 1 if a claim fails
+reproduce [--only NAME ...]              all of them, each in a process of its own, the scoreboard and a page of all
+margins [--least 3]                      every claim of the kept runs, those nearest to their limits first
 
 --tiny             the small version of each, seconds instead of a minute
 --json             the last line of the output is one JSON object
 --results DIR      where the runs' folders go (default: results)
+--jobs N           reproduce: this many at once, each with its share of the cores (default: 1)
+--timeout SECONDS  reproduce: how long one may take (default: as long as it needs)
+--again            reproduce: also what was finished before for the same program, config and versions
+
+reproduce ends with exit code 1 if a claim fails or an experiment has no result; margins if one is below --least.
 """
 
 import argparse
+import collections
+import contextlib
 import json
+import math
+import pathlib
+import re
 import sys
 
-from experiments import runner
+from experiments import pages, runner, workers
 
 
 def main(arguments=None):
@@ -31,7 +42,7 @@ def _dispatch(arguments):
     if command in ("-h", "--help", "help"):
         print(__doc__.strip())
         return 0
-    commands = {"list": _list, "run": _run, "reproduce": _reproduce}
+    commands = {"list": _list, "run": _run, "reproduce": _reproduce, "margins": _margins}
     if command not in commands:
         raise runner.UsageError(f"unknown command {command!r}: it is one of {', '.join(commands)}")
     return commands[command](arguments[1:])
@@ -66,29 +77,98 @@ def _run(arguments):
 def _reproduce(arguments):
     from numdl import reporting
 
-    options = _options("reproduce", arguments, only=True)
+    options = _options("reproduce", arguments)
     chosen = [runner.resolve(name) for name in options.only or runner.names()]
-    runs = []
-    for name in chosen:
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        runs.append(runner.execute(name, runner.configure(name, tiny=options.tiny), results=options.results))
-        if not options.json:
-            _show(runs[-1])
-            print()
-    good = all(run.held == len(run.claims) for run in runs)
+    twice = [name for name, count in collections.Counter(chosen).items() if count > 1]
+    if twice:
+        raise runner.UsageError(f"--only must name an experiment once; got {twice[0]} again")
+    results = _writable(options.results)
+    outcomes, stopped = _all(chosen, options)
+    entries = [(outcome.score, outcome.run, outcome.log) for outcome in outcomes]
+    good = stopped is None and all(outcome.good for outcome in outcomes)
+    page = pages.publish(results / "index.html", pages.index(entries, results)) if entries else None
     if options.json:
-        print(json.dumps({"holds": good, "runs": [run.summary() for run in runs]}, allow_nan=False))
+        told = {"holds": good, "page": str(page), "runs": [outcome.summary() for outcome in outcomes]}
+        print(json.dumps(told, allow_nan=False))
     else:
-        print(reporting.scoreboard_text((run.name, run.claims, run.seconds) for run in runs))
+        print(reporting.scoreboard_text(score for score, _, _ in entries))
+        print(f"\nOpen {page}")
+    if stopped is not None:
+        print(f"stopped by {stopped}; what is finished is kept: the same command goes on", file=sys.stderr)
+        return 128 + stopped.number
     return 0 if good else 1
 
 
-def _show(run):
+def _all(chosen, options):
+    """The outcomes in the order asked for, and the signal that ended it before, or None."""
+    outcomes, stopped = [], None
+    told = lambda name: print(f"{name} ...", file=sys.stderr, flush=True)  # noqa: E731
+    working = workers.reproduce(
+        chosen, results=options.results, tiny=options.tiny, jobs=options.jobs, timeout=options.timeout,
+        again=options.again, told=told,
+    )  # fmt: skip
+    try:
+        with contextlib.closing(working):
+            for outcome in working:
+                outcomes.append(outcome)
+                _tell(outcome, options)
+    except workers.Stopped as error:
+        stopped = error
+    return sorted(outcomes, key=lambda outcome: chosen.index(outcome.name)), stopped
+
+
+def _tell(outcome, options):
+    if outcome.problem:
+        print(f"{outcome.name}: {outcome.score.problem}", file=sys.stderr, flush=True)
+    elif not options.json:
+        _show(outcome.run, note=" (from an earlier call)" if outcome.reused else "")
+        print(flush=True)
+
+
+def _margins(arguments):
+    from numdl import reporting
+
+    options = _options("margins", arguments)
+    only = {runner.resolve(name) for name in options.only}
+    runs = [run for run in _kept(pathlib.Path(options.results)) if not only or run.name in only]
+    if not runs:
+        raise runner.UsageError(f"--results must be a folder with runs; got {options.results!r}")
+    near = sum(claim.margin < options.least for run in runs for claim in run.claims)
+    if options.json:
+        print(json.dumps({"near": near, "runs": [run.summary() for run in runs]}, allow_nan=False))
+    else:
+        total = sum(len(run.claims) for run in runs)
+        print(reporting.margins_text((run.name, run.claims) for run in runs))
+        print(f"\n{near} of {total} claims within {options.least:g} standard errors of the limit, or beyond it")
+    return 1 if near else 0
+
+
+def _kept(results):
+    from numdl import reporting
+
+    for name in runner.names():
+        for folder in sorted(results.joinpath(name).glob("[0-9a-f]" * 12)):
+            try:
+                yield reporting.load(folder)
+            except (OSError, ValueError) as error:
+                print(f"left out: {error}", file=sys.stderr)
+
+
+def _writable(folder):
+    from numdl import reporting
+
+    try:
+        return reporting.writable(folder)
+    except OSError as error:
+        raise runner.UsageError(str(error)) from error
+
+
+def _show(run, note=""):
     from numdl import reporting
 
     print(f"{run.name}: {runner.headings(run.name)['title']}\n")
     print(reporting.claims_text(run.claims))
-    print(f"\n{run.held} of {len(run.claims)} claims hold, {run.seconds:.1f} s, kept in {run.folder}")
+    print(f"\n{run.held} of {len(run.claims)} claims hold, {run.seconds:.1f} s, kept in {run.folder}{note}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -96,16 +176,62 @@ class _Parser(argparse.ArgumentParser):
         raise runner.UsageError(f"{self.prog}: {message}")
 
 
-def _options(command, arguments, *, fields=False, only=False):
-    """The shared options; with `fields`, what is left over belongs to the experiment."""
+class _Once(argparse.Action):
+    """Keeps the value of an option and refuses it the second time."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        given = namespace.__dict__.setdefault("given", set())
+        if self.dest in given:
+            parser.error(f"{option_string} must be given once")
+        given.add(self.dest)
+        setattr(namespace, self.dest, True if self.nargs == 0 else values)
+
+
+def _options(command, arguments, *, fields=False):
+    """The command's options; with `fields`, what is left over belongs to the experiment."""
     parser = _Parser(prog=command, add_help=False, allow_abbrev=False)
+    add = lambda name, **settings: parser.add_argument(name, action=_Once, **settings)  # noqa: E731
     if command != "list":
-        parser.add_argument("--tiny", action="store_true")
-        parser.add_argument("--json", action="store_true")
-        parser.add_argument("--results", default="results")
-    if only:
-        parser.add_argument("--only", nargs="+", default=[])
-    return parser.parse_known_args(arguments) if fields else parser.parse_args(arguments)
+        add("--json", nargs=0, default=False)
+        add("--results", default="results", type=_folder)
+    if command in ("run", "reproduce"):
+        add("--tiny", nargs=0, default=False)
+    if command in ("reproduce", "margins"):
+        add("--only", nargs="+", default=[])
+    if command == "reproduce":
+        add("--jobs", default=1, type=_count)
+        add("--timeout", default=None, type=_above_zero)
+        add("--again", nargs=0, default=False)
+    if command == "margins":
+        add("--least", default=3.0, type=_number)
+    options, left = parser.parse_known_args(arguments)
+    if left and not fields:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    return (options, left) if fields else options
+
+
+def _folder(text):
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"must be a folder; got {text!r}")
+    return text
+
+
+def _count(text):
+    if not re.fullmatch(r"[0-9]{1,4}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer in 1..9999; got {text!r}")
+    return int(text)
+
+
+def _number(text):
+    if not re.fullmatch(r"-?[0-9]*\.?[0-9]+(e[+-]?[0-9]+)?", text) or not math.isfinite(float(text)):
+        raise argparse.ArgumentTypeError(f"must be a finite number; got {text!r}")
+    return float(text)
+
+
+def _above_zero(text):
+    if _number(text) <= 0:
+        raise argparse.ArgumentTypeError(f"must be a number above zero; got {text!r}")
+    return float(text)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@ is 0 if every claim holds, 1 if one fails, 2 for a wrong call.
 """
 
 import argparse
-import os
 import pathlib
 import sys
 
-from experiments import runner
+from experiments import pages, runner
 
 CHOSEN = ("a1", "a2", "a3")
 TITLE = "Will it train? Theory beside measurement"
@@ -56,14 +55,13 @@ def report(runs):
     parts = [runner.headings(run.name) for run in runs]
     titles = [part["title"].rstrip(".") for part in parts]
     sections = [
-        reporting.run_section(run, title=title, parts=part, symbols=getattr(runner.load(run.name), "GLOSSARY", None))
-        for run, title, part in zip(runs, titles, parts, strict=True)
+        pages.section_of(run, title=title, parts=part) for run, title, part in zip(runs, titles, parts, strict=True)
     ]
     held, total = sum(run.held for run in runs), sum(len(run.claims) for run in runs)
     verdict = f"{held} of {total} claims hold" + (": theory and measurement agree." if held == total else ".")
     lead = [
         reporting.tag("p", verdict, class_="sum"),
-        reporting.scoreboard(runs, titles),
+        reporting.scoreboard([run.score for run in runs], titles),
         reporting.details("Words and symbols", reporting.glossary(GLOSSARY)),
     ]
     return reporting.page(TITLE, sections, intro=INTRO, lead=lead, contents=False)
@@ -78,19 +76,10 @@ def _demo(options):
         runs.append(runner.execute(name, runner.configure(name, tiny=options.tiny), results=options.results))
     for run in runs:
         print(f"\n{runner.headings(run.name)['title']}\n\n{reporting.claims_text(run.claims)}")
-    print("\n" + reporting.scoreboard_text((run.name, run.claims, run.seconds) for run in runs))
-    path = _write(pathlib.Path(options.results) / "demo", report(runs))
+    print("\n" + reporting.scoreboard_text(run.score for run in runs))
+    path = pages.publish(pathlib.Path(options.results) / "demo" / "report.html", report(runs))
     print(f"\nOpen {path}")
     return 0 if all(run.held == len(run.claims) for run in runs) else 1
-
-
-def _write(folder, text):
-    from numdl import reporting
-
-    fresh = reporting.writable(folder) / f".report-{os.getpid()}.html"
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, folder / "report.html")
-    return folder / "report.html"
 
 
 def _steps(names):

@@ -4,25 +4,20 @@
 """
 
 import ast
-import contextlib
 import dataclasses
 import difflib
-import dis
 import importlib
-import io
 import pathlib
 import pkgutil
 import re
 import time
 
 import experiments
+from experiments import fields, pages, usage
+from experiments.fields import UsageError
 
 HEADINGS = ("Question", "Prediction", "Measurement", "Verdict")
 _EXPERIMENT = re.compile(r"[a-z][0-9]+_[a-z0-9_]+")
-
-
-class UsageError(Exception):
-    """What the person at the command line can mend: one line, exit code 2."""
 
 
 def names():
@@ -68,92 +63,77 @@ def load(name):
 
 def configure(name, arguments=(), *, tiny=False):
     """The experiment's Config from `--field value` arguments; what is wrong is said in one line."""
-    kind, arguments = load(name).Config, list(arguments)
-    default = kind.tiny() if tiny else kind()
-    for field, group in _groups(name, kind, arguments):
-        expected = next(f.type for f in dataclasses.fields(kind) if f.name == field)
-        shown = expected.__name__ if isinstance(expected, type) else expected
-        got = " ".join(group).partition("=" if "=" in group[0] else " ")[2]
-        _parse(name, kind, group, default, f"--{field} must be {shown}; got {got or 'nothing'}")
-    return _parse(name, kind, arguments, default, f"these options do not go together: {' '.join(arguments)}")
+    return fields.configure(name, load(name).Config, arguments, tiny=tiny)
 
 
 def execute(name, config, *, results="results"):
-    """Run one experiment, keep its folder under `results`, and return it as a `reporting.Run`."""
-    from numdl import reporting
+    """Run one experiment, keep its folder and page under `results`, and return it as a `reporting.Run`."""
+    from numdl import checks, reporting
 
+    fields.checked(name, config)
     try:
         reporting.writable(pathlib.Path(results) / name)
     except OSError as error:
         raise UsageError(str(error)) from error
-    module, start = load(name), time.perf_counter()
+    reporting.versions()  # of the library as it is now, while this process imports it
+    text, module, start = source(name), load(name), time.perf_counter()
     try:
-        record = module.run(config)
-        claims = module.claims(config, record)
-    except (ValueError, TypeError) as error:
-        if _said_at_the_door(error):
-            raise UsageError(f"{name}: {error}") from error
+        with usage.watch() as used:
+            record = module.run(config)
+            claims = module.claims(config, record)
+    except checks.Refused as error:
+        raise UsageError(f"{name}: {error}") from error
+    except Exception as error:
+        if _too_large(error):
+            raise UsageError(f"{name}: this config needs more memory than there is: {_first_line(error)}") from error
         raise
     if not claims:
         raise ValueError(f"{name}.claims must return at least one claim; got {claims!r}")
     seconds = time.perf_counter() - start
-    return reporting.save(
+    run = reporting.save(
         results, name=name, config=config, record=record, claims=claims, seconds=seconds,
-        figure=module.figure(config, record), source=source(name),
+        figure=module.figure(config, record), source=text, used=dataclasses.asdict(used),
     )  # fmt: skip
+    pages.write(run)
+    return run
+
+
+def finished(name, config, *, results="results"):
+    """The kept run of the same program, config and versions, or None: what need not be done again.
+
+    The program is the experiment's source without comments and without its docstring, so that a verdict may be written
+    down after the measurement.
+    """
+    from numdl import reporting
+
+    try:
+        run = reporting.load(pathlib.Path(results) / name / reporting.digest(config))
+        kept = run.folder.joinpath("source.py").read_text(encoding="utf-8")
+        same = all(run.environment[what] == value for what, value in reporting.versions().items())
+        return run if same and program(kept) == program(source(name).read_text(encoding="utf-8")) else None
+    except (OSError, ValueError, KeyError, TypeError, SyntaxError):
+        return None  # none, or damaged
+
+
+def program(text):
+    """A module's code without comments and without its docstring."""
+    tree = ast.parse(text)
+    if ast.get_docstring(tree, clean=False) is not None:
+        tree.body = tree.body[1:]
+    return ast.unparse(tree)
 
 
 def help_text(name):
     """The experiment's fields and their defaults."""
-    import tyro
-
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-        tyro.cli(load(name).Config, args=["--help"], prog=f"python -m experiments run {name}")
-    return said.getvalue()
+    return fields.help_text(name, load(name).Config)
 
 
-def _parse(name, kind, arguments, default, wrong):
-    import tyro
-
-    try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            return tyro.cli(kind, args=arguments, default=default)
-    except SystemExit:
-        raise UsageError(f"{name}: {wrong}") from None
-    except (ValueError, TypeError) as error:  # the config's own check
-        raise UsageError(f"{name}: {error}") from error
+def _too_large(error):
+    """Whether memory, or the range of an index, ended the run."""
+    exhausted = "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
+    beyond = "Maximum allowed dimension" in str(error) or "array is too big" in str(error)
+    return isinstance(error, (MemoryError, OverflowError)) or exhausted or beyond
 
 
-def _groups(name, kind, arguments):
-    """The arguments as (field, [--field, values...]), every field known."""
-    known, groups = [field.name for field in dataclasses.fields(kind)], []
-    for argument in arguments:
-        if re.match(r"--[A-Za-z]", argument):
-            groups.append((_field(name, known, argument), [argument]))
-        elif groups:
-            groups[-1][1].append(argument)
-        else:
-            raise UsageError(f"{name}: expected --field value; got {argument!r}")
-    return groups
-
-
-def _field(name, known, argument):
-    asked = re.split(r"[=.]", argument[2:])[0].replace("-", "_")
-    if asked in known:
-        return asked
-    if asked.removeprefix("no_") in known:
-        return asked.removeprefix("no_")
-    close = difflib.get_close_matches(asked, known, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join('--' + c for c in close)}?" if close else f"it has --{', --'.join(known)}"
-    raise UsageError(f"{name}: unknown field --{asked}: {hint}")
-
-
-def _said_at_the_door(error):
-    """Whether the error is an explicit `raise` of numdl or of an experiment, and not one from deep inside a library."""
-    frame = error.__traceback__
-    while frame.tb_next is not None:
-        frame = frame.tb_next
-    ours = frame.tb_frame.f_globals.get("__name__", "").split(".")[0] in ("numdl", "experiments")
-    code = frame.tb_frame.f_code.co_code
-    return ours and code[frame.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+def _first_line(error):
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__

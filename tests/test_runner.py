@@ -15,7 +15,8 @@ import pytest
 
 import experiments
 from experiments import __main__ as command
-from experiments import demo, runner
+from experiments import demo, runner, workers
+from numdl import reporting
 
 ROOT = pathlib.Path(experiments.__file__).parent.parent
 
@@ -41,6 +42,9 @@ As it should.
 """
 
 import dataclasses
+import os
+import signal
+import time
 
 import numpy as np
 
@@ -56,6 +60,8 @@ class Config:
     expected: float = 3.5
     mode: str = "ok"
     loud: bool = False
+    sizes: tuple[int, ...] = (1, 2)
+    seed: int = 0
 
     @classmethod
     def tiny(cls):
@@ -71,11 +77,17 @@ class Result:
 def run(config):
     checks.whole("throws", config.throws)
     if config.mode == "door":
-        raise ValueError("mode must be ok; got door")
+        raise checks.BadValue("mode must be ok; got door")
     if config.mode == "bug":
         return np.zeros(3) + np.zeros(4)
     if config.mode == "call":
         return Result()
+    if config.mode == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if config.mode == "hang":
+        time.sleep(600)
+    if config.mode == "large":
+        np.zeros(2**60)
     values = np.resize(np.arange(1.0, 7.0), config.throws)
     return Result(values, {"N(0, 1)": values})
 
@@ -104,8 +116,8 @@ def dice(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "__path__", [str(folder)])
     monkeypatch.chdir(tmp_path)
     yield folder
-    for name in (*names, "a10_later"):
-        sys.modules.pop(f"experiments.{name}", None)
+    for name in [name for name in sys.modules if re.match(r"experiments\.[a-z][0-9]", name)]:
+        del sys.modules[name]
 
 
 def call(capsys, *arguments):
@@ -145,9 +157,10 @@ def test_run_keeps_everything(dice, capsys, tmp_path):
     files = {path.name for path in folder.iterdir()}
     assert files == {
         "config.json", "claims.json", "record.npz", "figure.svg", "figure.png", "source.py", "environment.json",
+        "report.html",
     }  # fmt: skip
     config = json.loads((folder / "config.json").read_text())
-    assert config == {"throws": 12, "expected": 3.5, "mode": "ok", "loud": True}
+    assert config == {"throws": 12, "expected": 3.5, "mode": "ok", "loud": True, "sizes": [1, 2], "seed": 0}
     assert (folder / "source.py").read_text() == EXPERIMENT
 
 
@@ -184,7 +197,47 @@ def test_tiny_is_the_small_config_and_fields_go_over_it(dice, capsys):
         (["run", "a1", "--throws=many"], ["--throws", "int", "many"]),
         (["run", "a1", "--throws"], ["--throws", "nothing"]),
         (["run", "a1", "3"], ["'3'"]),
-        (["run", "a1", "--throws", "0"], ["throws", "0", ">= 1"]),
+        (["run", "a1", "--throws", "0"], ["throws", "0", "1..2147483647"]),
+        (["run", "a1", "--throws", "-1"], ["throws", "-1", "1..2147483647"]),
+        (["run", "a1", "--throws", str(2**31)], ["throws", str(2**31), "1..2147483647"]),
+        (["run", "a1", "--throws", str(10**4000)], ["throws", "1..2147483647", "bits"]),
+        (["run", "a1", "--throws", "1_0"], ["--throws", "int", "1_0"]),
+        (["run", "a1", "--throws=1_0"], ["--throws", "int", "1_0"]),
+        (["run", "a1", "--throws", "\u0663"], ["--throws", "int", "\u0663"]),
+        (["run", "a1", "--expected", "1_0.5"], ["--expected", "float", "1_0.5"]),
+        (["run", "a1", "--throws", "1.0"], ["--throws", "int", "1.0"]),
+        (["run", "a1", "--seed", "-1"], ["--seed", "-1", "0..4294967295"]),
+        (["run", "a1", "--seed", str(2**70)], ["--seed", str(2**70), "0..4294967295"]),
+        (["run", "a1", "--sizes", "3", "-4"], ["--sizes", "-4", "1..2147483647"]),
+        (["run", "a1", "--sizes"], ["--sizes"]),
+        (["run", "a1", "--throws", "3", "--throws", "4"], ["--throws", "once"]),
+        (["run", "a1", "--throws=3", "--mode", "ok", "--throws=3"], ["--throws", "once"]),
+        (["run", "a1", "--loud", "--no-loud"], ["--loud", "once"]),
+        (["run", "a1", "--tiny", "--tiny"], ["--tiny", "once"]),
+        (["run", "a1", "--results", "a", "--results", "b"], ["--results", "once"]),
+        (["run", "a1", "--results", ""], ["--results", "''"]),
+        (["run", "a1", "--results="], ["--results", "''"]),
+        (["run", "a1", "--results", "  "], ["--results"]),
+        (["run", "a1", "--mode", "large"], ["a1_dice", "memory"]),
+        (["list", "--tiny"], ["--tiny"]),
+        (["list", "a1"], ["a1"]),
+        (["margins", "--results", "nowhere"], ["--results", "nowhere"]),
+        (["margins", "--least", "many"], ["--least", "many"]),
+        (["margins", "--only", "b7"], ["b7"]),
+        (["reproduce", "--results", ""], ["--results", "''"]),
+        (["reproduce", "--jobs", "0"], ["--jobs", "1..9999", "'0'"]),
+        (["reproduce", "--jobs", "-1"], ["--jobs"]),
+        (["reproduce", "--jobs", "1_0"], ["--jobs", "1_0"]),
+        (["reproduce", "--jobs", "1", "--jobs", "2"], ["--jobs", "once"]),
+        (["reproduce", "--jobs", "1.5"], ["--jobs", "1.5"]),
+        (["reproduce", "--timeout", "0"], ["--timeout", "above zero"]),
+        (["reproduce", "--timeout", "nan"], ["--timeout", "nan"]),
+        (["reproduce", "--timeout", "1e999"], ["--timeout", "1e999"]),
+        (["reproduce", "--only", "a1", "a1_dice"], ["a1_dice", "once"]),
+        (["reproduce", "--only", "a1", "--only", "a2"], ["--only", "once"]),
+        (["reproduce", "--only"], ["--only"]),
+        (["reproduce", "--only", ""], ["''"]),
+        (["reproduce", "--seed", "1"], ["--seed"]),
         (["run", "a1", "--mode", "door"], ["mode must be ok"]),
         (["frobnicate"], ["frobnicate", "reproduce"]),
         (["reproduce", "--only", "b7"], ["b7"]),
@@ -228,24 +281,172 @@ def test_help_names_the_fields(dice, capsys):
     assert "how many" in out
 
 
-def test_reproduce_scores_all_and_only_some(dice, capsys):
-    code, out, _ = call(capsys, "reproduce", "--tiny")
-    assert code == 0
-    assert out.splitlines()[-5].split()[:5] == ["ok", "a1_dice", "1", "of", "1"]
-    assert out.splitlines()[-1].split()[:5] == ["ok", "total", "4", "of", "4"]
-    code, out, _ = call(capsys, "reproduce", "--only", "a2", "a3_dice", "--json")
-    answer = json.loads(out)
-    assert code == 0
-    assert [run["name"] for run in answer["runs"]] == ["a2_dice", "a3_dice"]
-    assert answer["runs"][0]["config"]["throws"] == 60
+def variant(folder, name, **changes):
+    """The experiment `name` with other defaults."""
+    text = EXPERIMENT
+    for field, value in changes.items():
+        text = re.sub(rf"(    {field}: \w+ = )[^#\n]*", lambda found, value=value: found[1] + repr(value), text)
+    (folder / f"{name}.py").write_text(text)
+    sys.modules.pop(f"experiments.{name}", None)
 
 
-def test_reproduce_fails_if_a_claim_fails(dice, capsys):
-    (dice / "a2_dice.py").write_text(EXPERIMENT.replace("expected: float = 3.5", "expected: float = 9.5"))
-    code, out, _ = call(capsys, "reproduce", "--tiny")
+def board(out):
+    """{name: line} of the scoreboard."""
+    lines = [line for line in out.splitlines() if re.match("ok |FAIL ", line)]
+    return {line.split()[1]: line for line in lines}
+
+
+def test_reproduce_runs_all_whatever_becomes_of_some(dice, capsys, tmp_path):
+    """A crash, a hang, a failing claim, a file that cannot be read: each costs its own line only."""
+    variant(dice, "a1_dice", mode="crash")
+    variant(dice, "a2_dice", mode="hang")
+    (dice / "a3_dice.py").write_text('"""No question."""\nraise RuntimeError("on import")\n')
+    variant(dice, "a10_later", expected=9.5)
+    variant(dice, "b1_good")
+    variant(dice, "b2_bug", mode="bug")
+    code, out, err = call(capsys, "reproduce", "--jobs", "3", "--timeout", "8")
+    lines = board(out)
     assert code == 1
-    assert "FAIL  a2_dice" in out
-    assert re.search("FAIL  total +3 of 4", out)
+    assert list(lines) == ["a1_dice", "a2_dice", "a3_dice", "a10_later", "b1_good", "b2_bug", "total"]
+    assert lines["b1_good"].startswith("ok")
+    assert all(lines[name].startswith("FAIL") for name in lines if name != "b1_good")
+    assert "crashed (signal 11, SIGSEGV)" in lines["a1_dice"]
+    assert "timed out after 8 s" in lines["a2_dice"]
+    assert "RuntimeError: on import" in lines["a3_dice"]
+    assert "0 of 1 " in lines["a10_later"]
+    assert "crashed (exit code 1: ValueError" in lines["b2_bug"]
+    logs = re.findall(r"see (\S+\.log)", out)
+    assert len(logs) == 3
+    assert "Segmentation fault" in pathlib.Path(logs[0]).read_text()
+    assert "np.zeros(3) + np.zeros(4)" in pathlib.Path(logs[2]).read_text()
+    page = (tmp_path / "results" / "index.html").read_text()
+    assert page.count("<figure>") == 2
+    for link in re.findall(r'href="([^"#]+)"', page):
+        assert (tmp_path / "results" / link).is_file()
+
+    variant(dice, "a2_dice")  # mended; the next call does it and what crashed, and keeps what is finished
+    code, out, err = call(capsys, "reproduce", "--only", "a2", "a10", "b1", "--json")
+    answer = json.loads(out)
+    assert code == 1
+    assert [(run["name"], run["reused"]) for run in answer["runs"]] == [
+        ("a2_dice", False), ("a10_later", True), ("b1_good", True),
+    ]  # fmt: skip
+    assert err.splitlines() == ["a2_dice ..."]
+
+
+def test_what_is_finished_is_not_done_again_unless_something_changed(dice, capsys, tmp_path, monkeypatch):
+    config = runner.configure("a1_dice")
+    assert runner.finished("a1_dice", config) is None
+    run = runner.execute("a1_dice", config)
+    assert runner.finished("a1_dice", config).folder == run.folder
+    assert runner.finished("a1_dice", runner.configure("a1_dice", ["--seed", "1"])) is None
+    assert runner.finished("a1_dice", config, results=tmp_path / "other") is None
+    text = (dice / "a1_dice.py").read_text()
+    (dice / "a1_dice.py").write_text(text.replace("As it should.", "Measured twice.").replace("# how many", "# some"))
+    assert runner.finished("a1_dice", config) is not None
+    (dice / "a1_dice.py").write_text(text.replace("0.6, ", "0.5, "))
+    assert runner.finished("a1_dice", config) is None
+    (dice / "a1_dice.py").write_text(text)
+    for what in ("numdl", "library", "jax", "jaxlib", "numpy", "python", "x64"):
+        with monkeypatch.context() as other:
+            known = reporting.versions()
+            other.setattr(reporting, "versions", lambda known=known, what=what: known | {what: "another"})
+            assert runner.finished("a1_dice", config) is None, what
+    (run.folder / "record.npz").write_bytes(b"cut")
+    assert runner.finished("a1_dice", config) is None
+
+
+def test_again_does_it_again_and_keeps_what_the_process_took(dice, capsys, tmp_path):
+    runner.execute("a1_dice", runner.configure("a1_dice", tiny=True))
+    code, out, _ = call(capsys, "reproduce", "--tiny", "--only", "a1", "--again", "--json")
+    answer = json.loads(out)
+    (run,) = answer["runs"]
+    assert code == 0
+    assert answer["holds"]
+    assert run["config"]["throws"] == 6
+    assert run["reused"] is False
+    assert run["margin"] == pytest.approx(6.0)
+    if sys.platform == "linux":
+        assert 50 < run["peak_maps"] < 65530
+        assert 2**25 < run["peak_memory"] < 2**33
+    (folder,) = [path for path in (tmp_path / "results" / "a1_dice").iterdir() if path.is_dir()]
+    assert {"log.txt", "report.html"} <= {path.name for path in folder.iterdir()}
+    assert not list((tmp_path / "results" / "a1_dice").glob("*.log"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+def test_a_signal_ends_the_workers_and_keeps_what_is_finished(dice, number, tmp_path):
+    variant(dice, "a2_dice", mode="hang")
+    code = (
+        "import sys, experiments\nfrom experiments.__main__ import main\n"
+        "experiments.__path__ = [sys.argv[1]]\nsys.exit(main(['reproduce']))\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(dice)], env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert [parent.stderr.readline() for _ in range(2)] == ["a1_dice ...\n", "a2_dice ...\n"]
+    children = pathlib.Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    parent.send_signal(number)
+    out, err = parent.communicate(timeout=30)
+    assert parent.returncode == 128 + number
+    assert list(board(out)) == ["a1_dice", "total"]
+    assert f"stopped by {number.name}" in err
+    assert len(children) == 1
+    assert not pathlib.Path(f"/proc/{children[0]}").exists()
+    (folder,) = (tmp_path / "results" / "a1_dice").glob("[0-9a-f]" * 12)
+    assert reporting.load(folder).held == 1
+
+
+def test_a_worker_does_not_outlive_its_parent(dice, tmp_path):
+    variant(dice, "a2_dice", mode="hang")
+    job = {"name": "a2_dice", "tiny": False, "results": str(tmp_path), "cores": None, "folders": [str(dice)]}
+    worker = subprocess.Popen([sys.executable, "-m", "experiments.worker"], stdin=subprocess.PIPE, cwd=ROOT, text=True)
+    worker.stdin.write(json.dumps(job) + "\n")
+    worker.stdin.close()
+    assert worker.wait(timeout=30) == 3
+
+
+@pytest.mark.parametrize(
+    "cores, jobs, expected",
+    [
+        ({0, 1}, 2, [[0], [1]]),
+        ({3, 5, 7, 9}, 2, [[3, 7], [5, 9]]),
+        ({0, 1, 2}, 2, [[0, 2], [1]]),
+        ({0, 1}, 3, [[0], [1], [0]]),
+        ({4}, 2, [[4], [4]]),
+    ],
+)
+def test_workers_share_the_cores(cores, jobs, expected):
+    assert workers.shares(cores, jobs) == expected
+
+
+def test_margins_lists_the_claims_nearest_to_their_limits_first(dice, capsys):
+    variant(dice, "a2_dice", expected=4.0)  # 0.5 off of 0.6 allowed, standard error 0.1: one left
+    for name in ("a1_dice", "a2_dice"):
+        runner.execute(name, runner.configure(name))
+    code, out, _ = call(capsys, "margins")
+    assert code == 1
+    assert [line.split()[:3] for line in out.splitlines()[1:3]] == [
+        ["1.0", "holds", "a2_dice"],
+        ["6.0", "holds", "a1_dice"],
+    ]
+    assert "1 of 2 claims within 3 standard errors" in out
+    assert call(capsys, "margins", "--least", "0.5")[0] == 0
+    code, out, _ = call(capsys, "margins", "--only", "a1", "--json")
+    assert code == 0
+    assert json.loads(out)["runs"][0]["claims"][0]["margin"] == pytest.approx(6.0)
+
+
+def test_every_run_has_a_page_that_asks_for_nothing(dice):
+    run = runner.execute("a1_dice", runner.configure("a1_dice"))
+    page = (run.folder / "report.html").read_text()
+    assert page.count("<figure>") == 1
+    assert "Is the mean of dice 3.5?" in page
+    assert "mean of dice &lt;script&gt;" in page
+    assert "(1 + 6) / 2 = 3.5" in page
+    assert "http" not in page.replace("http-equiv", "")
 
 
 def test_demo_writes_one_page_that_asks_for_nothing_else(dice, capsys, tmp_path):
@@ -288,8 +489,6 @@ def test_demo_without_its_experiments_says_so(dice, capsys):
 
 def test_killing_a_writer_again_and_again_leaves_whole_runs_only(tmp_path):
     """SIGKILL at chosen moments of a loop that rewrites one run; what is there is always one whole run."""
-    from numdl import reporting
-
     code = (
         "import dataclasses, sys, numpy as np; from numdl import reporting\n"
         "@dataclasses.dataclass(frozen=True)\n"

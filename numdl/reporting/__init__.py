@@ -5,7 +5,8 @@ save, load, Run         results/<name>/<digest of the config>/: config, claims, 
 page, section, ...      self-contained HTML, every text escaped by construction
 """
 
-from numdl.reporting.claims import Claim, claims_text, scoreboard_text
+from numdl.reporting.claims import Claim, Score, claims_text, margins_text, scoreboard_text
+from numdl.reporting.machine import environment, versions
 from numdl.reporting.pages import (
     claims_table,
     details,
@@ -19,11 +20,12 @@ from numdl.reporting.pages import (
     table,
     tag,
 )
-from numdl.reporting.runs import Run, digest, environment, load, save, writable
+from numdl.reporting.runs import Run, digest, load, save, writable
 
 __all__ = [
     "Claim",
     "Run",
+    "Score",
     "claims_table",
     "claims_text",
     "details",
@@ -32,6 +34,7 @@ __all__ = [
     "figure_image",
     "glossary",
     "load",
+    "margins_text",
     "page",
     "prose",
     "run_section",
@@ -41,5 +44,6 @@ __all__ = [
     "section",
     "table",
     "tag",
+    "versions",
     "writable",
 ]

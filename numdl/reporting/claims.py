@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import textwrap
+from typing import NamedTuple
 
 import numpy as np
 
@@ -62,12 +63,27 @@ class Claim:
         numbers = (self.expected, self.measured, self.uncertainty, self.tolerance)
         if not all(math.isfinite(number) for number in numbers):
             return False
+        return self._beyond <= self.tolerance
+
+    @property
+    def margin(self):
+        """How far inside its limit the measurement lies, in standard errors; negative outside, infinite if exact.
+
+        A claim that holds by less than three would fail on another machine or seed now and then.
+        """
+        inside = self.tolerance - self._beyond
+        if not math.isfinite(inside) or self.uncertainty == 0 or not math.isfinite(self.uncertainty):
+            return math.inf if self.holds else -math.inf
+        return inside / self.uncertainty
+
+    @property
+    def _beyond(self):
         above = self.measured - self.expected
-        return {"==": abs(above), "<=": above, ">=": -above}[self.relation] <= self.tolerance
+        return {"==": abs(above), "<=": above, ">=": -above}[self.relation]
 
     def as_dict(self):
-        """Every field and `holds`, for JSON."""
-        return dataclasses.asdict(self) | {"holds": self.holds}
+        """Every field, `holds` and `margin`, for JSON."""
+        return dataclasses.asdict(self) | {"holds": self.holds, "margin": self.margin}
 
     @classmethod
     def from_dict(cls, values):
@@ -95,12 +111,34 @@ def with_uncertainty(value, uncertainty):
     return f"{value:.{max(decimals, 0)}f} ± {uncertainty:.{max(decimals, 0)}f}"
 
 
+class Score(NamedTuple):
+    """One line of a scoreboard: an experiment's claims and what its run took, or why there is none."""
+
+    name: str
+    claims: list
+    seconds: float
+    maps: int | None = None  # largest number of memory maps of its process
+    memory: int | None = None  # largest resident memory, bytes
+    problem: str = ""  # why there is no result: "crashed (signal 11)", and where the log is
+
+    @property
+    def good(self):
+        """Whether there is a result and every claim of it holds."""
+        return not self.problem and all(claim.holds for claim in self.claims)
+
+    @property
+    def margin(self):
+        """The smallest margin of the claims, in standard errors; infinite where there are none."""
+        return min((claim.margin for claim in self.claims), default=math.inf)
+
+
 def claims_text(claims):
     """The claims as a table for a terminal, one line for the numbers and one for the sentence."""
-    rows = [("", "expected", "measured", "tolerance")]
-    rows += [(_verdict(c), c.expected_text(), c.measured_text(), f"{c.tolerance:.3g}") for c in claims]
-    wide = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, wide, strict=True)).rstrip() for row in rows]
+    rows = [("", "expected", "measured", "tolerance", "margin")]
+    rows += [
+        (_verdict(c), c.expected_text(), c.measured_text(), f"{c.tolerance:.3g}", margin_text(c.margin)) for c in claims
+    ]
+    lines = _columns(rows)
     for i, c in enumerate(claims, start=1):
         for text in (f"{c.claim}  [{c.source}]", f"tolerance: {c.tolerance_from}"):
             folded = textwrap.wrap(text, 100, break_on_hyphens=False)
@@ -108,17 +146,58 @@ def claims_text(claims):
     return "\n".join(lines)
 
 
+def margins_text(rows):
+    """Every claim of (name, claims, ...) with its margin, the smallest first."""
+    found = sorted(((c.margin, row[0], c) for row in rows for c in row[1]), key=lambda entry: entry[:2])
+    lines = [("margin", "", "experiment", "measured", "limit", "claim")]
+    for margin, name, c in found:
+        limit = f"{c.expected_text()} (± {c.tolerance:.3g})"
+        sentence = textwrap.shorten(c.claim, 70, placeholder=" ...")
+        lines.append((margin_text(margin), _verdict(c), name, c.measured_text(), limit, sentence))
+    return "\n".join(_columns(lines))
+
+
 def scoreboard_text(rows):
-    """Claims held of all and seconds for each (name, claims, seconds), and their sum."""
-    rows = list(rows)
-    total = ("total", [claim for _, claims, _ in rows for claim in claims], sum(seconds for _, _, seconds in rows))
-    wide = max(len(name) for name, _, _ in [*rows, total])
-    lines = []
-    for name, claims, seconds in [*rows, total]:
-        held = sum(claim.holds for claim in claims)
-        mark = "ok  " if held == len(claims) else "FAIL"
-        lines.append(f"{mark}  {name:<{wide}}  {held:>3} of {len(claims):<3} claims hold  {seconds:8.1f} s")
+    """Claims held, smallest margin, seconds, maps and memory of each (name, claims, seconds, ...) and in all."""
+    rows = [Score(*row) for row in rows]
+    total = Score(
+        "total", [claim for row in rows for claim in row.claims], sum(row.seconds for row in rows),
+        _largest(row.maps for row in rows), _largest(row.memory for row in rows),
+    )  # fmt: skip
+    good = all(row.good for row in rows)
+    wide = max(len(row.name) for row in [*rows, total])
+    lines = [_score_line(row, wide, row.good) for row in rows] + [_score_line(total, wide, good)]
     return "\n".join(lines)
+
+
+def margin_text(margin):
+    """A margin in standard errors as text; "exact" where nothing is uncertain."""
+    if math.isinf(margin):
+        return "exact" if margin > 0 else "none"
+    return f"{margin:.1f}" if abs(margin) < 1000 else f"{margin:.0e}"
+
+
+def _score_line(row, wide, good):
+    held = sum(claim.holds for claim in row.claims)
+    parts = [f"{'ok  ' if good else 'FAIL'}  {row.name:<{wide}}"]
+    parts += [row.problem or f"{held:>3} of {len(row.claims):<3} claims hold", f"{row.seconds:8.1f} s"]
+    if not row.problem and row.claims:
+        parts.append(f"margin {margin_text(row.margin):>6}")
+    if row.maps is not None:
+        parts.append(f"{row.maps:>6} maps")
+    if row.memory is not None:
+        parts.append(f"{row.memory / 2**20:6.0f} MB")
+    return "  ".join(parts)
+
+
+def _columns(rows):
+    wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, wide, strict=True)).rstrip() for row in rows]
+
+
+def _largest(values):
+    known = [value for value in values if value is not None]
+    return max(known) if known else None
 
 
 def _verdict(claim):

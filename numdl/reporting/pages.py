@@ -12,6 +12,7 @@ import importlib.resources
 import re
 import textwrap
 
+from numdl.reporting.claims import margin_text
 from numdl.reporting.runs import image
 
 VOID = ("br", "hr", "img", "meta")
@@ -107,19 +108,21 @@ def claims_table(claims):
         mark = tag("span", "✓ holds" if c.holds else "✗ fails", class_="yes" if c.holds else "no")
         sentence = tag("div", formula(c.claim), tag("small", c.source))
         allowed = tag("div", f"{c.tolerance:.2g}", tag("small", c.tolerance_from))
-        rows.append((mark, sentence, c.expected_text(), c.measured_text(), allowed))
-    return table(("verdict", "claim", "expected", "measured", "tolerance"), rows, class_="claims")
+        rows.append((mark, sentence, c.expected_text(), c.measured_text(), allowed, margin_text(c.margin)))
+    return table(("verdict", "claim", "expected", "measured", "tolerance", "margin"), rows, class_="claims")
 
 
-def scoreboard(runs, titles):
-    """Claims held, of how many, in how many seconds, for each run; `titles` names and links the sections."""
+def scoreboard(scores, titles, links=None):
+    """Verdict, claims, smallest margin, seconds, maps of each `Score`; titles link to `links`, or to their sections."""
     rows = []
-    for run, title in zip(runs, titles, strict=True):
-        good = run.held == len(run.claims)
-        mark = tag("span", "✓ all hold" if good else "✗ some fail", class_="yes" if good else "no")
-        link = tag("a", formula(title), href=f"#{section(title).anchor}")
-        rows.append((mark, link, f"{run.held} of {len(run.claims)}", f"{run.seconds:.1f} s"))
-    return table(("verdict", "experiment", "claims", "time"), rows, class_="score")
+    for i, (score, title) in enumerate(zip(scores, titles, strict=True)):
+        address = links[i] if links else f"#{section(title).anchor}"
+        named = tag("a", formula(title), href=address) if address else formula(title)
+        held = sum(claim.holds for claim in score.claims)
+        claims = score.problem or f"{held} of {len(score.claims)}"
+        margin = margin_text(score.margin) if score.claims else "—"
+        rows.append((_mark(score), named, claims, margin, f"{score.seconds:.1f} s", _short(score.maps)))
+    return table(("verdict", "experiment", "claims", "margin", "time", "maps"), rows, class_="score")
 
 
 def table(header, rows, *, class_=None):
@@ -132,9 +135,10 @@ def table(header, rows, *, class_=None):
 
 
 def figure_image(figure, *, alt, caption=None):
-    """A matplotlib figure, or the bytes of an SVG, as an image inside the page."""
+    """A matplotlib figure, or the bytes of an SVG or PNG, as an image inside the page."""
     content = figure if isinstance(figure, bytes) else image(figure, "svg")
-    data = f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
+    form = "png" if content.startswith(b"\x89PNG") else "svg+xml"
+    data = f"data:image/{form};base64,{base64.b64encode(content).decode()}"
     return tag("figure", tag("img", src=data, alt=alt), tag("figcaption", caption) if caption else "")
 
 
@@ -181,6 +185,11 @@ def tag(name, /, *children, **attributes):
         return Markup(f"<{opened}>")
     inner = "".join(c if isinstance(c, Markup) else html.escape(str(c)) for c in children if c is not None)
     return Markup(f"<{opened}>{inner}</{name}>")
+
+
+def _mark(score):
+    text = "✓ all hold" if score.good else "✗ no result" if score.problem else "✗ some fail"
+    return tag("span", text, class_="yes" if score.good else "no")
 
 
 def _low(match):

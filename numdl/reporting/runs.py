@@ -14,23 +14,21 @@ of the same config is set aside for the two renames and put back if the writer i
 
 import contextlib
 import dataclasses
-import datetime
 import hashlib
 import io
 import json
 import math
 import os
 import pathlib
-import platform
 import re
 import shutil
-import subprocess
 
 import jax
 import numpy as np
 
 from numdl import checks
-from numdl.reporting.claims import Claim
+from numdl.reporting.claims import Claim, Score
+from numdl.reporting.machine import environment
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,79}")
 _FIELD = re.compile(r"[^./\\:\x00-\x1f][^/\\:\x00-\x1f]{0,79}")
@@ -57,16 +55,24 @@ class Run:
         """How many claims hold."""
         return sum(claim.holds for claim in self.claims)
 
+    @property
+    def score(self):
+        """The run's line of a scoreboard."""
+        about = self.environment
+        return Score(self.name, self.claims, self.seconds, about.get("peak_maps"), about.get("peak_memory"))
+
     def summary(self):
-        """Name, config, seconds and claims as strict JSON writes them."""
-        claims = [claim.as_dict() for claim in self.claims]
-        return jsonable({"name": self.name, "config": self.config, "seconds": self.seconds, "claims": claims}, "run")
+        """Name, config, seconds, maps, memory and claims as strict JSON writes them."""
+        score, claims = self.score, [claim.as_dict() for claim in self.claims]
+        about = {"name": self.name, "config": self.config, "seconds": self.seconds}
+        about |= {"peak_maps": score.maps, "peak_memory": score.memory, "margin": score.margin}
+        return jsonable(about | {"claims": claims}, "run")
 
     def __repr__(self):
         return f"Run {self.name}: {self.held} of {len(self.claims)} claims hold, {self.seconds:.1f} s, {self.folder}"
 
 
-def save(results, *, name, config, record, claims, seconds, figure=None, source=None):
+def save(results, *, name, config, record, claims, seconds, figure=None, source=None, used=None):
     """Write a run's folder, whole or not at all, and return it as a `Run`.
 
     Parameters
@@ -79,6 +85,7 @@ def save(results, *, name, config, record, claims, seconds, figure=None, source=
     seconds : float         how long the run took
     figure : Figure         a matplotlib figure, or None
     source : path           the experiment's file, copied as it is, or None
+    used : dict             more facts for environment.json: "peak_memory" in bytes, "peak_maps"
     Raises
     ------
     ValueError, TypeError   a name that could leave the folder, a field that is no array
@@ -94,7 +101,13 @@ def save(results, *, name, config, record, claims, seconds, figure=None, source=
     if source is not None:
         files["source.py"] = pathlib.Path(source).read_bytes()
     sums = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
-    about = {"name": _checked(name), "seconds": round(float(seconds), 3), **environment(source), "files": sums}
+    about = {
+        "name": _checked(name),
+        "seconds": round(float(seconds), 3),
+        **environment(source),
+        **(used or {}),
+        "files": sums,
+    }
     files["environment.json"] = _json(jsonable(about, "environment"))
     folder = writable(pathlib.Path(results) / name) / digest(config)
     with _lock(folder):
@@ -144,26 +157,6 @@ def writable(folder):
 def digest(config):
     """The first 12 hexadecimal digits of the SHA-256 of the config's strict JSON."""
     return hashlib.sha256(_json(jsonable(config, "config"))).hexdigest()[:12]
-
-
-def environment(source=None):
-    """Versions, device and settings that a result may depend on."""
-    import jaxlib
-
-    from numdl import __version__
-
-    return {
-        "numdl": __version__,
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "device": jax.devices()[0].device_kind,
-        "x64": bool(jax.config.jax_enable_x64),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "revision": _revision(pathlib.Path(source or __file__).resolve().parent),
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
 
 
 def image(figure, form):
@@ -270,15 +263,6 @@ def _verified(path, total):
     if hashlib.sha256(content).hexdigest() != total:
         raise ValueError(f"{path} must be the file that the run wrote; it was changed, cut or removed since")
     return content
-
-
-def _revision(folder):
-    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def _aside(folder):
