@@ -4,7 +4,10 @@ They look at Python and array values only, never at tracers: inside `jit` a valu
 dtype is known and is checked. Use what a check returns: integers are ints there, arrays in native order.
 """
 
+import dataclasses
+import inspect
 import operator
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -89,6 +92,66 @@ def function(name, value):
     return value
 
 
+def flag(name, value):
+    """A bool, NumPy's too."""
+    if not isinstance(value, bool | np.bool_):
+        raise BadType(f"{name} must be True or False; got {_show(value)}")
+    return bool(value)
+
+
+def accepts(name, value, count, signature):
+    """A function that can be called with this many arguments; `signature` shows them: "loss(params, batch)"."""
+    function(name, value)
+    try:
+        taken = inspect.signature(value)
+    except (TypeError, ValueError):  # written in C, or says nothing of itself
+        return value
+    try:
+        taken.bind(*[None] * count)
+    except TypeError as error:
+        raise BadType(f"{name} must be a function, called as {signature}; got {_called(value)}{taken}") from error
+    return value
+
+
+def returning(name, value, count, signature, *, scalar=False):
+    """The function as a Partial that refuses to return anything else than arrays, or than one real number.
+
+    What it returns is looked at when it is called, so under a trace and before anything is compiled; equal functions
+    are equal, so that `jit` knows them again.
+    """
+    accepts(name, value, count, signature)
+    if not isinstance(value, jax.tree_util.Partial):
+        value = jax.tree_util.Partial(value)
+    if isinstance(value.func, _Returning):
+        return value
+    return jax.tree_util.Partial(_Returning(name, signature, value.func, scalar), *value.args, **value.keywords)
+
+
+def one_real_number(name, signature, value):
+    """What a loss returned: a real floating-point scalar."""
+    if np.shape(value) != () or not jax.dtypes.issubdtype(getattr(value, "dtype", type(value)), np.floating):
+        raise BadValue(f"{name} must return one real number, as {signature} -> scalar; got {_returned(value)}")
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class _Returning:
+    """A function whose results are checked."""
+
+    name: str
+    signature: str
+    function: Callable
+    scalar: bool
+
+    def __call__(self, *arguments, **keywords):
+        result = self.function(*arguments, **keywords)
+        for found in jax.tree.leaves(result, is_leaf=lambda part: part is None):
+            if not isinstance(found, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
+                wanted = "one real number" if self.scalar else "arrays"
+                raise BadType(f"{self.name} must return {wanted}, as {self.signature}; got {_show(found)}")
+        return one_real_number(self.name, self.signature, result) if self.scalar else result
+
+
 def key(name, value):
     """A typed random key, jax.random.key(seed): one key unless a batch of them is traced."""
     if not is_key(value):
@@ -166,6 +229,22 @@ def leaf(name, value):
     return native(name, value)
 
 
+def leaves(name, tree, *, examples=False):
+    """A pytree with at least one leaf, all arrays and native; `examples`: of one length >= 1 along their first axes."""
+    pairs, structure = jax.tree_util.tree_flatten_with_path(tree)
+    if not pairs:
+        raise BadValue(f"{name} must hold at least one array; got {_show(tree)}")
+    found = [leaf(f"{name}{jax.tree_util.keystr(path)}", value) for path, value in pairs]
+    if examples:
+        lengths = sorted({tuple(value.shape[:1]) for value in found})
+        if len(lengths) != 1 or lengths[0] in ((), (0,)):
+            shapes = ", ".join(str(tuple(value.shape)) for value in found[:4])
+            raise BadValue(
+                f"{name} must hold arrays of one length >= 1 along axis 0, the examples; got shapes {shapes}"
+            )
+    return jax.tree.unflatten(structure, found)
+
+
 def dtype(name, value):
     """A dtype that jax keeps as it is: without x64, "float64" would become float32 in silence."""
     try:
@@ -198,8 +277,9 @@ def like(name, tree, expected, *, of="params"):
                 f"{name} must have the structure of {of}, {jax.tree.structure(expected)}; "
                 f"got {jax.tree.structure(tree)}"
             )
+        whole = _show(tree) if not got or "" in got else "no leaf"
         raise BadValue(
-            f"{name} must have the structure and shapes of {of}; got {got.get(place, 'no leaf')} at "
+            f"{name} must have the structure and shapes of {of}; got {got.get(place) or whole} at "
             f"{name}{place} where {of}{place} is {wanted.get(place, 'no leaf')}"
         )
     return jax.tree_util.tree_map_with_path(lambda path, x: leaf(f"{name}{jax.tree_util.keystr(path)}", x), tree)
@@ -248,6 +328,16 @@ def _range(least, most, above, shape):
     if most < np.inf:
         bounds.append(f"<= {most:g}")
     return " ".join([noun, " and ".join(bounds)]).strip()
+
+
+def _called(function):
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _returned(value):
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array of shape {tuple(value.shape)}, dtype {value.dtype}"
+    return _show(value)
 
 
 def _article(kind):

@@ -44,7 +44,7 @@ BAD = [
     doors.bad(lambda: checks.leaf("params['w']", np.array(["a"])), "params['w']", shown="<U1", kinds=TypeError),
     doors.bad(lambda: checks.dtype("dtype", "float46"), "dtype", shown="'float46'", kinds=TypeError),
     doors.bad(lambda: checks.like("u", {"a": np.zeros(2)}, {"a": np.zeros(3)}), "u['a']", shown="(2,)"),
-    doors.bad(lambda: checks.like("u", {}, {"a": np.zeros(3)}), "params['a']", shown="no leaf"),
+    doors.bad(lambda: checks.like("u", {}, {"a": np.zeros(3)}), "params['a']", shown="got {}"),
     doors.bad(lambda: checks.like("u", {"a": np.zeros(3), "b": np.zeros(1)}, {"a": np.zeros(3)}), "u['b']"),
     doors.bad(lambda: checks.like("u", [np.zeros(3)], (np.zeros(3),)), "u", shown="[*]"),
     doors.bad(lambda: checks.like("u", {"a": "b"}, {"a": 0.0}), "u['a']", kinds=TypeError),
@@ -111,3 +111,51 @@ def test_other_errors_are_no_refusal():
     with pytest.raises(ValueError, match="broadcast") as caught:
         np.zeros(3) + np.zeros(4)
     assert not isinstance(caught.value, checks.Refused)
+
+
+def loss(params, batch):
+    return jnp.sum(params) * batch
+
+
+@pytest.mark.parametrize(
+    "value", [loss, jax.jit(loss), jax.tree_util.Partial(loss), lambda *a: 0.0, lambda a, b, c=1: 0]
+)
+def test_functions_that_take_as_many_arguments_pass(value):
+    assert checks.accepts("loss", value, 2, "loss(params, batch)") is value
+
+
+FUNCTIONS = [
+    doors.bad(lambda: checks.accepts("loss", loss, 1, "loss(outputs)"), "loss", shown="loss(params, batch)"),
+    doors.bad(lambda: checks.accepts("loss", lambda *, a: 0, 1, "loss(outputs)"), "loss(outputs)", shown="*, a"),
+    doors.bad(lambda: checks.accepts("loss", None, 1, "loss(outputs)"), "loss", shown="None", kinds=TypeError),
+    doors.bad(lambda: checks.flag("skip", 1), "skip", shown="1", kinds=TypeError),
+    doors.bad(lambda: checks.leaves("x", None), "x", shown="None"),
+    doors.bad(lambda: checks.leaves("x", {"a": "text"}), "x['a']", shown="'text'"),
+    doors.bad(lambda: checks.leaves("x", (np.ones(3), np.ones(2)), examples=True), "x", shown="(3,), (2,)"),
+    doors.bad(lambda: checks.leaves("x", np.ones((0, 3)), examples=True), "x", shown="(0, 3)"),
+]
+
+
+@pytest.mark.parametrize("row", FUNCTIONS, ids=str)
+def test_functions_and_data_are_checked_at_the_door(row):
+    doors.refused(row)
+
+
+@pytest.mark.parametrize(
+    "result, shown", [((1.0, 2.0), "(1.0, 2.0)"), ("text", "'text'"), (np.ones(3), "(3,)"), (1j, "1j")]
+)
+def test_what_a_loss_returns_is_checked_under_a_trace_before_anything_is_compiled(result, shown):
+    def call():
+        given = checks.returning("loss", lambda y: result, 1, "loss(outputs)", scalar=True)
+        jax.jit(lambda given, y: jax.grad(given)(y))(given, np.ones(3))
+
+    doors.refused(doors.bad(call, "loss", shown=shown))
+
+
+def test_a_checked_function_is_known_again_and_keeps_its_data():
+    bound = jax.tree_util.Partial(loss, batch=np.ones(2))
+    first, second = (checks.returning("loss", bound, 1, "loss(params)") for _ in range(2))
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    assert hash(jax.tree.structure(first)) == hash(jax.tree.structure(second))
+    np.testing.assert_array_equal(first(np.ones(3)), [3.0, 3.0])
+    assert checks.returning("loss", first, 1, "loss(params)") is first

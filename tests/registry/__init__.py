@@ -1,0 +1,187 @@
+"""Every public function of the package with a good call, and the bad calls that follow from the kinds of its arguments.
+
+    functions()        name -> function: what the packages' faces offer
+    bad_calls(name)    the good call with one argument replaced by a bad value of its kind, for every argument and value
+
+A function that is not registered fails the test. What an argument's name means everywhere is said once, in `names`.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import numdl
+
+# Modules that no face offers: helpers of one package.
+INTERNAL = {
+    "analysis.alignment",
+    "analysis.flow",
+    "checks",
+    "krylov.search",
+    "krylov.vectors",
+    "lazy",
+    "networks.fields",
+    "networks.stage_parameters",
+    "networks.stages",
+    "theory.roots",
+}
+# What is offered without a door, and why.
+UNCHECKED = {
+    "networks.initializers.float_dtype": "a check itself",
+    "ode.adjoints.backsolve": "called by the integrators",
+    "ode.adjoints.checkpointed": "called by the integrators",
+    "ode.adjoints.direct": "called by the integrators",
+    "ode.adjoints.reversible": "called by the integrators",
+    "ode.adjoints.square_root": "called by the integrators",
+    "optimize.second_order.partial": "a helper of optimize",
+    "optimize.second_order.scalar_dtype": "a helper of optimize",
+    "quadrature.expect": "traceable, says so",
+    "quadrature.expect_product": "traceable, says so",
+    "records.static": "a field",
+    "reporting.details": "a piece of a page: any text",
+    "reporting.environment": "takes what there is",
+    "reporting.glossary": "a piece of a page: any text",
+    "reporting.page": "a piece of a page: any text",
+    "reporting.prose": "a piece of a page: any text",
+    "reporting.run_section": "a piece of a page",
+    "reporting.save": "checked by the command line",
+    "reporting.scoreboard": "a piece of a page",
+    "reporting.scoreboard_text": "a piece of a page",
+    "reporting.section": "a piece of a page: any text",
+    "reporting.tag": "a piece of a page: any text",
+    "trees.matching": "a check itself",
+    "trees.name_of": "takes a path of jax.tree_util",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BadCall:
+    """A call with one bad argument."""
+
+    function: str
+    argument: str
+    value: Any
+    call: Callable
+
+    def __str__(self):
+        return f"{self.function}({self.argument}={shown(self.value)})"
+
+
+def functions():
+    """name -> function for everything that the faces of the packages offer, each function once."""
+    found = {}
+    for name, function in _walk(numdl.__path__, "numdl."):
+        if function not in found.values():
+            found[name] = function
+    return found
+
+
+def calls():
+    """name -> {argument: kinds.Argument} of all that is registered, and the arguments a good call needs besides."""
+    from tests.registry import analysis, ground, networks, optimize, theory
+
+    parts = theory, analysis, networks, optimize, ground
+    return (
+        {name: call for part in parts for name, call in part.CALLS.items()},
+        {name: extra for part in parts for name, extra in getattr(part, "EXTRA", {}).items()},
+    )
+
+
+def good_call(name, function, registered):
+    """The keyword arguments of a call that the function accepts: what has a default is left out."""
+    call, extra = registered[0][name], registered[1].get(name, {})
+    needed = {
+        parameter.name: _argument(call, parameter.name).good
+        for parameter in _parameters(function)
+        if parameter.default is parameter.empty and _argument(call, parameter.name) is not None
+    }
+    return {**needed, **extra}
+
+
+def bad_calls(name, function, registered):
+    """The good call with one argument replaced: every argument, every bad value of its kind."""
+    good, call = good_call(name, function, registered), registered[0][name]
+    for parameter in _parameters(function):
+        argument = _argument(call, parameter.name)
+        for value in () if argument is None else argument.bad:
+            if not (value is None and parameter.default is None) and not _is_default(value, parameter):
+                yield BadCall(name, parameter.name, value, _calling(function, {**good, parameter.name: value}))
+
+
+def unknown(name, function, registered):
+    """Arguments that must be given and whose kind is not said."""
+    good = good_call(name, function, registered)
+    return [p.name for p in _parameters(function) if p.default is p.empty and p.name not in good]
+
+
+def shown(value):
+    """A bad value in a few letters, safe on what cannot be read."""
+    if isinstance(value, np.ma.MaskedArray):
+        return f"masked{value.shape}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{tuple(value.shape)}"
+    if isinstance(value, dict | tuple | list):
+        items = value.values() if isinstance(value, dict) else value
+        return f"{type(value).__name__}({', '.join(shown(item) for item in items)})"
+    return getattr(value, "__name__", repr(value))[:40]
+
+
+def _calling(function, arguments):
+    front = [p.name for p in _parameters(function) if p.kind is p.POSITIONAL_ONLY]
+    rest = {name: value for name, value in arguments.items() if name not in front}
+    return lambda: function(*(arguments[name] for name in front), **rest)
+
+
+def _parameters(function):
+    named = inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
+    return [p for p in inspect.signature(function).parameters.values() if p.kind not in named]
+
+
+def _argument(call, name):
+    from tests.registry import names
+
+    return call.get(name, names.NAMES.get(name))
+
+
+def _is_default(value, parameter):
+    return (
+        isinstance(value, str | int | float | tuple)
+        and type(value) is type(parameter.default)
+        and (value == parameter.default)
+    )
+
+
+def _walk(path, prefix):
+    for info in pkgutil.iter_modules(path, prefix):
+        if info.name.removeprefix("numdl.") in INTERNAL or info.name.split(".")[-1].startswith("_"):
+            continue
+        module = importlib.import_module(info.name)
+        if hasattr(module, "__all__"):
+            offered = [getattr(module, name) for name in module.__all__]
+            yield from ((f"{_short(module)}.{f.__name__}", f) for f in offered if _is_function(f))
+            for inner in filter(inspect.ismodule, offered):
+                yield from _own(inner)
+        elif info.ispkg:
+            yield from _walk(module.__path__, info.name + ".")
+        else:
+            yield from _own(module)
+
+
+def _own(module):
+    for name, value in vars(module).items():
+        if not name.startswith("_") and _is_function(value) and value.__module__ == module.__name__:
+            yield f"{_short(module)}.{name}", value
+
+
+def _is_function(value):
+    # Records that can be called, activations say, are values; compiled functions are functions.
+    return (inspect.isfunction(value) or hasattr(value, "__wrapped__")) and not inspect.isclass(value)
+
+
+def _short(module):
+    return module.__name__.removeprefix("numdl.")

@@ -1,0 +1,314 @@
+"""Good calls of analysis."""
+
+import types
+
+import jax.numpy as jnp
+import numpy as np
+
+from numdl import activations
+from numdl.analysis import curvature, laws
+from numdl.networks import recurrent
+from tests.registry import kinds
+from tests.registry import objects as o
+
+DENSE, DENSE_PARAMS, _ = o.built("dense")
+NETWORK = kinds.instance(DENSE)
+OF_NETWORK = {"network": NETWORK, "params": kinds.like(DENSE_PARAMS), "x": kinds.batch(o.X)}
+AT_ONE = {**OF_NETWORK, "x": kinds.batch(o.X[:1])}
+LIFTED = {"params": kinds.data(o.PARAMS).also("text", None, {}), "x": kinds.data(o.X).also(np.ones((0, 4)), None)}
+DIRECTION = kinds.like(o.PARAMS)
+GRID = kinds.finite(np.array([-1.0, 0.0, 1.0]))
+STACK = {name: np.stack([leaf] * 2) for name, leaf in o.PARAMS.items()}
+STATES = kinds.finite(np.linspace(-1.0, 1.0, 24).reshape(2, 3, 4))
+OPERATOR = curvature.hessian(o.loss, o.PARAMS, (o.X, o.TARGETS))
+MEMORY = recurrent.Memory(np.zeros((2, 4)), np.zeros((2, 4)))
+INPUTS = np.linspace(-1.0, 1.0, 24).reshape(3, 2, 4)
+SPLIT = types.SimpleNamespace(mean=np.ones((2, 2, 4)), deviation=np.ones((2, 2, 3, 4)), log_scale=np.zeros((2, 2)))
+CURVED = {"which": kinds.name("largest"), "method": kinds.name("hutchinson"), "width": kinds.positive(0.1)}
+PROBABILITIES = np.array([0.25, 0.75])
+
+
+def outputs(params, batch):
+    """The network's outputs on a batch."""
+    return o.apply(params, batch[0])
+
+
+def of_outputs(z, batch):
+    """The loss of the outputs."""
+    return jnp.mean((z - batch[1]) ** 2)
+
+
+def refine(factor, solver):
+    """A function that changes a little with the factor."""
+    return lambda x: np.asarray(x)[:, :2] * (1 + 0.1 / factor)
+
+
+CALLS = {
+    "analysis.attention.rank_collapse": {
+        "network": kinds.instance(o.built("tokens")[0]),
+        "params": kinds.like(o.built("tokens")[1]),
+        "x": kinds.floating(o.TOKENS),
+    },
+    "analysis.attention.rank_collapse_of": {"split": kinds.Argument(SPLIT, (None, 3, "text", {}))},
+    "analysis.curvature.blocks": {"operator": kinds.instance(OPERATOR), "by": kinds.name("layer")},
+    "analysis.curvature.restrict": {
+        "operator": kinds.instance(OPERATOR),
+        "names": kinds.Argument(("w",), (("tpyo",), (), 3, None, ("",))),
+    },
+    "analysis.curvature.needs": {
+        "operator": kinds.instance(OPERATOR),
+        "basis": kinds.count(4),
+        "extra": kinds.count(4, least=0),
+    },
+    **{f"analysis.curvature.{name}": CURVED for name in ("diagonal", "frobenius_norm", "trace")},
+    "analysis.curvature.spectral_density": {**CURVED, "points": kinds.count(10, least=2)},
+    "analysis.curvature.top_eigenvalues": {
+        **CURVED,
+        "k": kinds.limited(2, most=24),
+        "basis": kinds.count(12),
+        "start": DIRECTION,
+        "deflate": DIRECTION,
+    },
+    "analysis.curvature.hessian": {},
+    "analysis.curvature.empirical_fisher": {},
+    "analysis.curvature.fisher": {"outputs": kinds.function(outputs, "text"), "likelihood": kinds.name("gaussian")},
+    "analysis.curvature.gauss_newton": {
+        "outputs": kinds.function(outputs, "text"),
+        "loss_of_outputs": kinds.loss(of_outputs),
+    },
+    "analysis.curvature.gradient_overlap": {"vectors": kinds.like(STACK)},
+    "analysis.curvature.outliers": {
+        "values": kinds.finite(np.array([3.0, 1.0, 0.5])),
+        "intervals": kinds.finite(np.ones((3, 2)), np.ones((2, 2))),
+        "least_ratio": kinds.number(1.5, 0.5),
+    },
+    "analysis.descent.sharpness": {"start": DIRECTION, "preconditioner": DIRECTION},
+    "analysis.descent.along": {"every": kinds.count(1)},
+    "analysis.descent.adam_preconditioner": {"b2": kinds.probability(0.9), "eps": kinds.positive(1e-8)},
+    "analysis.descent.path": {"loss": kinds.loss(o.loss_of_params)},
+    "analysis.descent.mode_strength": {
+        "matrices": kinds.Argument([o.MATRIX, o.MATRIX], (None, 3, "text", [], ["text"], [o.MATRIX, np.ones((2, 2))])),
+        "left": kinds.floating(o.VECTOR, np.ones(2)),
+        "right": kinds.floating(o.VECTOR, np.ones(2)),
+    },
+    "analysis.generalization.gap": {
+        "train_losses": kinds.real(np.array([0.1, 0.2, 0.3])),
+        "test_losses": kinds.real(np.array([0.2, 0.3, 0.4])),
+    },
+    "analysis.generalization.margins": {
+        "outputs": kinds.finite(o.TARGETS),
+        "labels": kinds.labels(o.LABELS, classes=2),
+        "scale": kinds.positive(1.0),
+    },
+    "analysis.generalization.norms": {"reference": DIRECTION},
+    "analysis.generalization.path_norm": LIFTED,
+    "analysis.generalization.tolerated_variance": {
+        "rise": kinds.positive(0.1),
+        "smallest": kinds.positive(1e-6),
+        "largest": kinds.positive(1.0),
+    },
+    "analysis.generalization.neural_collapse": {
+        "features": kinds.finite(np.linspace(-1.0, 1.0, 24).reshape(6, 4)),
+        "labels": kinds.labels(np.array([0, 0, 1, 1, 2, 2])),
+        "weights": kinds.finite(np.linspace(-1.0, 1.0, 12).reshape(4, 3), np.ones((4, 2))),
+        "bias": kinds.finite(np.zeros(3), np.zeros(2)),
+        "classes": kinds.count(3),
+    },
+    "analysis.gradients.growth": {"network": NETWORK, "loss": kinds.loss(o.loss_of_outputs)},
+    "analysis.gradients.growth_at": {
+        **OF_NETWORK,
+        "cotangent": kinds.floating(np.ones((3, 2)), np.ones((3, 1)), np.ones(3)),
+    },
+    "analysis.gradients.growth_of_function": {
+        "init": kinds.function(lambda key: o.PARAMS),
+        "x": LIFTED["x"],
+        "loss": kinds.loss(o.loss_of_outputs),
+    },
+    "analysis.gradients.verdict": {
+        "samples": kinds.real(
+            np.linspace(-1.0, 0.0, 12).reshape(3, 4), np.zeros((1, 4)), np.zeros((3, 1)), np.zeros(3)
+        ),
+        "factor": kinds.number(2.0, 1.0, 0.5),
+    },
+    "analysis.information.entropy": {
+        "probabilities": kinds.finite(PROBABILITIES, np.array([0.5, 0.6]), np.array([-0.5, 1.5]))
+    },
+    "analysis.information.mutual_information": {"joint": kinds.finite(np.full((2, 2), 0.25), np.full((2, 2), 0.3))},
+    "analysis.information.binned": {
+        "states": STATES,
+        "labels": kinds.labels(o.LABELS),
+        "widths": kinds.numbers(np.array([0.5]), -1.0),
+    },
+    "analysis.information.kernel_bounds": {
+        "states": STATES,
+        "labels": kinds.labels(o.LABELS),
+        "noise_variances": kinds.numbers(np.array([0.5]), -1.0),
+    },
+    "analysis.information.plane": {
+        "states": STATES,
+        "labels": kinds.labels(o.LABELS),
+        "widths": kinds.numbers(np.array([0.5]), -1.0),
+        "noise_variances": kinds.free(None),
+    },
+    "analysis.initialization.critical_weight_variance": {},
+    "analysis.initialization.explain": {
+        "activation": kinds.function(activations.tanh),
+        "apply": kinds.function(o.apply),
+        "transposed": kinds.Argument((), (("tpyo",), 3)),
+        "stacked": kinds.Argument((), (("tpyo",), 3)),
+    },
+    "analysis.initialization.defaults": {
+        "framework": kinds.name("flax"),
+        "layer": kinds.name("dense"),
+        "shape": kinds.counts((4, 2)).also((4,), (4, 2, 3)),
+    },
+    "analysis.laws.identify": {
+        "matrix": kinds.real(o.MATRIX, np.ones(3)),
+        "fan_in": kinds.count(3),
+        "fan_out": kinds.count(3),
+    },
+    "analysis.layers.probe": {
+        **LIFTED,
+        "loss": kinds.loss(o.loss_of_outputs),
+        "rank_examples": kinds.count(2, least=2),
+    },
+    "analysis.layers.capture": {"select": kinds.Argument("w", (3, "", [3], [], {}))},
+    "analysis.layers.tap": {"x": kinds.Argument(o.X, ("text", None, *kinds.spoiled(o.X))), "name": kinds.text("here")},
+    "tracing.trace": LIFTED,
+    "tracing.place": {
+        "visit": kinds.function(lambda layer, state, given: (state, None)),
+        "weigh": kinds.function(lambda layer, weight, given: (weight, None)),
+    },
+    "analysis.normalization.gradient_growth": {"network": NETWORK},
+    "analysis.normalization.correlation": {**OF_NETWORK, "x": kinds.batch(o.X).also(o.X[:1])},
+    "analysis.propagation.lengths": {"network": NETWORK},
+    "analysis.propagation.covariances": {"network": NETWORK},
+    "analysis.propagation.correlations": {"network": NETWORK, "x": kinds.batch(o.PAIRS).also(o.X, np.ones((2, 3, 4)))},
+    "analysis.propagation.lengths_at": OF_NETWORK,
+    "analysis.propagation.covariances_at": OF_NETWORK,
+    "analysis.propagation.correlations_at": {**OF_NETWORK, "x": kinds.batch(o.PAIRS).also(o.X)},
+    "analysis.propagation.depth_scale": {
+        "values": kinds.real(np.exp(-np.linspace(0.0, 1.0, 12)).reshape(2, 6), np.ones(6), np.ones((1, 6))),
+        "start": kinds.limited(1, most=6),
+        "stop": kinds.limited(4, most=6).also(2),
+    },
+    "analysis.jacobian.singular_values": {
+        **AT_ONE,
+        "start": kinds.limited(1, most=3, least=0),
+        "stop": kinds.limited(2, most=4).also(1),
+    },
+    "analysis.jacobian.spectra": {
+        "network": NETWORK,
+        "x": kinds.batch(o.X[:1]).also(o.X),
+        "start": kinds.limited(1, most=3, least=0),
+        "stop": kinds.limited(2, most=4).also(1),
+    },
+    "analysis.jacobian.isometry": {
+        "singular_values": kinds.batch(o.VECTOR**2),
+        "zero_below": kinds.variance(0.1),
+    },
+    "analysis.jacobian.extremes": {
+        **AT_ONE,
+        "start": kinds.limited(1, most=3, least=0),
+        "stop": kinds.limited(2, most=4),
+    },
+    "analysis.jacobian.trace_moments": {
+        **AT_ONE,
+        "start": kinds.limited(1, most=3, least=0),
+        "stop": kinds.limited(2, most=4),
+        "draws": kinds.count(3, least=2),
+    },
+    "analysis.jacobian.lyapunov_exponents": {"sampler": kinds.function(o.sampler, np.ones(7), "text")},
+    "analysis.jacobian.lyapunov_exponents_along": {
+        "step": kinds.function(lambda layer, y: layer @ y, np.ones(7), "text"),
+        "layers": kinds.data(np.stack([o.MATRIX] * 2)).also(None, {}, (o.MATRIX, np.ones(2))),
+        "y": kinds.floating(o.VECTOR),
+    },
+    "analysis.jacobian.product_norm": {
+        "sampler": kinds.function(o.sampler, np.ones(7), "text"),
+        "y": kinds.floating(np.ones(2), np.ones(3)),
+    },
+    **{
+        f"analysis.recurrent.{name}": {
+            "step": kinds.function(o.cell().step, "text"),
+            "params": kinds.tree(o.cell_params()),
+            "start": kinds.data(MEMORY).also(None, {}, recurrent.Memory(np.zeros((3, 4)), np.zeros((3, 4)))),
+            "inputs": kinds.batch(INPUTS),
+            "field": kinds.name("cell"),
+        }
+        for name in ("gradient_through_time", "carousel")
+    },
+    "analysis.stability.spectrum": {
+        "field": kinds.function(o.field, np.ones(7), "text"),
+        "theta": kinds.data(np.stack([np.eye(4)] * 2)).also(np.stack([np.eye(4)] * 3), None),
+        "states": kinds.batch(np.ones((2, 1, 4))),
+        "amplification": kinds.function(lambda z: 1 + z, "text"),
+        "largest_step": kinds.function(lambda eigenvalues: 1.0),
+        "krylov": kinds.count(2, least=2),
+    },
+    "analysis.stability.jacobians": {
+        "field": kinds.function(o.field, np.ones(7), "text"),
+        "theta": kinds.data(np.stack([np.eye(4)] * 2)).also(np.stack([np.eye(4)] * 3), None),
+        "states": kinds.batch(np.ones((2, 1, 4))),
+    },
+    "analysis.refinement.study": {
+        "refine": kinds.function(refine, "text", 3),
+        "x": kinds.batch(o.X),
+        "factors": kinds.counts((1, 2, 4)).also((1,), (1, 2, 3), (4, 2, 1)),
+        "solvers": kinds.Argument(("own",), (None, 3, ())),
+        "labels": kinds.labels(o.LABELS),
+    },
+    "analysis.weights.from_defaults": {"params": kinds.Argument(laws.defaults("flax", "dense", (4, 2)), ())},
+    "analysis.weights.from_leaves": {
+        "transposed": kinds.Argument((), (3, None)),
+        "stacked": kinds.Argument((), (3, None)),
+    },
+    "analysis.weights.from_call": LIFTED,
+    "analysis.kernels.alignment": {
+        "kernel1": kinds.finite(o.MATRIX, np.ones((3, 2))),
+        "kernel2": kinds.finite(o.MATRIX, np.eye(2)),
+        "centered": kinds.flag(True),
+    },
+    "analysis.kernels.drift": {"kernel0": kinds.finite(o.MATRIX), "kernel": kinds.finite(o.MATRIX, np.eye(2))},
+    "analysis.kernels.target_kernel": {"targets": kinds.real(o.TARGETS)},
+    **{
+        f"analysis.kernels.{name}": {
+            **LIFTED,
+            "x1": kinds.batch(o.X),
+            "x2": kinds.batch(o.X),
+            "outputs": kinds.name("mean"),
+            "method": kinds.name("auto"),
+            "memory_limit": kinds.positive(1e9),
+            "scale": kinds.Argument(None, ("text", {}, {"tpyo": 1.0})),
+            "trajectory": kinds.like(STACK),
+            "params0": DIRECTION,
+        }
+        for name in ("estimate", "laziness", "linearization_error", "linearize", "ntk", "ntk_scale")
+    },
+    "analysis.kernels.nngp": {"network": NETWORK, "x1": kinds.batch(o.X), "x2": kinds.batch(o.X)},
+    "analysis.landscape.align": {
+        "reference": DIRECTION,
+        "layers": kinds.free(None),
+        "sweeps": kinds.count(2),
+        "params": kinds.tree({"0": {"kernel": np.eye(4)}, "1": {"kernel": np.eye(4)}}),
+    },
+    **{
+        f"analysis.landscape.{name}": {
+            "start": kinds.tree(o.PARAMS),
+            "stop": DIRECTION,
+            "points": kinds.count(3, least=2),
+            "along": DIRECTION,
+            "u": DIRECTION,
+            "v": DIRECTION,
+            "positions": GRID,
+            "first": GRID,
+            "second": GRID,
+            "normalize": kinds.name("layer"),
+            "vectors": kinds.flag(False),
+            "trajectory": kinds.like(STACK),
+            "tolerance": kinds.positive(0.1),
+        }
+        for name in ("connect", "critical_point", "direction", "interpolation", "line", "plane", "plane_of_trajectory")
+    },
+}
+CALLS["analysis.landscape.align"]["reference"] = kinds.like(CALLS["analysis.landscape.align"]["params"].good)

@@ -1,0 +1,185 @@
+"""Good calls of networks."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from numdl import activations
+from numdl.networks import convolutional, normalization
+from numdl.ode import adjoints, tableaus
+from tests.registry import kinds
+from tests.registry import objects as o
+
+FLOW = {
+    "widths": kinds.counts((4, 4, 2)),
+    "depth": kinds.Argument(2, (0, -1, True, "3", 2.5, None, (2, 2), ())),
+    "step": kinds.positive(0.1),
+    "block": kinds.name("one_layer"),
+    "adjoint": kinds.function(adjoints.reversible),
+}
+SETTINGS = {"weight_variance": 1.0, "step": 0.1}
+CHANNELS = np.ones(4)
+NORM = {
+    "gain": kinds.floating(CHANNELS, np.ones(3)),
+    "bias": kinds.floating(CHANNELS, np.ones(3)),
+    "eps": kinds.variance(1e-5),
+    "known": kinds.instance(normalization.Statistics(np.zeros(4), np.ones(4))),
+    "running": kinds.instance(normalization.Statistics(np.zeros(4), np.ones(4))),
+    "direction": kinds.floating(np.ones((4, 4))),
+    "decay": kinds.probability(0.9),
+}
+DENSE, DENSE_PARAMS, _ = o.built("dense")
+OF_NETWORK = {"network": kinds.instance(DENSE), "params": kinds.like(DENSE_PARAMS), "x": kinds.batch(o.X)}
+LIFTED = {"params": kinds.data(o.PARAMS).also("text", None, {}), "x": kinds.data(o.X).also(np.ones((0, 4)), None)}
+SIGNS = np.array([1.0, -1.0, 1.0])
+COUPLINGS = np.ones((3, 3)) - np.eye(3)
+STAGES = (convolutional.Stage(2, 3),)
+
+
+def of(kind):
+    """The network, parameters and input of an architecture."""
+    network, params, x = o.built(kind)
+    return {"network": kinds.instance(network), "params": kinds.like(params), "x": kinds.batch(x)}
+
+
+CALLS = {
+    "networks.attention.soft": {"scores": kinds.floating(o.X)},
+    "networks.attention.top_1": {"scores": kinds.floating(o.X)},
+    "networks.attention.gumbel": {"scores": kinds.floating(o.X), "temperature": kinds.positive(1.0)},
+    "networks.attention.attend": {name: kinds.batch(o.TOKENS) for name in ("queries", "keys", "values")}
+    | {"weights": kinds.function(lambda scores: scores)},
+    "networks.attention.self_attention": {
+        "params": kinds.tree({name: np.ones((1, 4, 4)) for name in ("query", "key", "value", "output")}),
+        "x": kinds.floating(o.TOKENS),
+        "weights": kinds.function(lambda scores: scores),
+    },
+    "networks.attention.network": {
+        "heads": kinds.count(1),
+        "head_width": kinds.count(4),
+        "mlp_width": kinds.count(4),
+        "selection": kinds.name("soft"),
+        "temperature": kinds.positive(1.0),
+    },
+    "networks.attention.split_states": {"params": kinds.tree(o.built("tokens")[1]), "x": kinds.floating(o.TOKENS)},
+    "networks.concatenated.network": {},
+    "networks.concatenated.parameter_count": {},
+    "networks.convolutional.network": {
+        "stages": kinds.Argument(STAGES, (None, 3, (), ("text",), (convolutional.Stage(0, 3),))),
+        "hidden": kinds.counts((4,)).without(()),
+        "pooling": kinds.name("average"),
+    },
+    "networks.convolutional.lenet5": {"padding": kinds.name("same"), "outputs": kinds.count(10)},
+    "networks.convolutional.lecun1990": {"outputs": kinds.count(10)},
+    "networks.convolutional.convolve": {
+        "y": kinds.floating(o.IMAGES),
+        "kernel": kinds.floating(np.ones((3, 3, 1, 2)), np.ones((3, 3, 2, 2))),
+        "padding": kinds.name("valid"),
+    },
+    "networks.core.jacobian": {
+        **OF_NETWORK,
+        "x": kinds.batch(o.X[:1]).also(o.X),
+        "start": kinds.limited(1, most=3, least=0),
+        "stop": kinds.limited(2, most=4).also(1),
+    },
+    "networks.core.last_state": {"states": kinds.Argument((np.ones((1, 3, 4)),), (None, 3, "text"))},
+    "networks.core.layer_count": {"states": kinds.Argument((np.ones((1, 3, 4)),), (None, 3, "text"))},
+    "networks.core.per_layer": {
+        "function": kinds.function(jnp.mean),
+        "states": kinds.Argument((np.ones((1, 3, 4)),), (None, 3, "text")),
+    },
+    "networks.core.split_probes": {
+        "probes": kinds.Argument((np.ones((1, 3, 4)),), (3, "text", ())),
+        "stretches": kinds.count(1, least=0),
+    },
+    "networks.core.state_gradients": {**OF_NETWORK, "loss": kinds.loss(o.loss_of_outputs)},
+    "networks.core.traceable": {"network": kinds.instance(DENSE)},
+    "networks.core.zero_probes": OF_NETWORK,
+    "networks.core.lift": {**LIFTED, "apply": kinds.function(o.apply, "text", (1.0, 2.0))},
+    "networks.lift.state_names": {**LIFTED, "apply": kinds.function(o.apply, "text", (1.0, 2.0))},
+    "networks.dense.network": {"law": kinds.name("normal"), "readout_bias_variance": kinds.variance(0.1)},
+    "networks.highway.network": {"gate_bias": kinds.number(-1.0), "gate_weight_variance": kinds.variance(1.0)},
+    "networks.highway.gates": of("highway"),
+    "networks.hopfield.hebbian": {"patterns": kinds.finite(SIGNS[None], np.full((1, 3), 0.5))},
+    "networks.hopfield.energy": {"weights": kinds.finite(COUPLINGS, np.ones((3, 2))), "state": kinds.batch(SIGNS)},
+    "networks.hopfield.overlap": {"pattern": kinds.batch(SIGNS), "state": kinds.batch(SIGNS).also(np.ones(2))},
+    "networks.hopfield.synchronous": {"weights": kinds.finite(COUPLINGS, np.ones((3, 2))), "state": kinds.batch(SIGNS)},
+    "networks.hopfield.asynchronous": {
+        "weights": kinds.finite(COUPLINGS, np.ones((3, 2))),
+        "state": kinds.batch(SIGNS),
+        "order": kinds.Argument(
+            np.array([[0, 1, 2]]), (None, "text", np.array([[0, 1, 3]]), np.array([[0.5]]), np.array([0]))
+        ),
+    },
+    "networks.hopfield.sweeps": {"units": kinds.count(3), "count": kinds.count(2)},
+    "networks.initializers.variance_scaling": {"mode": kinds.name("fan_in"), "law": kinds.name("normal")},
+    "networks.initializers.orthogonal": {},
+    "networks.initializers.normal": {},
+    "networks.initializers.truncated_normal": {},
+    "networks.initializers.rademacher": {},
+    "networks.initializers.uniform": {"half_width": kinds.variance(1.0)},
+    "networks.initializers.fans": {"shape": kinds.counts((4, 2)).also((4,))},
+    **{
+        f"networks.normalization.{name}": NORM
+        for name in ["batch", "layer", "rms", "weight", "statistics", "update", "normalize"]
+    },
+    "networks.normalization.network": {"kind": kinds.name("batch"), "eps": kinds.variance(1e-5)},
+    "networks.normalization.freeze": of("normalized"),
+    "networks.recurrent.vanilla": {},
+    "networks.recurrent.lstm": {"forget_bias": kinds.number(1.0)},
+    "networks.recurrent.gru": {},
+    "networks.recurrent.run": {
+        "cell": kinds.instance(o.cell()),
+        "params": kinds.tree(o.cell_params()),
+        "start": kinds.data((np.zeros((2, 4)), np.zeros((2, 4)))),
+        "inputs": kinds.batch(np.ones((3, 2, 4))),
+    },
+    **{
+        f"networks.recurrent.{name}": {"cell": kinds.instance(o.cell()), "feedback": kinds.flag(False)}
+        for name in ("many_to_one", "many_to_many", "one_to_many")
+    },
+    "networks.residual.network": {
+        **FLOW,
+        "hidden": kinds.free(None),
+        "damping": kinds.free(None),
+        "tableau": kinds.instance(tableaus.euler),
+    },
+    "networks.residual.unroll": {**of("residual"), "stage": kinds.Argument(0, (1, "0", 0.5, None))},
+    "networks.residual.refine": {**of("residual"), "factor": kinds.count(2)},
+    "networks.residual.with_tableau": {**of("residual"), "tableau": kinds.instance(tableaus.rk4)},
+    "networks.reversible.hamiltonian": FLOW,
+    "networks.reversible.leapfrog": {**FLOW, "block": kinds.name("symmetric"), "hidden": kinds.free(None)},
+    "networks.reversible.coupling": {**FLOW, "block": kinds.name("two_layer"), "hidden": kinds.free(None)},
+    "networks.reversible.antisymmetric": FLOW,
+    "networks.reversible.inverse": {
+        **of("reversible"),
+        "y": kinds.batch(o.X),
+        "stage": kinds.Argument(-1, (7, "0", 0.5, None)),
+    },
+}
+EXTRA = {
+    "networks.dense.network": {"weight_variance": 1.0},
+    "networks.convolutional.network": {"weight_variance": 1.0},
+    "networks.convolutional.lenet5": {
+        "activation": activations.tanh,
+        "weight_variance": 1.0,
+        "bias_variance": 0.0,
+        "outputs": 10,
+    },
+    "networks.convolutional.lecun1990": {
+        "activation": activations.tanh,
+        "weight_variance": 1.0,
+        "bias_variance": 0.0,
+        "outputs": 10,
+    },
+    "networks.attention.network": {},
+    "networks.residual.network": SETTINGS,
+    "networks.reversible.hamiltonian": SETTINGS,
+    "networks.reversible.leapfrog": SETTINGS,
+    "networks.reversible.coupling": SETTINGS,
+    "networks.reversible.antisymmetric": {
+        **SETTINGS,
+        "widths": (4, 4, 2),
+        "depth": 2,
+        "activation": activations.tanh,
+        "bias_variance": 0.1,
+    },
+}

@@ -1,0 +1,180 @@
+"""Good calls of optimize and krylov."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numdl.optimize import control, gauss_newton, slimtik
+from numdl.optimize import train as training
+from tests.registry import kinds
+from tests.registry import objects as o
+
+PROBLEM = control.Problem(
+    lambda x, theta: jnp.tanh(x @ theta), lambda x: jnp.mean(x**2), lambda x, theta: jnp.mean(theta**2), 0.1
+)
+THETA = np.stack([np.eye(4)] * 2)
+DESIGN = np.linspace(-1.0, 1.0, 12).reshape(6, 2)
+ANSWERS = np.linspace(0.0, 1.0, 6).reshape(6, 1)
+GRADIENT = jax.tree.map(lambda leaf: 2 * leaf, o.PARAMS)
+DESCENT = jax.tree.map(lambda leaf: -leaf, o.PARAMS)
+BATCHES = (np.ones((2, 3, 4)), np.ones((2, 3, 2)))
+LINEAR = {"features": kinds.finite(DESIGN), "targets": kinds.finite(ANSWERS, np.ones((5, 1)), np.ones(5))}
+VARIABLE = {
+    "features": kinds.function(lambda theta, x: jnp.tanh(x @ theta), "text"),
+    "theta": kinds.tree(np.eye(4)),
+    "loss": kinds.Argument(None, (3, "text")),
+    "jacobian": kinds.name("kaufman"),
+    "alpha": kinds.positive(0.1),
+}
+MATVEC = kinds.function(o.product, np.ones(7), "text")
+SOLVER = {
+    "matvec": MATVEC,
+    "transpose": MATVEC,
+    "start": kinds.floating(o.VECTOR),
+    "rhs": kinds.finite(o.VECTOR),
+    "gradient": kinds.finite(o.VECTOR),
+    "x0": kinds.like(o.VECTOR),
+    "like": kinds.tree(o.VECTOR),
+    "radius": kinds.positive(1.0),
+    "iterations": kinds.count(3),
+    "preconditioner": kinds.function(lambda v: v),
+    "num_matvecs": kinds.count(3),
+    "k": kinds.limited(1, most=3),
+    "law": kinds.name("normal"),
+    "which": kinds.name("largest"),
+    "basis": kinds.count(3),
+    "deflate": kinds.like(o.VECTOR),
+}
+KRYLOV = (
+    "bidiagonal.decompose bidiagonal.singular_triplets cg.cg cg.steihaug cg.cgls lanczos.eigenpairs "
+    "lanczos.tridiagonalize trace.hutchinson trace.squared_norm trace.diagonal trace.hutch_plus_plus trace.xtrace "
+    "trace.quadrature"
+)
+MINIMIZED = {
+    "function": kinds.loss(o.loss_of_params),
+    "objective": kinds.instance(gauss_newton.least_squares(lambda params: params["v"])),
+    "direction": kinds.like(DESCENT),
+    "gradient": kinds.like(GRADIENT),
+    "value": kinds.number(1.0),
+    "start": kinds.positive(1.0),
+    "sufficient": kinds.probability(1e-4, 0.0, 1.0),
+    "curvature": kinds.probability(0.9, 0.0, 1.0),
+    "shrink": kinds.probability(0.5, 0.0, 1.0),
+    "method": kinds.name("trust_region"),
+    "radius": kinds.positive(1.0),
+    "inner_iterations": kinds.count(3),
+    "inner_tolerance": kinds.positive(0.1),
+    "memory": kinds.count(3),
+}
+TRAINED = {
+    "batches": kinds.data(BATCHES),
+    "period": kinds.count(2),
+    "start": kinds.count(0, least=0),
+    "when": kinds.Argument(training.every(2), (None, "text", 2.5)),
+    "function": kinds.function(lambda params: 0.0),
+    "gain": kinds.variance(0.0),
+    "size": kinds.limited(2, most=3),
+    "data": kinds.data((o.X, o.TARGETS)).also((o.X, o.TARGETS[:2]), (), (o.X[:0], o.TARGETS[:0])),
+    "strength": kinds.variance(0.1),
+    "where": kinds.function(lambda name: True),
+    "remainder": kinds.name("drop"),
+    "observe": kinds.Argument({}, (3, "text", {"loss": 3})),
+    "early_stopping": kinds.Argument(None, (3, "text")),
+    "checkpoint": kinds.count(2),
+    "targets": kinds.real(o.LABELS, np.zeros(2, int), np.zeros((3, 1), int), np.full(3, 2), np.full(3, -1)),
+}
+PATH = np.ones((3, 3, 4))
+
+
+CALLS = {
+    **{f"krylov.{name}": SOLVER for name in KRYLOV.split()},
+    **{
+        f"optimize.control.{name}": {
+            "problem": kinds.instance(PROBLEM),
+            "theta": kinds.tree(THETA),
+            "p": kinds.finite(o.X),
+            "path": kinds.finite(PATH),
+            "iterations": kinds.count(1),
+            "penalty": kinds.variance(0.0),
+            "ascents": kinds.count(1),
+            "maximize": kinds.function(lambda x, p, theta: theta),
+        }
+        for name in ["objective", "hamiltonian", "states", "costates", "gradient", "successive_approximations"]
+    },
+    "optimize.gauss_newton.least_squares": {"residual": kinds.function(lambda params: params)},
+    "optimize.gauss_newton.composite": {
+        "outputs": kinds.function(lambda params: params["v"]),
+        "targets": kinds.free(np.zeros((4, 2))),
+        "loss": kinds.function(lambda outputs, targets: jnp.mean((outputs - targets) ** 2)),
+    },
+    "optimize.gauss_newton.minimize": MINIMIZED,
+    "optimize.gauss_newton.transformation": {
+        "damping": kinds.positive(0.1),
+        "inner_iterations": kinds.count(3),
+        "inner_tolerance": kinds.positive(0.1),
+        "adaptation": kinds.number(1.5, 0.5),
+    },
+    "optimize.gauss_newton.descend": {
+        "objective": kinds.function(lambda batch: gauss_newton.least_squares(lambda params: params["v"])),
+        "batches": kinds.data(BATCHES),
+        "optimizer": kinds.instance(gauss_newton.transformation(damping=0.1)),
+    },
+    "optimize.gauss_newton.hessian_product": {
+        "loss": kinds.function(lambda outputs, targets: jnp.mean((outputs - targets) ** 2)),
+        "outputs": kinds.finite(o.TARGETS),
+        "v": kinds.like(o.TARGETS),
+    },
+    "optimize.least_squares.qr": {**LINEAR, "damping": kinds.variance(0.1)},
+    "optimize.least_squares.svd": {**LINEAR, "cutoff": kinds.variance(1e-3)},
+    "optimize.least_squares.cgls": LINEAR,
+    "optimize.least_squares.tikhonov": {**LINEAR, "choice": kinds.name("gcv"), "candidates": kinds.count(5, least=2)},
+    "optimize.least_squares.extreme_learning_machine": {"x": kinds.finite(o.X)},
+    "optimize.least_squares.with_bias": {"features": kinds.batch(DESIGN)},
+    "optimize.least_squares.augmented": LINEAR,
+    "optimize.line_search.armijo": MINIMIZED,
+    "optimize.line_search.wolfe": MINIMIZED,
+    "optimize.losses.accuracy": {
+        "outputs": kinds.finite(o.TARGETS),
+        "targets": kinds.labels(o.LABELS, classes=2).without(),
+    },
+    "optimize.newton_cg.minimize": MINIMIZED,
+    "optimize.second_order.minimize": {**MINIMIZED, "damping": kinds.variance(0.1)},
+    "optimize.second_order.lbfgs": MINIMIZED,
+    "optimize.slimtik.start": {"width": kinds.count(4), "batch": kinds.count(3), "memory": kinds.count(2, least=0)},
+    "optimize.slimtik.update": {
+        "state": kinds.instance(slimtik.start(width=4, outputs=2, batch=3, memory=2, dtype=np.dtype("float64"))),
+        "features": kinds.finite(o.X),
+        "targets": kinds.finite(o.TARGETS),
+        "damping": kinds.number(0.1),
+        "least": kinds.positive(1e-7),
+        "most": kinds.positive(1e-3),
+    },
+    "optimize.slimtik.train": {
+        **VARIABLE,
+        "batches": kinds.data(BATCHES),
+        "memory": kinds.count(2, least=0),
+        "damping": kinds.number(0.1),
+        "least": kinds.positive(1e-7),
+        "most": kinds.positive(1e-3),
+    },
+    **{
+        f"optimize.train.{name}": TRAINED
+        for name in [
+            "accuracy",
+            "descend",
+            "distance",
+            "early_stopping",
+            "every",
+            "fit",
+            "gradient_noise",
+            "l2",
+            "resident",
+            "update_ratio",
+            "whole",
+            "with_moment",
+        ]
+    },
+    **{f"optimize.varpro.{name}": VARIABLE for name in ("minimize", "reduced", "full", "readout")},
+    "optimize.varpro.project": {**VARIABLE, "matrix": kinds.finite(DESIGN), "targets": kinds.finite(ANSWERS)},
+}
+EXTRA = {"optimize.train.fit": {"batches": training.whole((o.X, o.TARGETS)), "steps": 2}}

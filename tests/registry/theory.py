@@ -1,0 +1,211 @@
+"""Good calls of theory and ode."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from numdl import activations
+from numdl.ode import adjoints, schemes, tableaus
+from tests.registry import kinds
+from tests.registry import objects as o
+
+TRAIN = o.MATRIX
+CROSS = o.MATRIX[:2]
+TIMES = np.array([0.0, 1.0, 2.0])
+THETA = np.linspace(-0.5, 0.5, 64).reshape(4, 4, 4)
+SOLVE = {
+    "field": kinds.function(lambda t, y, theta: jnp.tanh(y @ theta), "text", np.ones(7)),
+    "y0": kinds.tree(o.X),
+    "theta": kinds.data(np.eye(4)),
+    "t1": kinds.number(1.0),
+    "t0": kinds.number(0.0),
+    "scheme": kinds.instance(schemes.leapfrog),
+    "adjoint": kinds.function(adjoints.direct),
+}
+
+
+def velocity(t, y, theta):
+    """A second-order right-hand side."""
+    return -y
+
+
+def solved(steps):
+    """The end point of y' = -y by Euler's method."""
+    return (1 - 1 / steps) ** steps
+
+
+CALLS = {
+    "theory.attention.rank_collapse": {
+        "diameter": kinds.positive(1.0).without(0.0),
+        "query_key_norm": kinds.variance(0.1),
+        "value_norm": kinds.variance(0.5),
+        "head_width": kinds.count(4),
+    },
+    "theory.descent.sharpness_limit": {"method": kinds.name("gradient_descent")},
+    "theory.descent.growth": {"eigenvalues": kinds.numbers(np.array([1.0, 2.0])), "method": kinds.name("polyak")},
+    "theory.descent.path": {
+        "start": kinds.numbers(np.array([1.0, 2.0])),
+        "eigenvalues": kinds.numbers(np.array([1.0, 2.0])),
+        "method": kinds.name("polyak"),
+    },
+    "theory.descent.tuning": {
+        "method": kinds.name("polyak"),
+        "least": kinds.positive(1.0),
+        "largest": kinds.positive(2.0).also(0.5),
+    },
+    "theory.descent.modified_loss": {"loss": kinds.function(o.loss_of_params)},
+    "theory.descent.mode_strength": {
+        "times": kinds.numbers(TIMES, -1.0),
+        "singular_value": kinds.positive(1.0),
+        "start": kinds.positive(0.1),
+    },
+    "theory.descent.learning_time": {
+        "singular_value": kinds.positive(1.0),
+        "start": kinds.positive(0.1),
+        "end": kinds.positive(0.9),
+    },
+    "theory.gradients.growth": {"depth": kinds.count(3), "widths": kinds.counts((4, 4))},
+    "theory.gradients.residual_growth": {"x_mean": kinds.number(0.0), "readout_gain": kinds.positive(1.0)},
+    "theory.gradients.dropout_fixed_point": {},
+    "theory.gradients.log_norm": {},
+    "theory.jacobian.product_norm": {
+        "excess_kurtosis": kinds.number(0.0, -3.0),
+        "y": kinds.finite(np.ones(2)),
+    },
+    "theory.jacobian.singular_values": {"q": kinds.positive(1.0)},
+    "theory.jacobian.largest_squared": {"active": kinds.probability(1.0)},
+    "theory.jacobian.product_density": {"points": kinds.count(5)},
+    "theory.jacobian.lyapunov_exponents": {},
+    "theory.kernels.nngp": {"activation": kinds.function(activations.relu)},
+    "theory.kernels.ntk": {"activation": kinds.function(activations.relu)},
+    "theory.kernels.dense": {"activation": kinds.function(activations.relu)},
+    "theory.kernels.residual": {"activation": kinds.function(activations.relu)},
+    "theory.kernels.gradient_flow": {
+        "train": kinds.finite(TRAIN, np.ones((3, 2))),
+        "cross": kinds.finite(CROSS, np.ones((2, 2))),
+        "targets": kinds.finite(np.ones((3, 1)), np.ones((2, 1))),
+        "times": kinds.numbers(TIMES, -1.0),
+    },
+    "theory.kernels.regression": {
+        "train": kinds.finite(TRAIN, np.ones((3, 2))),
+        "cross": kinds.finite(CROSS, np.ones((2, 2))),
+        "targets": kinds.finite(np.ones((3, 1)), np.ones((2, 1))),
+        "ridge": kinds.variance(0.1),
+    },
+    "theory.kernels.posterior": {
+        "train": kinds.finite(TRAIN, np.ones((3, 2))),
+        "cross": kinds.finite(CROSS, np.ones((2, 2))),
+        "own": kinds.finite(np.eye(2), np.eye(3)),
+        "targets": kinds.finite(np.ones((3, 1)), np.ones((2, 1))),
+    },
+    "theory.normalization.gradient_growth": {"batch_size": kinds.count(4)},
+    "theory.normalization.correlation": {"batch_size": kinds.count(4)},
+    "theory.propagation.length_map": {"q": kinds.numbers(1.0, -1.0)},
+    "theory.propagation.lengths": {},
+    "theory.propagation.correlations": {"c": kinds.numbers(0.5, 1.5, -1.5), "q": kinds.number(1.0, -1.0, "tpyo")},
+    "theory.propagation.fixed_point": {},
+    "theory.propagation.fixed_points": {},
+    "theory.propagation.critical_weight_variance": {},
+    "theory.propagation.phase_diagram": {
+        "weight_variances": kinds.numbers(np.array([1.0, 2.0]), -1.0),
+        "bias_variances": kinds.numbers(np.array([0.1, 0.2]), -1.0),
+    },
+    "theory.recurrent.gradient_through_time": {
+        "largest_singular_value": kinds.variance(1.1),
+        "largest_slope": kinds.variance(1.0),
+    },
+    "theory.recurrent.largest_slope": {},
+    "theory.recurrent.transient_growth": {"matrix": kinds.finite(o.MATRIX, np.ones((3, 2)))},
+    "theory.recurrent.carousel": {"forget_bias": kinds.number(1.0), "gate_variance": kinds.variance(0.5)},
+    "ode.adjoint_audit.dot_product_test": {
+        "function": kinds.function(jnp.tanh),
+        "x": kinds.tree(o.X),
+        "tolerance": kinds.positive(0.1),
+    },
+    "ode.adjoint_audit.taylor_remainders": {
+        "loss": kinds.loss(o.loss_of_params),
+        "x": kinds.tree(o.X),
+        "epsilon": kinds.positive(0.1),
+        "halvings": kinds.count(6, least=5),
+    },
+    "ode.adjoint_audit.gradient_error": {
+        **SOLVE,
+        "solve": kinds.function(lambda y0, theta, adjoint: jnp.sum(y0) * jnp.sum(theta)),
+        "limit": kinds.positive(0.1),
+    },
+    "ode.adjoint_audit.reconstruction_error": {
+        **SOLVE,
+        "field": kinds.function(velocity),
+        "y0": kinds.tree((o.VECTOR, o.VECTOR)),
+        "scheme": kinds.instance(schemes.verlet),
+        "steps": kinds.counts((2, 4)),
+        "step_time": kinds.positive(0.1),
+        "dtypes": kinds.Argument(("float32",), (("float46",), ("int32",), 3, ())),
+    },
+    "ode.adjoints.nested": {"levels": kinds.count(2)},
+    "ode.adjoints.binomial": {"snapshots": kinds.count(2)},
+    "ode.adjoints.schedule": {"steps": kinds.count(4), "snapshots": kinds.count(2)},
+    "ode.convergence.observed_order": {
+        "errors": kinds.numbers(np.array([1e-2, 1e-3, 1e-4]), -1.0),
+        "steps": kinds.counts((4, 8, 16)),
+        "low": kinds.variance(1e-12),
+        "high": kinds.positive(0.01),
+    },
+    "ode.convergence.study": {
+        "solve": kinds.function(solved),
+        "steps": kinds.counts((4, 8, 16, 32)),
+        "low": kinds.variance(1e-12),
+        "high": kinds.positive(0.01),
+    },
+    "ode.convergence.richardson": {
+        "coarse": kinds.data(o.VECTOR),
+        "fine": kinds.like(o.VECTOR),
+        "order": kinds.positive(2),
+        "factor": kinds.count(2, least=2),
+    },
+    "ode.integrate.trajectory": {**SOLVE, "tableau": kinds.instance(tableaus.rk4)},
+    "ode.integrate.endpoint": {**SOLVE, "tableau": kinds.instance(tableaus.rk4)},
+    "ode.integrate.invert": {
+        **SOLVE,
+        "field": kinds.function(velocity),
+        "y1": kinds.tree((o.VECTOR, o.VECTOR)),
+        "scheme": kinds.instance(schemes.verlet),
+    },
+    "ode.integrate.adaptive": {**SOLVE, "times": kinds.finite(np.array([0.5, 1.0])), "solver": kinds.free(None)},
+    "ode.integrate.theta_at": {
+        "theta": kinds.data(THETA),
+        "time": kinds.number(0.5),
+        "t0": kinds.number(0.0),
+        "t1": kinds.number(1.0),
+        "interpolation": kinds.name("constant").without(None),
+    },
+    "ode.integrate.time_dtype": {"y": kinds.data(o.X)},
+    "ode.refinement.prolong": {"theta": kinds.data(THETA), "steps": kinds.count(8).also(6)},
+    "ode.refinement.restrict": {"theta": kinds.data(THETA), "steps": kinds.count(2).also(3)},
+    "ode.refinement.coarse_to_fine": {
+        "train": kinds.function(lambda theta, steps: theta),
+        "theta": kinds.data(THETA),
+        "steps": kinds.counts((4, 8)),
+    },
+    "ode.refinement.smoothness": {"theta": kinds.data(THETA)},
+    "ode.refinement.tikhonov": {"theta": kinds.data(THETA)},
+    "ode.refinement.step_count": {"theta": kinds.data(THETA)},
+    "ode.schemes.runge_kutta": {"iterations": kinds.count(3)},
+    "ode.schemes.semi_implicit": {"matrix": kinds.finite(o.MATRIX, np.ones((3, 2)))},
+    "ode.stability.amplification": {
+        "z": kinds.Argument(np.array([-1.0 + 1j]), ("text", None, masked := kinds.masked((2,))))
+    },
+    "ode.stability.real_interval": {},
+    "ode.stability.imaginary_interval": {},
+    "ode.stability.region_boundary": {"points": kinds.count(16)},
+    "ode.stability.largest_step": {
+        "eigenvalues": kinds.Argument(np.array([-1.0 + 1j]), ("text", None, masked, np.array([np.nan]), np.zeros(0)))
+    },
+    "ode.stability.logarithmic_norm": {
+        "matrix": kinds.finite(o.MATRIX, np.ones((3, 2))),
+        "ord": kinds.Argument(2, (3, "tpyo", None, 0)),
+    },
+    "ode.stability.polynomials": {},
+    "ode.tableaus.companion": {"tableau": kinds.instance(tableaus.bogacki_shampine)},
+    "ode.tableaus.row_sum_residuals": {},
+    "ode.tableaus.order_residuals": {"order": kinds.limited(3, most=5)},
+}
