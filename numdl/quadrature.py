@@ -19,13 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl import checks
+from numdl import checks, tanh_sinh
 from numdl.precision import float64
 from numdl.records import record
 
 _REACH = 9.0  # the Gaussian beyond is 3e-18: the domain is |z| <= _REACH
 _FAR = 2.0  # steps in z far from every place are this much larger than steps in t
 _ZONE = 8.5  # a kink seen through a Gaussian of deviation sigma is over at _ZONE * sigma
+_GOOD = 1e-6  # relative error up to which an estimate counts as converged
+_NAMED, _UNNAMED = 1e-10, 1.0  # relative error above which tanh-sinh is tried; it cannot find kinks that are not named
+_TAIL = 1e-12  # what may lie beyond the reach, relative
 _NODES = (144, 44, 66)  # trapezoid on the line; Gauss-Legendre on a piece: of two variables, of one
 
 
@@ -33,8 +36,9 @@ _NODES = (144, 44, 66)  # trapezoid on the line; Gauss-Legendre on a piece: of t
 class Estimate:
     """An expectation with an honest bound: `error` is the largest change when the rule is made coarser."""
 
-    value: jax.Array  # [...]
-    error: jax.Array  # [...], absolute
+    value: jax.Array  # [...]: inf or nan where the expectation is infinite or does not exist, nan where f is
+    error: jax.Array  # [...], absolute; inf where value is not finite
+    converged: jax.Array  # [...]: error <= 1e-6 E|f|
 
 
 def expectation(f, variance, *, kinks=()):
@@ -42,20 +46,22 @@ def expectation(f, variance, *, kinks=()):
 
     Parameters
     ----------
-    f : function                elementwise, traceable; grows at most like a polynomial
+    f : function                elementwise, traceable
     variance : array            any shape, >= 0
-    kinks : tuple of float      where f or one of its derivatives jumps
+    kinks : tuple of float      where f or one of its derivatives jumps or is infinite; 0 need not be named for poles
     Returns
     -------
-    Estimate(value, error)      arrays shaped like variance. A large error says that f varies on a scale that the rule
-                                does not see, or has a kink that was not named.
+    Estimate(value, error, converged)   arrays shaped like variance. A large error says that f varies on a scale that
+                                the rule does not see, or has a kink that was not named.
     Raises
     ------
     TypeError, ValueError       f is no function; a variance is negative or not finite; a kink is not finite
     """
     checks.function("f", f)
     variance = _known_floats(variance=checks.variance("variance", variance))["variance"]
-    return _expectation(f, variance, _known_kinks("kinks", kinks))
+    kinks = _known_kinks("kinks", kinks)
+    _check_elementwise("f", f)
+    return _expectation(f, variance, kinks)
 
 
 def product_expectation(f, g, variance_f, variance_g, correlation, *, kinks_f=(), kinks_g=()):
@@ -70,7 +76,7 @@ def product_expectation(f, g, variance_f, variance_g, correlation, *, kinks_f=()
     kinks_f, kinks_g : tuples   where f, g or one of their derivatives jumps
     Returns
     -------
-    Estimate(value, error)      arrays of the common shape
+    Estimate(value, error, converged)   arrays of the common shape
     Raises
     ------
     TypeError, ValueError       as for `expectation`; a correlation outside [-1, 1]
@@ -82,7 +88,10 @@ def product_expectation(f, g, variance_f, variance_g, correlation, *, kinks_f=()
         variance_g=checks.variance("variance_g", variance_g),
         correlation=checks.finite("correlation", correlation, least=-1.0, most=1.0),
     )
-    return _product_expectation(f, g, point, _known_kinks("kinks_f", kinks_f), _known_kinks("kinks_g", kinks_g))
+    kinks_f, kinks_g = _known_kinks("kinks_f", kinks_f), _known_kinks("kinks_g", kinks_g)
+    _check_elementwise("f", f)
+    _check_elementwise("g", g)
+    return _product_expectation(f, g, point, kinks_f, kinks_g)
 
 
 def expect(f, variance, *, kinks=()):
@@ -103,12 +112,26 @@ def expect_product(f, g, variance_f, variance_g, correlation, *, kinks_f=(), kin
 
 @float64
 def _expectation(f, variance, kinks):
-    return _estimate(functools.partial(_line_value, variance=variance, kinks=kinks), f)
+    value, error, size = map(np.array, _estimate(functools.partial(_line_value, variance=variance, kinks=kinks), f))
+    tail = np.asarray(_tail(lambda z: jnp.abs(f(np.sqrt(variance) * z))))
+    error = np.array(error + tail)
+    at_kinks = np.asarray(f(jnp.asarray([0.0, *kinks])))
+    doubtful = ~(error <= (_NAMED if kinks else _UNNAMED) * size) | ~(tail <= _TAIL * size)
+    doubtful |= ~np.isfinite(at_kinks).all()
+    for place in zip(*np.nonzero(np.atleast_1d(doubtful)), strict=True):
+        place = place if variance.ndim else ()
+        other = tanh_sinh.expectation(f, float(np.sqrt(variance[place])), kinks)
+        if other[1] == np.inf or not error[place] <= other[1]:
+            value[place], error[place] = other
+    return _judged(value, error, size)
 
 
 @float64
 def _product_expectation(f, g, point, kinks_f, kinks_g):
-    return _estimate(functools.partial(_plane_value, **point, kinks_f=kinks_f, kinks_g=kinks_g), f, g)
+    value, error, size = _estimate(functools.partial(_plane_value, **point, kinks_f=kinks_f, kinks_g=kinks_g), f, g)
+    roots = np.sqrt(point["variance_f"]), np.sqrt(point["variance_g"])
+    tails = (_tail(lambda z, s=s: jnp.abs(f(roots[0] * z) * g(roots[1] * s * z))) for s in (-1, 1))
+    return _judged(value, error + functools.reduce(jnp.maximum, tails), size)
 
 
 def _estimate(value, *functions):
@@ -116,7 +139,21 @@ def _estimate(value, *functions):
     coarse, middle, best = (value(*functions, nodes=tuple(int(m * n) for n in _NODES)) for m in (1, 1.23, 1.5))
     size = value(*map(_Absolute, functions), nodes=_NODES)
     change = jnp.maximum(jnp.abs(best - coarse), jnp.abs(best - middle))
-    return Estimate(best, change + 4 * jnp.finfo(best.dtype).eps * size)
+    return best, change + 4 * jnp.finfo(best.dtype).eps * size, size
+
+
+def _tail(size):
+    """A bound on what lies beyond the reach, from how the integrand falls just before it."""
+    last, before = (jnp.maximum(size(z), size(-z)) * _density(z) for z in (_REACH, _REACH - 0.5))
+    decay = jnp.log(before / last)
+    return jnp.where(last == 0, 0.0, jnp.where(decay > 0, last / jnp.where(decay > 0, decay, 1.0), jnp.inf))
+
+
+def _judged(value, error, size):
+    """The estimate with its flag: nothing that is not finite has an error that is."""
+    value, error = jnp.asarray(value), jnp.where(jnp.isfinite(value) & ~jnp.isnan(error), error, jnp.inf)
+    size = jnp.where(jnp.isfinite(size), size, jnp.abs(value))  # a pole on a node
+    return Estimate(value, error, jnp.isfinite(error) & (error <= _GOOD * jnp.maximum(size, jnp.abs(value))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,3 +322,9 @@ def _known_floats(**values):
 def _known_kinks(name, kinks):
     kinks = tuple(kinks) if np.ndim(kinks) else (kinks,)
     return tuple(float(checks.finite(name, kink, shape=())) for kink in kinks)
+
+
+def _check_elementwise(name, f):
+    shape = jax.eval_shape(f, jax.ShapeDtypeStruct((3,), jnp.result_type(float)))
+    if getattr(shape, "shape", None) != (3,) or not jnp.issubdtype(shape.dtype, jnp.floating):
+        raise checks.BadValue(f"{name} must be elementwise, real numbers to as many; got {shape} for 3 numbers")

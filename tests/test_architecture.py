@@ -16,6 +16,7 @@ GROUND = {
     "precision",
     "trees",
     "quadrature",
+    "tanh_sinh",
     "activations",
     "statistics",
     "tracing",
