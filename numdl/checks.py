@@ -7,6 +7,8 @@ dtype is known and is checked. Use what a check returns: integers are ints there
 import dataclasses
 import inspect
 import operator
+import os
+import pathlib
 from collections.abc import Callable
 
 import jax
@@ -152,6 +154,15 @@ class _Returning:
         return one_real_number(self.name, self.signature, result) if self.scalar else result
 
 
+def path(name, value):
+    """A path as a text or a `pathlib.Path`, not empty: the empty one would be the current folder in silence."""
+    if not isinstance(value, str | os.PathLike):
+        raise BadType(f"{name} must be a path; got {_show(value)}")
+    if not os.fspath(value) or "\0" in os.fsdecode(value):
+        raise BadValue(f"{name} must be a path that is not empty and holds no zero byte; got {_show(value)}")
+    return pathlib.Path(os.fsdecode(value))
+
+
 def key(name, value):
     """A typed random key, jax.random.key(seed): one key unless a batch of them is traced."""
     if not is_key(value):
@@ -188,7 +199,7 @@ def array(name, value, *, kind="real", ndim=None, least_ndim=None, empty=False):
     """
     allowed = f"an array of {_KINDS[kind][0]}"
     value = native(name, value)
-    if not isinstance(value, jax.Array):
+    if not isinstance(value, jax.Array | jax.ShapeDtypeStruct):
         try:
             value = np.asarray(value)
         except (TypeError, ValueError) as error:
@@ -243,6 +254,20 @@ def leaves(name, tree, *, examples=False):
                 f"{name} must hold arrays of one length >= 1 along axis 0, the examples; got shapes {shapes}"
             )
     return jax.tree.unflatten(structure, found)
+
+
+def length(name, tree, *, of="examples", least=1):
+    """The length, at least `least`, that all leaves of a pytree have along axis 0."""
+    lengths = {
+        jax.tree_util.keystr(path): np.shape(leaf)[:1] for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    if len(set(lengths.values())) != 1 or () in lengths.values():
+        got = ", ".join(f"{name}{path} {list(one)}" for path, one in list(lengths.items())[:8]) or "no leaf"
+        raise BadValue(f"{name} must have leaves of one length along axis 0, the {of}; got {got}")
+    (found,) = next(iter(lengths.values()))
+    if found < least:
+        raise BadValue(f"{name} must have at least {least} {of} along axis 0; got {found}")
+    return found
 
 
 def dtype(name, value):

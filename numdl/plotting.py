@@ -73,7 +73,7 @@ def agreement(record, *, x=None, ax=None, label="measured", xlabel="index", limi
     z = np.ravel(np.asarray(record.z, dtype=float))
     x = np.arange(1, z.size + 1) if x is None else np.asarray(x, dtype=float)
     checks.shape("x", x, z.shape)
-    checks.positive("limit", limit, shape=())
+    limit = checks.positive("limit", limit, shape=())
     ax, color = _axes(ax), color or _fresh(ax)
     ax.axhspan(-2, 2, color="0.92", linewidth=0, zorder=0, label=_once(ax, "±2 standard errors"))
     _dashed(ax, x, np.zeros_like(z), "predicted")

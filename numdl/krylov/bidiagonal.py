@@ -61,7 +61,7 @@ def decompose(matvec, transpose, start, *, num_matvecs):
     """
     checks.function("matvec", matvec)
     checks.function("transpose", transpose)
-    checks.floating("start", start, ndim=1)
+    start = checks.floating("start", start, ndim=1)
     image = jax.eval_shape(matvec, start)
     m = checks.whole("num_matvecs", num_matvecs, most=min(start.size, image.size))
 
@@ -98,7 +98,7 @@ def singular_triplets(key, matvec, like, *, k, num_matvecs, transpose=None, tole
     Source: Golub & Kahan 1965; Parlett 1980, theorem 4.5.1 for [[0, A], [A', 0]].
     """
     checks.key("key", key)
-    checks.positive("tolerance", tolerance, shape=())
+    tolerance = checks.positive("tolerance", tolerance, shape=())
     matvec, layout = vectors.flat(matvec, like)
     image = jax.eval_shape(matvec.matvec, like)
     outer = vectors.layout("matvec(like)", image)

@@ -61,12 +61,13 @@ def cg(matvec, rhs, *, iterations, tolerance, x0=None, preconditioner=None):
     Solution
     Source: Hestenes & Stiefel 1952; Nocedal & Wright 2006, algorithm 5.3.
     """
-    _check(matvec, iterations, tolerance, preconditioner)
+    iterations, tolerance = _check(matvec, iterations, tolerance, preconditioner)
     precondition = _identity if preconditioner is None else preconditioner
-    x0 = jax.tree.map(jnp.zeros_like, rhs) if x0 is None else x0
+    rhs = _vector("rhs", rhs)
+    x0 = jax.tree.map(jnp.zeros_like, rhs) if x0 is None else checks.like("x0", x0, rhs, of="rhs")
     goal = tolerance * trees.norm(rhs)
-    r = _minus(rhs, matvec(x0))
-    z = precondition(r)
+    r = _minus(rhs, checks.like("matvec(v)", matvec(x0), rhs, of="rhs"))
+    z = checks.like("preconditioner(v)", precondition(r), rhs, of="rhs")
 
     def going(s):
         return (s.count < iterations) & (trees.norm(s.r) > goal) & ~s.negative & ~s.broken
@@ -107,18 +108,19 @@ def steihaug(matvec, gradient, radius, *, iterations, tolerance, preconditioner=
     Step
     Source: Steihaug 1983; Conn, Gould & Toint 2000, algorithm 7.5.1.
     """
-    _check(matvec, iterations, tolerance, preconditioner)
-    checks.positive("radius", radius, shape=())
+    iterations, tolerance = _check(matvec, iterations, tolerance, preconditioner)
+    radius = checks.positive("radius", radius, shape=())
     precondition = _identity if preconditioner is None else preconditioner
+    gradient = _vector("gradient", gradient)
     goal = tolerance * trees.norm(gradient)
-    z = precondition(gradient)
+    z = checks.like("preconditioner(v)", precondition(gradient), gradient, of="gradient")
     rz = _real_inner(gradient, z)
 
     def going(s):
         return (s.count < iterations) & (trees.norm(s.r) > goal) & ~s.boundary & ~s.broken
 
     def advance(s):
-        image = matvec(s.p)
+        image = checks.like("matvec(v)", matvec(s.p), gradient, of="gradient")
         curvature = _real_inner(s.p, image)
         negative = curvature <= 0
         alpha = s.rz / _nonzero(curvature)
@@ -157,10 +159,12 @@ def cgls(matvec, transpose, rhs, *, iterations, tolerance, damping=0.0, x0=None)
     tolerance : scalar          stop at |A'(b - A x) - damping x| <= tolerance |A'b|
     Source: Björck 1996, algorithm 7.4.1.
     """
-    _check(matvec, iterations, tolerance, checks.function("transpose", transpose))
-    checks.variance("damping", damping, shape=())
+    checks.function("transpose", transpose)
+    iterations, tolerance = _check(matvec, iterations, tolerance, None)
+    damping = checks.variance("damping", damping, shape=())
+    rhs = _vector("rhs", rhs)
     right = transpose(rhs)
-    x0 = jax.tree.map(jnp.zeros_like, right) if x0 is None else x0
+    x0 = jax.tree.map(jnp.zeros_like, right) if x0 is None else checks.like("x0", x0, right, of="transpose(rhs)")
     goal = tolerance * trees.norm(right)
 
     def gradient(x, r):
@@ -181,7 +185,7 @@ def cgls(matvec, transpose, rhs, *, iterations, tolerance, damping=0.0, x0=None)
         negative, broken = curvature <= 0, ~jnp.isfinite(curvature + size)
         return _keep(negative | broken, s, _Iterate((x, r), None, p, size, s.count + 1, negative, broken))
 
-    r = _minus(rhs, matvec(x0))
+    r = _minus(rhs, checks.like("matvec(v)", matvec(x0), rhs, of="rhs"))
     p = gradient(x0, r)
     size = _real_inner(p, p)
     start = _Iterate((x0, r), None, p, size, _count(), jnp.zeros((), bool), ~jnp.isfinite(size))
@@ -252,7 +256,16 @@ def _count():
 
 def _check(matvec, iterations, tolerance, other):
     checks.function("matvec", matvec)
-    checks.whole("iterations", iterations)
-    checks.finite("tolerance", tolerance, least=0.0, shape=())
+    iterations = checks.whole("iterations", iterations)
+    tolerance = checks.finite("tolerance", tolerance, least=0.0, shape=())
     if other is not None:
         checks.function("preconditioner", other)
+    return iterations, tolerance
+
+
+def _vector(name, tree):
+    """A pytree of floating or complex arrays, native."""
+    tree = checks.leaves(name, tree)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        checks.array(f"{name}{jax.tree_util.keystr(path)}", leaf, kind="inexact", empty=True)
+    return tree

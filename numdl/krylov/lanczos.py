@@ -88,7 +88,7 @@ def eigenpairs(
     """
     checks.key("key", key)
     checks.one_of("which", which, ("largest", "smallest"))
-    checks.positive("tolerance", tolerance, shape=())
+    tolerance = checks.positive("tolerance", tolerance, shape=())
     flat, layout = vectors.flat(matvec, like)
     left_out = vectors.Rows(layout.size, layout.dtype)
     for row in () if deflate is None else layout.rows(deflate):
@@ -96,7 +96,7 @@ def eigenpairs(
         if norm > 0:
             left_out.append(unit)
     k = checks.whole("k", k, most=layout.size - left_out.count)
-    checks.whole("max_matvecs", max_matvecs, least=2 * k)
+    max_matvecs = checks.whole("max_matvecs", max_matvecs, least=2 * k)
     basis = k + 60 if basis is None else checks.whole("basis", basis, least=k + 3)
     warm = None if start is None else layout.rows(start).sum(axis=0)
     sign = 1 if which == "largest" else -1
@@ -123,7 +123,7 @@ def tridiagonalize(matvec, start, num_matvecs, *, reorthogonalize=True):
     Source: Lanczos 1950; Paige 1972.
     """
     checks.function("matvec", matvec)
-    checks.floating("start", start, ndim=1)
+    start = checks.floating("start", start, ndim=1)
     m = checks.whole("num_matvecs", num_matvecs, most=start.size)
     first = start / jnp.linalg.norm(start)
     basis = jnp.zeros((m, start.size), start.dtype) if reorthogonalize else None

@@ -140,7 +140,7 @@ def xtrace(key, matvec, like, *, num_matvecs):
     """
     matvec, layout, num_matvecs = _opened(key, matvec, like, num_matvecs, 4)
     if num_matvecs % 2 or num_matvecs > 2 * layout.size:
-        raise ValueError(f"num_matvecs must be even and at most {2 * layout.size}; got {num_matvecs}")
+        raise checks.BadValue(f"num_matvecs must be even and at most {2 * layout.size}; got {num_matvecs}")
     z = _stacked(_normal, jax.random.split(key, num_matvecs // 2), layout)
     basis, upper = _range(vectors.products(matvec, z))
     samples = _leave_one_out(z, basis, upper, vectors.products(matvec, basis))
@@ -165,7 +165,9 @@ def quadrature(key, matvec, like, *, num_matvecs, num_probes, reorthogonalize=Fa
     matvec, layout, num_probes = _opened(key, matvec, like, num_probes, 1, "num_probes")
     steps = min(checks.whole("num_matvecs", num_matvecs), layout.size)
     if vectors.traced((key, matvec)):
-        raise TypeError("quadrature runs outside of jit; inside, use lanczos.tridiagonalize")
+        raise checks.BadType(
+            "key and matvec must be known outside of jit; got tracers: inside, use lanczos.tridiagonalize"
+        )
     rules = [_rule(one, matvec, layout, steps, reorthogonalize) for one in jax.random.split(key, num_probes)]
     nodes, weights = (np.stack(part) for part in zip(*rules, strict=True))
     return Quadrature(nodes, weights, layout.size)

@@ -33,6 +33,12 @@ class Layout:
         return sum(map(math.prod, self.shapes))
 
     @property
+    def form(self):
+        """Shapes and dtypes as a tree."""
+        leaves = [jax.ShapeDtypeStruct(*pair) for pair in zip(self.shapes, self.dtypes, strict=True)]
+        return jax.tree.unflatten(self.structure, leaves)
+
+    @property
     def dtype(self):
         """The dtype of the vector, that of all leaves promoted."""
         return np.dtype(jnp.result_type(*self.dtypes))
@@ -71,19 +77,23 @@ class Flat:
 
     def __call__(self, v):
         """A v, both flat."""
-        return self.layout.ravel(self.matvec(self.layout.unravel(v)))
+        return self.layout.ravel(
+            checks.like("matvec(v)", self.matvec(self.layout.unravel(v)), self.layout.form, of="v")
+        )
 
 
 def layout(name, like):
     """The Layout of a pytree of real arrays (or of shapes and dtypes), checked."""
     leaves, structure = jax.tree.flatten(like)
     if not leaves:
-        raise ValueError(f"{name} must hold at least one array; got {like!r}")
+        raise checks.BadValue(f"{name} must hold at least one array; got {like!r}")
     for path, leaf in jax.tree_util.tree_flatten_with_path(like)[0]:
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             place = jax.tree_util.keystr(path)
-            raise TypeError(f"{name} must hold real floating-point arrays only; {name}{place} is {dtype or type(leaf)}")
+            raise checks.BadType(
+                f"{name} must hold real floating-point arrays only; {name}{place} is {dtype or repr(leaf)}; got it"
+            )
     return Layout(
         structure, tuple(tuple(leaf.shape) for leaf in leaves), tuple(np.dtype(leaf.dtype) for leaf in leaves)
     )

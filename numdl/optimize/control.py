@@ -24,6 +24,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from numdl import checks, trees
+from numdl.optimize import second_order
 from numdl.records import record
 
 SUFFICIENT = 1e-4  # Armijo's fraction of the increase that the slope promises
@@ -50,6 +51,7 @@ class History:
 
 def objective(problem, x, theta):
     """J(theta) from the initial states x [examples, ...]; `jax.grad` of it is backpropagation."""
+    x, theta = _check(problem, x, theta)
     path, running = _run(problem, x, theta)
     return problem.terminal(path[-1]) + problem.step * jnp.sum(running)
 
@@ -61,6 +63,7 @@ def hamiltonian(problem, x, p, theta):
 
 def states(problem, x, theta):
     """x_0 ... x_N, [steps + 1, examples, ...]."""
+    x, theta = _check(problem, x, theta)
     return _run(problem, x, theta)[0]
 
 
@@ -69,6 +72,10 @@ def costates(problem, path, theta):
 
     p_N = -terminal'(x_N),    p_n = p_{n+1} + h dH/dx(x_n, p_{n+1}, theta_n)
     """
+
+    path = checks.floating("path", path, least_ndim=2)
+    _, theta = _check(problem, path[0], theta)
+    checks.shape("path", path, (checks.length("theta", theta, of="steps", least=0) + 1, *path.shape[1:]))
 
     def back(p, now):
         x, local = now
@@ -85,7 +92,7 @@ def gradient(problem, x, theta):
 
     dJ/dtheta_n = -h dH/dtheta(x_n, p_{n+1}, theta_n)
     """
-    _check(problem, x, theta)
+    x, theta = _check(problem, x, theta)
     path, running = _run(problem, x, theta)
     slopes = jax.vmap(jax.grad(functools.partial(hamiltonian, problem), argnums=2))
     slope = slopes(path[:-1], costates(problem, path, theta)[1:], theta)
@@ -115,10 +122,10 @@ def successive_approximations(problem, x, theta, *, iterations, penalty=0.0, asc
     TypeError, ValueError       a negative penalty, theta without a common time axis, ...
     Source: Li, Chen, Tai & E 2018, arXiv:1710.09513, algorithms 1 and 2.
     """
-    _check(problem, x, theta)
-    checks.whole("iterations", iterations)
-    checks.whole("ascents", ascents)
-    checks.finite("penalty", penalty, least=0.0, shape=())
+    x, theta = _check(problem, x, theta)
+    iterations = checks.whole("iterations", iterations)
+    ascents = checks.whole("ascents", ascents)
+    penalty = checks.finite("penalty", penalty, least=0.0, shape=())
     maximize = _ascent(ascents) if maximize is None else checks.function("maximize", maximize)
     functions = (f if isinstance(f, Partial) else Partial(f) for f in problem[:3])
     return _iterate(Problem(*functions, problem.step), x, theta, penalty, iterations, maximize)
@@ -201,7 +208,7 @@ def _check(problem, x, theta):
     for name, function in zip(problem._fields[:3], problem[:3], strict=True):
         checks.function(f"problem.{name}", function)
     checks.positive("problem.step", problem.step, shape=())
-    checks.floating("x", x, least_ndim=1)
-    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(theta)}
-    if len(lengths) != 1 or lengths == {()}:
-        raise ValueError(f"theta must have leaves of one length along axis 0, the steps; got {sorted(lengths)}")
+    x = checks.floating("x", x, least_ndim=1)
+    theta = second_order.only_real("theta", theta)
+    checks.length("theta", theta, of="steps", least=0)
+    return x, theta

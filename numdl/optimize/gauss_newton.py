@@ -22,6 +22,7 @@ from numdl import checks, trees
 from numdl.krylov import cg
 from numdl.optimize import losses, second_order
 from numdl.optimize.second_order import Local
+from numdl.optimize.train import stepping
 from numdl.records import record, static
 
 DECAY = 0.95  # of the last direction, where the next search for one begins
@@ -37,6 +38,10 @@ class LeastSquares:
     def value(self, params):
         """|residual(params)|^2 / 2."""
         return _half_square(self.residual(params))
+
+    def within(self, rest):
+        """The same of the part of the parameters that moves, see `trees.trainable`."""
+        return LeastSquares(second_order.of_moving(self.residual, rest))
 
     def local(self, params):
         """Value, gradient J'r and the product v -> J'J v; the residual is linearized once."""
@@ -57,6 +62,10 @@ class Composite:
         """loss(outputs(params), targets)."""
         return self.loss(self.outputs(params), self.targets)
 
+    def within(self, rest):
+        """The same of the part of the parameters that moves, see `trees.trainable`."""
+        return Composite(second_order.of_moving(self.outputs, rest), self.targets, self.loss)
+
     def local(self, params):
         """Value, gradient J'loss' and the product v -> J' loss'' J v; the outputs are linearized once."""
         outputs, forward = jax.linearize(self.outputs, params)
@@ -75,7 +84,8 @@ def least_squares(residual):
 
 def composite(outputs, targets, loss):
     """The objective loss(outputs(params), targets); loss is one of `losses`, or a convex function."""
-    return Composite(second_order.partial(checks.function("outputs", outputs)), targets, checks.function("loss", loss))
+    function, loss = checks.function("outputs", outputs), checks.function("loss", loss)
+    return Composite(second_order.partial(function), checks.leaves("targets", targets), loss)
 
 
 def minimize(objective, params, *, steps, method="trust_region", **options):
@@ -122,10 +132,10 @@ def transformation(*, damping, inner_iterations=10, inner_tolerance=1e-3, adapta
     """
     import optax
 
-    checks.positive("damping", damping, shape=())
-    checks.whole("inner_iterations", inner_iterations)
-    checks.positive("inner_tolerance", inner_tolerance, shape=())
-    checks.finite("adaptation", adaptation, least=1.0, shape=())
+    damping = checks.positive("damping", damping, shape=())
+    inner_iterations = checks.whole("inner_iterations", inner_iterations)
+    inner_tolerance = checks.positive("inner_tolerance", inner_tolerance, shape=())
+    adaptation = checks.finite("adaptation", adaptation, least=1.0, shape=())
 
     def init(params):
         dtype = second_order.scalar_dtype(params)
@@ -156,15 +166,20 @@ def descend(objective, params, batches, *, optimizer):
     """
     import optax
 
-    def step(carry, batch):
-        params, memory = carry
-        here = objective(batch)
-        value, gradient = jax.value_and_grad(here.value)(params)
-        update, memory = optimizer.update(gradient, memory, params, objective=here)
-        return (optax.apply_updates(params, update), memory), value
+    checks.function("objective", objective)
+    stepping.transformation("optimizer", optimizer)
+    batches = stepping.steps_of_batches(batches)
+    moving, rest = trees.trainable(params)
 
-    (params, _), losses = lax.scan(step, (params, optimizer.init(params)), batches)
-    return params, losses
+    def step(carry, batch):
+        moving, memory = carry
+        here = objective(batch) if second_order.all_move(rest) else objective(batch).within(rest)
+        value, gradient = jax.value_and_grad(here.value)(moving)
+        update, memory = optimizer.update(gradient, memory, moving, objective=here)
+        return (optax.apply_updates(moving, update), memory), value
+
+    (moving, _), losses = lax.scan(step, (moving, optimizer.init(moving)), batches)
+    return rest.params(moving), losses
 
 
 def hessian_product(loss, outputs, targets, v):

@@ -66,11 +66,13 @@ def qr(features, targets, *, damping=0.0):
     damping : scalar            >= 0, of the sum of squares
     Source: Golub & Van Loan 2013, section 5.3.
     """
-    _check(features, targets)
-    checks.variance("damping", damping, shape=())
+    features, targets = _check(features, targets)
+    damping = checks.variance("damping", damping, shape=())
     rows, columns = features.shape
     if rows < columns and not isinstance(damping, jax.core.Tracer) and damping == 0:
-        raise ValueError(f"features must have at least as many rows as columns; got shape {features.shape}: use svd")
+        raise checks.BadValue(
+            f"features must have at least as many rows as columns; got shape {features.shape}: use svd"
+        )
     matrix, rhs = augmented(features, targets, damping)
     q, r = jnp.linalg.qr(matrix)
     solution = jax.scipy.linalg.solve_triangular(r, q.T @ rhs)
@@ -87,10 +89,10 @@ def svd(features, targets, *, cutoff=None):
     cutoff : scalar             relative, default max(N, width) * eps
     Source: Hansen 1998, chapters 3 and 4 (truncated SVD, Picard's condition).
     """
-    _check(features, targets)
+    features, targets = _check(features, targets)
     if cutoff is None:
         cutoff = max(features.shape) * float(jnp.finfo(features.dtype).eps)
-    checks.finite("cutoff", cutoff, least=0.0, shape=())
+    cutoff = checks.finite("cutoff", cutoff, least=0.0, shape=())
     u, values, vt = jnp.linalg.svd(features, full_matrices=False)
     coefficients = u.T @ targets
     used = values > cutoff * values[0]
@@ -111,7 +113,7 @@ def cgls(features, targets, *, iterations, tolerance, damping=0.0):
     tolerance : scalar          stop at |A'(Y - A W) - damping W| <= tolerance |A'Y|
     Source: `krylov.cg.cgls`.
     """
-    _check(features, targets)
+    features, targets = _check(features, targets)
     numbers = {"iterations": iterations, "tolerance": tolerance, "damping": damping}
     found = cg.cgls(lambda w: features @ w, lambda r: features.T @ r, targets, **numbers)
     return _fit(features, targets, found.solution, found.iterations, found.converged)
@@ -136,11 +138,11 @@ def tikhonov(features, targets, *, damping=None, choice="gcv", noise_variance=No
     ValueError                  unknown choice; "discrepancy" without noise_variance; ...
     Source: Golub, Heath & Wahba 1979; Morozov 1966; Hansen 1998, chapter 7.
     """
-    _check(features, targets)
+    features, targets = _check(features, targets)
     checks.one_of("choice", choice, CHOICES)
-    checks.whole("candidates", candidates, least=3)
+    candidates = checks.whole("candidates", candidates, least=3)
     if choice == "discrepancy" and damping is None and noise_variance is None:
-        raise ValueError("noise_variance must be given for choice='discrepancy'; got None")
+        raise checks.BadValue("noise_variance must be given for choice='discrepancy'; got None")
     checks.variance("noise_variance", 0.0 if noise_variance is None else noise_variance, shape=())
     checks.variance("damping", 0.0 if damping is None else damping, shape=())
     parts = _decompose(features, targets)
@@ -186,11 +188,11 @@ def extreme_learning_machine(key, x, targets, *, width, activation, weight_varia
     Source: Huang, Zhu & Siew 2006; Pao, Park & Sobajic 1994.
     """
     checks.key("key", key)
-    checks.floating("x", x, ndim=2)
-    checks.whole("width", width)
+    x = checks.floating("x", x, ndim=2)
+    width = checks.whole("width", width)
     checks.function("activation", activation)
-    checks.variance("weight_variance", weight_variance, shape=())
-    checks.variance("bias_variance", bias_variance, shape=())
+    weight_variance = checks.variance("weight_variance", weight_variance, shape=())
+    bias_variance = checks.variance("bias_variance", bias_variance, shape=())
     key_weights, key_bias = jax.random.split(key)
     scale = jnp.sqrt(jnp.asarray(weight_variance / x.shape[1], x.dtype))
     weights = scale * jax.random.normal(key_weights, (x.shape[1], width), x.dtype)
@@ -293,8 +295,9 @@ def _fit(features, targets, solution, iterations, converged):
 
 
 def _check(features, targets):
-    checks.floating("features", features, ndim=2)
-    checks.floating("targets", targets, least_ndim=1)
+    features = checks.floating("features", features, ndim=2)
+    targets = checks.floating("targets", targets, least_ndim=1)
     checks.shape("targets", targets, (features.shape[0], *targets.shape[1:]))
     if targets.ndim > 2:
-        raise ValueError(f"targets must have 1 or 2 axes; got shape {tuple(targets.shape)}")
+        raise checks.BadValue(f"targets must have 1 or 2 axes; got shape {tuple(targets.shape)}")
+    return features, targets

@@ -44,8 +44,9 @@ def armijo(function, params, direction, *, value, gradient, start=1.0, sufficien
     """
     import optax
 
-    _check(function, trials, sufficient=sufficient, shrink=shrink)
-    checks.positive("start", start, shape=())
+    trials = _check(function, trials, value, sufficient=sufficient, shrink=shrink)
+    start = checks.positive("start", start, shape=())
+    function, params, direction, gradient = _moving(function, params, direction, gradient)
     allowance = _rounding(value)
     rule = optax.scale_by_backtracking_linesearch(
         max_backtracking_steps=trials - 1,
@@ -78,9 +79,10 @@ def wolfe(function, params, direction, *, value, gradient, sufficient=1e-4, curv
     """
     import optax
 
-    _check(function, trials, sufficient=sufficient, curvature=curvature)
+    trials = _check(function, trials, value, sufficient=sufficient, curvature=curvature)
     if not sufficient < curvature:
-        raise ValueError(f"curvature must be above sufficient = {sufficient}; got {curvature}")
+        raise checks.BadValue(f"curvature must be above sufficient = {sufficient}; got {curvature}")
+    function, params, direction, gradient = _moving(function, params, direction, gradient)
     rule = optax.scale_by_zoom_linesearch(
         max_linesearch_steps=trials,
         slope_rtol=sufficient,
@@ -109,8 +111,19 @@ def _rounding(value):
     return ROUNDING * jnp.finfo(value.dtype).eps * jnp.abs(value)
 
 
-def _check(function, trials, **fractions):
+def _check(function, trials, value, **fractions):
     checks.function("function", function)
-    checks.whole("trials", trials)
+    checks.array("value", value, kind="floating", ndim=0)
     for name, fraction in fractions.items():
         checks.finite(name, fraction, above=0.0, most=1.0, shape=())
+    return checks.whole("trials", trials)
+
+
+def _moving(function, params, direction, gradient):
+    """Everything in terms of the part of the parameters that moves."""
+    moving, rest = trees.trainable(params)
+    direction = checks.like("direction", direction, params)
+    gradient = checks.like("gradient", gradient, params)
+    if set(rest.kinds) == {"real"}:
+        return function, moving, direction, gradient
+    return (lambda moving: function(rest.params(moving))), moving, rest.moving(direction), rest.moving(gradient)

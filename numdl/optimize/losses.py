@@ -41,22 +41,23 @@ class Loss:
 
     def value(self, outputs, targets):
         """The loss of each example, [...]."""
-        encoded, inside = self._admit(outputs, targets)
+        outputs, encoded, inside = self._admit(outputs, targets)
         return _poisoned(self.values(outputs, encoded), outputs, inside)
 
     def gradient(self, outputs, targets):
         """The gradient of each example's value with respect to its outputs, [..., k]."""
-        encoded, inside = self._admit(outputs, targets)
+        outputs, encoded, inside = self._admit(outputs, targets)
         return _or_nan(inside, self.slopes(outputs, encoded))
 
     def hessian(self, outputs, targets):
         """The Hessian of each example's value with respect to its outputs, [..., k, k], positive semidefinite."""
-        encoded, inside = self._admit(outputs, targets)
+        outputs, encoded, inside = self._admit(outputs, targets)
         return _or_nan(inside, self.blocks(outputs, encoded))
 
     def hessian_product(self, outputs, targets, v):
         """The Hessian of each example times its row of v, [..., k], without forming it."""
-        encoded, inside = self._admit(outputs, targets)
+        outputs, encoded, inside = self._admit(outputs, targets)
+        v = checks.floating("v", v)
         checks.shape("v", v, outputs.shape)
         return _or_nan(inside, self.products(outputs, encoded, v))
 
@@ -64,15 +65,15 @@ class Loss:
         return f"losses.{self.name}"
 
     def _admit(self, outputs, targets):
-        """Targets in the outputs' shape and dtype, and whether each example's are in the domain, [...]."""
-        checks.floating("outputs", outputs, least_ndim=2)
+        """The outputs, targets in their shape and dtype, and whether each example's are in the domain, [...]."""
+        outputs = checks.floating("outputs", outputs, least_ndim=2)
         encoded, inside = self.encode(outputs, targets)
         if not isinstance(inside, jax.core.Tracer) and not np.all(inside):
             place = tuple(np.argwhere(~inside)[0].tolist())
             wrong = np.asarray(targets)[place]
             allowed = self.targets.format(k=outputs.shape[-1])
-            raise ValueError(f"targets must be {allowed}; got {wrong} at {list(place)}")
-        return encoded, inside
+            raise checks.BadValue(f"targets must be {allowed}; got {wrong} at {list(place)}")
+        return outputs, encoded, inside
 
 
 def accuracy(outputs, targets):
@@ -80,7 +81,7 @@ def accuracy(outputs, targets):
 
     An example with an output that is not finite counts as wrong: the argmax of a row of nan would be class 0.
     """
-    encoded, inside = softmax_cross_entropy._admit(outputs, targets)
+    outputs, encoded, inside = softmax_cross_entropy._admit(outputs, targets)
     right = jnp.argmax(outputs, axis=-1) == jnp.argmax(encoded, axis=-1)
     right &= jnp.all(jnp.isfinite(outputs), axis=-1)
     return jnp.mean(_or_nan(inside, right.astype(outputs.dtype)))
@@ -122,7 +123,7 @@ def _classes(outputs, targets):
     targets, xp = _numbers(targets)
     if targets.shape == outputs.shape[:-1]:
         if targets.dtype.kind not in "iu":
-            raise TypeError(f"targets of shape {targets.shape} must be integer labels; got dtype {targets.dtype}")
+            raise checks.BadType(f"targets of shape {targets.shape} must be integer labels; got dtype {targets.dtype}")
         inside = (targets >= 0) & (targets < outputs.shape[-1])
         return jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype), inside
     checks.shape("targets", targets, outputs.shape)
@@ -142,11 +143,9 @@ def _like(outputs, targets):
 def _numbers(targets):
     """Known targets as NumPy arrays, whose values can be looked at while the outputs are traced; and the module."""
     traced = isinstance(targets, jax.core.Tracer)
-    array = targets if traced else np.asarray(targets)
-    if array.dtype == bool:
-        array = array.astype(np.int32)
-    if not (jax.dtypes.issubdtype(array.dtype, np.floating) or array.dtype.kind in "iu"):
-        raise TypeError(f"targets must be an array of numbers; got dtype {array.dtype}")
+    array = checks.array("targets", targets)
+    array = array if traced else np.asarray(array)
+    array = array.astype(np.int32) if array.dtype == bool else array
     return array, (jnp if traced else np)
 
 

@@ -25,6 +25,10 @@ class Smooth:
         """function(params)."""
         return self.function(params)
 
+    def within(self, rest):
+        """The same of the part of the parameters that moves, see `trees.trainable`."""
+        return Smooth(second_order.of_moving(self.function, rest))
+
     def local(self, params):
         """Value, gradient, and the product with the Hessian; the gradient is linearized once."""
 

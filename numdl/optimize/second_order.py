@@ -3,8 +3,9 @@
     model(s) = f(x) + g.s + s.(B + damping) s / 2,    minimized by conjugate gradients, B never formed
 
 An *objective* is a record with two methods: `value(params)`, and `local(params) -> Local(value, gradient, product)`,
-product(v) = B v. B is the Hessian in newton_cg, the Gauss–Newton matrix in gauss_newton, and that of the problem
-without its linear weights in varpro. The minimization is one compiled `lax.scan`; the objective's arrays are arguments.
+product(v) = B v; a third one, `within(rest)`, gives the objective of what moves where other leaves stay. B is the
+Hessian in newton_cg, the Gauss–Newton matrix in gauss_newton, and that of the problem without its linear weights in
+varpro. The minimization is one compiled `lax.scan`; the objective's arrays are arguments.
 """
 
 import functools
@@ -88,6 +89,7 @@ def minimize(
 
     Parameters
     ----------
+    params : pytree             floating leaves move (complex ones as two reals), all others stay as they are
     steps : int                 at most this many
     radius, damping : scalars   those to start with; `damping` stays in the other methods
     inner_iterations : int      of conjugate gradients in each step
@@ -100,16 +102,28 @@ def minimize(
     ValueError, TypeError       unknown method, levenberg_marquardt without damping, ...
     Source: Nocedal & Wright 2006, chapters 4, 7 and 10; Dembo, Eisenstat & Steihaug 1982 (inner_tolerance).
     """
-    checks.whole("steps", steps)
+    steps = checks.whole("steps", steps)
     options = _options(method, damping, inner_iterations, trials)
-    checks.positive("radius", radius, shape=())
-    checks.variance("damping", damping, shape=())
-    checks.positive("inner_tolerance", inner_tolerance, shape=())
-    checks.finite("tolerance", tolerance, least=0.0, shape=())
+    radius = checks.positive("radius", radius, shape=())
+    damping = checks.variance("damping", damping, shape=())
+    inner_tolerance = checks.positive("inner_tolerance", inner_tolerance, shape=())
+    tolerance = checks.finite("tolerance", tolerance, least=0.0, shape=())
+    for name in ("value", "local"):
+        checks.function(f"objective.{name}", getattr(objective, name, None))
     if preconditioner is not None:
         preconditioner = partial(checks.function("preconditioner", preconditioner))
     numbers = radius, damping, inner_tolerance, tolerance
-    return _minimize(steps, options, objective, params, numbers, preconditioner)
+    moving, rest = trees.trainable(params)
+    if not all_move(rest):
+        if not hasattr(objective, "within"):
+            raise checks.BadType(
+                "params must hold real floating-point arrays only for an objective without `within`; "
+                f"got {', '.join(unmoved(params))} beside them"
+            )
+        objective = objective.within(rest)
+        preconditioner = preconditioner and Partial(_preconditioned, preconditioner, rest)
+    moving, history = _minimize(steps, options, objective, moving, numbers, preconditioner)
+    return rest.params(moving), history
 
 
 def lbfgs(function, params, *, steps, memory=10, tolerance=1e-6):
@@ -123,15 +137,51 @@ def lbfgs(function, params, *, steps, memory=10, tolerance=1e-6):
     tolerance : scalar          stop at |g| <= tolerance |g at the start|
     Source: Liu & Nocedal 1989. By optax.lbfgs.
     """
-    checks.whole("steps", steps)
-    checks.whole("memory", memory)
-    checks.finite("tolerance", tolerance, least=0.0, shape=())
-    return _lbfgs(steps, memory, partial(checks.function("function", function)), params, tolerance)
+    steps = checks.whole("steps", steps)
+    memory = checks.whole("memory", memory)
+    tolerance = checks.finite("tolerance", tolerance, least=0.0, shape=())
+    function = partial(checks.function("function", function))
+    moving, rest = trees.trainable(params)
+    function = function if all_move(rest) else of_moving(function, rest)
+    moving, history = _lbfgs(steps, memory, function, moving, tolerance)
+    return rest.params(moving), history
 
 
 def partial(function):
     """`function` as a pytree: a Partial's arrays stay arguments of compiled code, anything else is taken as it is."""
     return function if isinstance(function, Partial) else Partial(function)
+
+
+def of_moving(function, rest):
+    """`function` of the part of the parameters that moves, as a pytree; all else is in `rest`."""
+    return Partial(_of_moving, function, rest)
+
+
+def all_move(rest):
+    """Whether every leaf of the parameters is a real array that moves: then they are their own moving part."""
+    return set(rest.kinds) == {"real"}
+
+
+def unmoved(params):
+    """The paths of the leaves that are not real floating-point arrays."""
+    pairs = jax.tree_util.tree_leaves_with_path(params)
+    return [trees.name_of(path) for path, leaf in pairs if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+
+
+def only_real(name, tree):
+    """A pytree of real floating-point arrays, native; another leaf is refused by name."""
+    moving, rest = trees.trainable(tree, name=name)
+    if not all_move(rest):
+        raise checks.BadType(f"{name} must hold real floating-point arrays only; got {', '.join(unmoved(tree))}")
+    return moving
+
+
+def _of_moving(function, rest, moving):
+    return function(rest.params(moving))
+
+
+def _preconditioned(preconditioner, rest, moving, v):
+    return rest.moving(preconditioner(rest.params(moving), rest.direction(v)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from numdl import checks
+from numdl import checks, trees
+from numdl.optimize.train.stepping import transformation
 from numdl.records import record
 
 CANDIDATES = 100  # trial values of the damping
@@ -44,9 +45,9 @@ class History:
 
 def start(*, width, outputs, batch, memory, dtype):
     """The state before the first batch: W = 0, an empty memory of so many batches beside the current one."""
-    for name, value in {"width": width, "outputs": outputs, "batch": batch}.items():
-        checks.whole(name, value)
-    checks.whole("memory", memory, least=0)
+    width, outputs, batch = checks.whole("width", width), checks.whole("outputs", outputs), checks.whole("batch", batch)
+    dtype = checks.dtype("dtype", dtype)
+    memory = checks.whole("memory", memory, least=0)
     none = jnp.zeros((), jnp.int32)
     return State(
         jnp.zeros((width, outputs), dtype), jnp.zeros((memory + 1, batch, width), dtype), jnp.zeros((), dtype), none
@@ -63,13 +64,15 @@ def update(state, features, targets, *, damping=None, least=1e-7, most=1e-3):
     damping : scalar            added to tau (which must stay positive); None: by sGCV
     least, most : scalars       then tau >= least, it grows by at most `most`, and at most halves
     """
-    checks.floating("features", features, ndim=2)
+    checks.instance("state", state, State, hint="slimtik.start(...)")
+    features = checks.floating("features", features, ndim=2)
     checks.shape("features", features, state.memory.shape[1:])
+    targets = checks.floating("targets", targets, ndim=2)
     checks.shape("targets", targets, (features.shape[0], state.weights.shape[1]))
-    checks.positive("least", least, shape=())
-    checks.positive("most", most, shape=())
+    least = checks.positive("least", least, shape=())
+    most = checks.positive("most", most, shape=())
     if damping is not None:
-        checks.finite("damping", damping, shape=())
+        damping = checks.finite("damping", damping, shape=())
     scale = 1 / jnp.sqrt(jnp.asarray(features.shape[0], features.dtype))
     a, y = scale * features, scale * targets
     memory = lax.dynamic_update_index_in_dim(state.memory, a, state.count % state.memory.shape[0], 0)
@@ -96,25 +99,33 @@ def train(features, theta, batches, *, optimizer, memory, outputs, damping=None,
     import optax
 
     checks.function("features", features)
-    x, targets = batches
-    checks.shape("targets", targets, (x.shape[0], x.shape[1], outputs))
+    transformation("optimizer", optimizer)
+    outputs, memory = checks.whole("outputs", outputs), checks.whole("memory", memory, least=0)
+    if not isinstance(batches, tuple | list) or len(batches) != 2:
+        raise checks.BadType(f"batches must be a pair (x, targets); got {type(batches).__name__}")
+    x = checks.array("batches[0]", batches[0], kind="number", least_ndim=2)
+    targets = checks.floating("batches[1]", batches[1], ndim=3)
+    checks.shape("batches[1]", targets, (x.shape[0], x.shape[1], outputs))
+    checks.shape("batches[0]", x, (*targets.shape[:2], *x.shape[2:]))
+    moving, rest = trees.trainable(theta, name="theta")
     shape = jax.eval_shape(features, theta, x[0])
     state = start(width=shape.shape[1], outputs=outputs, batch=x.shape[1], memory=memory, dtype=shape.dtype)
 
-    def loss(theta, x, y, weights):
+    def loss(moving, x, y, weights):
+        theta = rest.params(moving)
         return jnp.sum((features(theta, x) @ weights - y) ** 2) / (2 * y.shape[0])
 
     def step(carry, batch):
-        theta, state, inside = carry
+        moving, state, inside = carry
         x, y = batch
-        before = loss(theta, x, y, state.weights)
-        state = update(state, features(theta, x), y, damping=damping, least=least, most=most)
-        fitted, gradient = jax.value_and_grad(loss)(theta, x, y, state.weights)
-        change, inside = optimizer.update(gradient, inside, theta)
-        return (optax.apply_updates(theta, change), state, inside), (before, fitted, state.total)
+        before = loss(moving, x, y, state.weights)
+        state = update(state, features(rest.params(moving), x), y, damping=damping, least=least, most=most)
+        fitted, gradient = jax.value_and_grad(loss)(moving, x, y, state.weights)
+        change, inside = optimizer.update(gradient, inside, moving)
+        return (optax.apply_updates(moving, change), state, inside), (before, fitted, state.total)
 
-    (theta, state, _), rows = lax.scan(step, (theta, state, optimizer.init(theta)), (x, targets))
-    return (theta, state.weights), History(*rows)
+    (moving, state, _), rows = lax.scan(step, (moving, state, optimizer.init(moving)), (x, targets))
+    return (rest.params(moving), state.weights), History(*rows)
 
 
 class _Batch(NamedTuple):

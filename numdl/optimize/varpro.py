@@ -59,6 +59,7 @@ def minimize(features, theta, x, targets, *, alpha, steps, loss=None, jacobian="
     Source: Newman et al. 2020, arXiv:2007.13171, algorithm 1.
     """
     objective = reduced(features, x, targets, theta, alpha=alpha, loss=loss, jacobian=jacobian)
+    theta = checks.leaves("theta", theta)
     theta, history = second_order.minimize(objective, theta, steps=steps, **options)
     return (theta, readout(features, theta, x, targets, alpha=alpha, loss=loss).weights), history
 
@@ -69,18 +70,18 @@ def reduced(features, x, targets, theta, *, alpha, loss=None, jacobian="golub_pe
     Parameters and errors as in `minimize`.
     """
     checks.one_of("jacobian", jacobian, JACOBIANS)
-    function = _check(features, x, targets, theta, alpha, loss)
+    function, x, targets, alpha = _check(features, x, targets, theta, alpha, loss)
     data = {"features": function, "x": x, "alpha": alpha}
     if loss is None:
         return LeastSquares(Partial(_reduced_residual(jacobian), targets=targets, **data))
     if jacobian == "kaufman":
-        raise ValueError("jacobian must be golub_pereyra for a loss; got 'kaufman'")
+        raise checks.BadValue("jacobian must be golub_pereyra for a loss; got 'kaufman'")
     return Composite(Partial(_reduced_outputs(loss), targets=targets, **data), (targets, alpha), Regularized(loss))
 
 
 def full(features, x, targets, theta, *, alpha, loss=None):
     """The same problem without elimination: an objective in (theta, weights)."""
-    function = _check(features, x, targets, theta, alpha, loss)
+    function, x, targets, alpha = _check(features, x, targets, theta, alpha, loss)
     data = {"features": function, "x": x}
     if loss is None:
         return LeastSquares(Partial(_full_residual, targets=targets, alpha=alpha, **data))
@@ -89,7 +90,7 @@ def full(features, x, targets, theta, *, alpha, loss=None):
 
 def readout(features, theta, x, targets, *, alpha, loss=None):
     """The best linear weights W(theta): a Readout."""
-    function = _check(features, x, targets, theta, alpha, loss)
+    function, x, targets, alpha = _check(features, x, targets, theta, alpha, loss)
     matrix = function(theta, x)
     if loss is None:
         weights, count = project(matrix, targets, alpha), jnp.zeros((), jnp.int32)
@@ -233,18 +234,20 @@ def _half_mean_square(outputs, targets):
 
 
 def _check(features, x, targets, theta, alpha, loss):
-    """The features as a Partial, after a look at every argument."""
-    checks.positive("alpha", alpha, shape=())
+    """(features as a Partial, x, targets, alpha) after a look at every argument."""
+    alpha = checks.positive("alpha", alpha, shape=())
     function = second_order.partial(checks.function("features", features))
+    theta = checks.leaves("theta", theta)
+    x = checks.leaves("x", x)
     matrix = jax.eval_shape(function, theta, x)
     checks.floating("features(theta, x)", matrix, ndim=2)
-    checks.floating("targets", targets, least_ndim=1)
+    targets = checks.floating("targets", targets, least_ndim=1)
     if loss is None:
         checks.shape("targets", targets, (matrix.shape[0], *targets.shape[1:]))
     else:
         checks.function("loss", loss)
         checks.shape("targets", targets, (matrix.shape[0], None))
-    return function
+    return function, x, targets, alpha
 
 
 def _phi(loss, matrix, targets, alpha, weights):

@@ -141,7 +141,7 @@ def test_errors_name_the_argument():
         estimate(trace.xtrace, eye, num_matvecs=7)
     with pytest.raises(ValueError, match="num_probes must be an integer >= 1; got 0"):
         estimate(trace.quadrature, eye, num_matvecs=7, num_probes=0)
-    with pytest.raises(TypeError, match="outside of jit; inside, use lanczos.tridiagonalize"):
+    with pytest.raises(TypeError, match="outside of jit; got tracers: inside, use lanczos.tridiagonalize"):
         jax.jit(lambda m: trace.quadrature(jax.random.key(0), Partial(times, m), LIKE, num_matvecs=3, num_probes=1))(
             jnp.eye(N, dtype=WIDEST)
         )

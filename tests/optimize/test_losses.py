@@ -140,7 +140,7 @@ def test_negative_labels_wrong_kinds_and_shapes_are_refused():
         losses.squared.hessian_product(outputs, REAL, jnp.ones(3))
     with pytest.raises(ValueError, match="outputs must have at least 2 axes"):
         losses.squared(jnp.ones(4), np.ones(4))
-    with pytest.raises(TypeError, match="targets must be an array of numbers"):
+    with pytest.raises(TypeError, match="targets must be an array of real numbers"):
         losses.squared(outputs, np.array([["a", "b", "c"]] * 4))
 
 

@@ -37,25 +37,18 @@ def resident(data, *, size, key, remainder="drop"):
     ------
     ValueError, TypeError       leaves of different lengths, a size beyond them, ...
     """
-    leaves = jax.tree.leaves(data)
-    lengths = {np.shape(leaf)[:1] for leaf in leaves}
-    if len(lengths) != 1 or lengths == {()}:
-        raise ValueError(f"data must have leaves of one length along axis 0; got {sorted(lengths)}")
-    (examples,) = lengths.pop()
-    if not examples:
-        raise ValueError("data must hold at least one example; got 0")
-    checks.whole("size", size, most=examples)
+    data = checks.leaves("data", data)
+    examples = checks.length("data", data)
+    size = checks.whole("size", size, most=examples)
     checks.one_of("remainder", remainder, ("drop", "carry"))
     if key is not None:
         checks.key("key", key)
-    return Resident(jax.tree.map(jnp.asarray, data), examples, size, key, remainder)
+    return Resident(jax.tree.map(_device, data), examples, size, key, remainder)
 
 
 def whole(data):
     """The same batch at every step, all of the data: gradient descent without noise."""
-    if not jax.tree.leaves(data):
-        raise ValueError(f"data must hold at least one array; got {data!r}")
-    return Whole(jax.tree.map(jnp.asarray, data))
+    return Whole(jax.tree.map(_device, checks.leaves("data", data)))
 
 
 def source(batches):
@@ -63,7 +56,7 @@ def source(batches):
     if isinstance(batches, (Resident, Whole)):
         return batches
     if not hasattr(batches, "__iter__"):
-        raise TypeError(
+        raise checks.BadType(
             f"batches must be an iterable of batches, train.resident(...) or train.whole(...); got {batches!r}"
         )
     return Stream(batches)
@@ -185,7 +178,7 @@ class Stream:
     def example(self):
         """The next batch, which stays the next one."""
         if self._peek() is None:
-            raise ValueError(f"batches must yield at least one batch; got {self._batches!r}")
+            raise checks.BadValue(f"batches must yield at least one batch; got {self._batches!r}")
         return self._ahead[0]
 
     def rows(self, first, count):
@@ -215,7 +208,7 @@ class Stream:
             self._iterator = iter(self._batches)
             batch = next(self._iterator, None)
         if batch is not None:
-            self._ahead.append(jax.tree.map(_number, batch))
+            self._ahead.append(jax.tree_util.tree_map_with_path(_number, batch))
         return batch is not None
 
     def _peek(self):
@@ -231,13 +224,21 @@ def _permutation(key, epoch, examples):
     return jax.random.permutation(jax.random.fold_in(key, epoch), jnp.arange(examples, dtype=jnp.int32))
 
 
-def _number(leaf):
+def _device(leaf):
+    """On the device; a copy of NumPy's arrays, whose bytes the caller may write to."""
+    return leaf if isinstance(leaf, jax.Array) else jnp.array(leaf)
+
+
+def _number(path, leaf):
+    """A batch's leaf in NumPy, a copy: a generator may refill one buffer while batches are read ahead."""
     if checks.is_key(leaf):
-        raise TypeError("batches must hold arrays of numbers; got a random key: fit(key=...) gives one to every step")
-    array = np.asarray(leaf)
-    if array.dtype.kind in "OUSMm":
-        raise TypeError(f"batches must hold arrays of numbers; got dtype {array.dtype}")
-    return array
+        raise checks.BadType(
+            "batches must hold arrays of numbers; got a random key: fit(key=...) gives one to every step"
+        )
+    if hasattr(leaf, "__array__") or isinstance(leaf, list | tuple):
+        leaf = np.asarray(leaf) if not isinstance(leaf, np.ndarray | jax.Array) else leaf
+    leaf = checks.leaf(f"batches{jax.tree_util.keystr(path)}", leaf)
+    return np.asarray(leaf) if isinstance(leaf, jax.Array) else np.array(leaf)
 
 
 def _alike(batches, batch):

@@ -37,14 +37,15 @@ def first_layer(loss, params, batch, key, new_params):
     name = _first_state(loss, params, arguments)
     if name:
         return f"the state of layer {name!r}"
-    value, gradient = jax.value_and_grad(loss)(params, *arguments)
+    moving, rest = trees.trainable(params)
+    value, gradient = jax.value_and_grad(lambda moving: loss(rest.params(moving), *arguments))(moving)
     if not jnp.isfinite(value):
         return "the loss itself, all layers being finite"
     # Backwards: the last leaf is the first that the gradient reaches.
     for tree, what in ((gradient, "the gradient of"), (new_params, "the new value of")):
         wrong = [name for name, leaf in zip(trees.names(tree), jax.tree.leaves(tree)) if not finite(leaf)]
         if wrong:
-            return f"{what} {wrong[-1] or 'params'!r}"
+            return f"{what} {wrong[-1]!r}"
     return "nothing that could be found again"
 
 

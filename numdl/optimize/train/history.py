@@ -2,11 +2,11 @@
 
 import io
 import os
-import pathlib
 import tempfile
 
 import numpy as np
 
+from numdl import checks
 from numdl.records import record, static
 
 
@@ -27,19 +27,19 @@ class History:
 
     def save(self, path):
         """Write one .npz file, whole or not at all: another process sees the old one or the new one."""
+        path = checks.path("path", path)
         arrays = {"loss": _plain(self.loss), "stopped": np.array(self.stopped), "detail": np.array(self.detail)}
         arrays["notes"] = np.array(self.notes, dtype=str)
         for name, (steps, values) in self.observed.items():
             arrays |= {f"steps:{name}": np.asarray(steps), f"values:{name}": _plain(values)}
         held = io.BytesIO()
         np.savez_compressed(held, **arrays)
-        _replace(pathlib.Path(path), held.getvalue())
+        _replace(path, held.getvalue())
 
     @staticmethod
     def load(path):
-        """Read what `save` wrote; nothing is unpickled."""
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        """Read what `save` wrote; nothing is unpickled. A file that is none of those is a ValueError."""
+        arrays = _loaded(path)
         names = [name.removeprefix("steps:") for name in arrays if name.startswith("steps:")]
         observed = {name: (arrays[f"steps:{name}"], arrays[f"values:{name}"]) for name in names}
         notes = tuple(arrays["notes"].tolist()) if "notes" in arrays else ()
@@ -108,8 +108,26 @@ def _plain(values):
     return values.astype(np.float32) if values.dtype.kind == "V" else values
 
 
+def _loaded(path):
+    """{name: array} of a file that `save` wrote."""
+    content = checks.path("path", path).read_bytes()
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    # A damaged archive may fail anywhere in its reader.
+    except Exception as error:
+        raise checks.BadValue(f"path must be a file that History.save wrote; got {path}: {error}") from error
+    missing = {"loss", "stopped", "detail"} - set(arrays)
+    if missing:
+        raise checks.BadValue(f"path must be a file that History.save wrote; got {path}: it has no {min(missing)!r}")
+    return arrays
+
+
 def _replace(path, content):
-    handle, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        handle, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise type(error)(f"path must be in a folder that can be written; got {path}: {error.strerror}") from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

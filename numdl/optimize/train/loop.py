@@ -1,11 +1,11 @@
 """The training loop: compiled chunks between the steps at which something is observed, validated or saved."""
 
-import os
 import time
 
 import jax
 import numpy as np
 
+from numdl import checks
 from numdl.optimize.train import checkpoints, divergence, measures, resuming, stepping
 from numdl.optimize.train.history import History
 from numdl.optimize.train.plan import VALIDATION, Best, Log, Run, planned
@@ -38,7 +38,8 @@ def fit(
     Parameters
     ----------
     loss : function             loss(params, batch) -> scalar; with `key`: loss(params, batch, key of the step)
-    params : pytree             floating-point leaves; they are not donated and stay valid
+    params : pytree             floating leaves move (complex ones as two reals); masks, integers, keys and None stay
+                                as they are. They are not donated and stay valid
     optimizer : GradientTransformation      of optax
     batches : iterable of batches, `train.resident(...)` or `train.whole(...)`
     steps : int                 in all, those of a resumed run included
@@ -54,8 +55,9 @@ def fit(
     OSError                     another process trains in this folder (BlockingIOError), it cannot be written, ...
     """
     plan = planned(loss, params, optimizer, batches, steps, key, observe, early_stopping, checkpoint)
-    if folder is not None and not isinstance(folder, (str, os.PathLike)):
-        raise TypeError(f"folder must be a path; got {folder!r}")
+    folder = None if folder is None else checks.path("folder", folder)
+    if progress is not None:
+        checks.instance("progress", progress, bool)
     with checkpoints.opened(folder) as store:
         bar = Bar(plan.steps, progress)
         identity = resuming.identity(plan) if store else None

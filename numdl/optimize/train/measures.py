@@ -15,7 +15,7 @@ from jax import lax
 
 from numdl import checks, trees
 from numdl.optimize import losses
-from numdl.optimize.train.stepping import bound
+from numdl.optimize.train.stepping import bound, transformation
 from numdl.records import record
 
 
@@ -55,17 +55,20 @@ class WithMoment:
 def accuracy(apply, x, targets, *, size=None):
     """A measure: the share of examples that apply(params, x) gets right, computed `size` examples at a time.
 
-    See `losses.accuracy`; targets are labels [N] or class probabilities [N, k].
+    See `losses.accuracy`; x is a pytree of leaves [N, ...], targets are labels [N] or class probabilities [N, k].
     """
     checks.function("apply", apply)
-    count = len(targets)
+    x = jax.tree.map(jnp.asarray, checks.leaves("x", x))
+    targets = jnp.asarray(checks.array("targets", targets, least_ndim=1))
+    count = checks.length("x", x)
+    checks.shape("targets", targets, (count, *targets.shape[1:]))
     length = count if size is None else checks.whole("size", size, most=count)
-    x, targets = jnp.asarray(x), jnp.asarray(targets)
     share = jax.jit(lambda params, x, targets: losses.accuracy(apply(params, x), targets))
 
     def measure(params):
         parts = [slice(at, min(at + length, count)) for at in range(0, count, length)]
-        shares = [float(share(params, x[part], targets[part])) * (part.stop - part.start) for part in parts]
+        cut = [jax.tree.map(lambda leaf, part=part: leaf[part], (x, targets)) for part in parts]
+        shares = [float(share(params, *pair)) * len(pair[1]) for pair in cut]
         return np.sum(shares) / count
 
     return measure
@@ -80,12 +83,12 @@ def gradient_noise(loss, data, *, size):
     loss(params, batch) is a mean over the batch; data are leaves [examples, ...], at least two batches long.
     Source: McCandlish et al. 2018, arXiv:1812.06162, eqs. (2.8), (A.1).
     """
-    lengths = {np.shape(leaf)[0] for leaf in jax.tree.leaves(data)}
-    checks.whole("size", size, most=min(lengths) // 2)
-    batches = min(lengths) // size
-    data = jax.tree.map(lambda leaf: jnp.asarray(leaf)[: batches * size].reshape(batches, size, *leaf.shape[1:]), data)
+    loss = bound(checks.function("loss", loss))
+    data = jax.tree.map(jnp.asarray, checks.leaves("data", data))
+    size = checks.whole("size", size, most=checks.length("data", data) // 2)
+    count = checks.length("data", data) // size
+    data = jax.tree.map(lambda leaf: leaf[: count * size].reshape(count, size, *leaf.shape[1:]), data)
     run = jax.jit(_gradient_noise)
-    loss = bound(loss)
     return lambda params: run(loss, params, data, size)
 
 
@@ -95,13 +98,18 @@ def update_ratio(loss, optimizer, batch):
     Leaves that are zero have the ratio inf. Values are a dict by the leaves' paths.
     """
     run = jax.jit(_update_ratio, static_argnums=1)
-    loss = bound(loss)
+    loss, batch = bound(checks.function("loss", loss)), jax.tree.map(jnp.asarray, checks.leaves("batch", batch))
+    transformation("optimizer", optimizer)
     return with_moment(lambda params, moment: run(loss, optimizer, params, moment.memory, batch))
 
 
 def distance():
     """A measure: |params - params before the first step|, over all leaves."""
-    run = jax.jit(lambda params, start: trees.norm(jax.tree.map(jnp.subtract, params, start)))
+
+    @jax.jit
+    def run(params, start):
+        return trees.norm(jax.tree.map(jnp.subtract, trees.trainable(params)[0], trees.trainable(start)[0]))
+
     return with_moment(lambda params, moment: run(params, moment.start))
 
 
@@ -110,12 +118,17 @@ def l2(loss, strength, *, where=lambda name: True):
 
     `where` sees a leaf's path, 'hidden/0/weight'. Weight decay that is not in the gradient: optax.adamw.
     """
-    checks.finite("strength", strength, least=0.0, shape=())
+    loss, where = checks.function("loss", loss), checks.function("where", where)
+    strength = checks.finite("strength", strength, least=0.0, shape=())
 
     def penalized(params, *batch):
-        leaves = [leaf for name, leaf in zip(trees.names(params), jax.tree.leaves(params), strict=True) if where(name)]
+        leaves = [
+            leaf
+            for name, leaf in zip(trees.names(params), jax.tree.leaves(params), strict=True)
+            if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) and where(name)
+        ]
         value = loss(params, *batch)
-        return value + jnp.asarray(strength / 2 * trees.inner(leaves, leaves), value.dtype)
+        return value + jnp.asarray(strength / 2 * jnp.real(trees.inner(leaves, leaves)), value.dtype)
 
     return penalized
 
@@ -129,7 +142,8 @@ def observed(function, params, moment):
 
 
 def _gradient_noise(loss, params, data, size):
-    gradients = lax.map(lambda batch: jax.grad(loss)(params, batch), data)
+    moving, rest = trees.trainable(params)
+    gradients = lax.map(lambda batch: jax.grad(lambda moving: loss(rest.params(moving), batch))(moving), data)
     batches = jax.tree.leaves(data)[0].shape[0]
     mean = jax.tree.map(lambda g: jnp.mean(g, axis=0), gradients)
     apart = jax.tree.map(lambda g, m: g - m[None], gradients, mean)
@@ -141,8 +155,13 @@ def _gradient_noise(loss, params, data, size):
 def _update_ratio(loss, optimizer, params, memory, batch):
     import optax
 
-    value, gradient = jax.value_and_grad(loss)(params, batch)
-    more = {"value": value, "grad": gradient, "value_fn": lambda params: loss(params, batch)}
-    update, _ = optax.with_extra_args_support(optimizer).update(gradient, memory, params, **more)
-    ratios = [trees.norm(u) / trees.norm(p) for u, p in zip(jax.tree.leaves(update), jax.tree.leaves(params))]
-    return dict(zip(trees.names(params), ratios, strict=True))
+    moving, rest = trees.trainable(params)
+
+    def here(moving):
+        return loss(rest.params(moving), batch)
+
+    value, gradient = jax.value_and_grad(here)(moving)
+    more = {"value": value, "grad": gradient, "value_fn": here}
+    update, _ = optax.with_extra_args_support(optimizer).update(gradient, memory, moving, **more)
+    ratios = [trees.norm(u) / trees.norm(p) for u, p in zip(jax.tree.leaves(update), jax.tree.leaves(moving))]
+    return dict(zip(trees.names(moving), ratios, strict=True))

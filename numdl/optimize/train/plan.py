@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks, trees
@@ -80,13 +81,11 @@ class Run(NamedTuple):
 def planned(loss, params, optimizer, batches, steps, key, observe, early_stopping, checkpoint):
     """The plan of a run; what is wrong with it is said before anything is compiled."""
     checks.function("loss", loss)
-    checks.whole("steps", steps)
-    checks.whole("checkpoint", checkpoint)
-    if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
-        raise TypeError(f"optimizer must be an optax transformation, optax.adam(1e-3); got {optimizer!r}")
+    steps, checkpoint = checks.whole("steps", steps), checks.whole("checkpoint", checkpoint)
+    stepping.transformation("optimizer", optimizer)
     if key is not None:
         checks.key("key", key)
-    _check_params(params)
+    params = _finite(params)
     source, loss = sources.source(batches), stepping.bound(loss)
     start = stepping.start(optimizer, params)
     dtype = _loss_dtype(loss, start.params, source.example(), key)
@@ -97,22 +96,22 @@ def planned(loss, params, optimizer, batches, steps, key, observe, early_stoppin
     return Plan(loss, optimizer, start, source, steps, key, measured, early_stopping, stops, checkpoint, dtype, singly)
 
 
-def _check_params(params):
-    leaves = jax.tree.leaves(params)
-    if not leaves:
-        raise ValueError(f"params must hold at least one array; got {params!r}")
-    for name, leaf in zip(trees.names(params), leaves, strict=True):
-        called = name if name == "params" else f"params[{name!r}]"
-        checks.floating(called, leaf)
-        if not np.all(np.isfinite(leaf)):
-            raise ValueError(f"{called} must be finite; got {int(np.sum(~np.isfinite(leaf)))} entries that are not")
+def _finite(params):
+    """The parameters, in native arrays: something moves, and all numbers are finite."""
+    moving, rest = trees.trainable(params)
+    params = rest.params(moving)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.all(np.isfinite(leaf)):
+            lost, place = int(np.sum(~np.isfinite(leaf))), f"params{jax.tree_util.keystr(path)}"
+            raise checks.BadValue(f"{place} must be finite; got {lost} entries that are not")
+    return params
 
 
 def _loss_dtype(loss, params, batch, key):
     arguments = (batch,) if key is None else (batch, key)
     value = jax.eval_shape(loss, params, *arguments)
     if getattr(value, "shape", None) != () or not jax.dtypes.issubdtype(value.dtype, np.floating):
-        raise TypeError(f"loss must return a real scalar, the mean over the batch; got {value}")
+        raise checks.BadType(f"loss must return a real scalar, the mean over the batch; got {value}")
     return value.dtype
 
 
@@ -121,9 +120,9 @@ def _measures(observe, early_stopping, steps):
     measured = {}
     for name, pair in observe.items():
         if not isinstance(name, str) or name == VALIDATION:
-            raise ValueError(f"observe must have texts other than {VALIDATION!r} as names; got {name!r}")
+            raise checks.BadValue(f"observe must have texts other than {VALIDATION!r} as names; got {name!r}")
         if not isinstance(pair, tuple) or len(pair) != 2:
-            raise TypeError(f"observe[{name!r}] must be (when, function); got {pair!r}")
+            raise checks.BadType(f"observe[{name!r}] must be (when, function); got {pair!r}")
         checks.function(f"observe[{name!r}][1]", pair[1])
         measured[name] = (schedule.chosen(f"observe[{name!r}][0]", pair[0], steps), pair[1])
     if early_stopping is not None:

@@ -56,7 +56,7 @@ def _updates(plan):
     for side in (SIDE, None):
         # An optimizer may hold arrays in the parameters' full shapes, or be none that works without an objective.
         try:
-            return np.asarray(_followed(plan.optimizer, _small(plan.start.params, side)))
+            return np.asarray(_followed(plan.optimizer, _small(trees.trainable(plan.start.params)[0], side)))
         except Exception:
             continue
     return np.zeros((0, 2), np.float32)
@@ -67,8 +67,6 @@ def _small(params, side):
 
     def leaf(old, index):
         shape = tuple(size if side is None else min(size, side) for size in old.shape)
-        if not jnp.issubdtype(old.dtype, jnp.floating):
-            return old
         dtype = jnp.promote_types(old.dtype, jnp.float32)
         return jnp.asarray(1 + np.cos(index + np.arange(math.prod(shape))).reshape(shape) / 2, dtype)
 
@@ -118,14 +116,21 @@ def _first_step(plan):
         singly=plan.singly,
     )
     moved = [
-        _difference(np.asarray(new, np.float64), np.asarray(old, np.float64))
+        _difference(_reals(new), _reals(old))
         for new, old in zip(jax.tree.leaves(state), jax.tree.leaves(plan.start), strict=True)
-        if not checks.is_key(old) and jnp.issubdtype(old.dtype, jnp.floating)
+        if jnp.issubdtype(old.dtype, jnp.inexact)
     ]
-    product = sum(float(np.sum(leaf.ravel() * np.cos(np.arange(leaf.size)))) for leaf in moved)
+    product = sum(float(np.sum(leaf * np.cos(np.arange(leaf.size)))) for leaf in moved)
     norm = math.sqrt(sum(float(np.sum(leaf**2)) for leaf in moved))
-    kind = jnp.result_type(plan.dtype, *(leaf.dtype for leaf in jax.tree.leaves(plan.start.params)))
+    moving = jax.tree.leaves(trees.trainable(plan.start.params)[0])
+    kind = jnp.result_type(plan.dtype, *(leaf.dtype for leaf in moving))
     return np.asarray(losses)[:1, None], np.asarray([[norm, product]]).astype(kind)
+
+
+def _reals(leaf):
+    """A leaf's numbers in a row, complex ones as two."""
+    leaf = np.ravel(np.asarray(leaf))
+    return leaf.astype(np.complex128).view(np.float64) if np.iscomplexobj(leaf) else leaf.astype(np.float64)
 
 
 def _difference(new, old):

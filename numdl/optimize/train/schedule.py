@@ -20,8 +20,8 @@ def early_stopping(when, function, *, patience, gain=0.0):
     value that is not finite is no improvement, nor is one by `gain` or less.
     """
     checks.function("function", function)
-    checks.whole("patience", patience)
-    checks.finite("gain", gain, least=0.0, shape=())
+    patience = checks.whole("patience", patience)
+    gain = checks.finite("gain", gain, least=0.0, shape=())
     return EarlyStopping(when, function, patience, gain)
 
 
@@ -54,6 +54,8 @@ def chosen(name, when, steps):
     if callable(when):
         return np.array([step for step in range(steps + 1) if when(step)], int)
     if isinstance(when, str) or not isinstance(when, Iterable):
-        raise TypeError(f"{name} must be train.every(n), the steps themselves, or a function of a step; got {when!r}")
-    listed = [checks.whole(name, int(step) if isinstance(step, np.integer) else step, least=0) for step in when]
+        raise checks.BadType(
+            f"{name} must be train.every(n), the steps themselves, or a function of a step; got {when!r}"
+        )
+    listed = [checks.whole(name, step, least=0) for step in when]
     return np.array(sorted({step for step in listed if step <= steps}), int)

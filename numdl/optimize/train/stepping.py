@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
-from numdl import checks
+from numdl import checks, trees
 
 
 class State(NamedTuple):
@@ -32,6 +32,7 @@ def descend(loss, params, optimizer, batches):
     Parameters
     ----------
     loss : function             (params, batch) -> scalar
+    params : pytree             floating leaves move (complex ones as two reals), all others stay as they are
     optimizer : GradientTransformation      of optax
     batches : pytree            every leaf [steps, ...]: data, or indices into data that the loss holds
     Returns
@@ -40,20 +41,40 @@ def descend(loss, params, optimizer, batches):
     """
     import optax
 
-    def step(state, batch):
-        params, memory = state
-        value, gradient = jax.value_and_grad(loss)(params, batch)
-        update, memory = optimizer.update(gradient, memory, params)
-        return (optax.apply_updates(params, update), memory), value
+    loss, optimizer = checks.function("loss", loss), transformation("optimizer", optimizer)
+    batches = steps_of_batches(batches)
+    moving, rest = trees.trainable(params)
 
-    (params, _), losses = lax.scan(step, (params, optimizer.init(params)), batches)
-    return params, losses
+    def step(state, batch):
+        moving, memory = state
+        value, gradient = jax.value_and_grad(lambda moving: loss(rest.params(moving), batch))(moving)
+        update, memory = optimizer.update(gradient, memory, moving)
+        return (optax.apply_updates(moving, update), memory), value
+
+    (moving, _), losses = lax.scan(step, (moving, optimizer.init(moving)), batches)
+    return rest.params(moving), losses
+
+
+def transformation(name, value):
+    """An optax transformation."""
+    if not (callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))):
+        raise checks.BadType(f"{name} must be an optax transformation, optax.adam(1e-3); got {value!r}")
+    return value
+
+
+def steps_of_batches(batches):
+    """Leaves [steps, ...] with one number of steps, as arrays."""
+    batches = checks.leaves("batches", batches)
+    checks.length("batches", batches, of="steps")
+    return batches
 
 
 def start(optimizer, params):
     """The state before the first step, in fixed dtypes: weakly typed leaves would change theirs in the first step."""
-    params = jax.tree.map(jnp.asarray, params)
-    return State(*jax.tree.map(_fixed, (params, optimizer.init(params))))
+    moving, rest = trees.trainable(params)
+    # Copies: what the caller writes into an array of NumPy's later is not seen here.
+    params = jax.tree.map(_fixed, rest.params(moving))
+    return State(params, jax.tree.map(_fixed, optimizer.init(trees.trainable(params)[0])))
 
 
 def bound(loss):
@@ -72,7 +93,7 @@ def one_by_one(loss, state, batch, key):
     if jax.default_backend() != "cpu":
         return False
     arguments = (batch,) if key is None else (batch, key)
-    return "conv_general_dilated" in str(jax.make_jaxpr(jax.grad(loss))(state.params, *arguments))
+    return "conv_general_dilated" in str(jax.make_jaxpr(functools.partial(_slope, loss))(state.params, *arguments))
 
 
 def chunk(loss, optimizer, gather, state, data, rows, key, first, count, *, dtype, singly):
@@ -98,8 +119,9 @@ def chunk(loss, optimizer, gather, state, data, rows, key, first, count, *, dtyp
 
 @jax.jit
 def finite(tree):
-    """Whether every number of the tree is finite."""
-    return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
+    """Whether every number of the tree is finite; whole numbers, bools and keys are."""
+    inexact = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in inexact], jnp.ones((), bool))
 
 
 @functools.partial(jax.jit, static_argnames=("optimizer", "gather"))
@@ -128,13 +150,24 @@ def _step(loss, optimizer, gather, state, data, row, key, step):
 
     batch = gather(data, row)
     arguments = (batch,) if key is None else (batch, jax.random.fold_in(key, step))
-    value, gradient = jax.value_and_grad(loss)(state.params, *arguments)
+    # The optimizer sees what moves, and only that.
+    moving, rest = trees.trainable(state.params)
+
+    def here(moving):
+        return loss(rest.params(moving), *arguments)
+
+    value, gradient = jax.value_and_grad(here)(moving)
     # Line searches and plateaus ask for more than the gradient; the others ignore it.
-    more = {"value": value, "grad": gradient, "value_fn": lambda params: loss(params, *arguments)}
+    more = {"value": value, "grad": gradient, "value_fn": here}
     update = optax.with_extra_args_support(optimizer).update
-    change, memory = update(gradient, state.memory, state.params, **more)
-    new = State(optax.apply_updates(state.params, change), memory)
+    change, memory = update(gradient, state.memory, moving, **more)
+    new = State(rest.params(optax.apply_updates(moving, change)), memory)
     return jax.tree.map(kept, new, state), value
+
+
+def _slope(loss, params, *arguments):
+    moving, rest = trees.trainable(params)
+    return jax.grad(lambda moving: loss(rest.params(moving), *arguments))(moving)
 
 
 def _row(rows, index):
@@ -142,7 +175,9 @@ def _row(rows, index):
 
 
 def _fixed(leaf):
-    return leaf if checks.is_key(leaf) else jnp.asarray(leaf, jnp.asarray(leaf).dtype)
+    if isinstance(leaf, jax.Array):
+        return leaf if checks.is_key(leaf) else jnp.asarray(leaf, leaf.dtype)
+    return jnp.array(leaf, jax.dtypes.canonicalize_dtype(np.asarray(leaf).dtype))
 
 
 def kept(new, old):
