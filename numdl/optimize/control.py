@@ -24,7 +24,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from numdl import checks, trees
-from numdl.optimize import second_order
+from numdl.optimize import moving_part
 from numdl.records import record
 
 SUFFICIENT = 1e-4  # Armijo's fraction of the increase that the slope promises
@@ -209,6 +209,6 @@ def _check(problem, x, theta):
         checks.function(f"problem.{name}", function)
     checks.positive("problem.step", problem.step, shape=())
     x = checks.floating("x", x, least_ndim=1)
-    theta = second_order.only_real("theta", theta)
+    theta = moving_part.only_real("theta", theta)
     checks.length("theta", theta, of="steps", least=0)
     return x, theta

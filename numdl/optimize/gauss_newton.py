@@ -20,7 +20,7 @@ from jax import lax
 
 from numdl import checks, trees
 from numdl.krylov import cg
-from numdl.optimize import losses, second_order
+from numdl.optimize import losses, moving_part, second_order
 from numdl.optimize.second_order import Local
 from numdl.optimize.train import stepping
 from numdl.records import record, static
@@ -41,7 +41,7 @@ class LeastSquares:
 
     def within(self, rest):
         """The same of the part of the parameters that moves, see `trees.trainable`."""
-        return LeastSquares(second_order.of_moving(self.residual, rest))
+        return LeastSquares(moving_part.of_moving(self.residual, rest))
 
     def local(self, params):
         """Value, gradient J'r and the product v -> J'J v; the residual is linearized once."""
@@ -64,7 +64,7 @@ class Composite:
 
     def within(self, rest):
         """The same of the part of the parameters that moves, see `trees.trainable`."""
-        return Composite(second_order.of_moving(self.outputs, rest), self.targets, self.loss)
+        return Composite(moving_part.of_moving(self.outputs, rest), self.targets, self.loss)
 
     def local(self, params):
         """Value, gradient J'loss' and the product v -> J' loss'' J v; the outputs are linearized once."""
@@ -173,7 +173,7 @@ def descend(objective, params, batches, *, optimizer):
 
     def step(carry, batch):
         moving, memory = carry
-        here = objective(batch) if second_order.all_move(rest) else objective(batch).within(rest)
+        here = objective(batch) if moving_part.all_move(rest) else objective(batch).within(rest)
         value, gradient = jax.value_and_grad(here.value)(moving)
         update, memory = optimizer.update(gradient, memory, moving, objective=here)
         return (optax.apply_updates(moving, update), memory), value

@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 
 from numdl import checks, trees
 from numdl.krylov import cg
-from numdl.optimize import line_search
+from numdl.optimize import line_search, moving_part
 from numdl.records import record
 
 METHODS = ("trust_region", "levenberg_marquardt", "armijo", "wolfe")
@@ -114,14 +114,14 @@ def minimize(
         preconditioner = partial(checks.function("preconditioner", preconditioner))
     numbers = radius, damping, inner_tolerance, tolerance
     moving, rest = trees.trainable(params)
-    if not all_move(rest):
+    if not moving_part.all_move(rest):
         if not hasattr(objective, "within"):
             raise checks.BadType(
                 "params must hold real floating-point arrays only for an objective without `within`; "
-                f"got {', '.join(unmoved(params))} beside them"
+                f"got {', '.join(moving_part.unmoved(params))} beside them"
             )
         objective = objective.within(rest)
-        preconditioner = preconditioner and Partial(_preconditioned, preconditioner, rest)
+        preconditioner = preconditioner and moving_part.preconditioned(preconditioner, rest)
     moving, history = _minimize(steps, options, objective, moving, numbers, preconditioner)
     return rest.params(moving), history
 
@@ -142,7 +142,7 @@ def lbfgs(function, params, *, steps, memory=10, tolerance=1e-6):
     tolerance = checks.finite("tolerance", tolerance, least=0.0, shape=())
     function = partial(checks.function("function", function))
     moving, rest = trees.trainable(params)
-    function = function if all_move(rest) else of_moving(function, rest)
+    function = function if moving_part.all_move(rest) else moving_part.of_moving(function, rest)
     moving, history = _lbfgs(steps, memory, function, moving, tolerance)
     return rest.params(moving), history
 
@@ -150,38 +150,6 @@ def lbfgs(function, params, *, steps, memory=10, tolerance=1e-6):
 def partial(function):
     """`function` as a pytree: a Partial's arrays stay arguments of compiled code, anything else is taken as it is."""
     return function if isinstance(function, Partial) else Partial(function)
-
-
-def of_moving(function, rest):
-    """`function` of the part of the parameters that moves, as a pytree; all else is in `rest`."""
-    return Partial(_of_moving, function, rest)
-
-
-def all_move(rest):
-    """Whether every leaf of the parameters is a real array that moves: then they are their own moving part."""
-    return set(rest.kinds) == {"real"}
-
-
-def unmoved(params):
-    """The paths of the leaves that are not real floating-point arrays."""
-    pairs = jax.tree_util.tree_leaves_with_path(params)
-    return [trees.name_of(path) for path, leaf in pairs if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
-
-
-def only_real(name, tree):
-    """A pytree of real floating-point arrays, native; another leaf is refused by name."""
-    moving, rest = trees.trainable(tree, name=name)
-    if not all_move(rest):
-        raise checks.BadType(f"{name} must hold real floating-point arrays only; got {', '.join(unmoved(tree))}")
-    return moving
-
-
-def _of_moving(function, rest, moving):
-    return function(rest.params(moving))
-
-
-def _preconditioned(preconditioner, rest, moving, v):
-    return rest.moving(preconditioner(rest.params(moving), rest.direction(v)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

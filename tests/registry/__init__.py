@@ -26,6 +26,7 @@ INTERNAL = {
     "krylov.vectors",
     "lazy",
     "networks.fields",
+    "optimize.moving_part",
     "networks.stage_parameters",
     "networks.stages",
     "theory.roots",
