@@ -20,8 +20,9 @@ class LayerFlow:
     shapes: tuple = static()  # of the states
     nonlinearities: tuple = static()  # "tanh" | "sigmoid" | "erf" | "relu" | None: what directly follows
     not_entered: tuple = static()  # what holds layers that were not looked at
-    examples: int = static()  # N, the length of x's first axis
-    fan_in: jax.Array  # [L] products in one output
+    notes: tuple = static()  # layers whose examples cannot be followed, and why: what needs them is nan
+    examples: int = static()  # N
+    fan_in: jax.Array  # [L] products in one output, in the mean away from borders
     weight_variance: jax.Array  # [L] fan_in * Var(W), W as it is contracted; nan without a weight
     state_mean: jax.Array  # [L] over units and examples; the modulus of the mean if complex
     state_rms: jax.Array  # [L] sqrt(mean |state|^2)
@@ -43,7 +44,7 @@ class LayerFlow:
         table = [_HEAD, *_cells(self)]
         wide = [max(len(row[i]) for row in table) for i in range(len(_HEAD))]
         lines = ["  ".join([row[0].ljust(wide[0]), *map(str.rjust, row[1:], wide[1:])]).rstrip() for row in table]
-        return "\n".join([_title(self), *lines, *(f"not entered: {text}" for text in self.not_entered)])
+        return "\n".join([_title(self), *lines, *_remarks(self)])
 
     def _repr_html_(self):
         if np.ndim(self.value) or isinstance(self.value, jax.core.Tracer):
@@ -52,7 +53,7 @@ class LayerFlow:
             "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
             for tag, row in [("th", _HEAD), *(("td", row) for row in _cells(self))]
         )
-        notes = "".join(f"<p>not entered: {html.escape(text)}</p>" for text in self.not_entered)
+        notes = "".join(f"<p>{html.escape(text)}</p>" for text in _remarks(self))
         return f"<table><caption>{html.escape(_title(self))}</caption>{body}</table>{notes}"
 
 
@@ -75,6 +76,10 @@ def _title(flow):
     lost = int(flow.first_nonfinite)
     bad = f", first not finite at {flow.names[lost]}" if lost >= 0 else ""
     return f"LayerFlow: {len(flow.names)} layers, {flow.examples} examples, loss {float(flow.value):.6g}{bad}"
+
+
+def _remarks(flow):
+    return [*(f"not entered: {text}" for text in flow.not_entered), *(f"note: {text}" for text in flow.notes)]
 
 
 def _cells(flow):

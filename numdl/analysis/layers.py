@@ -26,7 +26,7 @@ __all__ = ["LayerFlow", "capture", "probe", "tap"]
 _SATURATION = {"tanh": 2.178275, "sigmoid": 4.356550, "erf": 1.730818}
 
 
-def probe(apply, params, x, *, loss=None, rank_examples=64):
+def probe(apply, params, x, *, loss=None, examples=None, rank_examples=64):
     """MEASURED statistics of every layer's state, cotangent and weight gradient: one forward, one backward pass.
 
     Compiled once for the same `apply`, `loss` and shapes: define both before a loop. As with `jax.jit`, what they
@@ -39,6 +39,7 @@ def probe(apply, params, x, *, loss=None, rank_examples=64):
     apply : function            apply(params, x) -> outputs, pure, examples along x's first axis
     params : pytree of arrays
     x : array, or pytree of them, [N, ...]
+    examples : pytree of axes, or paths   which leaves of x have the examples, and where: `tracing.example_axes`
     loss : function             loss(outputs) -> real scalar, a *mean* over the N examples; None: forward pass only
     rank_examples : int         at most so many examples, evenly spaced, enter effective_rank and mean_cosine
     Returns
@@ -53,8 +54,8 @@ def probe(apply, params, x, *, loss=None, rank_examples=64):
     checks.whole("rank_examples", rank_examples, least=2)
     if loss is not None:
         checks.function("loss", loss)
-    _check_arrays(params, x)
-    traced, cost, run = _prepared(apply, loss, params, x, rank_examples)
+    _check_arrays(params, x, examples)
+    traced, cost, run = _prepared(apply, loss, params, x, examples, rank_examples)
     arguments = params, x, traced.constants, cost.constants if cost else ()
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
         flow, trusted = run(*arguments, careful=False)
@@ -63,16 +64,19 @@ def probe(apply, params, x, *, loss=None, rank_examples=64):
     return run(*arguments, careful=True)[0]
 
 
-def capture(apply, select=None):
+def capture(apply, select=None, *, examples=None):
     """`apply` that also returns its layers' states: function(params, x) -> (outputs, OrderedDict of name -> state).
 
-    States have the examples first; a scanned layer's has its steps before that: [steps, N, ...]. Works under jit, grad
-    and vmap; what is not selected costs nothing.
+    States have the examples first, unfolded where the program folds them with positions or heads; a scanned layer's has
+    its steps before that: [steps, N, ...]. Where the examples cannot be followed (an expert's queue) a state has the
+    axes that the program gives it; the returned function's `notes(params, x)` says which and why: {name: reason}.
+    Works under jit, grad and vmap; what is not selected costs nothing.
 
     Parameters
     ----------
     select : str, compiled regular expression, function or list of these: a glob 'params/Dense_*', a pattern that is
              searched in the name, or function(name) -> bool. None: every layer
+    examples : pytree of axes, or paths   which leaves of x have the examples, and where: `tracing.example_axes`
     Raises
     ------
     ValueError                  at the call, if nothing is selected (the names are listed)
@@ -80,9 +84,14 @@ def capture(apply, select=None):
     checks.function("apply", apply)
     chosen = _selector(select)
 
+    def notes(params, x):
+        _check_arrays(params, x, examples)
+        traced = _with_layers(apply, params, x, examples)
+        return {layer.name: layer.note for layer in traced.layers if layer.note and chosen(layer.name)}
+
     def captured(params, x):
-        _check_arrays(params, x)
-        traced = _with_layers(apply, params, x)
+        _check_arrays(params, x, examples)
+        traced = _with_layers(apply, params, x, examples)
         kept = [chosen(layer.name) for layer in traced.layers]
         if not any(kept):
             names = ", ".join(layer.name for layer in traced.layers)
@@ -92,6 +101,7 @@ def capture(apply, select=None):
         pairs = ((layer.name, state) for layer, state in zip(traced.layers, found) if keep[layer.name])
         return outputs, collections.OrderedDict(pairs)
 
+    captured.notes = notes
     return captured
 
 
@@ -107,11 +117,11 @@ def _measure(traced, cost, rank_examples, params, x, constants, cost_constants, 
         (value, found), heard = jax.value_and_grad(forward, has_aux=True)(sinks)
     else:
         (value, found), heard = forward(sinks), None
-    return _flow(traced, careful, jax.tree.leaves(x)[0].shape[0], value, found, heard)
+    return _flow(traced, careful, value, found, heard)
 
 
 def _at_state(careful, rank_examples, layer, state, sinks):
-    options = careful, layer.nonlinearity, layer.units, rank_examples
+    options = careful, layer.nonlinearity, layer.units, rank_examples if layer.note is None else None
     return _listen(careful, state, sinks[0]), _state_statistics(*options, jax.lax.stop_gradient(state))
 
 
@@ -160,7 +170,7 @@ def _state_statistics(careful, nonlinearity, units, rank_examples, state):
     if nonlinearity == "relu":
         others = tuple(axis for axis in range(state.ndim) if axis not in units)
         dead = jnp.mean(jnp.max(state, axis=others) <= 0, dtype=wide)
-    rank, cosine = _gram_statistics(state, largest, rank_examples) if state.ndim > 1 else (nan, nan)
+    rank, cosine = _gram_statistics(state, largest, rank_examples) if rank_examples and state.ndim > 1 else (nan, nan)
     return {
         "state_mean": jnp.abs(mean) if jnp.iscomplexobj(mean) else mean,
         "state_rms": rms,
@@ -223,7 +233,7 @@ def _variance(weight):
     return jnp.mean(jnp.abs(shifted) ** 2) - jnp.abs(jnp.mean(shifted)) ** 2
 
 
-def _flow(traced, careful, examples, value, found, heard):
+def _flow(traced, careful, value, found, heard):
     """The record, one entry per step of a scanned layer, in call order; and whether every number can be trusted."""
     layers, entries = traced.layers, traced.entries
     counts = [int(np.prod(layer.steps, dtype=int)) for layer in layers]
@@ -254,11 +264,12 @@ def _flow(traced, careful, examples, value, found, heard):
         shapes=tuple(layer.shape for layer in of),
         nonlinearities=tuple(layer.nonlinearity for layer in of),
         not_entered=traced.not_entered,
-        examples=examples,
-        fan_in=jnp.array([layer.fan_in for layer in of], jnp.int32),
+        notes=tuple(f"{layer.name}: {layer.note}" for layer in layers if layer.note),
+        examples=traced.examples,
+        fan_in=jnp.array([layer.fan_in for layer in of], nan.dtype),
         weight_variance=lay_out([jnp.full(i.steps, nan) if w is None else w for i, (_, w) in zip(layers, found)]),
         **states,
-        state_gradient_rms=examples * gradient,
+        state_gradient_rms=jnp.where(np.array([layer.of_examples for layer in of]), traced.examples * gradient, nan),
         gradient_nonfinite=gradient_lost,
         weight_gradient_rms=weight_gradient,
         first_nonfinite=jnp.where(jnp.any(lost), jnp.argmax(lost), -1).astype(jnp.int32),
@@ -267,15 +278,16 @@ def _flow(traced, careful, examples, value, found, heard):
     return flow, jnp.all(good)
 
 
-def _prepared(apply, loss, params, x, rank_examples, _kept=collections.OrderedDict()):  # noqa: B006
+def _prepared(apply, loss, params, x, examples, rank_examples, _kept=collections.OrderedDict()):  # noqa: B006
     """(traced, cost, compiled function) for these functions and shapes; the last 32 are kept."""
     leaves, structure = jax.tree.flatten((params, x))
     flags = (jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision)
-    key = (_Same(apply), _Same(loss), rank_examples, structure, tuple(jax.typeof(leaf) for leaf in leaves), flags)
+    options = rank_examples, tuple(tracing.example_axes(x, examples)[0])
+    key = (_Same(apply), _Same(loss), options, structure, tuple(jax.typeof(leaf) for leaf in leaves), flags)
     if key in _kept:
         _kept.move_to_end(key)
         return _kept[key]
-    traced = _with_layers(apply, params, x)
+    traced = _with_layers(apply, params, x, examples)
     cost = None if loss is None else _Cost(loss, traced.outputs)
     run = jax.jit(functools.partial(_measure, traced, cost, rank_examples), static_argnames="careful")
     closed_over = (*traced.constants, *(cost.constants if cost else ()))
@@ -313,8 +325,8 @@ class _Cost:
         return jex.jaxpr_as_fun(jex.ClosedJaxpr(self.jaxpr, constants))(*jax.tree.leaves(outputs))[0]
 
 
-def _with_layers(apply, params, x):
-    traced = tracing.trace(apply, params, x)
+def _with_layers(apply, params, x, examples):
+    traced = tracing.trace(apply, params, x, examples=examples)
     if not traced.layers:
         held = "".join(f"; not entered: {text}" for text in traced.not_entered)
         raise ValueError(
@@ -324,16 +336,13 @@ def _with_layers(apply, params, x):
     return traced
 
 
-def _check_arrays(params, x):
+def _check_arrays(params, x, examples):
     for name, tree in (("params", params), ("x", x)):
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
             if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
                 where = name + jax.tree_util.keystr(path)
                 raise TypeError(f"{where} must be an array; got {leaf!r}")
-    leaves = jax.tree.leaves(x)
-    if not leaves or not leaves[0].shape or 0 in leaves[0].shape:
-        got = tuple(leaves[0].shape) if leaves else "no array"
-        raise ValueError(f"x must be an array [N, ...] with at least one example; got {got}")
+    tracing.example_axes(x, examples)
 
 
 def _selector(select):

@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from numdl import checks, tracing
 
 
-def lift(apply, params, x):
+def lift(apply, params, x, *, examples=None):
     """`apply(params, x)` as a Network whose states are its layers' outputs, before the activations.
 
     Its last state is the outputs: if `apply` does something after its last layer (a softmax, a norm), or the last layer
@@ -28,6 +28,7 @@ def lift(apply, params, x):
     apply : function            apply(params, x) -> outputs, one array [N, ...]; examples along x's first axis
     params : pytree of arrays   the network's init returns it, whatever the key
     x : array [N, ...]          an example batch: its shape and dtype are used; other N are traced anew
+    examples : pytree of axes, or paths   which leaves of x have the examples: `tracing.example_axes`
     Raises
     ------
     ValueError                  no layer in `apply` (the parameter paths are listed)
@@ -36,17 +37,18 @@ def lift(apply, params, x):
     from numdl.networks.core import Network
 
     checks.function("apply", apply)
-    _traced(apply, params, x)
+    tracing.example_axes(x, examples)
+    _traced(apply, params, x, examples)
 
     def states(params, x, probes=None):
-        return _states(apply, params, x, probes)
+        return _states(apply, params, x, probes, examples)
 
     return Network(Partial(_kept, params), states, _last)
 
 
-def state_names(apply, params, x):
+def state_names(apply, params, x, *, examples=None):
     """The name of each stretch of the lifted network's states: a parameter's path, or 'outputs'."""
-    traced = _traced(apply, params, x)
+    traced = _traced(apply, params, x, examples)
     return (*(layer.name for layer in traced.layers), *(() if traced.ends_in_layer else ("outputs",)))
 
 
@@ -58,8 +60,8 @@ def _last(params, y):
     return y
 
 
-def _states(apply, params, x, probes):
-    traced = _traced(apply, params, x)
+def _states(apply, params, x, probes, examples):
+    traced = _traced(apply, params, x, examples)
     orders = _orders(traced)
     count = len(traced.layers) + (not traced.ends_in_layer)
     if probes is not None and len(probes) != count:
@@ -96,8 +98,8 @@ def _to_steps(layer, order, probe):
     return probe[np.argsort(order)].reshape(*layer.steps, *layer.shape)
 
 
-def _traced(apply, params, x):
-    traced = tracing.trace(apply, params, x)
+def _traced(apply, params, x, examples):
+    traced = tracing.trace(apply, params, x, examples=examples)
     if not traced.layers:
         raise ValueError(
             "apply must contract a parameter with data (dot_general or convolution) at least once; found no layer. "

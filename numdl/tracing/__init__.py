@@ -7,7 +7,9 @@ A *layer* is a `dot_general` or `conv_general_dilated` of an operand made from p
 slice, weight normalization, the slicing of a scan) with one that depends on x. Its name is the path of that parameter
 leaf, in full: 'params/Dense_0/kernel'. Its *state* is the output, past the transposition that einsum appends and past a
 bias added directly to it. A contraction of data with data is a layer 'attention/0', 'attention/1', ... of kind
-"attention"; `tap(x, name)` marks any other value. The second use of a parameter is called 'path#1'.
+"attention"; `tap(x, name)` marks any other value. The second use of a parameter is called 'path#1'. Where examples lie
+is followed from x, never concluded from sizes: folded with tokens or heads they are unfolded, and where they are lost
+`layer.note` says why.
 
 Inner `jit`s are inlined; `scan`, `remat` and `cond` are rebuilt around their layers. A custom_jvp or custom_vjp
 function keeps its rule: with one layer inside, the call is that layer; with several, and with `while`, it runs as it
@@ -17,35 +19,42 @@ Not seen as layers: embeddings (a gather), the scales of norms, what runs inside
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from numdl import checks, trees
-from numdl.tracing.finding import DATA, Finder, Layer, Mark, spread
+from numdl.tracing import inputs
+from numdl.tracing.axes import Follower, data, parameter
+from numdl.tracing.finding import Axes, Finder, Layer, roles
+from numdl.tracing.inputs import example_axes
 from numdl.tracing.programs import TAP, calls, flatten
 from numdl.tracing.running import Visit, run_program
 
-__all__ = ["Layer", "Traced", "place", "tap", "trace"]
+__all__ = ["Axes", "Layer", "Traced", "example_axes", "place", "tap", "trace"]
 
 
-def trace(apply, params, x):
+def trace(apply, params, x, *, examples=None):
     """The layers of `apply(params, x)` and a way to run it with something placed at each: a `Traced`.
 
-    Shapes and dtypes of params and x are all that is used. Nothing is compiled.
+    Shapes and dtypes of params and x are all that is used. Nothing is compiled. `examples` as in `example_axes`; where
+    it is not given and leaves of x differ in their first length, no layer's examples are known.
     """
     checks.function("apply", apply)
     closed, outputs = jax.make_jaxpr(apply, return_shape=True)(params, x)
-    paths = [trees.name_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-    program = flatten(closed, [])
-    marks = [Mark(leaf=name, size=math.prod(aval.shape)) for name, aval in zip(paths, closed.in_avals)]
-    marks += [DATA] * (len(closed.in_avals) - len(marks))
-    finder = Finder(next((leaf.shape[0] for leaf in jax.tree.leaves(x) if np.ndim(leaf)), None))
-    finder.search(program, spread(program, marks), ())
-    return Traced(program, finder.named(), tuple(finder.not_entered), outputs, tuple(paths))
+    paths = tuple(trees.name_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0])
+    shapes = [tuple(aval.shape) for aval in closed.in_avals]
+    axes, count = inputs.find_axes(x, examples)
+    program, follower = flatten(closed, []), Follower()
+    follower.follow(
+        program,
+        [parameter(i, shape) for i, shape in enumerate(shapes[: len(paths)])]
+        + [data(shape, axis) for shape, axis in zip(shapes[len(paths) :], axes, strict=True)],
+    )
+    finder = Finder(follower, paths, count)
+    finder.search(program, ())
+    return Traced(program, finder.named(), tuple(finder.not_entered), outputs, paths, count)
 
 
 def place(apply, visit, *, weigh=None):
@@ -73,6 +82,24 @@ class Traced:
     not_entered: tuple  # texts: what was run as it is although it holds layers
     outputs: Any  # shapes and dtypes of what the function returns
     parameters: tuple  # paths of all parameter leaves
+    examples: int | None  # how many x holds; None: which of its axes has them is not known
+
+    def roles(self):
+        """What the axes of each contracted parameter leaf do: {path: Axes}, as the leaf is stored.
+
+            Axes(inputs, outputs, window, groups, steps, feature_groups, others)
+
+        The fields are tuples of axes of the leaf: `inputs` and `window` are summed over for one output, `outputs` make
+        the output units, `groups` are batch axes (heads, experts), `steps` are depth (scanned, or one entry taken by
+        an index): each entry of these two is a weight of its own. A filter of the leaf is thus what inputs and window
+        span at fixed outputs, groups and steps. It is followed through whatever is computed from parameters alone
+        before the contraction (transposes, reshapes, weight normalization, low-rank products).
+
+        A leaf in no contraction (biases, scales, embeddings that are only gathered) is not in the dict. None stands for
+        a leaf whose axes cannot be followed (W + W'). If a leaf is contracted in several ways (tied weights), the
+        fields are those of its first use and `others` holds the Axes of the further ones.
+        """
+        return roles(self.layers)
 
     @property
     def constants(self):
@@ -88,14 +115,17 @@ class Traced:
     def ends_in_layer(self):
         """Whether the function returns the last layer's state and nothing else."""
         end, last = self.program.outputs, len(self.layers) - 1
-        return len(end) == 1 and last in self.program.places.get(end[0], ()) and self.layers[last].example_axis == 0
+        if len(end) != 1 or last not in self.program.places.get(end[0], ()):
+            return False
+        return self.layers[last].example_axis == 0 and self.layers[last].view is None
 
     def run(self, params, x, *, visit, weigh=None, given=None, constants=None):
         """(outputs, found): the function with `visit(layer, state, given[l]) -> (state, found[l])` at each layer.
 
-        `state` has the examples' axis first. `weigh(layer, weight, given[l]) -> (weight, found)` sees the parameter
-        operand before the contraction; with it found[l] is the pair (visit's, weigh's). In a scan the leaves of
-        given[l] and found[l] have leading axes `layer.steps`; a branch of `cond` not taken finds nan.
+        `state` has the examples' axis first (`layer.note` says where they are not known). `weigh(layer, weight,
+        given[l]) -> (weight, found)` sees the parameter operand before the contraction; with it found[l] is the pair
+        (visit's, weigh's). In a scan the leaves of given[l] and found[l] have leading axes `layer.steps`; a branch of
+        `cond` not taken finds nan.
         """
         constants = self.constants if constants is None else constants
         given = dict(enumerate([None] * len(self.layers) if given is None else given))

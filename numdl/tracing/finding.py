@@ -1,17 +1,17 @@
-"""Which steps of a program are layers: what every value is made of, where a state lies, what it is called."""
+"""Which steps of a program are layers, where the state of each lies, what it is called."""
 
 import collections
 import dataclasses
 import math
 from typing import Any
 
-import jax.extend.core as jex
-import numpy as np
-
-from numdl.tracing.programs import CONTRACTIONS, CUSTOM, REMAT, TAP, bodies, flatten, is_tap, scan_counts
+from numdl.tracing import activity, geometry, layouts
+from numdl.tracing.axes import NOTHING, combine, read, shape_of
+from numdl.tracing.geometry import Axes, Sight
+from numdl.tracing.programs import CONTRACTIONS, CUSTOM, REMAT, TAP, is_tap
+from numdl.tracing.rules import after
 
 _MOVES = {"reshape", "squeeze", "transpose", "convert_element_type", "copy"}
-_NONLINEARITIES = {"tanh": "tanh", "logistic": "sigmoid", "erf": "erf"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,163 +20,149 @@ class Layer:
 
     name: str
     kind: str  # "dense" | "conv" | "attention" | "tap"
-    shape: tuple  # of the state, the axis of the examples first
+    shape: tuple  # of the state, the examples first; as in the program where `note` says that they are not known
     dtype: Any
     steps: tuple = ()  # lengths of the scans around it, outermost first
-    fan_in: int = 0  # how many products make one output; 0 for a tap
+    fan_in: float = 0  # how many products make one output, in the mean away from borders; 0 for a tap
+    fan_out: float = 0  # how many outputs one input reaches, likewise
     weight_shape: tuple | None = None  # of the operand that is contracted; None without parameters
-    nonlinearity: str | None = None  # "tanh" | "sigmoid" | "erf" | "relu" when one follows directly
+    leaf: str | None = None  # path of the largest leaf in the operand that is contracted
+    made_of: tuple = ()  # (path, Axes or None) of every leaf in this operand; None: its axes cannot be followed
+    nonlinearity: str | None = None  # "tanh", "relu", ...: what acts on the state, past normalization and sums
     units: tuple = (-1,)  # the state's axes that are output units; the others are examples, positions, pixels
-    example_axis: int | None = 0  # where the examples' axis lies in the program; None when there is none
+    example_axis: int | None = None  # where the examples' axis lies in the program
+    note: str | None = None  # why the examples' axis is not known
+    view: Any = None  # how the state is seen with the examples first; None: as it is
+    activation: Sight | None = None  # the nonlinearity's input, if that is not the state itself
 
+    @property
+    def leaf_axes(self):
+        """The `Axes` of `leaf`; None without one, or where they cannot be followed."""
+        return dict(self.made_of).get(self.leaf)
 
-@dataclasses.dataclass(frozen=True)
-class Mark:
-    """What a value is made of: data, or parameters alone (the largest leaf among them), or neither."""
-
-    data: bool = False
-    leaf: str | None = None
-    size: int = 0  # entries of the leaf that reach this value, not counting copies by broadcasting
-
-
-DATA = Mark(data=True)
-
-
-def _merge(marks):
-    if any(mark.data for mark in marks):
-        return DATA
-    return max(marks, key=lambda mark: mark.size, default=Mark())
-
-
-def spread(program, marks):
-    """The mark of every slot, given those of the inputs."""
-    known = dict.fromkeys(program.captured, Mark()) | dict(zip(program.inputs, marks))
-    for step in program.steps:
-        known.update(zip(step.writes, _spread_step(program, step, _marks(known, step.reads))))
-    return known
-
-
-def _spread_step(program, step, marks):
-    if step.name == "scan" and step.inner:
-        return _marks(_scan_marks(step, marks), step.inner[0].outputs)
-    if step.name in REMAT and step.inner:
-        return _marks(spread(step.inner[0], marks), step.inner[0].outputs)
-    merged = _merge(marks)
-    sizes = [math.prod(program.avals[slot].shape) for slot in step.writes]
-    return [dataclasses.replace(merged, size=min(merged.size, size)) for size in sizes]
-
-
-def _scan_marks(step, marks):
-    """Marks of a scan's body: what a carry is made of is known once a further step changes nothing."""
-    body, (consts, carries) = step.inner[0], scan_counts(step.params)
-    sizes = [math.prod(body.avals[slot].shape) for slot in body.inputs]
-    marks = [dataclasses.replace(mark, size=min(mark.size, size)) for mark, size in zip(marks, sizes)]
-    while True:
-        known = spread(body, marks)
-        after = _marks(known, body.outputs)[:carries]
-        carried = [_merge(pair) for pair in zip(marks[consts : consts + carries], after)]
-        if carried == marks[consts : consts + carries]:
-            return known
-        marks = [*marks[:consts], *carried, *marks[consts + carries :]]
-
-
-def _marks(known, reads):
-    return [known[read] if isinstance(read, int) else Mark() for read in reads]
+    @property
+    def of_examples(self):
+        """Whether each number of the state belongs to one example that is known."""
+        return self.note is None or self.note == geometry.ONE_AT_A_TIME
 
 
 class Finder:
-    """Walks a program and puts its layers at their places."""
+    """Walks a program whose values are known and puts its layers at their places."""
 
-    def __init__(self, batch):
-        self.batch, self.layers, self.not_entered = batch, [], []
+    def __init__(self, follower, paths, examples):
+        self.follower, self.paths, self.examples = follower, paths, examples
+        self.layers, self.not_entered = [], []
 
-    def search(self, program, known, steps):
+    def search(self, program, steps):
         readers = program.readers()
         for step in program.steps:
-            marks = _marks(known, step.reads)
+            values = read(program.values, step.reads)
             if step.name in CONTRACTIONS:
-                self.contraction(program, step, marks, readers, known, steps)
+                self.contraction(program, step, values, readers, steps)
             elif is_tap(step.equation):
-                aval = program.avals[step.writes[0]]
-                name = step.params["name"].removeprefix(TAP)
-                self.put(program, step.writes[0], Layer(name, "tap", aval.shape, aval.dtype, steps), readers)
+                self.tap(program, step, readers, steps)
             elif step.inner:
-                self.enter(program, step, marks, readers, known, steps)
+                self.enter(program, step, values, readers, steps)
 
-    def contraction(self, program, step, marks, readers, known, steps):
+    def contraction(self, program, step, values, readers, steps):
         """A layer if one operand is data and the other made of parameters, or if both are data."""
-        if not any(mark.data for mark in marks) or not all(mark.data or mark.leaf for mark in marks):
-            return
-        shapes = [program.avals[slot].shape if isinstance(slot, int) else slot.aval.shape for slot in step.reads]
-        weight = next((i for i, mark in enumerate(marks) if not mark.data), None)
-        fan_in, example, units = _geometry(step, shapes, weight, self.batch)
-        if fan_in is None:
-            return
-        kind = "conv" if step.name == "conv_general_dilated" else "dense"
-        layer = Layer(
-            name="attention" if weight is None else marks[weight].leaf,
-            kind="attention" if weight is None else kind,
-            shape=program.avals[step.writes[0]].shape,
-            dtype=program.avals[step.writes[0]].dtype,
-            steps=steps,
-            fan_in=fan_in,
-            weight_shape=None if weight is None else shapes[weight],
-            units=units,
-            example_axis=example,
-        )
+        if not any(value.data for value in values) or not all(value.data or value.made for value in values):
+            return None
+        shapes = [shape_of(program, slot) for slot in step.reads]
+        weight = next((i for i, value in enumerate(values) if value.made), None)
+        conv = step.name == "conv_general_dilated"
+        found = (geometry.convolution if conv else geometry.dense)(step.params, shapes, weight)
+        if found is None:
+            return None
+        out = program.avals[step.writes[0]]
+        layer = Layer("attention", "attention", out.shape, out.dtype, steps, found.fan_in, found.fan_out)
+        units = found.units
         if weight is not None:
-            step.weight = (weight, len(self.layers))
-        self.put(program, step.writes[0], layer, readers, known)
+            step.weight, value = (weight, len(self.layers)), values[weight]
+            leaf = self.paths[value.leaf]
+            made_of = tuple((self.paths[i], geometry.roles_of(found, each)) for i, each in value.layouts.items())
+            kind, shape = "conv" if conv else "dense", shapes[weight]
+            layer = dataclasses.replace(
+                layer, name=leaf, kind=kind, weight_shape=shape, leaf=leaf, made_of=made_of
+            )  # fmt: skip
+            own = [any(layouts.followed(each.axes[a]) for each in value.layouts.values()) for a in range(len(shape))]
+            shared = found.roles.get("groups", ())  # copies by broadcasting have no units of their own
+            units = tuple(axis for axis in units if axis >= len(shared) or conv or own[shared[axis]])
+        return self.put(program, step.writes[0], layer, units, readers)
 
-    def put(self, program, slot, layer, readers, known=None):
-        """Place the layer at this slot or, past transpositions and a bias, at a later one."""
-        if known is not None:
-            slot, layer = _advance(program, slot, layer, readers, known)
-        shape = program.avals[slot].shape
-        units = tuple(axis % len(shape) for axis in layer.units) if shape else ()
-        example = layer.example_axis if shape else None
-        if example is not None:  # from here on the state is seen with the examples first
-            order = [example, *(axis for axis in range(len(shape)) if axis != example)]
-            shape, units = tuple(shape[i] for i in order), tuple(order.index(axis) for axis in units if axis != example)
-        follower = _nonlinearity(program, slot, readers)
-        dtype = program.avals[slot].dtype
-        program.places.setdefault(slot, []).append(len(self.layers))
-        program.order.append(len(self.layers))
+    def tap(self, program, step, readers, steps):
+        aval = program.avals[step.writes[0]]
+        layer = Layer(step.params["name"].removeprefix(TAP), "tap", aval.shape, aval.dtype, steps)
+        self.put(program, step.writes[0], layer, (len(aval.shape) - 1,), readers, tapped=True)
+
+    def put(self, program, slot, layer, units, readers, tapped=False):
+        """Place the layer at this slot or, past transpositions and a bias, at a later one; its index."""
+        tags = layouts.start(program.avals[slot].shape, units)
+        if not tapped:
+            slot, tags = _advance(program, slot, tags, readers)
+        name, at, tags_there = activity.find(program, slot, tags, readers)
+        sight, index = self.sight(program, slot, tags), len(self.layers)
+        program.places.setdefault(slot, []).append(index)
+        program.order.append(index)
+        if name is not None and at != slot:
+            program.watched.setdefault(at, []).append(index)
         self.layers.append(
             dataclasses.replace(
-                layer, shape=shape, dtype=dtype, units=units, example_axis=example, nonlinearity=follower
+                layer,
+                **sight._asdict(),
+                dtype=program.avals[slot].dtype,
+                nonlinearity=name,
+                activation=self.sight(program, at, tags_there) if name is not None and at != slot else None,
             )
         )
+        return index
 
-    def enter(self, program, step, marks, readers, known, steps):
+    def sight(self, program, slot, tags):
+        shape = tuple(program.avals[slot].shape)
+        if self.examples is None:
+            note = "which leaves of x have examples is not known"
+            return Sight(
+                shape, tuple(a for a, parts in enumerate(tags.axes) if layouts.followed(parts)), None, None, note
+            )
+        return geometry.sight(shape, program.values[slot].examples, tags, self.examples)
+
+    def enter(self, program, step, values, readers, steps):
         """Look inside scan, remat and cond; for anything else look whether there is a layer, and how many."""
         before = len(self.layers)
         if step.name == "scan":
-            self.search(step.inner[0], _scan_marks(step, marks), (*steps, step.params["length"]))
+            self.search(step.inner[0], (*steps, step.params["length"]))
         elif step.name in REMAT or step.name == "cond":
             for body in step.inner:
-                self.search(body, spread(body, marks[len(marks) - len(body.inputs) :]), steps)
+                self.search(body, steps)
         else:
-            self.outside(program, step, marks, readers, known, steps)
-            return
+            return self.outside(program, step, values, readers, steps)
         if len(self.layers) > before:
             step.entered = True
             program.order.append(step)
+        return "entered"
 
-    def outside(self, program, step, marks, readers, known, steps):
+    def outside(self, program, step, values, readers, steps):
         """A loop of unknown length or a custom rule: not entered; a custom call with one layer is that layer."""
-        scout = Finder(self.batch)
+        scout = Finder(self.follower, self.paths, self.examples)
         for body in step.inner:
-            inner = marks if len(marks) >= len(body.inputs) else [_merge(marks)] * len(body.inputs)
-            scout.search(body, spread(body, inner[len(inner) - len(body.inputs) :]), steps)
-        weights = [i for i, mark in enumerate(marks) if not mark.data and mark.leaf]
+            if not body.values:
+                inner = values if len(values) >= len(body.inputs) else [combine(values, ())] * len(body.inputs)
+                self.follower.follow(body, inner[len(inner) - len(body.inputs) :])
+            scout.search(body, steps)
+        weights = [i for i, value in enumerate(values) if value.made]
         only = scout.layers[0] if len(scout.layers) == 1 else None
         if step.name in CUSTOM and only and only.weight_shape and only.steps == steps and weights:
-            step.weight = (max(weights, key=lambda i: marks[i].size), len(self.layers))
-            self.put(program, step.writes[0], dataclasses.replace(only, example_axis=0), readers, known)
-        elif scout.layers or any(mark.leaf for mark in marks):
-            inside = ", ".join(layer.name for layer in scout.layers) or _merge(marks).leaf or "parameters"
-            self.not_entered.append(f"{step.name} holding {inside}")
+            step.weight = (max(weights, key=lambda i: values[i].size), len(self.layers))
+            shape = program.avals[step.writes[0]].shape
+            same = only.view is None and only.shape == shape
+            return self.put(program, step.writes[0], only, only.units if same else (len(shape) - 1,), readers)
+        if scout.layers or any(value.leaf is not None for value in values):
+            leaf = max(values, key=lambda value: value.size, default=NOTHING).leaf
+            held = ", ".join(layer.name for layer in scout.layers) or (
+                "parameters" if leaf is None else self.paths[leaf]
+            )
+            self.not_entered.append(f"{step.name} holding {held}")
+        return None
 
     def named(self):
         """The layers with '#1', '#2', ... from the second use of a parameter on, and attentions counted."""
@@ -192,83 +178,44 @@ class Finder:
         return tuple(layers)
 
 
-def _geometry(step, shapes, weight, batch):
-    """(fan_in, axis of the examples, axes of the units) of a contraction's output; fan_in None: none is contracted."""
-    if step.name == "conv_general_dilated":
-        numbers = step.params["dimension_numbers"]
-        kernel, out = numbers.rhs_spec, numbers.out_spec
-        fan_in = math.prod(shapes[1]) // shapes[1][kernel[0]]
-        return fan_in, out[0], (out[1],)
-    contracted, batched = step.params["dimension_numbers"]
-    if not contracted[0]:
-        return None, None, None
-    fan_in = math.prod(shapes[0][axis] for axis in contracted[0])
-    free = [[a for a in range(len(shapes[i])) if a not in (*contracted[i], *batched[i])] for i in (0, 1)]
-    first = len(batched[0])
-    places = [range(first, first + len(free[0])), range(first + len(free[0]), first + len(free[0]) + len(free[1]))]
-    if weight is None:  # attention: batch axes, then those of queries and keys
-        examples, units = [*range(first), *places[0]], tuple(places[1])
-    else:
-        examples, units = [*places[1 - weight], *range(first)], tuple(places[weight])
-    sizes = [shapes[0][axis] for axis in batched[0]]
-    sizes += [shapes[i][axis] for i in (0, 1) for axis in free[i]]
-    example = next((axis for axis in examples if sizes[axis] == batch), examples[0] if examples else None)
-    return fan_in, example, units
+def roles(layers):
+    """{leaf path: its `Axes`} over all layers, None where they cannot be followed; ways that differ in `others`."""
+    ways = {}
+    for layer in layers:
+        for path, axes in layer.made_of:
+            ways.setdefault(path, []).append(axes)
+    found = {}
+    for path, every in ways.items():
+        known = list(dict.fromkeys(axes for axes in every if axes is not None))
+        unknown = (None,) if len(known) and None in every else ()
+        found[path] = known[0]._replace(others=(*known[1:], *unknown)) if known else None
+    return found
 
 
-def _advance(program, slot, layer, readers, known):
+def _advance(program, slot, tags, readers):
     """Past the transposition that follows at once and past a bias: an added parameter, at most one number a unit."""
-    end, at = (slot, layer), (slot, layer)
-    features = math.prod(program.avals[slot].shape[axis] for axis in layer.units)
-    only_transposed = True
+    end, at = (slot, tags), (slot, tags)
+    parts = [part.size for axis in tags.axes for part in axis if part.axis is not None]
+    features, only_transposed = math.prod(parts), True
     while True:
         step = readers[at[0]][0] if len(readers[at[0]]) == 1 else None
         if step is not None and step.name in _MOVES:
-            at = (step.writes[0], _moved(layer_step=step, layer=at[1], program=program))
+            at = (step.writes[0], moved(program, step, at[1]))
             only_transposed &= step.name == "transpose"
             if only_transposed:
                 end = at
         elif step is not None and step.name in ("add", "add_any"):
-            other = [read for read in step.reads if read != at[0]]
-            mark = _marks(known, other)[0] if other else DATA
-            return (step.writes[0], at[1]) if mark.leaf and 0 < mark.size <= max(features, 1) else end
+            other = [each for each in step.reads if each != at[0]]
+            value = read(program.values, other)[0] if other else NOTHING
+            return (step.writes[0], at[1]) if value.made and 0 < value.size <= max(features, 1) else end
         else:
             return end
 
 
-def _moved(layer_step, layer, program):
-    """The layer after a step that only moves or casts numbers: its axes follow."""
-    before, after = (program.avals[slot].shape for slot in (layer_step.reads[0], layer_step.writes[0]))
-    if layer_step.name == "transpose":
-        axes = [layer_step.params["permutation"].index(axis) for axis in range(len(before))]
-    elif layer_step.name == "squeeze":
-        gone = layer_step.params["dimensions"]
-        axes = [None if axis in gone else axis - sum(g < axis for g in gone) for axis in range(len(before))]
-    elif before == after:
-        axes = list(range(len(before)))
-    else:  # a reshape: the examples stay first if they were, the units are taken to be last
-        kept = layer.example_axis == 0 and bool(after) and before[0] == after[0]
-        return dataclasses.replace(layer, example_axis=0 if kept else None, units=(len(after) - 1,) if after else ())
-    example = None if layer.example_axis is None else axes[layer.example_axis]
-    units = tuple(axes[axis] for axis in layer.units if axes[axis] is not None)
-    return dataclasses.replace(layer, example_axis=example, units=units)
+def moved(program, step, tags):
+    """The units' layout after a step that only moves or casts numbers."""
+    shapes = [shape_of(program, slot) for slot in (step.reads[0], step.writes[0])]
+    return after(step, [tags], shapes[:1], shapes[1:])[0]
 
 
-def _nonlinearity(program, slot, readers):
-    """The name of the elementwise function that alone reads this slot, if it is one of those we know."""
-    while len(readers[slot]) == 1 and readers[slot][0] is not None:
-        step = readers[slot][0]
-        if step.name in _MOVES or step.name == "name":
-            slot = step.writes[0]
-            continue
-        if step.name in CUSTOM:
-            body = flatten(next(bodies(step.equation)), [])
-            return "relu" if [s.name for s in body.steps] == ["max"] and _has_zero(body.steps[0]) else None
-        if step.name == "max" and _has_zero(step):
-            return "relu"
-        return _NONLINEARITIES.get(step.name)
-    return None
-
-
-def _has_zero(step):
-    return any(np.ndim(r.val) == 0 and r.val == 0 for r in step.reads if isinstance(r, jex.Literal))
+__all__ = ["Axes", "Finder", "Layer", "roles"]

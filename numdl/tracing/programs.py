@@ -41,6 +41,8 @@ class Program:
     avals: list = dataclasses.field(default_factory=list)  # of each slot
     captured: dict = dataclasses.field(default_factory=dict)  # slot -> index into constants
     places: dict = dataclasses.field(default_factory=dict)  # slot -> the layers whose state it holds
+    watched: dict = dataclasses.field(default_factory=dict)  # slot -> the layers whose nonlinearity it enters
+    values: dict = dataclasses.field(default_factory=dict)  # of each slot: what it is made of
     order: list = dataclasses.field(default_factory=list)  # layers and entered steps, in call order
 
     def slot(self, aval):

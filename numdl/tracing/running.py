@@ -47,9 +47,9 @@ def _value(slots, read):
 
 
 def _visited(visit, index, state, given):
-    axis = visit.layers[index].example_axis or 0
-    state, seen = visit.visit(visit.layers[index], jnp.moveaxis(state, axis, 0) if axis else state, given[index])
-    return (jnp.moveaxis(state, 0, axis) if axis else state), seen
+    view = visit.layers[index].view
+    state, seen = visit.visit(visit.layers[index], view.see(state) if view else state, given[index])
+    return (view.back(state) if view else state), seen
 
 
 def _inside(given, *programs):

@@ -302,7 +302,7 @@ def test_memory_does_not_grow_with_the_states():
     depth, width = 30, 128
     w, x = normal(1, depth, width, width, dtype=jnp.float32) / 12, normal(2, 128, width, dtype=jnp.float32)
     apply = chain(jnp.tanh)
-    traced, cost, run = layers._prepared(apply, mean_square, w, x, 64)
+    traced, cost, run = layers._prepared(apply, mean_square, w, x, None, 64)
     probe = run.lower(w, x, traced.constants, cost.constants, careful=False).compile().memory_analysis()
     plain = jax.jit(jax.value_and_grad(lambda w, x: mean_square(apply(w, x)))).lower(w, x).compile().memory_analysis()
     assert probe.temp_size_in_bytes <= 1.1 * plain.temp_size_in_bytes

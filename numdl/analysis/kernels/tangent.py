@@ -55,7 +55,7 @@ def ntk_scale(apply, params, x, *, weight_variance, bias_variance):
     checks.variance("weight_variance", weight_variance, shape=())
     checks.variance("bias_variance", bias_variance, shape=())
     traced = tracing.trace(apply, params, x)
-    fans = {layer.name: layer.fan_in for layer in traced.layers if layer.weight_shape is not None}
+    fans = {layer.leaf: layer.fan_in for layer in reversed(traced.layers) if layer.leaf is not None}
     leaves, structure = jax.tree.flatten(params)
     pairs = zip(traced.parameters, leaves, strict=True)
     found = [weight_variance / fans[name] if name in fans else bias_variance for name, _ in pairs]
