@@ -43,7 +43,7 @@ def trace(apply, params, x, *, examples=None):
     """
     checks.function("apply", apply)
     closed, outputs = jax.make_jaxpr(apply, return_shape=True)(params, x)
-    paths = tuple(trees.name_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0])
+    paths = trees.names(params)
     shapes = [tuple(aval.shape) for aval in closed.in_avals]
     axes, count = inputs.find_axes(x, examples)
     program, follower = flatten(closed, []), Follower()

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from numdl import trees
+from numdl import checks, trees
 
 
 def example_axes(x, examples=None):
@@ -24,10 +24,10 @@ def example_axes(x, examples=None):
     leaves = _leaves(x)
     if not leaves or count == 0 or (len(leaves) == 1 and count is None):
         got = ", ".join(str(tuple(np.shape(leaf))) for _, leaf in leaves)
-        raise ValueError(f"x must be an array [N, ...] with at least one example; got {got or 'no array'}")
+        raise checks.BadValue(f"x must be an array [N, ...] with at least one example; got {got or 'no array'}")
     if count is None:
         shapes = ", ".join(f"{_show(path)} {tuple(np.shape(leaf))}" for path, leaf in leaves)
-        raise ValueError(
+        raise checks.BadValue(
             "x must hold arrays [N, ...] of one N, or examples must say which of its leaves have the examples: paths, "
             f"as in examples={_show(leaves[0][0])!r}, or a pytree of axes and None; got {shapes}"
         )
@@ -46,7 +46,9 @@ def find_axes(x, examples=None):
     axes = [_checked(path, leaf, axis) for (path, leaf), axis in zip(leaves, axes, strict=True)]
     sizes = {np.shape(leaf)[axis] for (_, leaf), axis in zip(leaves, axes) if axis is not None}
     if len(sizes) != 1:
-        raise ValueError(f"examples must choose axes of one length in x; got lengths {sorted(sizes)} from {examples!r}")
+        raise checks.BadValue(
+            f"examples must choose axes of one length in x; got lengths {sorted(sizes)} from {examples!r}"
+        )
     return axes, sizes.pop()
 
 
@@ -68,7 +70,7 @@ def _named(leaves, examples):
     paths = [_show(path) for path, _ in leaves]
     for name in names:
         if not any(_within(path, name) for path in paths):
-            raise ValueError(f"examples must be paths in x, {', '.join(paths)}; got {name!r}")
+            raise checks.BadValue(f"examples must be paths in x, {', '.join(paths)}; got {name!r}")
     return [0 if any(_within(path, name) for name in names) else None for path in paths]
 
 
@@ -80,7 +82,7 @@ def _prefix(x, examples):
     try:
         spread = jax.tree.broadcast(examples, x, is_leaf=lambda axis: axis is None)
     except ValueError as error:
-        raise ValueError(f"examples must be a prefix of x's pytree; got {examples!r}: {error}") from error
+        raise checks.BadValue(f"examples must be a prefix of x's pytree; got {examples!r}: {error}") from error
     return jax.tree.leaves(spread, is_leaf=lambda axis: axis is None)
 
 
@@ -88,8 +90,8 @@ def _checked(path, leaf, axis):
     if axis is None:
         return None
     if isinstance(axis, bool) or not hasattr(axis, "__index__"):
-        raise TypeError(f"examples must be axes (integers) or None; got {axis!r} for {_show(path)}")
+        raise checks.BadType(f"examples must be axes (integers) or None; got {axis!r} for {_show(path)}")
     axis, ndim = axis.__index__(), np.ndim(leaf)
     if not -ndim <= axis < ndim:
-        raise ValueError(f"examples must be an axis of {_show(path)} {tuple(np.shape(leaf))}; got {axis}")
+        raise checks.BadValue(f"examples must be an axis of {_show(path)} {tuple(np.shape(leaf))}; got {axis}")
     return axis % ndim
