@@ -1,10 +1,12 @@
-"""What a process takes: its memory maps and its resident memory.
+"""What a process takes: compiled programs, memory maps, resident memory.
 
-Every compiled program of jax on a CPU takes several memory maps, and Linux allows a process 65,530 of them.
+On a CPU every kernel of a compiled program (a fusion, as a rule) takes three memory maps of its process for as long as the
+program is kept, and Linux allows a process 65,530 of them.
 """
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import sys
 import threading
@@ -16,6 +18,7 @@ SECONDS = 1.0  # between two counts
 class Usage:
     """The largest numbers seen; None where the system does not tell."""
 
+    programs: int | None = None  # compiled by jax
     peak_maps: int | None = None
     peak_memory: int | None = None  # bytes
 
@@ -38,6 +41,21 @@ def memory():
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+@functools.cache
+def _compiled():
+    """A list that grows by one for every program that this process compiles from now on."""
+    import jax
+
+    events = []
+
+    def note(event, seconds, **more):
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    return events
+
+
 def larger(one, other):
     """The larger of two numbers that may be None."""
     return max((value for value in (one, other) if value is not None), default=None)
@@ -46,7 +64,7 @@ def larger(one, other):
 @contextlib.contextmanager
 def watch(seconds=SECONDS):
     """Count while the body runs; the `Usage` handed out is complete when it ends."""
-    seen, ended = Usage(), threading.Event()
+    seen, ended, before = Usage(), threading.Event(), len(_compiled())
 
     def count():
         seen.peak_maps = larger(seen.peak_maps, maps())
@@ -63,4 +81,4 @@ def watch(seconds=SECONDS):
         ended.set()
         thread.join()
         count()
-        seen.peak_memory = memory()
+        seen.programs, seen.peak_memory = len(_compiled()) - before, memory()
