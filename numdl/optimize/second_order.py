@@ -160,29 +160,30 @@ def _minimize(steps, options, objective, params, numbers, preconditioner):
     scale = {"trust_region": radius, "levenberg_marquardt": damping}.get(options.method, jnp.ones((), dtype))
     move = _MOVES[options.method]
 
-    def look(state):
+    def look(last, state):
         value, gradient, product = objective.local(state.params)
         value, norm = value.astype(dtype), trees.norm(gradient).astype(dtype)
         first = jnp.where(state.count == 0, norm, state.first)
-        state = state._replace(value=value, norm=norm, first=first, converged=norm <= tolerance * first)
+        state = state._replace(value=value, norm=norm, first=first, converged=_small(norm, tolerance, first))
         forcing = jnp.minimum(inner_tolerance, norm / jnp.where(first > 0, first, 1))
         solver = {"iterations": options.inner_iterations, "tolerance": forcing}
         if preconditioner is not None:
             solver["preconditioner"] = Partial(preconditioner, state.params)
         local = Local(value, gradient, lambda v: trees.axpy(fixed, v, product(v)))
-        return lax.cond(state.converged, _rest, functools.partial(move, objective, local, solver, options), state)
+        done = state.converged | last
+        return lax.cond(done, _rest, functools.partial(move, objective, local, solver, options), state)
 
-    def step(state, _):
-        state, row = lax.cond(state.converged | state.stalled, _rest, look, state)
+    def step(state, last):
+        state, row = lax.cond(state.converged | state.stalled, _rest, functools.partial(look, last), state)
         return state, (state.value, state.norm, row)
 
     nothing, no = jnp.zeros((), dtype), jnp.zeros((), bool)
     start = _State(params, scale, nothing, nothing, nothing, jnp.zeros((), jnp.int32), no, no)
-    state, (values, norms, row) = lax.scan(step, start, None, length=steps)
-    value, gradient, _ = objective.local(state.params)
-    norm = trees.norm(gradient).astype(dtype)
-    values, norms = jnp.append(values, value.astype(dtype)), jnp.append(norms, norm)
-    return state.params, History(values, norms, *row, state.count, norm <= tolerance * state.first, state.stalled)
+    # The end is one more look without a move, by the same program: computed anew, its last bits would differ.
+    state, (values, norms, rows) = lax.scan(step, start, jnp.arange(steps + 1) == steps)
+    rows = [column[:-1] for column in rows]
+    converged = _small(state.norm, tolerance, state.first)
+    return state.params, History(values, norms, *rows, state.count, converged, state.stalled)
 
 
 class _Row(NamedTuple):
@@ -250,9 +251,10 @@ def _judge(objective, local, state, step, promised):
 
 
 def _after(state, params, scale, found, accepted, stalled):
-    row = _Row(state.scale, found.iterations, accepted, found.negative_curvature)
+    lost = ~jnp.isfinite(state.norm)  # no step from there: the row repeats, and so must the parameters
+    row = _Row(state.scale, found.iterations, accepted & ~lost, found.negative_curvature)
     scale = jnp.clip(scale, LEAST, LARGEST).astype(state.scale.dtype)
-    stalled = stalled | ~jnp.isfinite(state.norm)
+    params, stalled = _either(lost, state.params, params), stalled | lost
     return state._replace(params=params, scale=scale, count=state.count + 1, stalled=stalled), row
 
 
@@ -279,21 +281,25 @@ def _lbfgs(steps, memory, function, params, tolerance):
         value, slope = look(moved, state=inside)
         return moved, inside, value, slope, optax.tree.get(inside, "learning_rate").astype(dtype)
 
-    def step(carry, _):
+    def step(carry, last):
         norm = trees.norm(carry[3]).astype(dtype)
-        done = ~(norm > tolerance * first) | (carry[4] == 0)
+        done = ~(norm > tolerance * first) | (carry[4] == 0) | last
         new = lax.cond(done, lambda c: c, move, carry)
         return new, (carry[2].astype(dtype), norm, new[4], ~done)
 
     value, gradient = jax.value_and_grad(function)(params)
     first = trees.norm(gradient).astype(dtype)
     start = (params, optimizer.init(params), value, gradient, jnp.ones((), dtype))
-    (params, _, value, gradient, last), (values, norms, scale, made) = lax.scan(step, start, None, length=steps)
-    norm = trees.norm(gradient).astype(dtype)
-    values, norms = jnp.append(values, value.astype(dtype)), jnp.append(norms, norm)
-    none, count = jnp.zeros(steps, jnp.int32), jnp.sum(made, dtype=jnp.int32)
-    converged = norm <= tolerance * first
-    return params, History(values, norms, scale, none, made, none > 0, count, converged, ~converged & (last == 0))
+    end = jnp.arange(steps + 1) == steps
+    (params, _, _, _, moved), (values, norms, scale, made) = lax.scan(step, start, end)
+    scale, made, none = scale[:-1], made[:-1], jnp.zeros(steps, jnp.int32)
+    converged, count = _small(norms[-1], tolerance, first), jnp.sum(made, dtype=jnp.int32)
+    return params, History(values, norms, scale, none, made, none > 0, count, converged, ~converged & (moved == 0))
+
+
+def _small(norm, tolerance, first):
+    """Whether the gradient has become small; one that is infinite has not, whatever the first one was."""
+    return (norm <= tolerance * first) & jnp.isfinite(norm)
 
 
 def _either(condition, a, b):

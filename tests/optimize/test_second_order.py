@@ -64,6 +64,41 @@ def test_rows_after_the_end_repeat_the_last():
     assert not short.converged and short.inner_iterations.max() == 1
 
 
+@pytest.mark.parametrize("method, damping", [("levenberg_marquardt", 1e-9), ("armijo", 0.0), ("wolfe", 0.0)])
+def test_every_method_repeats_its_last_row_bit_by_bit(method, damping):
+    _, history = run(method=method, damping=damping, steps=12, tolerance=1e5 * EPS)
+    end = int(history.iterations)
+    assert history.converged and end < 12
+    for column in (history.value, history.gradient_norm):
+        np.testing.assert_array_equal(column[end:], column[end])
+
+
+@pytest.mark.parametrize("steps", [3, 40])
+def test_lbfgs_repeats_its_last_row_and_ends_where_it_says(steps):
+    def bowl(params):
+        return jnp.sum((jnp.asarray(MATRIX, WIDEST) @ params - 1.0) ** 2)
+
+    params, history = second_order.lbfgs(bowl, jnp.zeros(4, WIDEST), steps=steps, tolerance=1e5 * EPS)
+    end = int(history.iterations)
+    assert history.value.shape == (steps + 1,) and history.scale.shape == (steps,)
+    assert (steps == 3) == (not history.converged) and end <= steps
+    for column in (history.value, history.gradient_norm):
+        np.testing.assert_array_equal(column[end:], column[end])
+    np.testing.assert_allclose(history.value[-1], bowl(params), rtol=1e-9, atol=1e4 * EPS**2)
+
+
+def test_a_step_from_a_gradient_that_is_not_finite_is_not_taken():
+    def broken(params):
+        return jnp.sqrt(params) - 1.0  # slope infinite at 0
+
+    params, history = gauss_newton.minimize(Partial(broken), jnp.zeros(4, WIDEST), steps=4)
+    assert history.stalled and not history.converged and not history.accepted.any()
+    np.testing.assert_array_equal(params, 0.0)
+    np.testing.assert_array_equal(history.value, 2.0)
+    _, history = second_order.lbfgs(lambda p: jnp.sum(broken(p)), jnp.zeros(4, WIDEST), steps=4)
+    assert not history.converged
+
+
 def test_a_loose_tolerance_ends_sooner():
     loose, tight = run(radius=0.1, tolerance=0.9)[1], run(radius=0.1)[1]
     assert loose.converged and loose.iterations < tight.iterations
