@@ -1,7 +1,7 @@
 """What a process takes: compiled programs, memory maps, resident memory.
 
-On a CPU every kernel of a compiled program (a fusion, as a rule) takes three memory maps of its process for as long as the
-program is kept, and Linux allows a process 65,530 of them.
+On a CPU every kernel of a compiled program (a fusion, as a rule) takes three memory maps of its process for as long as
+the program is kept, and Linux allows a process 65,530 of them.
 """
 
 import contextlib

@@ -13,6 +13,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import experiments
@@ -247,7 +248,10 @@ def _close(worker):
 
 @contextlib.contextmanager
 def _signals():
-    """While the body runs, the signals that end a process raise `Stopped` in it."""
+    """While the body runs, the signals that end a process raise `Stopped` in it, if this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def stop(number, frame):
         for other in numbers:

@@ -2,15 +2,24 @@
 
 import dataclasses
 
+import jax
 import pytest
 
-from experiments import runner
+from experiments import runner, workers
 from numdl import reporting
 from numdl.networks import dense
 
 NAMES = runner.names()
 # A few seconds each; the others compile longer, even when tiny, and run in the long suite
 QUICK = {"a1", "b6", "d5", "d15"}
+# What conftest.py asks of this process, for a worker
+STRICT = {
+    "PYTHONWARNINGS": "error",
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 RUNS = [pytest.param(n, marks=() if n.split("_")[0] in QUICK else pytest.mark.slow) for n in NAMES]
 
 
@@ -19,9 +28,15 @@ def test_there_are_experiments():
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_tiny_run_holds_and_is_kept(name, tmp_path):
-    run = runner.execute(name, runner.configure(name, tiny=True), results=tmp_path)
+def test_tiny_run_holds_and_is_kept(name, tmp_path, monkeypatch):
+    """In a process of its own, as `reproduce` does it: programs of 52 experiments would exhaust one's memory maps."""
+    for variable, value in STRICT.items():
+        monkeypatch.setenv(variable, value)
+    (outcome,) = workers.reproduce([name], results=tmp_path, tiny=True)
+    assert not outcome.problem, f"{outcome.problem}\n{outcome.log.read_text()}"
+    run = outcome.run
     assert run.claims, "an experiment without a claim"
+    assert run.score.maps is None or run.score.maps < 16_000, "a quarter of what a process may have"
     failing = [claim for claim in run.claims if not claim.holds]
     assert not failing, reporting.claims_text(failing)
     again = reporting.load(run.folder)
