@@ -125,6 +125,8 @@ def trainable(params, *, frozen=(), name="params"):
 
 def matching(argument, patterns, paths):
     """The paths that one of the patterns names: as a whole, as what they lie under, or as a glob; each must fit one."""
+    if not isinstance(patterns, str | tuple | list | set | frozenset):
+        raise checks.BadType(f"{argument} must be a path or a list of paths; got {patterns!r}")
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
     for pattern in patterns:
         if not isinstance(pattern, str):

@@ -61,7 +61,7 @@ def decompose(matvec, transpose, start, *, num_matvecs):
     """
     checks.function("matvec", matvec)
     checks.function("transpose", transpose)
-    start = checks.floating("start", start, ndim=1)
+    start = vectors.nonzero("start", checks.floating("start", start, ndim=1))
     image = jax.eval_shape(matvec, start)
     m = checks.whole("num_matvecs", num_matvecs, most=min(start.size, image.size))
 

@@ -46,9 +46,10 @@ class Eigenpairs:
 class Tridiagonal:
     """A Q' = Q' T + beta[-1] q_next e_m' with T symmetric tridiagonal."""
 
-    diagonal: jax.Array  # [m]
-    off_diagonal: jax.Array  # [m]: the last one couples to what is not in the basis
-    basis: jax.Array | None  # [m, n]: orthonormal rows; None without reorthogonalization
+    diagonal: jax.Array  # [m]: past `count` the first entry again, a number between the Ritz values, of no weight
+    off_diagonal: jax.Array  # [m]: the last one couples to what is not in the basis; 0 past `count`
+    basis: jax.Array | None  # [m, n]: orthonormal rows, 0 past `count`; None without reorthogonalization
+    count: jax.Array  # []: steps until the space of the start was exhausted; 0 for a start that is 0 or not finite
 
 
 def eigenpairs(
@@ -86,9 +87,8 @@ def eigenpairs(
     ValueError, TypeError       k > n, too few products or vectors, an unknown end, leaves that are not real
     Source: Wu & Simon 2000, SIAM J. Matrix Anal. 22; Parlett 1980, theorem 11.5.1; Kuczynski & Wozniakowski 1992.
     """
-    checks.key("key", key)
-    checks.one_of("which", which, ("largest", "smallest"))
-    tolerance = checks.positive("tolerance", tolerance, shape=())
+    checked = settings(key, k=k, which=which, tolerance=tolerance, max_matvecs=max_matvecs, basis=basis, verify=verify)
+    tolerance, max_matvecs, basis = (checked[name] for name in ("tolerance", "max_matvecs", "basis"))
     flat, layout = vectors.flat(matvec, like)
     left_out = vectors.Rows(layout.size, layout.dtype)
     for row in () if deflate is None else layout.rows(deflate):
@@ -96,13 +96,25 @@ def eigenpairs(
         if norm > 0:
             left_out.append(unit)
     k = checks.whole("k", k, most=layout.size - left_out.count)
-    max_matvecs = checks.whole("max_matvecs", max_matvecs, least=2 * k)
-    basis = k + 60 if basis is None else checks.whole("basis", basis, least=k + 3)
+    basis = k + 60 if basis is None else basis
     warm = None if start is None else layout.rows(start).sum(axis=0)
     sign = 1 if which == "largest" else -1
     search = Search(key, flat, layout, left_out, k=k, sign=sign, tolerance=tolerance, basis=basis)
     search.run(max_matvecs - k, warm, verify)
     return _certified(search, verify)
+
+
+def settings(key, *, k, which, tolerance, max_matvecs, basis, verify):
+    """The settings of `eigenpairs`, checked: for callers that have much to do before they come to it."""
+    checks.key("key", key)
+    k = checks.whole("k", k)
+    return {
+        "which": checks.one_of("which", which, ("largest", "smallest")),
+        "tolerance": checks.positive("tolerance", tolerance, shape=()),
+        "max_matvecs": checks.whole("max_matvecs", max_matvecs, least=2 * k),
+        "basis": None if basis is None else checks.whole("basis", basis, least=k + 3),
+        "verify": checks.flag("verify", verify),
+    }
 
 
 def tridiagonalize(matvec, start, num_matvecs, *, reorthogonalize=True):
@@ -113,17 +125,17 @@ def tridiagonalize(matvec, start, num_matvecs, *, reorthogonalize=True):
     Parameters
     ----------
     matvec : function           v -> A v on vectors [n]
-    start : array [n]           not zero
+    start : array [n]           not zero; inside of jit, `count` is 0 for one that is
     num_matvecs : int           m <= n
     reorthogonalize : bool      twice against all rows; without, the rows lose their orthogonality and eigenvalues
                                 come in copies, which moments and densities survive and lists of eigenvalues do not
     Returns
     -------
-    Tridiagonal                 where the space is exhausted, zeros
+    Tridiagonal
     Source: Lanczos 1950; Paige 1972.
     """
     checks.function("matvec", matvec)
-    start = checks.floating("start", start, ndim=1)
+    start = vectors.nonzero("start", checks.floating("start", start, ndim=1))
     m = checks.whole("num_matvecs", num_matvecs, most=start.size)
     first = start / jnp.linalg.norm(start)
     basis = jnp.zeros((m, start.size), start.dtype) if reorthogonalize else None
@@ -143,7 +155,11 @@ def tridiagonalize(matvec, start, num_matvecs, *, reorthogonalize=True):
 
     state = (basis, first, jnp.zeros_like(first), jnp.zeros((), start.dtype))
     (basis, *_), (diagonal, off_diagonal) = lax.scan(step, state, jnp.arange(m))
-    return Tridiagonal(diagonal, off_diagonal, basis)
+    count = jnp.argmax(jnp.append(off_diagonal[:-1], jnp.zeros((), start.dtype)) == 0) + 1
+    inside = jnp.arange(m) < count
+    diagonal, off_diagonal = jnp.where(inside, diagonal, diagonal[:1]), jnp.where(inside, off_diagonal, 0)
+    count = jnp.where(jnp.isfinite(diagonal[0]), count, 0)
+    return Tridiagonal(diagonal, off_diagonal, basis, count)
 
 
 def _certified(search, verify):

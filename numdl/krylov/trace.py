@@ -35,9 +35,13 @@ class Estimate:
 class Quadrature:
     """Gauss rules of the spectral density seen from random starts: mean over starts of sum_j weights f(nodes)."""
 
-    nodes: np.ndarray  # [starts, m] float64: Ritz values, ascending
-    weights: np.ndarray  # [starts, m] float64: each row sums to 1
+    nodes: np.ndarray  # [starts, m] float64: Ritz values, ascending; where Lanczos ended early the last one is repeated
+    weights: np.ndarray  # [starts, m] float64: each row sums to 1; 0 for what is repeated
     size: int  # n: the trace of f(A) is n times the mean
+
+    def sums(self, function):
+        """sum_j weights f(nodes) of each start, [starts]; f's value counts only where there is weight."""
+        return weighted_sums(self.weights, function(self.nodes))
 
 
 def hutchinson(key, matvec, like, *, num_matvecs, law="rademacher"):
@@ -173,6 +177,11 @@ def quadrature(key, matvec, like, *, num_matvecs, num_probes, reorthogonalize=Fa
     return Quadrature(nodes, weights, layout.size)
 
 
+def weighted_sums(weights, values):
+    """The sum of weights * values along the last axis, where a weight of 0 means that the value is not looked at."""
+    return np.sum(weights * np.where(weights == 0, 0.0, values), axis=-1)
+
+
 def _rule(key, matvec, layout, steps, reorthogonalize):
     """One Gauss rule: the eigenvalues of the tridiagonal matrix, and the squares of their vectors' first entries."""
     q = _unit(_normal(key, layout))
@@ -191,9 +200,12 @@ def _rule(key, matvec, layout, steps, reorthogonalize):
     diagonal, off_diagonal = (np.asarray(jax.device_get(part), np.float64) for part in (diagonal, off_diagonal))
     if not np.isfinite(np.concatenate([diagonal, off_diagonal])).all():
         return np.full(steps, np.nan), np.full(steps, np.nan)
-    square = np.diag(diagonal) + np.diag(off_diagonal[:-1], 1) + np.diag(off_diagonal[:-1], -1)
-    nodes, turn = np.linalg.eigh(square)
-    return nodes, turn[0] ** 2
+    # A coupling of 0 says that the start's Krylov space is spanned: what follows is no part of the matrix.
+    count = int(np.argmax(np.append(off_diagonal[:-1], 0.0) == 0)) + 1
+    coupling = off_diagonal[: count - 1]
+    nodes, turn = np.linalg.eigh(np.diag(diagonal[:count]) + np.diag(coupling, 1) + np.diag(coupling, -1))
+    empty = (0, steps - count)
+    return np.pad(nodes, empty, mode="edge"), np.pad(turn[0] ** 2, empty)
 
 
 @jax.jit

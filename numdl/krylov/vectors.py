@@ -136,6 +136,16 @@ def products(matvec, rows):
     return found
 
 
+def nonzero(name, vector):
+    """A vector that has a direction; inside of jit its numbers are unknown and it passes."""
+    if traced(vector):
+        return vector
+    size = float(_norm(vector)) if isinstance(vector, jax.Array) else float(np.abs(np.asarray(vector)).max(initial=0.0))
+    if not (0 < size < np.inf):
+        raise checks.BadValue(f"{name} must be a finite vector that is not 0; got one of norm {size:g}")
+    return vector
+
+
 def traced(tree):
     """Whether any leaf is a tracer."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))

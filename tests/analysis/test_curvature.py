@@ -161,7 +161,7 @@ def test_blocks_by_path():
     np.testing.assert_allclose(dense(block), hessian_matrix()[25:, 25:], atol=20 * EPS)
     assert list(curvature.blocks(operator)) == ["first", "second"]
     assert [part.size for part in curvature.blocks(operator, by="leaf").values()] == [5, 20, 3, 15]
-    with pytest.raises(ValueError, match="names must be paths of params, first/b, .*; got 'third'"):
+    with pytest.raises(ValueError, match="names must hold paths of leaves, first/b, .*; got 'third'"):
         curvature.restrict(operator, "third")
 
 
@@ -276,13 +276,15 @@ def test_errors_name_the_argument():
         curvature.top_eigenvalues(loss, params, batch, key=key, operator="gauss_newton")
     with pytest.raises(ValueError, match="operator must be one of hessian, .*; got 'ggn'"):
         curvature.top_eigenvalues(loss, params, batch, key=key, operator="ggn")
-    with pytest.raises(ValueError, match="an Operator holds its own params"):
+    with pytest.raises(ValueError, match="params must not be given: an Operator holds its own params"):
         curvature.trace(curvature.hessian(loss, params, batch), params, key=key)
     with pytest.raises(ValueError, match="likelihood must be one of categorical"):
         curvature.fisher(outputs, params, batch, likelihood="poisson")
     with pytest.raises(ValueError, match="linearize keeps the whole data's activations"):
         curvature.trace(loss, params, batch, key=key, chunk=4, linearize=True)
-    with pytest.raises(TypeError, match="params.* is int32"):
+    with pytest.raises(
+        ValueError, match="params must hold at least one floating-point array that is not frozen; got a"
+    ):
         curvature.hessian(loss, {"a": jnp.zeros(3, jnp.int32)}, batch)
     with pytest.raises(ValueError, match="batch must have one axis of examples"):
         curvature.hessian(loss, params, {"x": batch["x"], "y": batch["y"][:3]}, chunk=2)

@@ -211,8 +211,35 @@ def test_tridiagonalize():
 def test_tridiagonalize_stops_at_an_invariant_subspace():
     start = jnp.zeros(6, WIDEST).at[0].set(3.0)
     found = lanczos.tridiagonalize(lambda v: 2 * v, start, 3)
-    np.testing.assert_array_equal(found.diagonal, [2.0, 0.0, 0.0])
+    np.testing.assert_array_equal(found.diagonal, [2.0, 2.0, 2.0])  # a node of its own, which poisons no function
     np.testing.assert_array_equal(found.off_diagonal, [0.0, 0.0, 0.0])
+    assert found.count == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_tridiagonal_nodes_stay_in_the_spectrum_when_the_space_ends(rank):
+    rng = np.random.default_rng(rank)
+    turn = np.linalg.qr(rng.normal(size=(9, 9)))[0][:, :rank]
+    matrix = jnp.asarray((turn * np.arange(2, rank + 2)) @ turn.T - 3 * np.eye(9), WIDEST)
+    found = jax.jit(lambda v: lanczos.tridiagonalize(lambda u: matrix @ u, v, 7))(
+        jnp.asarray(rng.normal(size=9), WIDEST)
+    )
+    square = np.diag(found.diagonal) + np.diag(found.off_diagonal[:-1], 1) + np.diag(found.off_diagonal[:-1], -1)
+    nodes, exact = np.linalg.eigvalsh(square), np.linalg.eigvalsh(matrix)
+    assert found.count >= rank + 1
+    assert nodes.min() >= exact.min() - 1e-5 and nodes.max() <= exact.max() + 1e-5
+
+
+def test_a_start_of_zero_is_refused_or_counts_nothing():
+    zero = np.zeros(4)
+    with pytest.raises(ValueError, match="start must be a finite vector that is not 0; got one of norm 0"):
+        lanczos.tridiagonalize(lambda v: v, zero, 2)
+    found = jax.jit(lambda v: lanczos.tridiagonalize(lambda u: 2 * u, v, 2))(jnp.asarray(zero, WIDEST))
+    assert found.count == 0 and np.isnan(found.diagonal).all()
+    given = lanczos.eigenpairs(
+        jax.random.key(0), lambda v: 2 * v, jnp.zeros(4, WIDEST), k=1, start=jnp.zeros((1, 4), WIDEST)
+    )
+    np.testing.assert_allclose(given.values, 2.0)  # a random start instead
 
 
 def test_ghosts_without_reorthogonalization():

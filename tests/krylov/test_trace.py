@@ -102,6 +102,19 @@ def test_quadrature_is_exact_for_low_moments_from_its_start():
     np.testing.assert_allclose(long.nodes[0], np.sort(np.linspace(-1, 3, N)), atol=100 * EPS)
 
 
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("rank", [0, 1, 3, 12])
+def test_quadrature_that_ends_early_poisons_no_function(rank, full):
+    values = np.full(N, 0.1)
+    values[:rank] += np.linspace(1, 5, rank)
+    rule = estimate(trace.quadrature, matrix_of(values), num_matvecs=20, num_probes=20, reorthogonalize=full)
+    np.testing.assert_allclose(rule.weights.sum(axis=1), 1, rtol=100 * EPS)
+    assert rule.nodes.min() > 0.099 and np.all(np.diff(rule.nodes, axis=1) >= 0)
+    for function in (np.log, np.reciprocal):
+        means = statistics.mean_and_error(rule.sums(function))
+        assert abs(means.mean - np.mean(function(values))) < LIMIT * means.stderr + 1e-4
+
+
 def test_quadrature_gives_traces_with_and_without_reorthogonalization():
     matrix = matrix_of(np.concatenate([[30.0, 20.0], np.linspace(0, 1, N - 2)]))
     exact = np.sum(np.exp(-np.linalg.eigvalsh(matrix)))

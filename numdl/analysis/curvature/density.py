@@ -16,21 +16,25 @@ class SpectralDensity:
     density: np.ndarray  # [points]: mean over the probes; its integral is 1
     stderr: np.ndarray  # [points]: over the probes
     width: np.ndarray  # []
-    nodes: np.ndarray  # [probes, m]: Ritz values
-    weights: np.ndarray  # [probes, m]: each row sums to 1
+    nodes: np.ndarray  # [probes, m]: Ritz values; where Lanczos ended early the last one is repeated
+    weights: np.ndarray  # [probes, m]: each row sums to 1; 0 for what is repeated
     size: int  # n, rows of the matrix
 
     def mean_of(self, function):
         """Mean over eigenvalues of function(eigenvalue), a `statistics.Mean` over the probes."""
-        return statistics.mean_and_error(np.sum(self.weights * function(self.nodes), axis=1))
+        checks.function("function", function)
+        return statistics.mean_and_error(trace.weighted_sums(self.weights, function(self.nodes)))
 
     def count_above(self, threshold):
         """How many eigenvalues lie above a threshold, a `statistics.Mean`; it wants a gap there, as at outliers."""
+        threshold = checks.finite("threshold", threshold, shape=())
         return statistics.mean_and_error(self.size * np.sum(self.weights * (self.nodes > threshold), axis=1))
 
     def on(self, grid, width):
         """The same density on another grid, with another width."""
-        return _smoothed(np.asarray(grid, np.float64), float(width), self.nodes, self.weights, self.size)
+        grid = np.asarray(checks.finite("grid", checks.array("grid", grid, ndim=1)), np.float64)
+        width = float(checks.positive("width", width, shape=()))
+        return _smoothed(grid, width, self.nodes, self.weights, self.size)
 
 
 def spectral_density(
@@ -44,7 +48,9 @@ def spectral_density(
     operator="hessian",
     width=None,
     points=500,
+    frozen=(),
     chunk=None,
+    reduction=None,
     linearize=None,
     reorthogonalize=False,
 ):
@@ -54,10 +60,10 @@ def spectral_density(
 
     Parameters
     ----------
-    loss : function or Operator     (params, batch) -> scalar; or an Operator alone
+    loss : function or Operator     (params, batch) -> scalar or (sum, weight); or an Operator alone
     num_matvecs : int           Lanczos steps for each probe: structure down to about the spectrum's range / num_matvecs
     num_probes : int            >= 2; the standard error falls with its root
-    operator, chunk, linearize  those of `top_eigenvalues`
+    operator, frozen, chunk, reduction, linearize       those of `top_eigenvalues`
     width : scalar              smoothing; None: a hundredth of the range of the Ritz values
     points : int                of the grid, which reaches 5 widths beyond the Ritz values
     reorthogonalize : bool      `krylov.trace.quadrature`: not needed for a density
@@ -66,13 +72,15 @@ def spectral_density(
     SpectralDensity             nan where the products were not finite
     Source: Ghorbani, Krishnan & Xiao 2019, arXiv:1901.10159; Papyan 2018, arXiv:1811.07062.
     """
-    checks.whole("points", points, least=2)
-    checks.whole("num_probes", num_probes, least=2)
+    checks.key("key", key)
+    points = checks.whole("points", points, least=2)
+    num_probes = checks.whole("num_probes", num_probes, least=2)
+    num_matvecs = checks.whole("num_matvecs", num_matvecs)
     if width is not None:
         checks.positive("width", width, shape=())
-    operator = operators.named(loss, params, batch, operator, chunk)
+    operator = operators.named(loss, params, batch, operator, frozen=frozen, chunk=chunk, reduction=reduction)
     linearize = operators.linearizes(operator, linearize)
-    rows = checks.whole("num_matvecs", num_matvecs) if reorthogonalize else 2
+    rows = num_matvecs if checks.flag("reorthogonalize", reorthogonalize) else 2
     memory.check("spectral_density", memory.needs(operator, basis=rows), least=rows)
     matvec = operators.prepared(operator, linearize)
     steps = {"num_matvecs": num_matvecs, "num_probes": num_probes, "reorthogonalize": reorthogonalize}

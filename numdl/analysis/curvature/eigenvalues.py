@@ -1,5 +1,6 @@
 """MEASURED: the largest eigenvalues of a curvature matrix, with bounds; outliers; the gradient in their span."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks, trees
-from numdl.analysis.curvature import memory, operators
+from numdl.analysis import parts
+from numdl.analysis.curvature import kinds, memory, operators
 from numdl.krylov import lanczos
 from numdl.records import record
 
@@ -36,7 +38,9 @@ def top_eigenvalues(
     basis=None,
     start=None,
     deflate=None,
+    frozen=(),
     chunk=None,
+    reduction=None,
     linearize=None,
     verify=True,
 ):
@@ -44,33 +48,41 @@ def top_eigenvalues(
 
     Parameters
     ----------
-    loss : function or Operator     (params, batch) -> scalar; a `Composed` for "gauss_newton"; or an Operator alone
+    loss : function or Operator     (params, batch) -> scalar or (sum, weight); a `Composed` for "gauss_newton"; or an
+                                Operator alone
     key : key                   of the random starts
     operator : "hessian" | "gauss_newton" | "empirical_fisher"      of the loss; for others make an Operator
     which, tolerance, max_matvecs, basis, start, deflate, verify    of `krylov.lanczos.eigenpairs`, where they are told;
                                 `start` takes the `vectors` of a step before
-    chunk : int                 examples at a time, for data that do not fit
+    frozen, chunk, reduction    those of `hessian`: leaves that stay; examples at a time, for data that do not fit
     linearize : bool            keep all that does not depend on v: faster by a half for dense networks, slower for
                                 convolutions on a CPU; None: choose so
     Returns
     -------
-    krylov.lanczos.Eigenpairs   values, vectors, residuals, intervals [k, 2], converged [k], ceiling, noise, matvecs
+    krylov.lanczos.Eigenpairs   values, vectors (like params, 0 where nothing moves), residuals, intervals [k, 2],
+                                converged [k], ceiling, noise, matvecs
     Raises
     ------
     ValueError, TypeError       bad arguments
     MemoryError                 what must be held at once is not there; the message says what and how much
     Source: Lanczos with thick restarts, as in `krylov.lanczos`.
     """
-    operator = operators.named(loss, params, batch, operator, chunk)
+    k = checks.whole("k", k)
+    settings = {"which": which, "tolerance": tolerance, "max_matvecs": max_matvecs, "basis": basis, "verify": verify}
+    settings = lanczos.settings(key, k=k, **settings)
+    operator = operators.named(loss, params, batch, operator, frozen=frozen, chunk=chunk, reduction=reduction)
+    checks.whole("k", k, most=operator.size)
+    warm = {"start": start, "deflate": deflate}
+    warm = {name: tree if tree is None else operator.inward_rows(name, tree) for name, tree in warm.items()}
     linearize = operators.linearizes(operator, linearize)
-    rows = min(operator.size, checks.whole("k", k) + 60 if basis is None else basis)
+    rows = min(operator.size, k + 60 if basis is None else settings["basis"])
     memory.check("top_eigenvalues", memory.needs(operator, basis=rows, extra=2 * k), least=k + 3)
     matvec = operators.prepared(operator, linearize)
-    settings = {"tolerance": tolerance, "max_matvecs": max_matvecs, "basis": basis, "verify": verify}
-    return lanczos.eigenpairs(key, matvec, operator.like, k=k, which=which, start=start, deflate=deflate, **settings)
+    found = lanczos.eigenpairs(key, matvec, operator.like, k=k, **warm, **settings)
+    return dataclasses.replace(found, vectors=operator.outward(found.vectors, (k,)))
 
 
-def gradient_overlap(loss, params, batch, vectors):
+def gradient_overlap(loss, params, batch, vectors, *, frozen=()):
     """MEASURED share of the gradient that lies in the span of the first 1, 2, ... k orthonormal vectors, [k].
 
         overlap[j] = sum_{i <= j} (v_i . g)^2 / |g|^2,    g = gradient of loss(params, batch)
@@ -78,16 +90,16 @@ def gradient_overlap(loss, params, batch, vectors):
     Parameters
     ----------
     vectors : pytree            like params, leaves with a leading axis k: `vectors` of `top_eigenvalues`
+    frozen : names              paths of leaves that stay, as for `hessian`
     Raises
     ------
     ValueError                  vectors of another shape than params
     Source: Gur-Ari, Roberts & Dyer 2018, arXiv:1812.04754.
     """
-    checks.function("loss", loss)
-    expected = jax.tree.map(np.shape, params)
-    if jax.tree.map(lambda leaf: np.shape(leaf)[1:], vectors) != expected:
-        raise ValueError(f"vectors must be like params with one leading axis; params has shapes {expected}")
-    return _overlap(loss, params, batch, vectors)
+    checks.accepts("loss", loss, 2, "loss(params, batch)")
+    moving, rest = trees.trainable(params, frozen=frozen)
+    rows = parts.inward_rows("vectors", vectors, rest.params(moving), rest, moving)
+    return _overlap(loss, moving, rest, parts.data("batch", batch), rows)
 
 
 def outliers(values, intervals=None, *, least_ratio=1.5):
@@ -103,9 +115,12 @@ def outliers(values, intervals=None, *, least_ratio=1.5):
     intervals : array [k, 2]    of the same record: whether the gap is certain
     Source: Sagun et al. 2017, arXiv:1706.04454 (as many outliers as classes, or one less).
     """
-    values = np.asarray(checks.finite("values", values), np.float64)
-    if values.ndim != 1 or values.size < 2 or np.any(np.diff(values) > 0):
-        raise ValueError(f"values must be at least 2 numbers in descending order; got {values}")
+    values = np.asarray(checks.finite("values", checks.array("values", values, ndim=1)), np.float64)
+    checks.positive("least_ratio", least_ratio, shape=())
+    if values.size < 2 or np.any(np.diff(values) > 0):
+        raise checks.BadValue(f"values must be at least 2 numbers in descending order; got {values}")
+    if intervals is not None:
+        intervals = checks.shape("intervals", checks.array("intervals", intervals), (values.size, 2))
     above, below = values[:-1], np.maximum(values[1:], np.finfo(np.float64).tiny)
     ratios = np.where(above > 0, above / below, 0.0)
     place = int(np.argmax(ratios))
@@ -117,7 +132,7 @@ def outliers(values, intervals=None, *, least_ratio=1.5):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _overlap(loss, params, batch, vectors):
-    gradient = jax.grad(loss)(params, batch)
-    along = jax.vmap(lambda v: trees.inner(v, gradient) / trees.norm(gradient))(vectors)
+def _overlap(loss, moving, rest, batch, rows):
+    gradient = jax.grad(lambda part: kinds.scalar(loss(rest.params(part), batch)))(moving)
+    along = jax.vmap(lambda v: trees.inner(v, gradient) / trees.norm(gradient))(rows)
     return jnp.cumsum(along**2)

@@ -5,7 +5,7 @@ import os
 import jax
 import numpy as np
 
-from numdl.analysis.curvature import operators
+from numdl import checks
 from numdl.krylov import vectors
 from numdl.records import record
 
@@ -41,9 +41,10 @@ def needs(operator, *, basis, extra=4):
     -------
     Memory
     """
+    basis, extra = checks.whole("basis", basis), checks.whole("extra", extra, least=0)
     layout = vectors.layout("params", operator.like)
     vector = layout.size * layout.dtype.itemsize
-    product = operators.kept_bytes(operator)
+    product = operator.kept_bytes
     held = (2 * basis + extra) * vector
     return Memory(vector, 2 * basis * vector, product, held + product, available())
 

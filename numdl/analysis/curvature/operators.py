@@ -3,7 +3,9 @@
 An operator is a record: the parameters and the data are its arrays, the loss is part of its structure. `jit` therefore
 compiles once for a loss *function* and the shapes, and takes new parameters and data without compiling again; write the
 loss once with `def`, not as a new `lambda` in every call. Nothing random may be in the loss, and batch statistics must
-be frozen (held in the parameters or closed over): with `chunk` that is tested.
+be frozen (named in `frozen`, or closed over). With `chunk` it is verified that the chunks make the whole.
+
+Leaves of params that are real floating-point numbers are the coordinates, complex ones two each; all else stays.
 """
 
 import dataclasses
@@ -15,28 +17,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks, trees
-from numdl.krylov import vectors
+from numdl.analysis import parts
+from numdl.analysis.curvature import kinds, reduction
 from numdl.records import record, static
 from numdl.tracing.programs import bodies
 
 
 @record
 class Operator:
-    """A symmetric matrix at `params`, known by its products: operator(v) for pytrees v like `operator.like`."""
+    """A symmetric matrix at `params`, known by its products: operator(v) for trees v like params."""
 
-    params: Any = dataclasses.field(repr=False)  # pytree
+    moving: Any = dataclasses.field(repr=False)  # pytree: the part of params that moves
+    rest: trees.Rest = dataclasses.field(repr=False)  # and what makes params of it again
     batch: Any = dataclasses.field(repr=False)  # pytree: the data
     kind: Any = static()  # what is differentiated, and how
     chunk: int | None = static(default=None)  # examples at a time
-    selected: tuple | None = static(default=None)  # names of the leaves differentiated; None: all
+    selected: tuple | None = static(default=None)  # names of the leaves differentiated; None: all that move
+    reduction: str = static(default="mean")  # how the chunks make the whole: "mean", "sum", or "pair" (sum, weight)
+    weight: Any = dataclasses.field(default=None, repr=False)  # of all chunks, where the loss is a pair
+
+    @property
+    def params(self):
+        """The parameters at which the matrix is taken."""
+        return self.rest.params(self.moving)
 
     @property
     def like(self):
-        """The parameters that a vector v stands beside: all of them, or {name: leaf} of a block."""
-        if self.selected is None:
-            return self.params
-        found = dict(zip(trees.names(self.params), jax.tree.leaves(self.params), strict=True))
-        return {name: found[name] for name in self.selected}
+        """The coordinates: params with None for what stays and two reals for complex ones; {name: ...} of a block."""
+        return self.moving if self.selected is None else self._named(self.moving)
 
     @property
     def size(self):
@@ -48,23 +56,72 @@ class Operator:
         """Whether the product is a loop in Python over compiled parts."""
         return self.chunk is not None
 
+    @property
+    def kept_bytes(self):
+        """Bytes that a linearized product keeps (of one chunk), the parameters and data that it reads included."""
+        one = self if self.chunk is None else next(self.pieces())[0]
+        shapes = jax.eval_shape(_linearized, one)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
     def __call__(self, v):
-        """The product A v."""
-        if self.chunk is None:
-            return self.kind.product(lambda part: self._whole(part), self.like, self.batch, v)
-        total, examples = None, _examples(self.batch)
-        for begin in range(0, examples, self.chunk):
+        """The product A v; v like params ({name: leaf} in a block), 0 where nothing moves, or like `like`."""
+        if jax.tree.structure(v) == jax.tree.structure(self.like):
+            return self._product(v)
+        return self.outward(self._product(self.inward("v", v)))
+
+    def inward(self, name, tree):
+        """The coordinates of a tree like params, {name: leaf} in a block."""
+        expected, rest = self._view()
+        return parts.inward(name, tree, expected, rest, self.like)
+
+    def inward_rows(self, name, tree):
+        """The coordinates of trees like params along a leading axis."""
+        expected, rest = self._view()
+        return parts.inward_rows(name, tree, expected, rest, self.like)
+
+    def outward(self, v, lead=()):
+        """The tree like params of coordinates with the leading axes `lead`."""
+        return parts.outward(v, self._view()[1], lead)
+
+    def pieces(self):
+        """The operators of the chunks, each with its share in the whole."""
+        count = examples(self.batch)
+        for begin in range(0, count, self.chunk):
             piece = jax.tree.map(lambda leaf, begin=begin: leaf[begin : begin + self.chunk], self.batch)
-            part = Operator(self.params, piece, self.kind, None, self.selected)
-            total = _accumulated(part, v, _examples(piece) / examples, total)
+            share = examples(piece) / count if self.reduction == "mean" else 1.0
+            yield dataclasses.replace(self, batch=piece, chunk=None), share
+
+    def _product(self, v):
+        if self.chunk is None:
+            return self.kind.product(lambda part: self._whole(part), self.like, self.batch, v, self.weight)
+        total = None
+        for piece, share in self.pieces():
+            total = _accumulated(piece, v, share, total)
         return total
 
     def _whole(self, part):
+        """The parameters with `part` in place of the coordinates."""
+        if self.selected is not None:
+            own = self.rest.structure.flatten_up_to(self.moving)
+            every = trees.names(self.rest.direction(self.moving))
+            merged = [part.get(name, leaf) for name, leaf in zip(every, own, strict=True)]
+            part = jax.tree.unflatten(self.rest.structure, merged)
+        return self.rest.params(part)
+
+    def _view(self):
+        """(what a caller sees as params, the rule that leads from there to the coordinates)."""
         if self.selected is None:
-            return part
-        leaves, structure = jax.tree.flatten(self.params)
-        merged = [part.get(name, leaf) for name, leaf in zip(trees.names(self.params), leaves, strict=True)]
-        return jax.tree.unflatten(structure, merged)
+            return self.params, self.rest
+        names = trees.names(self.rest.direction(self.moving))
+        kinds_of = dict(zip(names, self.rest.kinds, strict=True))
+        structure = jax.tree.structure(dict.fromkeys(self.selected, 0))
+        rest = trees.Rest((), structure, tuple(kinds_of[name] for name in sorted(self.selected)))
+        return rest.params(self.like), rest
+
+    def _named(self, moving):
+        names = trees.names(self.rest.direction(self.moving))
+        found = dict(zip(names, self.rest.structure.flatten_up_to(moving), strict=True))
+        return {name: found[name] for name in self.selected}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,30 +129,36 @@ class Composed:
     """A loss(params, batch) that keeps its two halves: what a Gauss-Newton matrix is made of."""
 
     outputs: Callable  # (params, batch) -> z
-    loss_of_outputs: Callable  # (z, batch) -> scalar
+    loss_of_outputs: Callable  # (z, batch) -> scalar, or a pair (sum, weight)
 
     def __call__(self, params, batch):
         """loss_of_outputs(outputs(params, batch), batch)."""
         return self.loss_of_outputs(self.outputs(params, batch), batch)
 
 
-def hessian(loss, params, batch, *, chunk=None):
+def hessian(loss, params, batch, *, frozen=(), chunk=None, reduction=None):
     """MEASURED Hessian of loss(params, batch) as an Operator: forward over reverse, about two gradients a product.
 
     Parameters
     ----------
-    loss : function             (params, batch) -> scalar, a mean over the examples
+    loss : function             (params, batch) -> scalar, or a pair (sum, weight): the loss is sum / weight, where the
+                                weight (of a mask, of classes) depends on the data only
+    params : pytree             real floating leaves are coordinates, complex ones two each; all else stays
     batch : pytree              data; with `chunk`, every leaf [N, ...]
+    frozen : names              paths of leaves that stay as well: running statistics, a pretrained part
     chunk : int                 so many examples at a time, in a loop: memory of one chunk, any N
+    reduction : "mean" | "sum"  what a scalar loss is over the examples; None: "mean". One product shows whether it is
     Raises
     ------
-    ValueError, TypeError       not a function, leaves that are not real, a chunked loss that is no mean over examples
+    ValueError, TypeError       not a function, nothing that moves, chunks that do not make the whole
     Source: Pearlmutter 1994, Neural Computation 6.
     """
-    return _operator(_Hessian(checks.function("loss", loss)), params, batch, chunk)
+    return _operator(
+        kinds.Hessian(checks.accepts("loss", loss, 2, "loss(params, batch)")), params, batch, frozen, chunk, reduction
+    )
 
 
-def gauss_newton(outputs, loss_of_outputs, params, batch, *, chunk=None):
+def gauss_newton(outputs, loss_of_outputs, params, batch, *, frozen=(), chunk=None, reduction=None):
     """MEASURED generalized Gauss-Newton matrix J' H_z J as an Operator; positive semidefinite for a convex loss.
 
         J = d outputs / d params,    H_z = Hessian of loss_of_outputs at z = outputs(params, batch)
@@ -103,14 +166,18 @@ def gauss_newton(outputs, loss_of_outputs, params, batch, *, chunk=None):
     Parameters
     ----------
     outputs : function          (params, batch) -> z, any pytree
-    loss_of_outputs : function  (z, batch) -> scalar, a mean over the examples
+    loss_of_outputs : function  (z, batch) -> scalar, or a pair (sum, weight)
+    params, batch, frozen, chunk, reduction     those of `hessian`
     Source: Schraudolph 2002, Neural Computation 14.
     """
-    kind = _GaussNewton(checks.function("outputs", outputs), checks.function("loss_of_outputs", loss_of_outputs))
-    return _operator(kind, params, batch, chunk)
+    kind = kinds.GaussNewton(
+        checks.accepts("outputs", outputs, 2, "outputs(params, batch)"),
+        checks.accepts("loss_of_outputs", loss_of_outputs, 2, "loss_of_outputs(z, batch)"),
+    )
+    return _operator(kind, params, batch, frozen, chunk, reduction)
 
 
-def fisher(outputs, params, batch, *, likelihood, chunk=None):
+def fisher(outputs, params, batch, *, likelihood, frozen=(), chunk=None):
     """MEASURED Fisher matrix of the model's own distribution, its expectation over labels exact, as an Operator.
 
         mean over examples of J' F_z J;   F_z = diag(p) - p p' (categorical), diag(p (1 - p)) (bernoulli), 1 (gaussian)
@@ -118,66 +185,95 @@ def fisher(outputs, params, batch, *, likelihood, chunk=None):
     Parameters
     ----------
     outputs : function          (params, batch) -> z [..., C]: logits, or means of unit variance; leading axes: examples
+    params, batch, frozen, chunk    those of `hessian`
     likelihood : "categorical" | "bernoulli" | "gaussian"
     Source: Martens 2020, JMLR 21, section 9.
     """
-    checks.one_of("likelihood", likelihood, _INFORMATION)
-    return _operator(_Fisher(checks.function("outputs", outputs), likelihood), params, batch, chunk)
+    checks.one_of("likelihood", likelihood, kinds.INFORMATION)
+    kind = kinds.Fisher(checks.accepts("outputs", outputs, 2, "outputs(params, batch)"), likelihood)
+    return _operator(kind, params, batch, frozen, chunk, "mean")
 
 
-def empirical_fisher(loss, params, batch, *, chunk=None):
+def empirical_fisher(loss, params, batch, *, frozen=(), chunk=None):
     """MEASURED mean of g_i g_i' over the examples, g_i the gradient of one example's loss, as an Operator.
 
-    Neither the Fisher matrix nor the Hessian: it uses the labels of the data (Kunstner et al. 2019).
+    Neither the Fisher matrix nor the Hessian: it uses the labels of the data (Kunstner et al. 2019). A loss that
+    returns pairs (sum, weight) has g_i = gradient of sum / weight and a mean weighted alike; weight 0 leaves out.
 
     Parameters
     ----------
-    loss : function             (params, batch) -> scalar; called with batches of one example
+    loss : function             (params, batch) -> scalar or pair; called with batches of one example
     batch : pytree              every leaf [N, ...]
+    params, frozen, chunk       those of `hessian`
     """
-    _examples(batch)
-    return _operator(_EmpiricalFisher(checks.function("loss", loss)), params, batch, chunk)
+    examples(batch)
+    return _operator(
+        kinds.EmpiricalFisher(checks.accepts("loss", loss, 2, "loss(params, batch)")),
+        params,
+        batch,
+        frozen,
+        chunk,
+        "mean",
+    )
 
 
-def named(loss, params, batch, operator, chunk):
+def named(loss, params, batch, operator, *, frozen=(), chunk=None, reduction=None):
     """The Operator that a call means: the one handed over as `loss`, or the one of that name."""
     if isinstance(loss, Operator):
-        if params is not None or batch is not None or chunk is not None or operator != "hessian":
-            raise ValueError("an Operator holds its own params, batch and chunk; pass it alone")
+        given = {"params": params, "batch": batch, "chunk": chunk, "reduction": reduction}
+        beside = [name for name, value in given.items() if value is not None] + ["frozen"] * (not _empty(frozen))
+        if beside or operator != "hessian":
+            beside = beside or ["operator"]
+            raise checks.BadValue(
+                f"{beside[0]} must not be given: an Operator holds its own params, batch, frozen and chunk; "
+                f"got an Operator as loss and {', '.join(beside)} beside it"
+            )
         return loss
     checks.one_of("operator", operator, ("hessian", "gauss_newton", "empirical_fisher"))
+    settings = {"frozen": frozen, "chunk": chunk}
+    if operator == "empirical_fisher":
+        if reduction is not None:
+            raise checks.BadValue(f"reduction must be None for an empirical Fisher matrix, a mean; got {reduction!r}")
+        return empirical_fisher(loss, params, batch, **settings)
     if operator == "gauss_newton":
         hint = "curvature.Composed(outputs, loss_of_outputs): its two halves make the matrix"
         checks.instance("loss", loss, Composed, hint=hint)
-        return gauss_newton(loss.outputs, loss.loss_of_outputs, params, batch, chunk=chunk)
-    return {"hessian": hessian, "empirical_fisher": empirical_fisher}[operator](loss, params, batch, chunk=chunk)
+        return gauss_newton(loss.outputs, loss.loss_of_outputs, params, batch, reduction=reduction, **settings)
+    return hessian(loss, params, batch, reduction=reduction, **settings)
 
 
 def restrict(operator, names):
-    """The diagonal block of the leaves whose path is, or lies under, one of the names."""
-    names = (names,) if isinstance(names, str) else tuple(names)
-    every = trees.names(operator.params)
-    chosen = tuple(path for path in every if any(path == n or path.startswith(f"{n}/") for n in names))
-    for name in names:
-        if not any(path == name or path.startswith(f"{name}/") for path in every):
-            raise ValueError(f"names must be paths of params, {', '.join(every)}; got {name!r}")
-    return Operator(operator.params, operator.batch, operator.kind, operator.chunk, chosen)
+    """The diagonal block of the leaves whose path is, or lies under, one of the names; a name may be a glob."""
+    checks.instance("operator", operator, Operator, hint="from hessian, gauss_newton, fisher or empirical_fisher")
+    every = trees.names(operator.rest.direction(operator.moving))
+    chosen = trees.matching("names", names, every)
+    moving = [path for path, kind in zip(every, operator.rest.kinds, strict=True) if kind != "kept"]
+    selected = tuple(path for path in moving if path in chosen)
+    if not selected:
+        raise checks.BadValue(f"names must hold a leaf that moves, one of {', '.join(moving)}; got {names!r}")
+    return dataclasses.replace(operator, selected=selected)
 
 
 def blocks(operator, *, by="layer"):
     """{name: Operator} of the diagonal blocks: one for each leaf, or for each group of leaves under one path."""
+    checks.instance("operator", operator, Operator, hint="from hessian, gauss_newton, fisher or empirical_fisher")
     checks.one_of("by", by, ("layer", "leaf"))
-    paths = operator.selected or trees.names(operator.params)
-    names = paths if by == "leaf" else [path.rpartition("/")[0] or path for path in paths]
-    return {name: restrict(operator, name) for name in dict.fromkeys(names)}
+    every = trees.names(operator.rest.direction(operator.moving))
+    moving = [path for path, kind in zip(every, operator.rest.kinds, strict=True) if kind != "kept"]
+    groups = {}
+    for path in operator.selected or moving:
+        groups.setdefault(path if by == "leaf" else path.rpartition("/")[0] or path, []).append(path)
+    return {name: dataclasses.replace(operator, selected=tuple(own)) for name, own in groups.items()}
 
 
 def linearizes(operator, linearize):
     """Whether the product is to be linearized: as asked for, else where it is faster."""
     if linearize is None:
         return operator.chunk is None and _worthwhile(operator)
-    if linearize and operator.chunk is not None:
-        raise ValueError("linearize keeps the whole data's activations, chunk avoids it; use one of the two")
+    if checks.flag("linearize", linearize) and operator.chunk is not None:
+        raise checks.BadValue(
+            "linearize keeps the whole data's activations, chunk avoids it; one of the two must be left out: got both"
+        )
     return bool(linearize)
 
 
@@ -186,13 +282,12 @@ def prepared(operator, linearize):
     return _linearized(operator) if linearizes(operator, linearize) else operator
 
 
-def kept_bytes(operator):
-    """Bytes that a linearized product keeps (of one chunk), the parameters and data that it reads included."""
-    if operator.chunk is not None:
-        piece = jax.tree.map(lambda leaf: leaf[: operator.chunk], operator.batch)
-        operator = Operator(operator.params, piece, operator.kind, None, operator.selected)
-    shapes = jax.eval_shape(_linearized, operator)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+def examples(batch):
+    """The number N of examples, the first axis of every leaf."""
+    counts = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+    if len(counts) != 1 or counts == {()} or counts == {(0,)}:
+        raise checks.BadValue(f"batch must have one axis of examples on every leaf; got lengths {sorted(counts)}")
+    return counts.pop()[0]
 
 
 @jax.jit
@@ -222,112 +317,18 @@ def _accumulated(part, v, share, total):
     return product if total is None else jax.tree.map(jnp.add, total, product)
 
 
-def _operator(kind, params, batch, chunk):
-    vectors.layout("params", params)
-    operator = Operator(params, batch, kind, chunk)
-    if chunk is not None:
-        checks.whole("chunk", chunk)
-        _examples(batch)
-        if not vectors.traced((params, batch)):
-            _check_mean(operator)
-    return operator
+def _operator(kind, params, batch, frozen, chunk, reduces):
+    moving, rest = trees.trainable(params, frozen=frozen)
+    batch = parts.data("batch", batch)
+    checks.one_of("reduction", reduces, (None, "mean", "sum"))
+    operator = Operator(moving, rest, batch, kind, reduction=reduces or "mean")
+    if chunk is None:
+        reduction.outcome(operator)
+        return operator
+    chunk = checks.whole("chunk", chunk)
+    examples(batch)
+    return reduction.chunked(dataclasses.replace(operator, chunk=chunk), reduces)
 
 
-def _examples(batch):
-    counts = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
-    if len(counts) != 1 or counts == {()} or counts == {(0,)}:
-        raise ValueError(f"batch must have one axis of examples on every leaf; got lengths {sorted(counts)}")
-    return counts.pop()[0]
-
-
-def _check_mean(operator):
-    """Refuse a loss whose value is not the mean of the values of the two halves of a chunk."""
-    half = min(operator.chunk, _examples(operator.batch)) // 2
-    if not half:
-        return
-    first, second, both = (
-        float(_value(operator.kind, operator.params, jax.tree.map(lambda leaf, at=at: leaf[at], operator.batch)))
-        for at in (slice(half), slice(half, 2 * half), slice(2 * half))
-    )
-    eps = vectors.layout("params", operator.params).eps
-    if abs(both - (first + second) / 2) > 1e3 * eps * max(abs(first), abs(second), abs(both)):
-        raise ValueError(
-            f"with chunk, the loss must be a mean over examples: {first:g} and {second:g} on two halves, "
-            f"{both:g} on both. Divide a sum by the number of examples; freeze batch statistics"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Hessian:
-    loss: Callable
-
-    def product(self, whole, at, batch, v):
-        return jax.jvp(jax.grad(lambda part: self.loss(whole(part), batch)), (at,), (v,))[1]
-
-    def value(self, params, batch):
-        return self.loss(params, batch)
-
-
-@dataclasses.dataclass(frozen=True)
-class _GaussNewton:
-    outputs: Callable
-    loss_of_outputs: Callable
-
-    def product(self, whole, at, batch, v):
-        def middle(z, push):
-            return jax.jvp(jax.grad(lambda z: self.loss_of_outputs(z, batch)), (z,), (push,))[1]
-
-        return _sandwich(lambda part: self.outputs(whole(part), batch), middle, at, v)
-
-    def value(self, params, batch):
-        return self.loss_of_outputs(self.outputs(params, batch), batch)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Fisher:
-    outputs: Callable
-    likelihood: str
-
-    def product(self, whole, at, batch, v):
-        def middle(z, push):
-            examples = max(z.size // z.shape[-1], 1)
-            return _INFORMATION[self.likelihood](z, push) / examples
-
-        return _sandwich(lambda part: self.outputs(whole(part), batch), middle, at, v)
-
-    def value(self, params, batch):
-        return jnp.mean(self.outputs(params, batch) ** 2)
-
-
-@dataclasses.dataclass(frozen=True)
-class _EmpiricalFisher:
-    loss: Callable
-
-    def product(self, whole, at, batch, v):
-        def losses(part):
-            return jax.vmap(lambda one: self.loss(whole(part), jax.tree.map(lambda leaf: leaf[None], one)))(batch)
-
-        return _sandwich(losses, lambda z, push: push / z.size, at, v)
-
-    def value(self, params, batch):
-        return self.loss(params, batch)
-
-
-def _sandwich(function, middle, at, v):
-    """J' middle(z, J v)."""
-    z, push = jax.jvp(function, (at,), (v,))
-    return jax.vjp(function, at)[1](middle(z, push))[0]
-
-
-def _categorical(z, push):
-    p = jax.nn.softmax(z, axis=-1)
-    return p * (push - jnp.sum(p * push, axis=-1, keepdims=True))
-
-
-_INFORMATION = {
-    "categorical": _categorical,
-    "bernoulli": lambda z, push: jax.nn.sigmoid(z) * jax.nn.sigmoid(-z) * push,
-    "gaussian": lambda z, push: push,
-}
-
-_value = jax.jit(lambda kind, params, batch: kind.value(params, batch), static_argnums=0)
+def _empty(frozen):
+    return frozen is None or (not isinstance(frozen, str) and not len(tuple(frozen)))

@@ -1,0 +1,59 @@
+"""MEASURED along directions in params: those that a caller hands over, and those that are handed back.
+
+Inside, a vector is the moving part that `trees.trainable` gives; outside it is a tree like params, 0 where nothing
+moves.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numdl import checks, trees
+
+
+def loss_of(loss, rest):
+    """loss(params, batch) as a function of the moving part."""
+    return lambda moving, batch: loss(rest.params(moving), batch)
+
+
+def inward(name, tree, expected, rest, moving, *, of="params"):
+    """The moving part of a tree like `expected`, in the dtypes of `moving`."""
+    return _cast(name, rest.moving(checks.like(name, tree, expected, of=of)), moving)
+
+
+def inward_rows(name, tree, expected, rest, moving):
+    """The moving part of trees like `expected` along one leading axis."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape")]
+    counts = {np.shape(leaf)[:1] for leaf in leaves}
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], leaf.dtype), tree)
+    if len(leaves) != len(jax.tree.leaves(tree)) or len(counts) != 1 or counts & {(), (0,)}:
+        raise checks.BadValue(
+            f"{name} must be like params with one leading axis k >= 1 on every leaf; got leading axes {sorted(counts)}"
+        )
+    checks.like(name, shapes, expected, of="with a leading axis, params")
+    return _cast(name, rest.moving(jax.tree.map(lambda leaf: checks.native(name, leaf), tree)), moving)
+
+
+def data(name, batch):
+    """The data of a loss: any pytree of arrays and numbers, native and not masked."""
+    paths = jax.tree_util.tree_map_with_path
+    return paths(lambda path, leaf: checks.leaf(f"{name}{jax.tree_util.keystr(path)}", leaf), batch)
+
+
+def outward(moving, rest, lead=()):
+    """The tree like params of a moving part whose leaves have the leading axes `lead`: 0 where nothing moves."""
+    return trees.Rest(tuple(_still(leaf, lead) for leaf in rest.kept), rest.structure, rest.kinds).params(moving)
+
+
+def _still(leaf, lead):
+    key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+    return np.zeros((*lead, *np.shape(leaf)), jax.dtypes.float0 if key else leaf.dtype)
+
+
+def _cast(name, part, moving):
+    def one(v, leaf):
+        if jnp.iscomplexobj(v):
+            raise checks.BadType(f"{name} must be real where params are real; got dtype {v.dtype}, shape {v.shape}")
+        return jnp.asarray(v, leaf.dtype)
+
+    return jax.tree.map(one, part, moving)
