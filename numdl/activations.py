@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from numdl import checks, quadrature
+from numdl import checks, jumps, quadrature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +61,12 @@ class Activation:
 
     @functools.partial(jax.jit, static_argnums=0)
     def slope_mean_square(self, q):
-        """E f'(sqrt(q) z)^2, z ~ N(0, 1), shaped like q."""
-        return self._line(self.moments.slope_square, lambda x: self.slope(x) ** 2, q)
+        """E f'(sqrt(q) z)^2, z ~ N(0, 1), shaped like q; infinite if f jumps: f' holds a delta function there."""
+        regular = self._line(self.moments.slope_square, lambda x: self.slope(x) ** 2, q)
+        if not self.jumps:
+            return regular
+        at_zero = any(jump.place == 0 for jump in self.jumps)
+        return jnp.where((jnp.asarray(q) > 0) | at_zero, jnp.inf, regular)
 
     @functools.partial(jax.jit, static_argnums=0)
     def mean_product(self, q1, q2, c):
@@ -71,18 +75,43 @@ class Activation:
 
     @functools.partial(jax.jit, static_argnums=0)
     def slope_mean_product(self, q1, q2, c):
-        """E f'(u) f'(v) for Gaussians of variances q1, q2 and correlation c, on their common shape."""
-        return self._plane(self.moments.slope_product, self.slope, q1, q2, c)
+        """E f'(u) f'(v) for Gaussians of variances q1, q2 and correlation c, on their common shape.
+
+        Where f jumps it is the derivative of E f(u) f(v) with respect to E u v (Price), infinite at equal u and v.
+        """
+        if not self.jumps:
+            return self._plane(self.moments.slope_product, self.slope, q1, q2, c)
+        dtype = jnp.result_type(0.0, q1, q2, c)
+        q1, q2, c = jnp.broadcast_arrays(*(jnp.asarray(a, dtype) for a in (q1, q2, c)))
+        within = jnp.abs(c) < 1
+        inner = jnp.where(within, c, 0.0)
+        change = jax.jvp(lambda c: self.mean_product(q1, q2, c), (inner,), (jnp.ones_like(c),))[1]
+        root = _root(q1 * q2)
+        regular = jnp.where(root > 0, change / jnp.where(root > 0, root, 1.0), jnp.nan)
+        centred = all(jump.place == 0 for jump in self.jumps)
+        equal = jnp.where(root > 0, centred | ((c == 1) & (q1 == q2)), False)
+        return jnp.where(within, regular, jnp.where(equal, jnp.inf, jnp.nan))
+
+    @functools.cached_property
+    def jumps(self):
+        """Where f itself jumps: a tuple of jumps.Jump. Empty where the moments of the slope have closed forms."""
+        if self.moments.slope_square is not None and self.moments.slope_product is not None:
+            return ()
+        return jumps.find(self.f, self.slope, self.kinks)
+
+    @functools.cached_property
+    def _cuts(self):
+        return tuple(sorted({*self.kinks, *(jump.place for jump in self.jumps)}))
 
     def _line(self, closed, f, q):
         q = jnp.asarray(q, jnp.result_type(0.0, q))
-        return quadrature.expect(f, q, kinks=self.kinks) if closed is None else closed(q)
+        return quadrature.expect(f, q, kinks=self._cuts) if closed is None else closed(q)
 
     def _plane(self, closed, f, q1, q2, c):
         dtype = jnp.result_type(0.0, q1, q2, c)
         q1, q2, c = jnp.broadcast_arrays(*(jnp.asarray(a, dtype) for a in (q1, q2, c)))
         if closed is None:
-            return quadrature.expect_product(f, f, q1, q2, c, kinks_f=self.kinks, kinks_g=self.kinks)
+            return quadrature.expect_product(f, f, q1, q2, c, kinks_f=self._cuts, kinks_g=self._cuts)
         return closed(q1, q2, c)
 
 

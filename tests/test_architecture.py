@@ -17,6 +17,7 @@ GROUND = {
     "trees",
     "quadrature",
     "tanh_sinh",
+    "jumps",
     "activations",
     "statistics",
     "tracing",

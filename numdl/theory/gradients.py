@@ -92,7 +92,8 @@ def growth(
     checks.variance("readout_weight_variance", checks.concrete("readout_weight_variance", last), shape=())
     kept = weight_variance / keep_probability
     q, slopes = _dense(weight_variance * x_variance + bias_variance, kept, bias_variance, ratios.size, activation)
-    chi = slopes * ratios * np.append(np.full(ratios.size - 1, kept), last / keep_probability)
+    weights = np.append(np.full(ratios.size - 1, kept), last / keep_probability)
+    chi = roots.scaled(weights, slopes) * ratios
     limit = propagation.fixed_point(activation=activation, weight_variance=kept, bias_variance=bias_variance)
     return Growth(q, chi, _log_products(chi), limit.chi_1, _scale(limit.chi_1))
 
@@ -247,7 +248,8 @@ def _residual_jit(steps, numbers, activation):
 
     _, q = jax.lax.scan(block, (mean, square), steps)
     gain = weight_variance if second is None else weight_variance * second
-    return q, 1 + steps**2 * gain * activation.slope_mean_square(q) / keep
+    factor = steps**2 * gain / keep
+    return q, 1 + jnp.where(factor == 0, 0.0, factor * activation.slope_mean_square(q))
 
 
 def _dropout_correlation(q, weight_variance, bias_variance, activation):

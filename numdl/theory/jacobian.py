@@ -16,6 +16,7 @@ from numdl import checks, quadrature
 from numdl.activations import Activation
 from numdl.precision import float64
 from numdl.records import record
+from numdl.theory import roots
 
 
 @record
@@ -133,7 +134,7 @@ def singular_values(*, depth, q, activation, weight_variance, orthogonal):
         spread = second / first**2 - 1
         spread = np.where(np.abs(spread) < 1e-12, 0, spread)  # the quadrature's error
         relative = np.sum(spread + (0 if orthogonal else 1))
-        log_mean = np.sum(np.log(weight_variance * first))
+        log_mean = np.sum(np.log(roots.scaled(weight_variance, first)))
         mean = np.exp(log_mean)
         return SquaredSingularValues(mean, relative * mean**2, relative, log_mean)
 
@@ -206,7 +207,8 @@ def lyapunov_exponents(*, width, entry_variance):
 def _slope_moments(q, activation):
     """E f'^2 and E f'^4 at lengths q."""
     fourth = quadrature.expect(lambda x: activation.slope(x) ** 4, jnp.asarray(q), kinks=activation.kinks)
-    return activation.slope_mean_square(jnp.asarray(q)), fourth
+    second = activation.slope_mean_square(jnp.asarray(q))
+    return second, jnp.where(jnp.isinf(second), jnp.inf, fourth)
 
 
 def _log_edge(depth, active, orthogonal):

@@ -196,7 +196,7 @@ def _dense_layer(activation, weight_variance, bias_variance, scale, q1, q2, prod
     both, slopes = _products(activation, q1, q2, product)
     product = weight_variance * both + bias_variance
     lengths = (weight_variance * activation.mean_square(q) + bias_variance for q in (q1, q2))
-    return *lengths, product, product + weight_variance * slopes * tangent
+    return *lengths, product, product + _chained(weight_variance, slopes, tangent)
 
 
 def _residual_layer(activation, weight_variance, bias_variance, scale, q1, q2, product, tangent):
@@ -204,7 +204,13 @@ def _residual_layer(activation, weight_variance, bias_variance, scale, q1, q2, p
     both, slopes = _products(activation, *inside)
     lengths = (q + scale * activation.mean_square(z) for q, z in zip((q1, q2), inside[:2]))
     chain = inside[2] + weight_variance * tangent
-    return *lengths, product + scale * both, tangent + scale * (both + slopes * chain)
+    return *lengths, product + scale * both, tangent + scale * both + _chained(scale, slopes, chain)
+
+
+def _chained(scale, slopes, tangent):
+    """scale * slopes * tangent, 0 where the other two are: the slope of what jumps is infinite between equal inputs."""
+    other = scale * tangent
+    return jnp.where(other == 0, 0.0, slopes * other)
 
 
 def _products(activation, q1, q2, product):

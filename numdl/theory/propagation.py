@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
 
-from numdl import checks
+from numdl import checks, quadrature
 from numdl.activations import Activation
 from numdl.precision import float64
 from numdl.records import record, static
@@ -29,7 +29,7 @@ class FixedPoint:
 
     q: np.ndarray  # []  length, V(q) = q; 0 where signals die, inf where lengths grow without bound
     c: np.ndarray  # []  correlation, C(c) = c; nan where q is 0 or inf
-    chi_1: np.ndarray  # []  C'(1)
+    chi_1: np.ndarray  # []  C'(1); inf where the activation jumps
     chi_c: np.ndarray  # []  C'(c); nan where c is
     slope_q: np.ndarray  # []  V'(q); below 0 lengths oscillate
     depth_scale_q: np.ndarray  # []  layers, -1 / ln |V'(q)|; inf where |V'| >= 1
@@ -95,13 +95,17 @@ def lengths(x_variance, *, depth, activation, weight_variance, bias_variance) ->
 def correlations(c, *, depth, q, activation, weight_variance, bias_variance) -> Float64[np.ndarray, "*c layers"]:
     """PREDICTED correlation of the pre-activations of two inputs, layer by layer, at infinite width.
 
-        c[l] = (weight_variance * E[f(u) f(v)] + bias_variance) / q[l],  u, v ~ N(0, q[l-1]), correlation c[l-1]
+        c[l] = (weight_variance * E[f(u) f(v)] + bias_variance) / V(q[l-1]),  u, v ~ N(0, q[l-1]), correlation c[l-1]
+
+    Equal inputs stay equal: 1 stays 1 exactly, and -1 stays -1 where f is odd and there are no biases. nan where a
+    length is 0 or infinite.
 
     Parameters
     ----------
     c : scalar or array         correlation in the layer before the first of the `depth` layers, in [-1, 1]
     depth : int                 number of layers L >= 1
-    q : scalar or (L + 1,)      the length, the same everywhere (a fixed point) or layer by layer, q[0] beside c
+    q : scalar or (L + 1,)      the length beside c, which then moves, q[l] = V(q[l-1]), unless it is a fixed point; or
+                                lengths layer by layer, q[0] beside c, as they are given (measured, say)
 
     Returns
     -------
@@ -160,7 +164,7 @@ def critical_weight_variance(*, activation, bias_variance):
     checks.variance("bias_variance", checks.concrete("bias_variance", bias_variance), shape=())
     for weight_variance in roots.critical_candidates(activation, float(bias_variance)):
         q = roots.reached(activation, weight_variance, bias_variance)
-        if np.isfinite(q) and abs(weight_variance * roots.moments(q, activation)[1] - 1) < 1e-7:
+        if np.isfinite(q) and abs(roots.scaled(weight_variance, roots.moments(q, activation)[1]) - 1) < 1e-7:
             return np.float64(weight_variance)
     return np.float64(np.nan)
 
@@ -216,20 +220,44 @@ def _lengths_jit(x_variance, weight_variance, bias_variance, *, depth, activatio
 @float64
 def _correlations(c, depth, q, activation, weight_variance, bias_variance):
     c, q, weight_variance, bias_variance = map(roots.as_float, (c, q, weight_variance, bias_variance))
-    q = jnp.broadcast_to(q, (depth + 1,))
-    flat = _correlations_jit(c.ravel(), q, weight_variance, bias_variance, activation=activation)
+    if not q.ndim:
+        q = _moving_jit(q, weight_variance, bias_variance, depth=depth, activation=activation)
+    flat = _correlations_jit(c.ravel(), q[:depth], weight_variance, bias_variance, activation=activation)
     return flat.T.reshape(*c.shape, depth)
+
+
+@functools.partial(jax.jit, static_argnames=("depth", "activation"))
+def _moving_jit(q, weight_variance, bias_variance, *, depth, activation):
+    """q and the lengths after it; a fixed point stays where it is, so that rounding does not leave an unstable one."""
+
+    def layer(q, _):
+        new = _next_length(q, activation, weight_variance, bias_variance)
+        return jnp.where(jnp.abs(new - q) <= roots.NOISE * q, q, new), q
+
+    return jax.lax.scan(layer, q, None, length=depth)[1]
 
 
 @functools.partial(jax.jit, static_argnames="activation")
 def _correlations_jit(c, q, weight_variance, bias_variance, *, activation):
-    def layer(c, lengths):
-        before, after = lengths
-        product = activation.mean_product(jnp.full_like(c, before), jnp.full_like(c, before), c)
-        c = jnp.clip((weight_variance * product + bias_variance) / after, -1.0, 1.0)
-        return c, c
+    def layer(c, q):
+        square, opposite = activation.mean_square(q), _opposite(activation, q)
+        product = activation.mean_product(jnp.full_like(c, q), jnp.full_like(c, q), c)
+        # At the ends by one-point moments, so that neither rounding nor quadrature leaves an end that is kept.
+        product = jnp.where(c == 1, square, jnp.where(c == -1, square * opposite, product))
+        after = weight_variance * square + bias_variance
+        new = jnp.clip((weight_variance * product + bias_variance) / after, -1, 1)
+        new = jnp.where((c == 1) & (after > 0) & jnp.isfinite(after), 1.0, new)
+        return new, new
 
-    return jax.lax.scan(layer, c, (q[:-1], q[1:]))[1]
+    return jax.lax.scan(layer, c, q)[1]
+
+
+def _opposite(activation, q):
+    """E f(u) f(-u) / E f(u)^2: exactly -1 for an odd f and 1 for an even one."""
+    kinks = tuple(sorted({sign * kink for kink in activation.kinks for sign in (-1, 1)}))
+    both = quadrature.expect(lambda x: activation.f(x) * activation.f(-x), q, kinks=kinks)
+    own = quadrature.expect(lambda x: activation.f(x) ** 2, q, kinks=kinks)
+    return jnp.where(own == 0, 0.0, both / jnp.where(own == 0, 1.0, own))
 
 
 # ---- fixed points, assembled ---------------------------------------------------------------------------------------
@@ -239,7 +267,7 @@ def _fixed_point(q, activation, weight_variance, bias_variance):
     # At q = inf the slopes are limits, taken where the search ends.
     within = np.float64(min(q, roots.LENGTHS[-1]))
     _, slope_square, growth = roots.moments(within, activation)
-    chi_1 = weight_variance * slope_square
+    chi_1 = roots.scaled(weight_variance, slope_square)
     slope = weight_variance * growth / within if q > 0 else roots.slope_at_zero(activation, weight_variance)
     c, chi_c = np.float64(np.nan), np.float64(np.nan)
     if 0 < q < math.inf:

@@ -62,12 +62,14 @@ def gradient_through_time(*, steps, largest_singular_value, largest_slope):
 
 @float64
 def largest_slope(activation):
-    """PREDICTED sup |f'(x)| of an Activation: 1 for tanh and relu, 1/4 for sigmoid, 1.129 for gelu.
+    """PREDICTED sup |f'(x)| of an Activation: 1 for tanh and relu, 1/4 for sigmoid, 1.129 for gelu, inf where f jumps.
 
     A search over |x| <= 20, refined around the largest value found; it includes both sides of every kink.
     """
     checks.instance("activation", activation, Activation, hint="such as activations.tanh")
     kinks = np.array([kink + side for kink in activation.kinks for side in (-1e-9, 0.0, 1e-9)])
+    if activation.jumps:
+        return np.float64(np.inf)
     grid, spacing = np.linspace(-20.0, 20.0, 8001), 5e-3
     best = 0.0
     for _ in range(4):

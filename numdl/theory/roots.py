@@ -40,7 +40,17 @@ def moments(q, activation):
 @functools.partial(jax.jit, static_argnames="activation")
 def _moments_jit(q, *, activation):
     growth = quadrature.expect(lambda x: x * activation.f(x) * activation.slope(x), q, kinks=activation.kinks)
+    for place, left, right in activation.jumps:  # E x (f^2)' / 2 at a jump of f^2
+        root = jnp.sqrt(jnp.where(q > 0, q, 1.0))
+        density = jnp.exp(-((place / root) ** 2) / 2) / (root * math.sqrt(2 * math.pi))
+        growth = growth + jnp.where(q > 0, place * (right**2 - left**2) / 2 * density, 0.0)
     return activation.mean_square(q), activation.slope_mean_square(jnp.maximum(q, 1e-30)), growth
+
+
+def scaled(weight_variance, slope_square):
+    """chi = weight_variance * slope_square, 0 without weights: the slope's square may be infinite."""
+    with np.errstate(invalid="ignore"):
+        return np.where(np.asarray(weight_variance) == 0, 0.0, weight_variance * slope_square)[()]
 
 
 @functools.lru_cache(maxsize=64)
@@ -125,7 +135,7 @@ def fixed_correlation(q, chi_1, activation, weight_variance, bias_variance):
 @functools.partial(jax.jit, static_argnames="activation")
 def _fixed_correlation_jit(q, weight_variance, bias_variance, *, activation):
     def slope(c):
-        return weight_variance * activation.slope_mean_product(q, q, c)
+        return jnp.where(weight_variance == 0, 0.0, weight_variance * activation.slope_mean_product(q, q, c))
 
     def step(state):
         c, _, count = state
@@ -145,6 +155,8 @@ def critical_candidates(activation, bias_variance):
         mean_square, slope_square, _ = moments(q, activation)
         return q - mean_square / slope_square - bias_variance
 
+    if activation.jumps:  # chi_1 is infinite at every weight variance
+        return []
     with np.errstate(divide="ignore", invalid="ignore"):
         values = distance(LENGTHS)
     values = np.where(np.abs(values) <= NOISE * LENGTHS, 0.0, values)
@@ -181,7 +193,7 @@ def _grid_jit(table, at_zero, weight_variances, bias_variances):
         inside = jnp.clip(q, LENGTHS[0], LENGTHS[-1])
         _, slope_square, growth = _interpolate(table, inside)
         slopes = jnp.where(q == 0, at_zero[1:], jnp.stack([slope_square, growth / inside]))
-        return q, *(weight_variance * slopes)
+        return q, *jnp.where(weight_variance == 0, 0.0, weight_variance * slopes)
 
     return jax.lax.map(lambda w: jax.vmap(lambda b: cell(w, b))(bias_variances), weight_variances)
 
@@ -216,7 +228,10 @@ def _interpolate(table, q):
     distance = (place - first)[None, None] - STENCIL[None, :]
     ratio = distance / np.where(np.eye(STENCIL.size), 1, STENCIL[:, None] - STENCIL[None, :])
     weights = jnp.prod(jnp.where(np.eye(STENCIL.size, dtype=bool), 1.0, ratio), axis=1)
-    return jax.lax.dynamic_slice_in_dim(table, first, STENCIL.size, axis=1) @ weights
+    values = jax.lax.dynamic_slice_in_dim(table, first, STENCIL.size, axis=1)
+    # Weights have both signs: infinite moments, those of a jump, would come out as nan.
+    infinite = jnp.isinf(values).any(axis=1)
+    return jnp.where(infinite, jnp.inf, jnp.where(infinite[:, None], 0.0, values) @ weights)
 
 
 def as_float(value):

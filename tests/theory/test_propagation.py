@@ -214,3 +214,39 @@ def test_bad_grids_are_named():
         propagation.phase_diagram(activation=activations.tanh, weight_variances=[1.0], bias_variances=[[0.1]])
     with pytest.raises(TypeError, match="weight_variance must be a number known outside of jit"):
         jax.jit(lambda w: propagation.fixed_point(**SETTINGS | {"weight_variance": w}).q)(1.0)
+
+
+@pytest.mark.parametrize(("name", "q"), [("tanh", 0.3), ("relu", 7.0), ("gelu", 1.0)])
+def test_equal_inputs_stay_equal_at_every_length(name, q):
+    activation = activations.named(name)
+    physics = {"activation": activation, "weight_variance": 3.0, "bias_variance": 0.2}
+    assert (propagation.correlations(1.0, depth=60, q=q, **physics) == 1).all()
+
+
+@pytest.mark.parametrize("name", ["tanh", "sin", "hard_tanh"])
+def test_opposite_inputs_stay_opposite_under_odd_functions(name):
+    physics = {"activation": activations.named(name), "weight_variance": 3.0, "bias_variance": 0.0}
+    assert (propagation.correlations(-1.0, depth=60, q=1.3, **physics) == -1).all()
+
+
+def test_off_the_fixed_point_the_length_moves_too():
+    """relu with biases, q = 1: lengths and covariances by the arc-cosine kernel, written out."""
+    w, b, q, k = 1.5, 0.3, 1.0, 0.4
+    wanted = []
+    for _ in range(5):
+        c = k / q
+        k = w * q / (2 * np.pi) * (np.sqrt(1 - c**2) + c * (np.pi - np.arccos(c))) + b
+        q = w * q / 2 + b
+        wanted.append(k / q)
+    physics = {"activation": activations.relu, "weight_variance": w, "bias_variance": b}
+    np.testing.assert_allclose(propagation.correlations(0.4, depth=5, q=1.0, **physics), wanted, rtol=1e-13)
+    even = propagation.correlations(-1.0, depth=1, q=2.0, **physics)
+    np.testing.assert_allclose(even, b / (w + b), rtol=1e-14)
+
+
+def test_given_lengths_are_held():
+    physics = {"activation": activations.tanh, "weight_variance": 2.0, "bias_variance": 0.1}
+    found = propagation.correlations([1.0, 0.5], depth=2, q=[1.0, 3.0, 5.0], **physics)
+    assert (found[0] == 1).all()
+    again = propagation.correlations(found[1, 0], depth=1, q=3.0, **physics)
+    np.testing.assert_allclose(found[1, 1], again[0], rtol=1e-14)
