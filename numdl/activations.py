@@ -141,12 +141,13 @@ def custom(f, *, name, kinks=(), slope=None):
     ------
     TypeError, ValueError       f or slope is no function, name is no string, a kink is not a finite number
     """
-    checks.function("f", f)
-    checks.instance("name", name, str)
-    kinks = tuple(sorted(float(checks.finite("kinks", kink, shape=())) for kink in kinks))
+    checks.accepts("f", f, 1, "f(x)")
+    if not checks.instance("name", name, str):
+        raise checks.BadValue(f"name must be a string of at least one letter; got {name!r}")
+    kinks = tuple(sorted(checks.sequence("kinks", kinks)))
     if slope is None:
         return Activation(name, f, lambda x: jax.jvp(f, (x,), (jnp.ones_like(x),))[1], kinks)
-    checks.function("slope", slope)
+    checks.accepts("slope", slope, 1, "slope(x)")
     return Activation(name, f, slope, kinks)
 
 

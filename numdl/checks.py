@@ -38,6 +38,20 @@ def whole(name, value, *, least=1, most=None):
     return number
 
 
+def wholes(name, values, *, least=1, fewest=1):
+    """A tuple of ints, each as in `whole`, from a sequence of at least `fewest`."""
+    try:
+        items = None if isinstance(values, str | bytes | dict) else tuple(values)
+    except TypeError:
+        items = None
+    if items is None:
+        raise BadType(f"{name} must be a sequence of integers >= {least}; got {_show(values)}")
+    numbers = tuple(whole(f"{name}[{i}]", item, least=least) for i, item in enumerate(items))
+    if len(numbers) < fewest:
+        raise BadValue(f"{name} must be a sequence of at least {fewest} integers >= {least}; got {_show(values)}")
+    return numbers
+
+
 def finite(name, value, *, least=-np.inf, most=np.inf, above=None, shape=None):
     """Real numbers, all finite, in [least, most] (strictly above `above`); `shape=()` asks for a scalar."""
     allowed = _range(least, most, above, shape)
@@ -50,10 +64,18 @@ def finite(name, value, *, least=-np.inf, most=np.inf, above=None, shape=None):
         if above is not None:
             wrong |= array <= above
         if wrong.any():
-            raise BadValue(f"{name} must be {allowed}; got {_show(array[wrong].flat[0].item())}")
+            place = f" in {_show(value)}" if array.ndim else ""
+            raise BadValue(f"{name} must be {allowed}; got {_show(array[wrong].flat[0].item())}{place}")
     if shape is not None and tuple(array.shape) != tuple(shape):
-        raise BadValue(f"{name} must be {allowed}; got an array of shape {tuple(array.shape)}")
+        raise BadValue(f"{name} must be {allowed}; got {_shaped(value)}")
     return value
+
+
+def sequence(name, values):
+    """A tuple of floats from a sequence of finite numbers, such as (0.0,)."""
+    if isinstance(values, str) or np.ndim(values) != 1:
+        raise BadType(f"{name} must be a sequence of numbers, such as (0.0,); got {_show(values)}")
+    return tuple(float(finite(name, value, shape=())) for value in values)
 
 
 def variance(name, value, *, shape=None):
@@ -198,18 +220,19 @@ def array(name, value, *, kind="real", ndim=None, least_ndim=None, empty=False):
     kind is "floating", "inexact" (or complex), "integer", "real" (floating, integer or bool) or "number" (or complex).
     """
     allowed = f"an array of {_KINDS[kind][0]}"
-    value = native(name, value)
+    value = came = native(name, value)
     if not isinstance(value, jax.Array | jax.ShapeDtypeStruct):
         try:
             value = np.asarray(value)
         except (TypeError, ValueError) as error:
             raise BadType(f"{name} must be {allowed}; got {_show(value)}") from error
     if not any(jax.dtypes.issubdtype(value.dtype, dtype) for dtype in _KINDS[kind][1]):
-        raise BadType(f"{name} must be {allowed}; got dtype {value.dtype}, shape {value.shape}")
+        what = f"dtype {value.dtype}, shape {value.shape}" if value.ndim else _show(came)
+        raise BadType(f"{name} must be {allowed}; got {what}")
     if ndim is not None and value.ndim != ndim:
-        raise BadValue(f"{name} must have {ndim} axes; got shape {tuple(value.shape)}")
+        raise BadValue(f"{name} must have {ndim} axes; got {_shaped(came, 'shape')}")
     if least_ndim is not None and value.ndim < least_ndim:
-        raise BadValue(f"{name} must have at least {least_ndim} axes; got shape {tuple(value.shape)}")
+        raise BadValue(f"{name} must have at least {least_ndim} axes; got {_shaped(came, 'shape')}")
     if not empty and 0 in value.shape:
         raise BadValue(f"{name} must not be empty; got shape {tuple(value.shape)}")
     return value
@@ -270,6 +293,20 @@ def length(name, tree, *, of="examples", least=1):
     return found
 
 
+def floats(name, tree, *, empty=False):
+    """A pytree of floating-point or complex arrays, all native; `empty`: or of none."""
+    if empty and not jax.tree.leaves(tree):
+        return tree
+    tree = leaves(name, tree)
+    for path, value in jax.tree_util.tree_leaves_with_path(tree):
+        if not jax.dtypes.issubdtype(value.dtype, np.inexact):
+            label = f"{name}{jax.tree_util.keystr(path)}"
+            raise BadType(
+                f"{label} must be floating-point numbers; got dtype {value.dtype}, shape {tuple(value.shape)}: cast it"
+            )
+    return tree
+
+
 def dtype(name, value):
     """A dtype that jax keeps as it is: without x64, "float64" would become float32 in silence."""
     try:
@@ -288,7 +325,7 @@ def shape(name, value, expected):
     got = tuple(np.shape(value))
     if len(got) != len(expected) or any(e is not None and e != g for e, g in zip(expected, got, strict=True)):
         wanted = "(" + ", ".join("any" if e is None else str(e) for e in expected) + ")"
-        raise BadValue(f"{name} must have shape {wanted}; got {got}")
+        raise BadValue(f"{name} must have shape {wanted}; got {got or _shaped(value)}")
     return value
 
 
@@ -353,6 +390,12 @@ def _range(least, most, above, shape):
     if most < np.inf:
         bounds.append(f"<= {most:g}")
     return " ".join([noun, " and ".join(bounds)]).strip()
+
+
+def _shaped(value, noun="an array of shape"):
+    """What came where a shape was asked for: a number as it is."""
+    shape = tuple(np.shape(value))
+    return f"{noun} {shape}" if shape or not isinstance(value, int | float) else f"{_show(value)}, shape ()"
 
 
 def _called(function):

@@ -57,9 +57,9 @@ def expectation(f, variance, *, kinks=()):
     ------
     TypeError, ValueError       f is no function; a variance is negative or not finite; a kink is not finite
     """
-    checks.function("f", f)
+    checks.accepts("f", f, 1, "f(x)")
     variance = _known_floats(variance=checks.variance("variance", variance))["variance"]
-    kinks = _known_kinks("kinks", kinks)
+    kinks = checks.sequence("kinks", kinks)
     _check_elementwise("f", f)
     return _expectation(f, variance, kinks)
 
@@ -81,14 +81,14 @@ def product_expectation(f, g, variance_f, variance_g, correlation, *, kinks_f=()
     ------
     TypeError, ValueError       as for `expectation`; a correlation outside [-1, 1]
     """
-    checks.function("f", f)
-    checks.function("g", g)
+    checks.accepts("f", f, 1, "f(x)")
+    checks.accepts("g", g, 1, "g(x)")
     point = _known_floats(
         variance_f=checks.variance("variance_f", variance_f),
         variance_g=checks.variance("variance_g", variance_g),
         correlation=checks.finite("correlation", correlation, least=-1.0, most=1.0),
     )
-    kinks_f, kinks_g = _known_kinks("kinks_f", kinks_f), _known_kinks("kinks_g", kinks_g)
+    kinks_f, kinks_g = checks.sequence("kinks_f", kinks_f), checks.sequence("kinks_g", kinks_g)
     _check_elementwise("f", f)
     _check_elementwise("g", g)
     return _product_expectation(f, g, point, kinks_f, kinks_g)
@@ -317,11 +317,6 @@ def _floats(*values):
 
 def _known_floats(**values):
     return {name: np.asarray(checks.concrete(name, value), np.float64) for name, value in values.items()}
-
-
-def _known_kinks(name, kinks):
-    kinks = tuple(kinks) if np.ndim(kinks) else (kinks,)
-    return tuple(float(checks.finite(name, kink, shape=())) for kink in kinks)
 
 
 def _check_elementwise(name, f):

@@ -57,7 +57,7 @@ def mean_and_error(samples, axis=0):
     TypeError                   samples are no real numbers
     """
     values = _numbers("samples", samples)
-    count = _count(values, axis)
+    axis, count = _count(values, axis)
     with np.errstate(over="ignore", invalid="ignore"):
         mean, deviation = values.mean(axis=axis), values.std(axis=axis, ddof=1)
     # The mean of equal numbers is off by rounding, and would leave a spread of that size.
@@ -85,7 +85,9 @@ def agreement(predicted, samples, axis=0):
     measured = mean_and_error(samples, axis)
     expected = _numbers("predicted", predicted)
     if expected.shape not in ((), np.shape(measured.mean)):
-        raise ValueError(f"predicted must have shape {np.shape(measured.mean)} or be one number; got {expected.shape}")
+        raise checks.BadValue(
+            f"predicted must have shape {np.shape(measured.mean)} or be one number; got {expected.shape}"
+        )
     expected = np.broadcast_to(expected, np.shape(measured.mean))
     with np.errstate(invalid="ignore"):
         gap = measured.mean - expected
@@ -109,11 +111,10 @@ def slope(x, y, confidence=0.95):
     from scipy.special import stdtrit
 
     x, y = _numbers("x", x), _numbers("y", y)
-    if x.ndim != 1 or x.size < 3 or np.ptp(x) == 0:
-        raise ValueError(f"x must be at least 3 numbers in one axis, not all equal; got shape {x.shape}")
-    checks.shape("y", y, x.shape)
+    _check_line(x, 3, y=y)
+    checks.finite("confidence", confidence, shape=())
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be in (0, 1); got {confidence}")
+        raise checks.BadValue(f"confidence must be in (0, 1); got {confidence}")
     value, intercept, stderr = _line(x, y)
     half = stdtrit(x.size - 2, (1 + confidence) / 2) * stderr
     return Slope(value, stderr, value - half, value + half, intercept)
@@ -132,10 +133,8 @@ def extrapolate(x, means, stderrs):
     ValueError                  fewer than 2 points, different shapes, equal x, a standard error not above 0
     """
     x, means, stderrs = _numbers("x", x), _numbers("means", means), _numbers("stderrs", stderrs)
-    if x.ndim != 1 or x.size < 2 or np.ptp(x) == 0:
-        raise ValueError(f"x must be at least 2 numbers in one axis, not all equal; got shape {x.shape}")
-    checks.shape("means", means, x.shape)
-    checks.positive("stderrs", stderrs, shape=x.shape)
+    _check_line(x, 2, means=means, stderrs=stderrs)
+    checks.positive("stderrs", stderrs)
     weights = np.linalg.pinv(np.stack([np.ones_like(x), x], axis=1) / stderrs[:, None])[0] / stderrs
     return Mean(weights @ means, np.linalg.norm(weights * stderrs), x.size)
 
@@ -148,8 +147,23 @@ def z_limit(tests, budget=1e-6):
     checks.whole("tests", tests)
     checks.positive("budget", budget, shape=())
     if budget >= 1:
-        raise ValueError(f"budget must be a probability below 1; got {budget}")
+        raise checks.BadValue(f"budget must be a probability below 1; got {budget}")
     return -NormalDist().inv_cdf(budget / tests / 2)
+
+
+def _check_line(x, least, **others):
+    if x.ndim != 1 or x.size < least:
+        got = x.item() if not x.ndim else f"shape {x.shape}"
+        raise checks.BadValue(f"x must be at least {least} numbers in one axis, not all equal; got {got}")
+    for name, other in others.items():
+        if other.shape != x.shape:
+            got = other.item() if not other.ndim else f"shape {other.shape}"
+            raise checks.BadValue(f"{name} must have the shape of x, {x.shape}; got {got}")
+        checks.finite(name, other)
+    if np.ptp(checks.finite("x", x)) == 0:
+        raise checks.BadValue(
+            f"x must be at least {least} numbers in one axis, not all equal; got {x[0]} everywhere, shape {x.shape}"
+        )
 
 
 def _line(x, y):
@@ -162,18 +176,21 @@ def _line(x, y):
 
 
 def _numbers(name, value):
-    array = np.asarray(value)
-    if not (jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "iu"):
-        raise TypeError(f"{name} must be real numbers; got dtype {array.dtype}")
-    return array.astype(np.float64)
+    """Real numbers of any dtype as float64; a bool is not one."""
+    value = checks.native(name, value)
+    array = checks.array(name, value, kind="real", empty=True)
+    if array.dtype == bool:
+        raise checks.BadType(f"{name} must be real numbers; got dtype {array.dtype}, shape {array.shape}")
+    return np.asarray(array).astype(np.float64)
 
 
 def _count(values, axis):
-    if isinstance(axis, bool) or not isinstance(axis, int) or not -values.ndim <= axis < values.ndim:
-        raise ValueError(f"axis must be one axis of samples of shape {values.shape}; got {axis!r}")
+    if not values.ndim:
+        raise checks.BadValue(f"samples must have an axis of independent samples; got {values.item()}")
+    axis = checks.whole("axis", axis, least=-values.ndim, most=values.ndim - 1)
     if values.shape[axis] < 2:
-        raise ValueError(f"samples must hold at least 2 along axis {axis}; got shape {values.shape}")
-    return values.shape[axis]
+        raise checks.BadValue(f"samples must hold at least 2 along axis {axis}; got shape {values.shape}")
+    return axis, values.shape[axis]
 
 
 def _epsilon(samples):

@@ -13,7 +13,7 @@ from tests import registry
 FUNCTIONS = registry.functions()
 REGISTERED = registry.calls()
 # Whose every row is refused today; the rest of the package follows.
-FINISHED = ("theory.normalization",)
+FINISHED = ("theory.", "statistics", "quadrature", "activations")
 # Rows of finished modules that are not refused yet: each must fail, so that a row leaves this set when it is mended.
 KNOWN = frozenset()
 

@@ -46,15 +46,16 @@ def rank_collapse(*, diameter, depth, query_key_norm, value_norm, head_width, sk
     Twin: analysis.attention.rank_collapse
     """
     depth, width = checks.whole("depth", depth), checks.whole("head_width", head_width)
+    skip = checks.flag("skip", skip)
     start = float(checks.positive("diameter", diameter, shape=()))
     a = _by_layer("query_key_norm", query_key_norm, depth)
     v = _by_layer("value_norm", value_norm, depth)
     if a.shape != v.shape:
-        raise ValueError(f"value_norm must have the shape of query_key_norm, {a.shape}; got {v.shape}")
+        raise checks.BadValue(f"value_norm must have the shape of query_key_norm, {a.shape}; got {v.shape}")
     cubic = (a * v).sum(axis=1) / (4 * np.sqrt(width))
     with np.errstate(divide="ignore"):
         threshold = float(-np.log(cubic.max()) / 2)
-    return RankCollapse(_recursion(np.log(start), a / (4 * np.sqrt(width)), v, bool(skip)), threshold)
+    return RankCollapse(_recursion(np.log(start), a / (4 * np.sqrt(width)), v, skip), threshold)
 
 
 @float64
@@ -72,9 +73,10 @@ def _recursion(log_start, a, v, skip):
 
 
 def _by_layer(name, norm, depth):
-    array = np.asarray(checks.variance(name, norm), dtype=np.float64)
+    array = np.asarray(checks.variance(name, checks.concrete(name, norm)), dtype=np.float64)
     if array.ndim == 1:
         array = np.broadcast_to(array, (depth, array.size))
     if array.ndim != 2 or array.shape[0] != depth or not array.size:
-        raise ValueError(f"{name} must have shape [heads] or [{depth}, heads]; got {array.shape}")
+        got = f"shape {array.shape}" if array.ndim else repr(norm)
+        raise checks.BadValue(f"{name} must have shape [heads] or [{depth}, heads]; got {got}")
     return array

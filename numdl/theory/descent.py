@@ -45,7 +45,7 @@ def sharpness_limit(method, *, learning_rate, momentum=0.0):
     Source: Cohen et al. 2021, arXiv:2103.00065, eq. (1) and appendix B; Cohen et al. 2022, arXiv:2207.14484.
     """
     b = _momentum(method, momentum)
-    checks.positive("learning_rate", learning_rate)
+    learning_rate = checks.positive("learning_rate", learning_rate)
     limit = {
         "gradient_descent": 2.0,
         "polyak": 2 * (1 + b),
@@ -85,7 +85,7 @@ def path(start, *, eigenvalues, steps, method, learning_rate, momentum=0.0):
     -------
     array [steps + 1, n]
     """
-    checks.whole("steps", steps, least=0)
+    steps = checks.whole("steps", steps, least=0)
     trace, determinant = _step(eigenvalues, method, learning_rate, momentum)
     checks.finite("start", start, shape=trace.shape)
     states = np.empty((steps + 1, *trace.shape))
@@ -160,7 +160,7 @@ def mode_strength(times, *, singular_value, start, depth):
     depth : int                 layers D >= 1
     Source: Saxe, McClelland & Ganguli 2014, arXiv:1312.6120, eqs. (12) and (16).
     """
-    checks.finite("times", times, least=0.0)
+    times = checks.finite("times", checks.concrete("times", times), least=0.0)
     s, u0 = _mode(singular_value, start, depth)
     t = np.asarray(times, np.float64)
     if depth == 1:
@@ -181,10 +181,13 @@ def learning_time(*, singular_value, start, end, depth):
     D = 2:  ln(u (s - u_0) / (u_0 (s - u))) / (2 s)
     """
     s, u0 = _mode(singular_value, start, depth)
-    checks.finite("end", end, least=float(start))
+    end = checks.finite("end", checks.concrete("end", end), least=float(start))
     u = np.asarray(end, np.float64)
     if (u >= s).any():
-        raise ValueError(f"end must be below singular_value = {s:g}, which is never reached; got {u.max():g}")
+        raise checks.BadValue(
+            f"end must be below singular_value = {s:g}, which is never reached; got {u.max()}"
+            + f", shape {u.shape}" * (u.ndim > 0)
+        )
     if depth == 1:
         return np.log((s - u0) / (s - u))
     edges = np.linspace(np.log(u0 / (s - u0)), np.log(u / (s - u)), 400)
@@ -207,11 +210,11 @@ def _durations(begin, end, s, depth):
 
 
 def _mode(singular_value, start, depth):
-    checks.whole("depth", depth)
+    depth = checks.whole("depth", depth)
     checks.positive("singular_value", singular_value, shape=())
     checks.positive("start", start, shape=())
     if start >= singular_value:
-        raise ValueError(f"start must be below singular_value = {singular_value:g}; got {start:g}")
+        raise checks.BadValue(f"start must be below singular_value = {singular_value:g}; got {start:g}")
     return float(singular_value), float(start)
 
 
@@ -219,9 +222,9 @@ def _momentum(method, momentum):
     checks.one_of("method", method, METHODS)
     checks.finite("momentum", momentum, least=0.0, shape=())
     if momentum >= 1:
-        raise ValueError(f"momentum must be below 1; got {momentum!r}")
+        raise checks.BadValue(f"momentum must be below 1; got {momentum!r}")
     if method == "gradient_descent" and momentum != 0:
-        raise ValueError(f"momentum must be 0 for gradient_descent; got {momentum!r}: polyak or nesterov have one")
+        raise checks.BadValue(f"momentum must be 0 for gradient_descent; got {momentum!r}: polyak or nesterov have one")
     return float(momentum)
 
 
@@ -229,7 +232,7 @@ def _step(eigenvalues, method, learning_rate, momentum):
     """Trace and determinant of one step, for each eigenvalue."""
     b = _momentum(method, momentum)
     checks.positive("learning_rate", learning_rate, shape=())
-    checks.finite("eigenvalues", eigenvalues)
+    eigenvalues = checks.finite("eigenvalues", checks.concrete("eigenvalues", eigenvalues))
     a = learning_rate * np.asarray(eigenvalues, np.float64)
     trace, determinant = {
         "gradient_descent": (1 - a, 0 * a),

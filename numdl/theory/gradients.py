@@ -87,9 +87,9 @@ def growth(
     """
     _check(activation, weight_variance, bias_variance, keep_probability)
     checks.variance("x_variance", checks.concrete("x_variance", x_variance), shape=())
-    ratios = _ratios(depth, widths)
     last = weight_variance if readout_weight_variance is None else readout_weight_variance
     checks.variance("readout_weight_variance", checks.concrete("readout_weight_variance", last), shape=())
+    ratios = _ratios(depth, widths)
     kept = weight_variance / keep_probability
     q, slopes = _dense(weight_variance * x_variance + bias_variance, kept, bias_variance, ratios.size, activation)
     weights = np.append(np.full(ratios.size - 1, kept), last / keep_probability)
@@ -137,7 +137,8 @@ def residual_growth(
     checks.variance("x_variance", checks.concrete("x_variance", x_variance), shape=())
     checks.finite("x_mean", x_mean, shape=(), least=-math.sqrt(x_variance), most=math.sqrt(x_variance))
     checks.positive("readout_gain", readout_gain, shape=())
-    checks.finite("step", checks.concrete("step", step), shape=(depth,) if np.ndim(step) else ())
+    step = checks.finite("step", checks.concrete("step", step))
+    checks.shape("step", step, (depth,) if np.ndim(step) else ())
     if second_weight_variance is not None:
         checks.variance("second_weight_variance", second_weight_variance, shape=())
     steps = np.broadcast_to(np.asarray(step, float), (depth,))
@@ -193,9 +194,9 @@ def log_norm(*, widths, weight_variance, activation):
     Source: Hanin & Nica 2020, arXiv:1812.05994; Hanin 2018, arXiv:1801.03744.    Twin: analysis.gradients.growth
     """
     checks.instance("activation", activation, Activation, hint="activations.relu or activations.identity")
-    checks.one_of("activation", activation, (activations.relu, activations.identity))
     checks.positive("weight_variance", checks.concrete("weight_variance", weight_variance), shape=())
     hidden = _widths(widths)[1:-1]
+    checks.one_of("activation", activation, (activations.relu, activations.identity))
     is_relu = activation is activations.relu
     mean, variance = np.array([_log_chi_square(n, is_relu) for n in hidden.tolist()]).T
     scale = np.log(weight_variance * _ratios(None, widths) / hidden)
@@ -306,7 +307,9 @@ def _scale(chi):
 def _ratios(depth, widths):
     """n[l+1] / n[l], l = 1..L, the outputs being n[L+1]."""
     if (depth is None) == (widths is None):
-        raise ValueError(f"exactly one of depth and widths must be given; got depth={depth!r} and widths={widths!r}")
+        raise checks.BadValue(
+            f"exactly one of depth and widths must be given; got depth={depth!r} and widths={widths!r}"
+        )
     if widths is None:
         return np.ones(checks.whole("depth", depth))
     widths = _widths(widths)
@@ -314,10 +317,7 @@ def _ratios(depth, widths):
 
 
 def _widths(widths):
-    numbers = [checks.whole(f"widths[{i}]", width) for i, width in enumerate(widths)]
-    if len(numbers) < 3:
-        raise ValueError(f"widths must hold at least 3 numbers, input, hidden and outputs; got {tuple(numbers)}")
-    return np.array(numbers, float)
+    return np.array(checks.wholes("widths", widths, fewest=3), float)
 
 
 def _check(activation, weight_variance, bias_variance, keep_probability):

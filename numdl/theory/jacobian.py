@@ -90,16 +90,17 @@ def product_norm(*, width, depth, entry_variance, excess_kurtosis=None, orthogon
     Twin: analysis.jacobian.product_norm
     """
     n = checks.whole("width", width)
-    depths = np.asarray([checks.whole("depth", int(one)) for one in np.ravel(_whole_array("depth", depth))])
+    depths = np.asarray([checks.whole("depth", one) for one in np.ravel(_whole_array("depth", depth)).tolist()])
+    orthogonal = checks.flag("orthogonal", orthogonal)
     checks.variance("entry_variance", checks.concrete("entry_variance", entry_variance), shape=())
     if orthogonal == (excess_kurtosis is not None):
-        raise ValueError(
+        raise checks.BadValue(
             f"excess_kurtosis must be given for independent entries and only then; got {excess_kurtosis!r}"
         )
     if not orthogonal:
         checks.finite("excess_kurtosis", excess_kurtosis, least=-2.0, shape=())
     if y is not None:
-        checks.shape("y", checks.finite("y", y), (n,))
+        y = checks.shape("y", checks.finite("y", checks.array("y", checks.concrete("y", y), ndim=1)), (n,))
     start = _input_moments(n, y)
     fields = _orthogonal(n, depths, start) if orthogonal else _independent(n, depths, excess_kurtosis, start)
     return _assemble(n * float(entry_variance), depths, np.shape(depth), *start, *fields)
@@ -126,9 +127,10 @@ def singular_values(*, depth, q, activation, weight_variance, orthogonal):
     """
     depth = checks.whole("depth", depth)
     checks.instance("activation", activation, Activation, hint="for example numdl.activations.tanh")
-    checks.variance("q", checks.concrete("q", q), shape=(depth,) if np.ndim(q) else ())
+    q = checks.variance("q", checks.concrete("q", q))
+    checks.shape("q", q, (depth,) if np.ndim(q) else ())
     checks.variance("weight_variance", checks.concrete("weight_variance", weight_variance), shape=())
-    checks.instance("orthogonal", orthogonal, bool)
+    checks.flag("orthogonal", orthogonal)
     first, second = _slope_moments(np.broadcast_to(np.asarray(q, float), (depth,)), activation)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         spread = second / first**2 - 1
@@ -154,7 +156,7 @@ def largest_squared(*, depth, weight_variance, orthogonal, active=1.0):
     """
     depth = checks.whole("depth", depth)
     checks.positive("weight_variance", checks.concrete("weight_variance", weight_variance), shape=())
-    checks.instance("orthogonal", orthogonal, bool)
+    checks.flag("orthogonal", orthogonal)
     checks.finite("active", active, above=0.0, most=1.0, shape=())
     return np.float64(weight_variance) ** depth * math.exp(_log_edge(depth, active, orthogonal))
 
@@ -269,7 +271,7 @@ def _log_chi_square(n):
 
 
 def _whole_array(name, value):
-    array = np.asarray(value)
+    array = np.asarray(checks.native(name, value))
     if array.dtype.kind not in "iu" or array.size == 0:
-        raise TypeError(f"{name} must be an integer >= 1 or an array of such; got {value!r}")
+        raise checks.BadType(f"{name} must be an integer >= 1 or an array of such; got {value!r}")
     return array

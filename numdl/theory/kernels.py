@@ -23,6 +23,7 @@ from numdl import checks
 from numdl.activations import Activation
 from numdl.precision import float64
 
+INDEFINITE = 1e-5  # relative size of a negative eigenvalue that is more than the rounding of a float32 kernel
 SNAP = 4e-16  # correlations this near to +-1 are +-1: the rounding of a quotient
 
 
@@ -130,9 +131,10 @@ def gradient_flow(train, cross, targets, *, times, train_start=0.0, cross_start=
     on_train [T, N, k], on_cross [T, M, k]
     Source: Lee et al. 2019, arXiv:1902.06720, eqs. (8), (9).
     """
-    times = np.atleast_1d(np.asarray(times, np.float64))
-    if np.isnan(times).any() or (times < 0).any():
-        raise ValueError(f"times must be numbers >= 0; got {times}")
+    known = np.asarray(checks.array("times", checks.concrete("times", times)), np.float64)
+    if np.isnan(known).any() or (known < 0).any():
+        raise checks.BadValue(f"times must be numbers >= 0; got {known.min() if known.ndim else known.item()}")
+    times = np.atleast_1d(known)
     values, vectors, targets, cross = _spectrum(train, cross, targets)
     gap = vectors.T @ (np.broadcast_to(np.asarray(train_start, np.float64), targets.shape) - targets)
     with np.errstate(invalid="ignore"):
@@ -148,10 +150,17 @@ def regression(train, cross, targets, *, ridge=0.0):
 
     `ridge` >= 0; at 0 the pseudoinverse, by eigenvalues above rounding.
     """
-    checks.finite("ridge", ridge, least=0.0, shape=())
-    values, vectors, targets, cross = _spectrum(train, cross, targets)
-    inverse = np.where(values > 0, 1 / np.where(values > 0, values + ridge, 1.0), 0.0)
-    return cross @ (vectors @ (inverse[:, None] * (vectors.T @ targets)))
+    checks.variance("ridge", checks.concrete("ridge", ridge), shape=())
+    return _regression(*_spectrum(train, cross, targets), ridge)
+
+
+def _regression(values, vectors, targets, cross, ridge):
+    return cross @ (vectors @ (_inverse(values, ridge)[:, None] * (vectors.T @ targets)))
+
+
+def _inverse(values, ridge):
+    """1 / (values + ridge), 0 where the values are."""
+    return np.where(values > 0, 1 / np.where(values > 0, values + ridge, 1.0), 0.0)
 
 
 def posterior(train, cross, own, targets, *, noise_variance):
@@ -161,12 +170,26 @@ def posterior(train, cross, own, targets, *, noise_variance):
     ----------
     train, cross, own : arrays [N, N], [M, N], [M]      K(X, X), K(x, X) and K(x, x)
     noise_variance : scalar                             of the targets, >= 0
+    Returns
+    -------
+    Posterior(mean, variance)                           nan where the three do not come from one kernel: no Gaussian
+                                                        process has covariances that leave a negative variance
+    Raises
+    ------
+    ValueError                                          train has negative eigenvalues: it is not a covariance
     """
-    mean = regression(train, cross, targets, ridge=noise_variance)
-    checks.finite("own", own, shape=(len(cross),))
-    values, vectors, _, cross = _spectrum(train, cross, targets)
-    inverse = np.where(values > 0, 1 / np.where(values > 0, values + noise_variance, 1.0), 0.0)
-    return Posterior(mean, np.asarray(own, np.float64) - (cross @ vectors) ** 2 @ inverse)
+    checks.variance("noise_variance", checks.concrete("noise_variance", noise_variance), shape=())
+    values, vectors, targets, cross = _spectrum(train, cross, targets)
+    own = _floats("own", own, ndim=1)
+    checks.shape("own", own, (len(cross),))
+    along = cross @ vectors
+    variance = own - along**2 @ _inverse(values, noise_variance)
+    scale = np.maximum(np.abs(own), np.abs(variance))
+    # Covariances with what has no variance: outside of the range of train they must vanish.
+    outside = np.abs(along[:, values == 0]).max(axis=1, initial=0.0) ** 2 > INDEFINITE * np.abs(own) * values.max()
+    wrong = (variance < -INDEFINITE * scale) | (own < 0) | outside
+    mean = _regression(values, vectors, targets, cross, noise_variance)
+    return Posterior(np.where(wrong[:, None], np.nan, mean), np.where(wrong, np.nan, np.maximum(variance, 0.0)))
 
 
 # ---- recursions ----------------------------------------------------------------------------------------------------
@@ -175,6 +198,7 @@ def posterior(train, cross, own, targets, *, noise_variance):
 @float64
 def _run(layer, x1, x2, depth, activation, weight_variance, bias_variance, scale, skip):
     """`skip` 1 adds every layer to what was before it."""
+    x1, x2 = checks.native("x1", x1), checks.native("x2", x2)
     numbers = [jnp.asarray(a, jnp.float64) for a in (x1, x2, weight_variance, bias_variance, scale, skip)]
     return Kernels(*_run_jit(*numbers, depth=depth, activation=activation, layer=layer))
 
@@ -232,20 +256,26 @@ def _products(activation, q1, q2, product):
 
 def _spectrum(train, cross, targets):
     """Eigenvalues (0 where they are rounding) and vectors of the symmetric train kernel; targets and cross, checked."""
-    checks.finite("train", train)
-    train = np.asarray(train, np.float64)
-    if train.ndim != 2 or train.shape[0] != train.shape[1]:
-        raise ValueError(f"train must be a square matrix; got shape {train.shape}")
-    if np.abs(train - train.T).max() > 1e-6 * np.abs(train).max():
-        raise ValueError("train must be symmetric: Theta(X, X) of one output")
-    checks.finite("targets", targets)
-    checks.shape("targets", targets, (len(train), None))
-    checks.finite("cross", cross)
-    checks.shape("cross", cross, (None, len(train)))
+    train = _floats("train", train)
+    if train.shape[0] != train.shape[1]:
+        raise checks.BadValue(f"train must be a square matrix; got shape {train.shape}")
+    asymmetry = np.abs(train - train.T).max()
+    if asymmetry > 1e-6 * np.abs(train).max():
+        raise checks.BadValue(f"train must be symmetric, the kernel of one output; got differences of {asymmetry:g}")
+    targets = checks.shape("targets", _floats("targets", targets), (len(train), None))
+    cross = checks.shape("cross", _floats("cross", cross), (None, len(train)))
     values, vectors = np.linalg.eigh((train + train.T) / 2)
-    rounding = len(train) * np.finfo(np.float64).eps * np.abs(values).max()
-    values = np.where(values > rounding, values, 0.0)
-    return values, vectors, np.asarray(targets, np.float64), np.asarray(cross, np.float64)
+    largest = np.abs(values).max()
+    if values[0] < -INDEFINITE * largest:
+        found = f"an eigenvalue of {values[0]:g}, shape {train.shape}"
+        raise checks.BadValue(f"train must be positive semidefinite, as kernels are; got {found}")
+    values = np.where(values > len(train) * np.finfo(np.float64).eps * largest, values, 0.0)
+    return values, vectors, targets, cross
+
+
+def _floats(name, value, *, ndim=2):
+    value = checks.array(name, checks.concrete(name, value), ndim=ndim)
+    return np.asarray(checks.finite(name, value), np.float64)
 
 
 def _check(x1, x2, depth, activation, **variances):
@@ -254,7 +284,6 @@ def _check(x1, x2, depth, activation, **variances):
     for name, value in variances.items():
         checks.variance(name, checks.concrete(name, value), shape=())
     for name, x in (("x1", x1), ("x2", x2)):
-        checks.finite(name, checks.concrete(name, x))
-        checks.shape(name, x, (None, None))
+        checks.finite(name, checks.array(name, checks.concrete(name, x), ndim=2))
     if np.shape(x1)[1] != np.shape(x2)[1]:
-        raise ValueError(f"x2 must have {np.shape(x1)[1]} columns, as x1 has; got shape {np.shape(x2)}")
+        raise checks.BadValue(f"x2 must have {np.shape(x1)[1]} columns, as x1 has; got shape {np.shape(x2)}")

@@ -60,7 +60,7 @@ class PhaseDiagram:
 def length_map(q, *, activation, weight_variance, bias_variance):
     """V(q): the length of the next layer; q scalar or array >= 0. Source: Poole et al. 2016, eq. (3)."""
     _check(activation, weight_variance, bias_variance)
-    checks.variance("q", checks.concrete("q", q))
+    q = checks.variance("q", checks.concrete("q", q))
     return _next_length(roots.as_float(q), activation, weight_variance, bias_variance)
 
 
@@ -117,9 +117,9 @@ def correlations(c, *, depth, q, activation, weight_variance, bias_variance) -> 
     Source: Poole et al. 2016, eq. (5); Schoenholz et al. 2017, eq. (4).    Twin: analysis.propagation.correlations
     """
     _check(activation, weight_variance, bias_variance)
-    checks.finite("c", checks.concrete("c", c), least=-1.0, most=1.0)
+    c = checks.finite("c", checks.concrete("c", c), least=-1.0, most=1.0)
     depth = checks.whole("depth", depth)
-    checks.positive("q", checks.concrete("q", q))
+    q = checks.positive("q", checks.concrete("q", q))
     if np.ndim(q):
         checks.shape("q", q, (depth + 1,))
     return _correlations(c, depth, q, activation, weight_variance, bias_variance)
@@ -177,8 +177,10 @@ def phase_diagram(*, activation, weight_variances, bias_variances):
 
     Source: Poole et al. 2016, figure 1; Schoenholz et al. 2017, figure 2.
     """
-    weight_variances = np.atleast_1d(np.asarray(weight_variances))
-    bias_variances = np.atleast_1d(np.asarray(bias_variances))
+    weight_variances, bias_variances = (
+        np.atleast_1d(checks.array(name, checks.concrete(name, checks.variance(name, value))))
+        for name, value in (("weight_variances", weight_variances), ("bias_variances", bias_variances))
+    )
     _check(activation, weight_variances, bias_variances, ndim=1)
     at_zero = (*roots.moments(0.0, activation)[:2], roots.slope_at_zero(activation, 1.0))
     q, chi_1, slope = roots.grid(roots.table(activation), at_zero, weight_variances, bias_variances)
@@ -290,4 +292,4 @@ def _check(activation, weight_variance, bias_variance, ndim=0):
         name += "s" if ndim else ""
         checks.variance(name, checks.concrete(name, value), shape=None if ndim else ())
         if ndim and np.ndim(value) != 1:
-            raise ValueError(f"{name} must be one list of numbers; got an array of shape {np.shape(value)}")
+            raise checks.BadValue(f"{name} must be one list of numbers; got an array of shape {np.shape(value)}")

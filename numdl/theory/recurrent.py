@@ -98,9 +98,10 @@ def transient_growth(matrix, *, steps):
     Twin: analysis.recurrent.gradient_through_time, on a cell with the identity as activation
     """
     steps = checks.whole("steps", steps)
-    w = np.array(checks.finite("matrix", checks.concrete("matrix", matrix)), dtype=np.float64)
-    if w.ndim != 2 or w.shape[0] != w.shape[1] or not w.size:
-        raise ValueError(f"matrix must be square; got shape {w.shape}")
+    w = checks.array("matrix", checks.concrete("matrix", matrix), ndim=2)
+    w = np.array(checks.finite("matrix", w), dtype=np.float64)
+    if w.shape[0] != w.shape[1]:
+        raise checks.BadValue(f"matrix must be square; got shape {w.shape}")
     log_norm = _log_powers(w, steps)
     peak = int(np.argmax(np.concatenate([[0.0], log_norm])))
     radius = np.abs(np.linalg.eigvals(w)).max()

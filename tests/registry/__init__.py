@@ -22,6 +22,7 @@ INTERNAL = {
     "analysis.alignment",
     "analysis.flow",
     "checks",
+    "jumps",
     "krylov.search",
     "krylov.vectors",
     "lazy",
@@ -29,6 +30,7 @@ INTERNAL = {
     "optimize.moving_part",
     "networks.stage_parameters",
     "networks.stages",
+    "tanh_sinh",
     "theory.roots",
 }
 # What is offered without a door, and why.

@@ -66,10 +66,10 @@ LINE = np.array([0.0, 1.0, 2.0, 3.0])
 STATISTICS = {
     "samples": kinds.real(SAMPLES, SAMPLES[:1]),
     "predicted": kinds.real(np.ones(3), np.ones(4)),
-    "x": kinds.finite(LINE, LINE[:3]).without(),
-    "y": kinds.finite(LINE + 1, LINE[:3]),
-    "means": kinds.finite(LINE + 1, LINE[:3]),
-    "stderrs": kinds.finite(LINE + 1, LINE[:3], -LINE - 1),
+    "x": kinds.real(LINE, LINE[:1], np.full(4, np.nan), np.ones(4), 3.0),
+    "y": kinds.real(LINE + 1, LINE[:3], np.full(4, np.nan), 3.0),
+    "means": kinds.real(LINE + 1, LINE[:3], np.full(4, np.inf), 3.0),
+    "stderrs": kinds.real(LINE + 1, LINE[:3], np.full(4, np.inf), -LINE - 1, 3.0),
     "tests": kinds.count(3),
     "budget": kinds.probability(1e-6, 0.0, 1.0),
 }

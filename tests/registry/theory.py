@@ -12,6 +12,12 @@ TRAIN = o.MATRIX
 CROSS = o.MATRIX[:2]
 TIMES = np.array([0.0, 1.0, 2.0])
 THETA = np.linspace(-0.5, 0.5, 64).reshape(4, 4, 4)
+KERNEL = {
+    "activation": kinds.instance(activations.relu),
+    "depth": kinds.count(2, least=0),
+    "x1": kinds.real(o.X, np.full((3, 4), np.nan)),
+    "x2": kinds.real(o.X, np.full((3, 4), np.inf), np.ones((3, 5))),
+}
 SOLVE = {
     "field": kinds.function(lambda t, y, theta: jnp.tanh(y @ theta), "text", np.ones(7)),
     "y0": kinds.tree(o.X),
@@ -36,23 +42,27 @@ def solved(steps):
 CALLS = {
     "theory.attention.rank_collapse": {
         "diameter": kinds.positive(1.0).without(0.0),
-        "query_key_norm": kinds.variance(0.1),
-        "value_norm": kinds.variance(0.5),
+        "query_key_norm": kinds.numbers(np.array([0.1]), -1.0, 0.5),
+        "value_norm": kinds.numbers(np.array([0.5]), -1.0, 0.5),
         "head_width": kinds.count(4),
     },
-    "theory.descent.sharpness_limit": {"method": kinds.name("gradient_descent")},
+    "theory.descent.sharpness_limit": {
+        "method": kinds.name("gradient_descent"),
+        "learning_rate": kinds.numbers(0.1, -1.0, 0.0),
+    },
     "theory.descent.growth": {"eigenvalues": kinds.numbers(np.array([1.0, 2.0])), "method": kinds.name("polyak")},
     "theory.descent.path": {
         "start": kinds.numbers(np.array([1.0, 2.0])),
         "eigenvalues": kinds.numbers(np.array([1.0, 2.0])),
         "method": kinds.name("polyak"),
+        "steps": kinds.count(2, least=0),
     },
     "theory.descent.tuning": {
         "method": kinds.name("polyak"),
         "least": kinds.positive(1.0),
         "largest": kinds.positive(2.0).also(0.5),
     },
-    "theory.descent.modified_loss": {"loss": kinds.function(o.loss_of_params)},
+    "theory.descent.modified_loss": {"loss": kinds.Argument(o.loss_of_params, (None, 3, "text"))},
     "theory.descent.mode_strength": {
         "times": kinds.numbers(TIMES, -1.0),
         "singular_value": kinds.positive(1.0),
@@ -61,47 +71,58 @@ CALLS = {
     "theory.descent.learning_time": {
         "singular_value": kinds.positive(1.0),
         "start": kinds.positive(0.1),
-        "end": kinds.positive(0.9),
+        "end": kinds.numbers(0.9, -1.0, 0.0, 1.0),
     },
-    "theory.gradients.growth": {"depth": kinds.count(3), "widths": kinds.counts((4, 4))},
-    "theory.gradients.residual_growth": {"x_mean": kinds.number(0.0), "readout_gain": kinds.positive(1.0)},
+    "theory.gradients.growth": {"depth": kinds.count(3), "widths": kinds.counts((4, 4, 2))},
+    "theory.gradients.residual_growth": {
+        "x_mean": kinds.number(0.0),
+        "readout_gain": kinds.positive(1.0),
+        "step": kinds.number(0.1),
+    },
     "theory.gradients.dropout_fixed_point": {},
-    "theory.gradients.log_norm": {},
-    "theory.jacobian.product_norm": {
-        "excess_kurtosis": kinds.number(0.0, -3.0),
-        "y": kinds.finite(np.ones(2)),
+    "theory.gradients.log_norm": {
+        "activation": kinds.instance(activations.relu).also(activations.tanh),
+        "weight_variance": kinds.positive(1.5),
     },
-    "theory.jacobian.singular_values": {"q": kinds.positive(1.0)},
+    "theory.jacobian.product_norm": {
+        "depth": kinds.Argument(2, (0, -3, True, "3", kinds.NAN, 2.5, None, [2.5], [0])),
+        "excess_kurtosis": kinds.number(0.0, -3.0),
+        "y": kinds.real(np.ones(2), np.ones(3), np.full(2, np.nan)),
+    },
+    "theory.jacobian.singular_values": {"q": kinds.variance(1.0)},
     "theory.jacobian.largest_squared": {"active": kinds.probability(1.0)},
     "theory.jacobian.product_density": {"points": kinds.count(5)},
     "theory.jacobian.lyapunov_exponents": {},
-    "theory.kernels.nngp": {"activation": kinds.function(activations.relu)},
-    "theory.kernels.ntk": {"activation": kinds.function(activations.relu)},
-    "theory.kernels.dense": {"activation": kinds.function(activations.relu)},
-    "theory.kernels.residual": {"activation": kinds.function(activations.relu)},
+    "theory.kernels.nngp": KERNEL,
+    "theory.kernels.ntk": KERNEL,
+    "theory.kernels.dense": KERNEL,
+    "theory.kernels.residual": {**KERNEL, "step": kinds.number(0.1)},
     "theory.kernels.gradient_flow": {
-        "train": kinds.finite(TRAIN, np.ones((3, 2))),
-        "cross": kinds.finite(CROSS, np.ones((2, 2))),
-        "targets": kinds.finite(np.ones((3, 1)), np.ones((2, 1))),
-        "times": kinds.numbers(TIMES, -1.0),
+        "train": kinds.real(TRAIN, np.ones((3, 2)), np.full((3, 3), np.nan), np.diag([1.0, 1.0, -1.0])),
+        "cross": kinds.real(CROSS, np.ones((2, 2)), np.full((2, 3), np.inf)),
+        "targets": kinds.real(np.ones((3, 1)), np.ones((2, 1)), np.full((3, 1), np.nan)),
+        "times": kinds.numbers(TIMES, -1.0).without(kinds.INF),
     },
     "theory.kernels.regression": {
-        "train": kinds.finite(TRAIN, np.ones((3, 2))),
-        "cross": kinds.finite(CROSS, np.ones((2, 2))),
-        "targets": kinds.finite(np.ones((3, 1)), np.ones((2, 1))),
+        "train": kinds.real(TRAIN, np.ones((3, 2)), np.full((3, 3), np.nan), np.diag([1.0, 1.0, -1.0])),
+        "cross": kinds.real(CROSS, np.ones((2, 2)), np.full((2, 3), np.inf)),
+        "targets": kinds.real(np.ones((3, 1)), np.ones((2, 1)), np.full((3, 1), np.nan)),
         "ridge": kinds.variance(0.1),
     },
     "theory.kernels.posterior": {
-        "train": kinds.finite(TRAIN, np.ones((3, 2))),
-        "cross": kinds.finite(CROSS, np.ones((2, 2))),
-        "own": kinds.finite(np.eye(2), np.eye(3)),
-        "targets": kinds.finite(np.ones((3, 1)), np.ones((2, 1))),
+        "train": kinds.real(TRAIN, np.ones((3, 2)), np.full((3, 3), np.nan), np.diag([1.0, 1.0, -1.0])),
+        "cross": kinds.real(CROSS, np.ones((2, 2)), np.full((2, 3), np.inf)),
+        "own": kinds.real(np.ones(2), np.eye(2), np.ones(3), np.full(2, np.nan)),
+        "targets": kinds.real(np.ones((3, 1)), np.ones((2, 1)), np.full((3, 1), np.nan)),
     },
     "theory.normalization.gradient_growth": {"batch_size": kinds.count(4)},
     "theory.normalization.correlation": {"batch_size": kinds.count(4)},
     "theory.propagation.length_map": {"q": kinds.numbers(1.0, -1.0)},
     "theory.propagation.lengths": {},
-    "theory.propagation.correlations": {"c": kinds.numbers(0.5, 1.5, -1.5), "q": kinds.number(1.0, -1.0, "tpyo")},
+    "theory.propagation.correlations": {
+        "c": kinds.numbers(0.5, 1.5, -1.5),
+        "q": kinds.numbers(1.0, -1.0, "tpyo", np.ones(2)),
+    },
     "theory.propagation.fixed_point": {},
     "theory.propagation.fixed_points": {},
     "theory.propagation.critical_weight_variance": {},
@@ -114,7 +135,7 @@ CALLS = {
         "largest_slope": kinds.variance(1.0),
     },
     "theory.recurrent.largest_slope": {},
-    "theory.recurrent.transient_growth": {"matrix": kinds.finite(o.MATRIX, np.ones((3, 2)))},
+    "theory.recurrent.transient_growth": {"matrix": kinds.real(o.MATRIX, np.ones((3, 2)), np.full((3, 3), np.nan))},
     "theory.recurrent.carousel": {"forget_bias": kinds.number(1.0), "gate_variance": kinds.variance(0.5)},
     "ode.adjoint_audit.dot_product_test": {
         "function": kinds.function(jnp.tanh),
@@ -208,4 +229,8 @@ CALLS = {
     "ode.tableaus.companion": {"tableau": kinds.instance(tableaus.bogacki_shampine)},
     "ode.tableaus.row_sum_residuals": {},
     "ode.tableaus.order_residuals": {"order": kinds.limited(3, most=5)},
+}
+EXTRA = {
+    "theory.gradients.growth": {"depth": 3},
+    "theory.jacobian.product_norm": {"excess_kurtosis": 0.0},
 }

@@ -80,7 +80,7 @@ def test_layers_may_differ():
         ({"depth": 0}, ValueError, "depth .*got 0"),
         ({"head_width": 0}, ValueError, "head_width .*got 0"),
         ({"query_key_norm": [-1.0]}, ValueError, "query_key_norm .*got -1"),
-        ({"query_key_norm": 1.0}, ValueError, r"query_key_norm must have shape \[heads\] or \[6, heads\]; got \(\)"),
+        ({"query_key_norm": 1.0}, ValueError, r"query_key_norm must have shape \[heads\] or \[6, heads\]; got 1.0"),
         ({"value_norm": [1.0, 2.0]}, ValueError, r"value_norm .*\(6, 1\); got \(6, 2\)"),
     ],
 )

@@ -244,10 +244,10 @@ SPECTRUM = {"depth": 2, "q": 1.0, "activation": activations.tanh, "weight_varian
     "call, given, change, error, message",
     [
         (jacobian.singular_values, SPECTRUM, {"depth": 0}, ValueError, "depth must be .*got 0"),
-        (jacobian.singular_values, SPECTRUM, {"q": [1.0]}, ValueError, r"q must be .*shape \(2,\).*got .*\(1,\)"),
+        (jacobian.singular_values, SPECTRUM, {"q": [1.0]}, ValueError, r"q must have shape \(2\).*got .*\(1,\)"),
         (jacobian.singular_values, SPECTRUM, {"q": -1.0}, ValueError, "q must be .*got -1"),
         (jacobian.singular_values, SPECTRUM, {"activation": "tanh"}, TypeError, "activation .*got 'tanh'"),
-        (jacobian.singular_values, SPECTRUM, {"orthogonal": 1}, TypeError, "orthogonal must be a bool; got 1"),
+        (jacobian.singular_values, SPECTRUM, {"orthogonal": 1}, TypeError, "orthogonal must be True or False; got 1"),
         (
             jacobian.largest_squared,
             {"depth": 2, "weight_variance": 1.0, "orthogonal": True},

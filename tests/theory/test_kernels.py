@@ -153,7 +153,7 @@ def test_singular_directions_stay():
         (lambda: kernels.ntk(np.ones((2, 3)), np.ones((2, 4)), depth=1, **HE), "x2 must have 3 columns"),
         (
             lambda: kernels.ntk(np.ones(3), np.ones((2, 3)), depth=1, **HE),
-            r"x1 must have shape \(any, any\); got \(3,\)",
+            r"x1 must have 2 axes; got shape \(3,\)",
         ),
         (
             lambda: kernels.ntk(np.ones((2, 3)), np.ones((2, 3)), depth=-1, **HE),
@@ -171,3 +171,27 @@ def test_singular_directions_stay():
 def test_bad_input_is_told(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_posterior_of_an_indefinite_kernel_is_refused():
+    y = np.ones((2, 1))
+    with pytest.raises(ValueError, match=r"train.*semidefinite.*-0\.5"):
+        kernels.posterior(np.array([[1.0, 1.5], [1.5, 1.0]]), np.ones((1, 2)), np.ones(1), y, noise_variance=0.0)
+
+
+def test_covariances_of_no_kernel_leave_no_variance():
+    """own - cross / train is -0.82 for the first point; the second is a process; the third leans on what is 0."""
+    train, y = np.diag([1.0, 1.0, 0.0]), np.ones((3, 1))
+    cross = np.array([[1.35, 0.0, 0.0], [0.6, 0.0, 0.0], [0.0, 0.0, 0.5]])
+    found = kernels.posterior(train, cross, np.ones(3), y, noise_variance=0.0)
+    np.testing.assert_allclose(found.variance, [np.nan, 1 - 0.36, np.nan], rtol=1e-14)
+    np.testing.assert_allclose(found.mean[:, 0], [np.nan, 0.6, np.nan], rtol=1e-14)
+
+
+def test_the_posterior_at_its_own_data_is_certain():
+    x = np.linspace(-1, 1, 8).reshape(4, 2) ** 3
+    physics = {"depth": 2, "activation": activations.erf, "weight_variance": 1.5, "bias_variance": 0.1}
+    kernel = kernels.nngp(x, x, **physics)
+    found = kernels.posterior(kernel, kernel, np.diag(kernel), x[:, :1], noise_variance=0.0)
+    assert (found.variance >= 0).all() and found.variance.max() < 1e-9
+    np.testing.assert_allclose(found.mean, x[:, :1], atol=1e-8)
