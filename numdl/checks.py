@@ -60,6 +60,8 @@ def finite(name, value, *, least=-np.inf, most=np.inf, above=None, shape=None):
     else:
         value = native(name, value)
         array = _real(name, value, allowed)
+        if shape is not None and array.shape != tuple(shape):
+            raise BadValue(f"{name} must be {allowed}; got {_show(value)}, of shape {array.shape}")
         wrong = ~np.isfinite(array) | (array < least) | (array > most)
         if above is not None:
             wrong |= array <= above
@@ -153,7 +155,8 @@ def returning(name, value, count, signature, *, scalar=False):
 
 def one_real_number(name, signature, value):
     """What a loss returned: a real floating-point scalar."""
-    if np.shape(value) != () or not jax.dtypes.issubdtype(getattr(value, "dtype", type(value)), np.floating):
+    number = isinstance(value, bool | int | float | complex) or getattr(value, "shape", None) == ()
+    if not number or not jax.dtypes.issubdtype(getattr(value, "dtype", type(value)), np.floating):
         raise BadValue(f"{name} must return one real number, as {signature} -> scalar; got {_returned(value)}")
     return value
 
@@ -225,7 +228,7 @@ def array(name, value, *, kind="real", ndim=None, least_ndim=None, empty=False):
         try:
             value = np.asarray(value)
         except (TypeError, ValueError) as error:
-            raise BadType(f"{name} must be {allowed}; got {_show(value)}") from error
+            raise BadType(f"{name} must be {allowed}; got {_show(came)}") from error
     if not any(jax.dtypes.issubdtype(value.dtype, dtype) for dtype in _KINDS[kind][1]):
         what = f"dtype {value.dtype}, shape {value.shape}" if value.ndim else _show(came)
         raise BadType(f"{name} must be {allowed}; got {what}")
@@ -263,19 +266,18 @@ def leaf(name, value):
     return native(name, value)
 
 
-def leaves(name, tree, *, examples=False):
-    """A pytree with at least one leaf, all arrays and native; `examples`: of one length >= 1 along their first axes."""
+def leaves(name, tree, *, examples=False, empty=False):
+    """A pytree of native arrays, at least one unless `empty`; `examples`: of one length >= 1 along their first axes."""
     pairs, structure = jax.tree_util.tree_flatten_with_path(tree)
-    if not pairs:
+    if not pairs and not empty:
         raise BadValue(f"{name} must hold at least one array; got {_show(tree)}")
     found = [leaf(f"{name}{jax.tree_util.keystr(path)}", value) for path, value in pairs]
     if examples:
         lengths = sorted({tuple(value.shape[:1]) for value in found})
         if len(lengths) != 1 or lengths[0] in ((), (0,)):
             shapes = ", ".join(str(tuple(value.shape)) for value in found[:4])
-            raise BadValue(
-                f"{name} must hold arrays of one length >= 1 along axis 0, the examples; got shapes {shapes}"
-            )
+            shapes = f"shapes {shapes}" if hasattr(pairs[0][1], "shape") else _show(tree)
+            raise BadValue(f"{name} must hold arrays of one length >= 1 along axis 0, the examples; got {shapes}")
     return jax.tree.unflatten(structure, found)
 
 
@@ -309,15 +311,20 @@ def floats(name, tree, *, empty=False):
 
 def dtype(name, value):
     """A dtype that jax keeps as it is: without x64, "float64" would become float32 in silence."""
-    try:
-        found = np.dtype(value)
-    except TypeError as error:
-        raise BadType(f"{name} must be a dtype such as 'float32'; got {_show(value)}") from error
+    found = known_dtype(name, value)
     if jax.dtypes.canonicalize_dtype(found) != found:
         raise BadValue(
             f"{name} must be a dtype that jax has now; got {found}: jax.config.update('jax_enable_x64', True) allows it"
         )
     return found
+
+
+def known_dtype(name, value):
+    """A dtype, whether or not jax keeps it as it is."""
+    try:
+        return np.dtype(value)
+    except TypeError as error:
+        raise BadType(f"{name} must be a dtype such as 'float32'; got {_show(value)}") from error
 
 
 def shape(name, value, expected):

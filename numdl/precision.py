@@ -6,21 +6,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numdl import checks
+
 
 def wide(dtype):
     """The dtype to accumulate in: float32 for half precision, the dtype itself if it has at least that."""
-    dtype = jnp.dtype(dtype)
+    dtype = checks.known_dtype("dtype", dtype)
     narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
     return jnp.dtype(jnp.float32) if narrow else jnp.promote_types(dtype, jnp.float32)
 
 
 def widen(tree):
     """The leaves as arrays in the dtypes to accumulate in."""
+    tree = checks.leaves("tree", tree, empty=True)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(wide(jnp.result_type(leaf))), tree)
 
 
 def narrow(tree, like):
     """The leaves in the dtypes of those of another tree with the same structure."""
+    tree = checks.leaves("tree", tree, empty=True)
+    if jax.tree.structure(tree) != jax.tree.structure(like):
+        raise checks.BadValue(
+            f"tree must have the structure of like, {jax.tree.structure(like)}; got {jax.tree.structure(tree)}"
+        )
     return jax.tree.map(lambda leaf, other: leaf.astype(jnp.result_type(other)), tree, like)
 
 
@@ -30,6 +38,8 @@ def float64(function):
     The global flag is not touched. A float64 jax array that left the context would be demoted by the next operation,
     so arrays leave as NumPy; numbers leave as `np.float64`, which formats like a float.
     """
+
+    checks.function("function", function)
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):

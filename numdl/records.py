@@ -22,6 +22,8 @@ def static(**kwargs):
 @typing.dataclass_transform(frozen_default=True, field_specifiers=(static, dataclasses.field))
 def record(cls):
     """Make `cls` a frozen dataclass, a registered pytree, and printable as a small table."""
+    if not isinstance(cls, type):
+        raise checks.BadType(f"cls must be a class with annotated fields; got {cls!r}")
     own_repr = "__repr__" in cls.__dict__
     cls = dataclasses.dataclass(frozen=True, repr=False, eq=False)(cls)
     if not own_repr:
@@ -33,6 +35,8 @@ def record(cls):
 
 def rows(value):
     """The record's fields as (name, text) pairs, safe on tracers: what `repr` and the notebook table show."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        raise checks.BadType(f"value must be a record; got {value!r}")
     return [(f.name, describe(getattr(value, f.name))) for f in dataclasses.fields(value) if f.repr]
 
 

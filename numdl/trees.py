@@ -19,6 +19,7 @@ from numdl import checks
 
 def inner(a, b):
     """The inner product sum conj(a_i) b_i over all leaves; half precision is summed in float32."""
+    b = checks.like("b", b, checks.leaves("a", a, empty=True), of="a")
     return _total(jax.tree.map(lambda u, v: jnp.vdot(_wide(u), _wide(v)), a, b))
 
 
@@ -27,7 +28,7 @@ def norm(a):
 
     norm = scale * sqrt(sum |a_i / scale|**2),   scale = max |a_i|
     """
-    leaves = [_wide(leaf) for leaf in jax.tree.leaves(a) if jnp.size(leaf)]
+    leaves = [_wide(leaf) for leaf in jax.tree.leaves(checks.leaves("a", a, empty=True)) if jnp.size(leaf)]
     if not leaves:
         return jnp.zeros(())
     # The value does not depend on the scale, so no derivative has to go through it.
@@ -40,19 +41,21 @@ def norm(a):
 
 def axpy(alpha, x, y):
     """alpha * x + y leaf by leaf, in the dtypes of y."""
+    alpha, x = checks.leaf("alpha", alpha), checks.leaves("x", x, empty=True)
+    y = checks.like("y", y, x, of="x")
     return jax.tree.map(lambda u, v: (alpha * u + v).astype(jnp.result_type(v)), x, y)
 
 
 def ravel(tree):
     """All leaves as one vector, and the function that takes such a vector back to the tree."""
-    return ravel_pytree(tree)
+    return ravel_pytree(checks.leaves("tree", tree, empty=True))
 
 
 def random_like(key, tree, *, law="normal"):
     """A tree of independent entries, E |z_i|**2 = 1, shaped like `tree`; law is "normal" or "rademacher"."""
     checks.key("key", key)
     checks.one_of("law", law, _LAWS)
-    leaves, structure = jax.tree.flatten(tree)
+    leaves, structure = jax.tree.flatten(checks.leaves("tree", tree, empty=True))
     keys = jax.random.split(key, max(len(leaves), 1))
     return jax.tree.unflatten(structure, [_LAWS[law](k, leaf) for k, leaf in zip(keys, leaves, strict=False)])
 
@@ -117,7 +120,8 @@ def trainable(params, *, frozen=(), name="params"):
     kinds = tuple("kept" if path in still else _kind(leaf) for path, leaf in zip(paths, leaves))
     if not set(kinds) - {"kept"}:
         raise checks.BadValue(
-            f"{name} must hold at least one floating-point array that is not frozen; got {_listed(paths)}"
+            f"{name} must hold at least one floating-point array that is not frozen; got "
+            f"{_listed(paths) if paths else repr(params)}"
         )
     kept = tuple(leaf for leaf, kind in zip(leaves, kinds) if kind == "kept")
     return _part_that_moves(leaves, kinds, structure), Rest(kept, structure, kinds)

@@ -41,13 +41,14 @@ def rank_collapse(network, params, x, *, rounding=None):
     ValueError                  states or x are no token matrices
     Twin: theory.attention.rank_collapse
     """
-    checks.floating("x", x, ndim=3)
-    states = core.traceable(network).states(params, x)
+    network, params, x = core.fitting(network, params, checks.floating("x", x, ndim=3))
+    if rounding is not None:
+        rounding = float(checks.positive("rounding", rounding, shape=()))
+    states = jax.eval_shape(network.states, params, x)
     if any(stretch.shape[2:] != x.shape[1:] for stretch in states):
         shapes = [tuple(stretch.shape[1:]) for stretch in states]
-        raise ValueError(f"network must have states of x's shape {tuple(x.shape)}; got {shapes}")
-    if rounding is not None:
-        checks.positive("rounding", rounding, shape=())
+        raise checks.BadValue(f"network must have states of x's shape {tuple(x.shape)}; got {shapes}")
+    states = network.states(params, x)
     tokens = jnp.concatenate([x[None].astype(states[0].dtype), *states])
     rounding = float(jnp.finfo(tokens.dtype).eps) if rounding is None else rounding
     return _measure(tokens, rounding * _operations(*x.shape[1:]))
@@ -59,7 +60,14 @@ def rank_collapse_of(split):
     split : record with mean [L + 1, N, d], deviation [L + 1, N, tokens, d] of token mean 0, log_scale [L + 1, N],
     such as `networks.attention.split_states` returns. Twin: theory.attention.rank_collapse
     """
-    return _measure_split(split.mean, split.deviation, split.log_scale)
+    for field in ("mean", "deviation", "log_scale"):
+        if not hasattr(split, field):
+            raise checks.BadType(f"split must be a record with mean, deviation and log_scale; got {split!r}")
+    deviation = checks.floating("split.deviation", split.deviation, ndim=4)
+    layers, examples, _, width = deviation.shape
+    mean = checks.shape("split.mean", checks.floating("split.mean", split.mean), (layers, examples, width))
+    scale = checks.shape("split.log_scale", checks.floating("split.log_scale", split.log_scale), (layers, examples))
+    return _measure_split(mean, deviation, scale)
 
 
 def _operations(tokens, width):

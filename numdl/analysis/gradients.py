@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.tree_util import Partial
 
 from numdl import checks
 from numdl.analysis import layers
@@ -78,7 +77,7 @@ def growth(key, network, x, loss=None, *, seeds, batch_size=None):
     """
     checks.key("key", key)
     network = core.traceable(network)
-    checks.floating("x", x, least_ndim=1)
+    x = checks.floating("x", x, least_ndim=1)
     seeds = checks.whole("seeds", seeds)
     batch_size = _batch_size(batch_size, seeds)
     return _sample(network, x, key, _loss(loss), seeds, batch_size)
@@ -90,9 +89,9 @@ def growth_at(network, params, x, cotangent):
     The cotangent is that of single examples: N * dloss/doutputs. All examples are pulled back at once, so that one
     whose gradients are 1e30 times smaller than another's adds nothing.
     """
-    network = core.traceable(network)
+    network, params, x = core.fitting(network, params, x)
     expected = jax.eval_shape(network.apply, params, x)
-    checks.shape("cotangent", checks.floating("cotangent", cotangent), expected.shape)
+    cotangent = checks.shape("cotangent", checks.floating("cotangent", cotangent), expected.shape)
     return GradientSamples(*_log_squares(network, params, x, cotangent.astype(expected.dtype)))
 
 
@@ -110,11 +109,10 @@ def growth_of_function(key, apply, init, x, *, loss, seeds):
     GradientSamples(log_square [seeds, L], log_cotangent [seeds]); the layers in the order of `layers.probe`
     """
     checks.key("key", key)
-    for name, function in (("apply", apply), ("init", init), ("loss", loss)):
-        checks.function(name, function)
-
-    seeds = checks.whole("seeds", seeds)
-    apply, init, loss = (f if isinstance(f, Partial) else Partial(f) for f in (apply, init, loss))
+    apply = checks.returning("apply", apply, 2, "apply(params, x)")
+    init = checks.returning("init", init, 1, "init(key)")
+    loss = checks.returning("loss", loss, 1, "loss(outputs)", scalar=True)
+    seeds, x = checks.whole("seeds", seeds), checks.leaves("x", x, examples=True)
     return _sample_function(key, apply, init, x, loss, seeds)
 
 
@@ -138,12 +136,12 @@ def verdict(samples, *, factor=TRAINABLE, confidence=0.95):
     Source: Schoenholz et al. 2017, arXiv:1611.01232, figure 5, for the factor.
     """
     logs = samples.log_square if isinstance(samples, GradientSamples) else samples
-    logs = np.asarray(logs, np.float64)
+    logs = np.asarray(checks.array("samples", logs), np.float64)
     if logs.ndim != 2 or min(logs.shape) < 2:
-        raise ValueError(f"samples must have shape (seeds, L), at least 2 of both; got {logs.shape}")
+        raise checks.BadValue(f"samples must have shape (seeds, L), at least 2 of both; got {logs.shape}")
     checks.finite("factor", factor, above=1.0, shape=())
     if not 0 < checks.finite("confidence", confidence, shape=()) < 1:
-        raise ValueError(f"confidence must be in (0, 1); got {confidence}")
+        raise checks.BadValue(f"confidence must be in (0, 1); got {confidence}")
     threshold, dead = math.log(factor), float(np.mean(logs[:, 0] == -np.inf))
     change, stderr, low, high, spread = _interval(logs[logs[:, 0] != -np.inf], confidence)
     kind = "vanishing" if dead == 1 else _kind(low, high, threshold)
@@ -184,9 +182,7 @@ def _batch_size(batch_size, seeds):
 
 
 def _loss(loss):
-    if loss is None or isinstance(loss, Partial):
-        return loss
-    return Partial(checks.function("loss", loss))
+    return loss if loss is None else checks.returning("loss", loss, 1, "loss(outputs)", scalar=True)
 
 
 @functools.partial(jax.jit, static_argnames=("seeds", "batch_size"))

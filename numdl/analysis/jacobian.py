@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from numdl import checks
@@ -90,7 +89,9 @@ def singular_values(network, params, x, *, start, stop) -> Float[Array, "directi
 def spectra(key, network, x, *, seeds, start, stop) -> Float[Array, "seeds directions"]:
     """MEASURED singular values of dy_stop / dy_start for independent networks, [seeds, min of the two sizes]."""
     checks.key("key", key)
-    return _spectra(core.traceable(network), x, key, checks.whole("seeds", seeds), start, stop)
+    network, seeds, x = core.traceable(network), checks.whole("seeds", seeds), core.one_example(x)
+    shapes = jax.eval_shape(lambda key, x: network.states(network.init(key, x), x), key, x)
+    return _spectra(network, x, key, seeds, *core.segment(shapes, start, stop))
 
 
 def isometry(singular_values, *, zero_below=None):
@@ -107,7 +108,7 @@ def isometry(singular_values, *, zero_below=None):
     zero_below : scalar         relative to the largest; None: n * eps of the dtype
     Twin: theory.jacobian.SquaredSingularValues.isometry
     """
-    s = checks.floating("singular_values", jnp.asarray(singular_values), least_ndim=1)
+    s = jnp.asarray(checks.floating("singular_values", singular_values, least_ndim=1))
     limit = s.shape[-1] * float(jnp.finfo(s.dtype).eps) if zero_below is None else zero_below
     return _isometry(s, jnp.asarray(checks.variance("zero_below", limit, shape=()), s.dtype))
 
@@ -132,7 +133,7 @@ def extremes(key, network, params, x, *, start, stop, num_matvecs):
     """
     checks.key("key", key)
     num_matvecs = checks.whole("num_matvecs", num_matvecs)
-    network = core.traceable(network)
+    network, params, x = core.fitting(network, params, core.one_example(x))
     sizes = _segment(network, params, x, start, stop, abstract=True)
     return _extremes(key, network, params, x, start, stop, min(num_matvecs, *sizes), num_matvecs >= min(sizes))
 
@@ -153,7 +154,7 @@ def trace_moments(key, network, params, x, *, start, stop, order, draws):
     """
     checks.key("key", key)
     order, draws = checks.whole("order", order), checks.whole("draws", draws, least=2)
-    network = core.traceable(network)
+    network, params, x = core.fitting(network, params, core.one_example(x))
     _segment(network, params, x, start, stop, abstract=True)
     samples = _trace_samples(key, network, params, x, start, stop, order, draws)
     stderr = jnp.std(samples, axis=0, ddof=1) / float(np.sqrt(draws))
@@ -174,9 +175,8 @@ def lyapunov_exponents(key, *, width, depth, sampler, dtype=None):
     """
     checks.key("key", key)
     width, depth = checks.whole("width", width), checks.whole("depth", depth)
-    sampler = getattr(checks.function("sampler", sampler), "sample", sampler)
     dtype = _real_dtype(jnp.result_type(float) if dtype is None else dtype)
-    sampler = sampler if isinstance(sampler, Partial) else Partial(sampler)
+    sampler = _sampler(sampler)
     return _lyapunov_of_samples(key, sampler, width, depth, dtype)
 
 
@@ -192,11 +192,9 @@ def lyapunov_exponents_along(step, layers, y):
     -------
     LyapunovSamples(exponents [n], stderr [n], log_growth [L, n])
     """
-    checks.function("step", step)
-    checks.floating("y", y, ndim=1)
-    if not jax.tree.leaves(layers):
-        raise ValueError(f"layers must hold at least one array, stacked along axis 0; got {layers!r}")
-    return _lyapunov_along(step if isinstance(step, Partial) else Partial(step), layers, y)
+    step = checks.returning("step", step, 2, "step(layer, y)")
+    y, layers = checks.floating("y", y, ndim=1), checks.leaves("layers", layers, examples=True)
+    return _lyapunov_along(step, layers, y)
 
 
 def product_norm(key, *, width, depth, sampler, draws, batch_size=None, y=None, dtype=None):
@@ -221,22 +219,34 @@ def product_norm(key, *, width, depth, sampler, draws, batch_size=None, y=None, 
     """
     checks.key("key", key)
     width, depth, draws = checks.whole("width", width), checks.whole("depth", depth), checks.whole("draws", draws)
-    checks.function("sampler", sampler)
     if y is not None:
-        checks.shape("y", checks.floating("y", y), (width,))
+        y = checks.shape("y", checks.floating("y", y), (width,))
     dtype = _real_dtype(dtype if dtype is not None else y.dtype if y is not None else jnp.result_type(float))
     batch_size = _strategy(width, draws) if batch_size is None else checks.whole("batch_size", batch_size)
     # An Initializer's sampler carries its variance as data: another variance is not compiled again.
-    sampler = getattr(sampler, "sample", sampler)
-    sampler = sampler if isinstance(sampler, Partial) else Partial(sampler)
+    sampler = _sampler(sampler)
     y = None if y is None else jnp.asarray(y, dtype)
     return ProductNormSamples(*_sample(key, sampler, y, width, depth, draws, min(batch_size, draws), dtype))
 
 
 def _real_dtype(dtype):
-    if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-        raise TypeError(f"dtype must be a real floating-point dtype; got {jnp.dtype(dtype)}")
-    return jnp.dtype(dtype)
+    found = checks.dtype("dtype", dtype)
+    if not jnp.issubdtype(found, jnp.floating):
+        raise checks.BadType(f"dtype must be a real floating-point dtype; got {found}")
+    return found
+
+
+def _sampler(sampler):
+    sampler = getattr(sampler, "sample", sampler)
+    return checks.returning("sampler", sampler, 3, "sampler(key, (width, width), dtype)")
+
+
+def _drawn(sampler, key, width, dtype):
+    """One matrix of the sampler; looked at under the trace, so that a sampler is traced once."""
+    matrix = sampler(key, (width, width), dtype)
+    if np.shape(matrix) != (width, width):
+        raise checks.BadValue(f"sampler must return a matrix of shape {(width, width)}; got shape {np.shape(matrix)}")
+    return jnp.asarray(matrix, dtype)
 
 
 def _strategy(width, draws):
@@ -258,7 +268,7 @@ def _chain(sampler, y, keys):
 
     def layer(carry, key):
         z, total, lost = carry
-        weights = sampler(key, (z.size, z.size), z.dtype).astype(z.dtype)
+        weights = _drawn(sampler, key, z.size, z.dtype)
         z, growth = _normalized(jnp.matmul(z, weights, precision=lax.Precision.HIGHEST))
         total, lost = _compensated(total, lost, growth)
         return (z, total, lost), total
@@ -291,13 +301,9 @@ def _compensated(total, lost, term):
 
 def _segment(network, params, x, start, stop, *, abstract=False):
     """y_start -> y_stop, flat vectors, and the y_start to linearize at; or, abstract, the two sizes, all checked."""
-    checks.floating("x", x, least_ndim=1)
-    if x.shape[0] != 1:
-        raise ValueError(f"x must be one example, of shape (1, ...); got shape {tuple(x.shape)}")
     shapes = jax.eval_shape(network.states, params, x)
     depth = core.layer_count(shapes)
-    start = checks.whole("start", start, least=0, most=depth)
-    stop = checks.whole("stop", stop, least=start + 1, most=depth + 1)
+    start, stop = core.segment(shapes, start, stop)
     place = _places(shapes)[start - 1] if start else (0, 0)
     example = x if start == 0 else shapes[place[0]]
     shape = x.shape if start == 0 else example.shape[1:]
@@ -439,7 +445,7 @@ def _outside(vector, basis):
 @functools.partial(jax.jit, static_argnames=("width", "depth", "dtype"))
 def _lyapunov_of_samples(key, sampler, width, depth, dtype):
     def layer(q, key):
-        return _reduced(sampler(key, (width, width), dtype).astype(dtype).T @ q)
+        return _reduced(_drawn(sampler, key, width, dtype).T @ q)
 
     return _exponents(lax.scan(layer, jnp.eye(width, dtype=dtype), jax.random.split(key, depth))[1])
 
@@ -448,9 +454,11 @@ def _lyapunov_of_samples(key, sampler, width, depth, dtype):
 def _lyapunov_along(step, layers, y):
     def layer(carry, given):
         y, q = carry
-        y, push = jax.linearize(functools.partial(step, given), y)
+        new, push = jax.linearize(functools.partial(step, given), y)
+        if np.shape(new) != y.shape:
+            raise checks.BadValue(f"step must return an array like y, of shape {y.shape}; got shape {np.shape(new)}")
         q, logs = _reduced(jax.vmap(push, 1, 1)(q))
-        return (y, q), logs
+        return (new, q), logs
 
     return _exponents(lax.scan(layer, (y, jnp.eye(y.size, dtype=y.dtype)), layers)[1])
 

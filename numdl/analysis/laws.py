@@ -51,10 +51,12 @@ def defaults(framework, layer, shape):
     """
     checks.one_of("framework", framework, FRAMEWORKS)
     checks.one_of("layer", layer, LAYERS)
+    if not isinstance(shape, tuple | list):
+        raise checks.BadType(f"shape must be a sequence of integers >= 1; got {shape!r}")
     shape = tuple(checks.whole(f"shape[{i}]", n) for i, n in enumerate(shape))
     if (len(shape) < 3) if layer == "conv" else (len(shape) != 2):
         wanted = {"dense": "(in, out)", "conv": "HWIO", "recurrent": "(inputs, hidden)"}[layer]
-        raise ValueError(f"shape must be {wanted} for a {layer} layer; got {shape}")
+        raise checks.BadValue(f"shape must be {wanted} for a {layer} layer; got {shape}")
     recurrent = layer == "recurrent"
     parts, bias_law, bias = (_RECURRENT if recurrent else _FEED_FORWARD)[framework](shape)
     fans = [_fans(part.shape) for part in parts]
@@ -78,6 +80,8 @@ def identify(matrix, fan_in, fan_out):
 
     Laws of one family and one variance, such as Glorot's and LeCun's of a square matrix, are one: 'a = b'.
     """
+    fan_in, fan_out = checks.whole("fan_in", fan_in), checks.whole("fan_out", fan_out)
+    matrix = np.asarray(checks.array("matrix", matrix, kind="number", ndim=2))
     entries = np.ravel(matrix)
     if np.iscomplexobj(entries) or not np.isfinite(entries).all():
         return ()

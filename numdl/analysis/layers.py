@@ -50,11 +50,11 @@ def probe(apply, params, x, *, loss=None, examples=None, rank_examples=64):
     ValueError                  no layer in `apply` (the parameter paths are listed), empty x, loss not a real scalar
     TypeError                   a leaf of params or x that is no array, apply or loss that is no function
     """
-    checks.function("apply", apply)
-    checks.whole("rank_examples", rank_examples, least=2)
+    checks.accepts("apply", apply, 2, "apply(params, x)")
+    rank_examples = checks.whole("rank_examples", rank_examples, least=2)
     if loss is not None:
-        checks.function("loss", loss)
-    _check_arrays(params, x, examples)
+        checks.accepts("loss", loss, 1, "loss(outputs)")
+    params, x = _arrays(params, x, examples)
     traced, cost, run = _prepared(apply, loss, params, x, examples, rank_examples)
     arguments = params, x, traced.constants, cost.constants if cost else ()
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
@@ -81,16 +81,16 @@ def capture(apply, select=None, *, examples=None):
     ------
     ValueError                  at the call, if nothing is selected (the names are listed)
     """
-    checks.function("apply", apply)
+    checks.accepts("apply", apply, 2, "apply(params, x)")
     chosen = _selector(select)
 
     def notes(params, x):
-        _check_arrays(params, x, examples)
+        params, x = _arrays(params, x, examples)
         traced = _with_layers(apply, params, x, examples)
         return {layer.name: layer.note for layer in traced.layers if layer.note and chosen(layer.name)}
 
     def captured(params, x):
-        _check_arrays(params, x, examples)
+        params, x = _arrays(params, x, examples)
         traced = _with_layers(apply, params, x, examples)
         kept = [chosen(layer.name) for layer in traced.layers]
         if not any(kept):
@@ -316,9 +316,7 @@ class _Cost:
     """loss(outputs) traced, what it closes over (targets, usually) as an argument."""
 
     def __init__(self, loss, outputs):
-        closed, shape = jax.make_jaxpr(loss, return_shape=True)(outputs)
-        if getattr(shape, "shape", None) != () or not jnp.issubdtype(shape.dtype, jnp.floating):
-            raise ValueError(f"loss must return one real number, a mean over the examples; got {shape}")
+        closed = jax.make_jaxpr(checks.returning("loss", loss, 1, "loss(outputs)", scalar=True))(outputs)
         self.jaxpr, self.constants = getattr(closed, "jaxpr", closed), tuple(closed.consts)
 
     def __call__(self, outputs, constants):
@@ -330,29 +328,33 @@ def _with_layers(apply, params, x, examples):
     if not traced.layers:
         held = "".join(f"; not entered: {text}" for text in traced.not_entered)
         raise ValueError(
-            "apply must contract a parameter with data (dot_general or convolution) at least once, or call tap; found "
-            f"no layer{held}. Parameters: {', '.join(traced.parameters) or 'none'}"
+            "apply must contract a parameter with data (dot_general or convolution) at least once, or call tap; got none: "
+            f"found no layer{held}. Parameters: {', '.join(traced.parameters) or 'none'}"
         )
     return traced
 
 
-def _check_arrays(params, x, examples):
+def _arrays(params, x, examples):
     for name, tree in (("params", params), ("x", x)):
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-            if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-                where = name + jax.tree_util.keystr(path)
-                raise TypeError(f"{where} must be an array; got {leaf!r}")
+            if not hasattr(leaf, "shape"):  # a nested list of numbers would be as many parameters
+                raise checks.BadType(f"{name}{jax.tree_util.keystr(path)} must be an array; got {leaf!r}")
     tracing.example_axes(x, examples)
+    return checks.leaves("params", params, empty=True), checks.leaves("x", x)
 
 
 def _selector(select):
     if select is None:
         return lambda name: True
-    if isinstance(select, str):
+    if isinstance(select, str) and select:
         return lambda name: fnmatch.fnmatchcase(name, select)
     if isinstance(select, re.Pattern):
         return lambda name: select.search(name) is not None
-    if isinstance(select, list | tuple):
+    if isinstance(select, list | tuple) and select:
         parts = [_selector(part) for part in select]
         return lambda name: any(part(name) for part in parts)
-    return checks.function("select", select)
+    if not callable(select):
+        raise checks.BadType(
+            f"select must be a glob, a regular expression, a function of a name, or a list of these; got {select!r}"
+        )
+    return checks.accepts("select", select, 1, "select(name)")

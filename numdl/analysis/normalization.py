@@ -50,12 +50,13 @@ def gradient_growth(key, *, network, x, seeds, batch_size=1):
     Twin: theory.normalization.gradient_growth
     """
     checks.key("key", key)
-    seeds = checks.whole("seeds", seeds)
-    shapes = _shapes(core.traceable(network), key, checks.floating("x", x))
+    seeds, network, x = checks.whole("seeds", seeds), core.traceable(network), checks.floating("x", x)
+    batch_size = checks.whole("batch_size", batch_size)
+    shapes = _shapes(network, key, x)
     if core.layer_count(shapes) < 2:
-        raise ValueError(f"network must have at least 2 layers; got {core.layer_count(shapes)}")
+        raise checks.BadValue(f"network must have at least 2 layers; got {core.layer_count(shapes)}")
     keys = jax.random.split(key, seeds)
-    log_square = _growth(core.traceable(network), keys, x, checks.whole("batch_size", batch_size))
+    log_square = _growth(network, keys, x, batch_size)
     return GradientGrowth(log_square, log_square[:, :-1] - log_square[:, 1:])
 
 
@@ -69,10 +70,10 @@ def correlation(network, params, x):
     ValueError                  fewer than 2 examples
     Twin: theory.normalization.correlation
     """
-    network = core.traceable(network)
-    if checks.floating("x", x, least_ndim=1).shape[0] < 2:
-        raise ValueError(f"x must hold at least 2 examples; got shape {tuple(x.shape)}")
-    return _correlation(network, params, x)
+    x = checks.floating("x", x, least_ndim=1)
+    if x.shape[0] < 2:
+        raise checks.BadValue(f"x must hold at least 2 examples; got shape {tuple(x.shape)}")
+    return _correlation(*core.fitting(network, params, x))
 
 
 def _shapes(network, key, x):

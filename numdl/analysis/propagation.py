@@ -41,6 +41,7 @@ def lengths(key, network, x, *, seeds, batch_size=None) -> Float[Array, "seeds l
 
 def lengths_at(network, params, x) -> Float[Array, "layers"]:
     """MEASURED mean square of every state at these parameters, [L]."""
+    network, params, x = core.fitting(network, params, x)
     return core.per_layer(lambda y: jnp.mean(_square(y)), network.states(params, x))
 
 
@@ -60,14 +61,15 @@ def correlations(key, network, x, *, seeds, batch_size=None) -> Float[Array, "se
     c : array [seeds, P, L]
     Source: Poole et al. 2016, arXiv:1606.05340, sec. 3.    Twin: theory.propagation.correlations
     """
-    _check_pairs(x)
+    x = _pairs(x)
     return _over_seeds(correlations_at, key, network, x, seeds, batch_size)
 
 
 def correlations_at(network, params, x) -> Float[Array, "pairs layers"]:
     """MEASURED correlation of the states of each pair of inputs x [P, 2, ...] at these parameters, [P, L]."""
-    _check_pairs(x)
-    states = network.states(params, x.reshape(-1, *x.shape[2:]))
+    x = _pairs(x)
+    network, params, rows = core.fitting(network, params, x.reshape(-1, *x.shape[2:]))
+    states = network.states(params, rows)
     return core.per_layer(lambda y: _cosines(_rows(y)), states).reshape(-1, x.shape[0]).T
 
 
@@ -90,6 +92,7 @@ def covariances(key, network, x, *, seeds, batch_size=None) -> Float[Array, "see
 
 def covariances_at(network, params, x) -> Float[Array, "layers N N"]:
     """MEASURED second moments between examples over units at these parameters, [L, N, N]."""
+    network, params, x = core.fitting(network, params, x)
     return core.per_layer(_second_moments, network.states(params, x))
 
 
@@ -121,9 +124,9 @@ def depth_scale(values, *, start, stop):
     ValueError                  a window outside 1..L or of fewer than 3 layers, fewer than 2 seeds
     Source: Schoenholz et al. 2017, arXiv:1611.01232, eq. (7), (9).    Twin: theory.propagation.fixed_point
     """
-    values = np.asarray(values, np.float64)
+    values = np.asarray(checks.array("values", values), np.float64)
     if values.ndim < 2 or values.shape[0] < 2:
-        raise ValueError(f"values must have shape (seeds, ..., L) with at least 2 seeds; got {values.shape}")
+        raise checks.BadValue(f"values must have shape (seeds, ..., L) with at least 2 seeds; got {values.shape}")
     start = checks.whole("start", start, most=values.shape[-1])
     stop = checks.whole("stop", stop, least=start + 2, most=values.shape[-1])
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -133,13 +136,13 @@ def depth_scale(values, *, start, stop):
 
 
 def _over_seeds(measure, key, network, x, seeds, batch_size):
-    checks.key("key", key)
-    checks.floating("x", x, least_ndim=1)
+    key, network = checks.key("key", key), core.traceable(network)
+    x = checks.floating("x", x, least_ndim=1)
     seeds = checks.whole("seeds", seeds)
     if batch_size is None:
         batch_size = 1 if jax.default_backend() == "cpu" else seeds
     batch_size = min(checks.whole("batch_size", batch_size), seeds)
-    return _sample(core.traceable(network), x, key, measure, seeds, batch_size)
+    return _sample(network, x, key, measure, seeds, batch_size)
 
 
 @functools.partial(jax.jit, static_argnames=("measure", "seeds", "batch_size"))
@@ -152,10 +155,11 @@ def _sample(network, x, key, measure, seeds, batch_size):
     return lax.map(one, jax.random.split(key, seeds), batch_size=batch_size if batch_size > 1 else None)
 
 
-def _check_pairs(x):
-    checks.floating("x", x, least_ndim=2)
+def _pairs(x):
+    x = checks.floating("x", x, least_ndim=2)
     if x.shape[1] != 2:
-        raise ValueError(f"x must hold pairs of inputs, of shape (P, 2, ...); got {tuple(x.shape)}")
+        raise checks.BadValue(f"x must hold pairs of inputs, of shape (P, 2, ...); got {tuple(x.shape)}")
+    return x
 
 
 def _wide(y):

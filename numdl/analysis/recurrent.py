@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jax.tree_util import Partial
 
 from numdl import checks
 from numdl.records import record
@@ -48,8 +47,7 @@ def gradient_through_time(step, params, start, inputs):
     TypeError, ValueError       step is no function; start and inputs disagree on N
     Twin: theory.recurrent.gradient_through_time, an upper bound where y is h of a plain cell
     """
-    step = _checked(step, start, inputs)
-    log_norm, log_step = _through_time(step, params, start, inputs)
+    log_norm, log_step = _through_time(*_checked(step, params, start, inputs))
     return ThroughTime(log_norm.T, log_step.T)
 
 
@@ -67,20 +65,23 @@ def carousel(step, params, start, inputs, *, field="cell"):
     ValueError                  the carry has no such field
     Twin: theory.recurrent.carousel
     """
-    step = _checked(step, start, inputs)
-    if field not in getattr(start, "_fields", ()):
-        raise ValueError(f"field must be one of the carry's, {getattr(start, '_fields', ())}; got {field!r}")
+    step, params, start, inputs = _checked(step, params, start, inputs)
+    if not isinstance(field, str) or field not in getattr(start, "_fields", ()):
+        raise checks.BadValue(f"field must be one of the carry's, {getattr(start, '_fields', ())}; got {field!r}")
     log_gradient, leak = _carousel(step, params, start, inputs, field)
     return Carousel(jnp.swapaxes(log_gradient, 0, 1), leak.T)
 
 
-def _checked(step, start, inputs):
-    checks.function("step", step)
-    checks.floating("inputs", inputs, least_ndim=2)
+def _checked(step, params, start, inputs):
+    step = checks.returning("step", step, 3, "step(params, carry, x)")
+    params, start = checks.leaves("params", params, empty=True), checks.leaves("start", start, examples=True)
+    inputs = checks.floating("inputs", inputs, least_ndim=2)
     examples = {leaf.shape[0] for leaf in jax.tree.leaves(start)}
     if examples != {inputs.shape[1]}:
-        raise ValueError(f"start must have inputs' {inputs.shape[1]} examples along the first axis; got {examples}")
-    return step if isinstance(step, Partial) else Partial(step)
+        raise checks.BadValue(f"start must have inputs' {inputs.shape[1]} examples along axis 0; got {examples}")
+    after = jax.eval_shape(step, params, start, inputs[0])
+    checks.like("step(params, start, inputs[0])", after, start, of="start")
+    return step, params, start, inputs
 
 
 def _single(step):

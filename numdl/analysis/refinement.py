@@ -6,6 +6,7 @@ classifies as before on the way. One that has learned its own discretization err
 Source: Queiruga et al. 2020, arXiv:2008.02389; Ott et al. 2021, arXiv:2007.15386; Sander et al. 2022, arXiv:2205.14612.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -61,11 +62,16 @@ def study(refine, x, *, factors=(1, 2, 4, 8, 16), solvers=("own",), labels=None,
     ------
     ValueError, TypeError       fewer than two factors or not by one ratio, labels that do not fit
     """
-    checks.function("refine", refine)
-    factors = _factors(factors)
+    checks.accepts("refine", refine, 2, "refine(factor, solver)")
+    x, factors, solvers = checks.leaves("x", x, examples=True), _factors(factors), _solvers(solvers)
+    if not 0 < checks.finite("confidence", confidence, shape=()) < 1:
+        raise checks.BadValue(f"confidence must be in (0, 1); got {confidence}")
+    if labels is not None:
+        labels = checks.shape("labels", checks.array("labels", labels), (len(jax.tree.leaves(x)[0]),))
+        labels = np.asarray(checks.array("labels", labels, kind="integer"))
+        checks.finite("labels", labels, least=0)
     outputs = [[_outputs(refine(int(factor), solver), x) for factor in factors] for solver in solvers]
     outputs = np.asarray(outputs)  # [solvers, n, N, d]
-    labels = None if labels is None else np.asarray(checks.shape("labels", labels, (outputs.shape[2],)))
     size = _norm(outputs[-1, -1])
     with np.errstate(invalid="ignore", divide="ignore"):
         distance = _norm(outputs - outputs[-1, -1]) / size
@@ -88,18 +94,27 @@ def study(refine, x, *, factors=(1, 2, 4, 8, 16), solvers=("own",), labels=None,
     )
 
 
+def _solvers(solvers):
+    if not isinstance(solvers, tuple | list) or not solvers:
+        raise checks.BadType(f"solvers must be a sequence of at least one solver; got {solvers!r}")
+    return solvers
+
+
 def _factors(factors):
+    if not isinstance(factors, tuple | list | range | np.ndarray):
+        raise checks.BadType(f"factors must be at least 2 numbers that grow by one ratio; got {factors!r}")
     factors = [checks.whole(f"factors[{i}]", factor) for i, factor in enumerate(factors)]
     ratios = np.diff(np.log(factors))
     if len(factors) < 2 or not (ratios > 0).all() or not np.allclose(ratios, ratios[:1]):
-        raise ValueError(f"factors must be at least 2 numbers that grow by one ratio; got {tuple(factors)}")
+        raise checks.BadValue(f"factors must be at least 2 numbers that grow by one ratio; got {tuple(factors)}")
     return np.asarray(factors)
 
 
 def _outputs(apply, x):
-    outputs = np.asarray(checks.function("refine(factor, solver)", apply)(x), np.float64)
+    outputs = checks.accepts("refine(factor, solver)", apply, 1, "refine(factor, solver)(x)")(x)
+    outputs = np.asarray(checks.array("refine(factor, solver)(x)", outputs), np.float64)
     if outputs.ndim != 2:
-        raise ValueError(f"refine(factor, solver)(x) must have shape (N, outputs); got {outputs.shape}")
+        raise checks.BadValue(f"refine(factor, solver)(x) must have shape (N, outputs); got {outputs.shape}")
     return outputs
 
 

@@ -59,25 +59,49 @@ def spectrum(field, theta, states, step, *, amplification, largest_step=None, kr
     ------
     ValueError, TypeError       states without layers and examples, a step that is not positive, no function
     """
-    checks.function("field", field)
-    checks.function("amplification", amplification)
-    checks.floating("states", states, least_ndim=3)
-    checks.positive("step", step, shape=())
+    theta, states = _along(field, theta, states)
+    checks.accepts("amplification", amplification, 1, "amplification(z)")
+    checks.array("amplification(z)", amplification(np.zeros(1, complex)), kind="number")
+    if largest_step is not None:
+        checks.accepts("largest_step", largest_step, 1, "largest_step(eigenvalues)")
+    step = float(checks.positive("step", step, shape=()))
     size = int(np.prod(states.shape[2:]))
     if krylov is not None:
         krylov = min(checks.whole("krylov", krylov, least=2), size)
     elif size > DENSE:
         krylov = 40
     if krylov is None:
-        values, residual, log_norm = _dense(jacobians(field, theta, states))
+        values, residual, log_norm = _dense(_jacobians(field, theta, states))
     else:
         values, residual, log_norm = _arnoldi(field, theta, states, krylov)
-    return _judge(values, residual, log_norm, float(step), amplification, largest_step)
+    return _judge(values, residual, log_norm, step, amplification, largest_step)
+
+
+def jacobians(field, theta, states):
+    """J_l = dF/dy for every layer and example, [L, N, n, n] with n the size of a state; arguments as in `spectrum`."""
+    return _jacobians(field, *_along(field, theta, states))
+
+
+def _along(field, theta, states):
+    """(theta, states), checked: one entry of every leaf for each layer, and a field that returns what is like y."""
+    checks.accepts("field", field, 2, "field(y, theta)")
+    theta, states = checks.leaves("theta", theta), checks.floating("states", states, least_ndim=3)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(theta):
+        if leaf.shape[:1] != states.shape[:1]:
+            raise checks.BadValue(
+                f"theta{jax.tree_util.keystr(path)} must have one entry for each of {len(states)} layers; "
+                f"got shape {tuple(leaf.shape)}"
+            )
+    local = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), theta)
+    y = jax.ShapeDtypeStruct((1, *states.shape[2:]), states.dtype)
+    rate = jax.eval_shape(checks.returning("field", field, 2, "field(y, theta)"), y, local)
+    if getattr(rate, "shape", None) != y.shape:
+        raise checks.BadValue(f"field must return an array like y, of shape {y.shape}; got {rate}")
+    return theta, states
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def jacobians(field, theta, states):
-    """J_l = dF/dy for every layer and example, [L, N, n, n] with n the size of a state."""
+def _jacobians(field, theta, states):
     size = int(np.prod(states.shape[2:]))
 
     def one(local, y):
@@ -150,7 +174,8 @@ def _hessenberg(matvec, start, steps):
 
 def _judge(values, residual, log_norm, step, amplification, largest_step):
     z = step * values
-    gain = np.abs(amplification(z))
+    gain = np.abs(checks.array("amplification(z)", amplification(z), kind="number"))
+    checks.shape("amplification(z)", gain, z.shape)
     scale = np.abs(values).max(axis=-1, keepdims=True)
     damped = values.real <= ROUNDING * scale
     decaying = np.where(values.real < -ROUNDING * scale, -values.real, np.nan)

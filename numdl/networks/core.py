@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
 from numdl import checks
@@ -37,11 +38,14 @@ from numdl.networks.lift import lift
 
 __all__ = [
     "Network",
+    "fitting",
     "jacobian",
     "last_state",
     "layer_count",
     "lift",
+    "one_example",
     "per_layer",
+    "segment",
     "split_probes",
     "state_gradients",
     "traceable",
@@ -70,13 +74,32 @@ def traceable(network):
     return Network(*(f if isinstance(f, Partial) else Partial(f) for f in network))
 
 
+def fitting(network, params, x):
+    """(network, params, x) for a jitted function: x has examples, and params are like what the network draws for x.
+
+    Shapes that only broadcast to the right ones would give numbers of another network without a word.
+    """
+    network, x = traceable(network), checks.leaves("x", x)
+    if any(0 in leaf.shape for leaf in jax.tree.leaves(x)):
+        raise checks.BadValue(f"x must hold at least one example; got shapes {jax.tree.map(np.shape, x)}")
+    try:
+        expected = _initial(*_abstract(network), *_abstract(x))
+    except checks.Refused:
+        raise
+    except Exception:  # an init that cannot be traced, or one that says in its own words what is wrong
+        return network, checks.leaves("params", params), x
+    return network, checks.like("params", params, expected, of="network.init(key, x)"), x
+
+
 def last_state(states, x):
     """y_L, the state that the readout reads; x where there is no layer."""
+    states = _stretches(states)
     return states[-1][-1] if states else x
 
 
 def layer_count(states):
     """The number of layers L in a tuple of stretches."""
+    states = _stretches(states)
     return sum(stretch.shape[0] for stretch in states)
 
 
@@ -85,22 +108,26 @@ def per_layer(function, states):
 
     The results of all layers must have one shape: a scalar each gives [L].
     """
-    parts = [jax.vmap(function)(stretch) for stretch in states]
+    checks.accepts("function", function, 1, "function(y)")
+    parts = [jax.vmap(function)(stretch) for stretch in _stretches(states)]
     return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts) if parts else jnp.zeros((0,))
 
 
 def zero_probes(network, params, x):
     """One zero array for each stretch, shaped like the states of this input."""
+    network, params, x = fitting(network, params, x)
     shapes = jax.eval_shape(network.states, params, x)
     return tuple(jnp.zeros(stretch.shape, stretch.dtype) for stretch in shapes)
 
 
 def split_probes(probes, stretches):
     """For builders: one probe or None for each stretch, their number checked."""
+    stretches = checks.whole("stretches", stretches, least=0)
     if probes is None:
         return (None,) * stretches
-    if len(probes) != stretches:
-        raise ValueError(f"probes must hold one array for each of {stretches} stretches; got {len(probes)}")
+    if not isinstance(probes, tuple | list) or len(probes) != stretches:
+        got = len(probes) if isinstance(probes, tuple | list) and probes else repr(probes)
+        raise checks.BadValue(f"probes must hold one array for each of {stretches} stretches; got {got}")
     return tuple(probes)
 
 
@@ -117,8 +144,8 @@ def state_gradients(network, params, x, loss):
     ------
     TypeError                   network is no Network, or loss is no function
     """
-    checks.function("loss", loss)
-    return _state_gradients(traceable(network), params, x, loss if isinstance(loss, Partial) else Partial(loss))
+    loss = checks.returning("loss", loss, 1, "loss(outputs)", scalar=True)
+    return _state_gradients(*fitting(network, params, x), loss)
 
 
 def jacobian(network, params, x, *, start, stop):
@@ -135,14 +162,41 @@ def jacobian(network, params, x, *, start, stop):
     ------
     ValueError                  several examples, or start and stop out of range
     """
-    network = traceable(network)
-    checks.floating("x", x, least_ndim=1)
-    if x.shape[0] != 1:
-        raise ValueError(f"x must be one example, of shape (1, ...); got shape {tuple(x.shape)}")
-    depth = layer_count(jax.eval_shape(network.states, params, x))
+    network, params, x = fitting(network, params, one_example(x))
+    return _jacobian(network, params, x, *segment(jax.eval_shape(network.states, params, x), start, stop))
+
+
+def segment(shapes, start, stop):
+    """(start, stop), checked against the layers that states of these shapes have."""
+    depth = layer_count(shapes)
     start = checks.whole("start", start, least=0, most=depth)
-    stop = checks.whole("stop", stop, least=start + 1, most=depth + 1)
-    return _jacobian(network, params, x, start, stop)
+    return start, checks.whole("stop", stop, least=start + 1, most=depth + 1)
+
+
+def one_example(x):
+    """x, checked: a floating-point array [1, ...]."""
+    x = checks.floating("x", x, least_ndim=1)
+    if x.shape[0] != 1:
+        raise checks.BadValue(f"x must be one example, of shape (1, ...); got shape {tuple(x.shape)}")
+    return x
+
+
+@functools.lru_cache(maxsize=64)
+def _initial(structure, leaves, x_structure, x_leaves):
+    """Shapes of what a network of this structure draws for such an input."""
+    network, x = jax.tree.unflatten(structure, leaves), jax.tree.unflatten(x_structure, x_leaves)
+    return jax.eval_shape(lambda network, x: network.init(jax.random.key(0), x), network, x)
+
+
+def _abstract(tree):
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+
+
+def _stretches(states):
+    if not isinstance(states, tuple | list) or not all(hasattr(stretch, "shape") for stretch in states):
+        raise checks.BadType(f"states must be a tuple of stretches [layers, N, ...]; got {states!r}")
+    return states
 
 
 @jax.jit

@@ -36,7 +36,8 @@ def lift(apply, params, x, *, examples=None):
     """
     from numdl.networks.core import Network
 
-    checks.function("apply", apply)
+    checks.accepts("apply", apply, 2, "apply(params, x)")
+    params, x = checks.leaves("params", params, empty=True), checks.leaves("x", x)
     tracing.example_axes(x, examples)
     _traced(apply, params, x, examples)
 
@@ -48,6 +49,9 @@ def lift(apply, params, x, *, examples=None):
 
 def state_names(apply, params, x, *, examples=None):
     """The name of each stretch of the lifted network's states: a parameter's path, or 'outputs'."""
+    checks.accepts("apply", apply, 2, "apply(params, x)")
+    x = checks.leaves("x", x)
+    tracing.example_axes(x, examples)
     traced = _traced(apply, params, x, examples)
     return (*(layer.name for layer in traced.layers), *(() if traced.ends_in_layer else ("outputs",)))
 
@@ -101,11 +105,12 @@ def _to_steps(layer, order, probe):
 def _traced(apply, params, x, examples):
     traced = tracing.trace(apply, params, x, examples=examples)
     if not traced.layers:
-        raise ValueError(
-            "apply must contract a parameter with data (dot_general or convolution) at least once; found no layer. "
+        raise checks.BadValue(
+            "apply must contract a parameter with data (dot_general or convolution) at least once; got none: "
+            "found no layer. "
             f"Parameters: {', '.join(traced.parameters) or 'none'}"
         )
     outputs = jax.tree.leaves(traced.outputs)
-    if len(outputs) != 1 or not jnp.issubdtype(outputs[0].dtype, jnp.inexact):
-        raise TypeError(f"apply must return one array of floating-point numbers [N, ...]; got {traced.outputs}")
+    if len(outputs) != 1 or not hasattr(traced.outputs, "shape") or not jnp.issubdtype(outputs[0].dtype, jnp.inexact):
+        raise checks.BadType(f"apply must return one array of floating-point numbers [N, ...]; got {traced.outputs}")
     return traced

@@ -41,7 +41,8 @@ def trace(apply, params, x, *, examples=None):
     Shapes and dtypes of params and x are all that is used. Nothing is compiled. `examples` as in `example_axes`; where
     it is not given and leaves of x differ in their first length, no layer's examples are known.
     """
-    checks.function("apply", apply)
+    apply = checks.returning("apply", apply, 2, "apply(params, x)")
+    params, x = checks.leaves("params", params, empty=True), checks.leaves("x", x)
     closed, outputs = jax.make_jaxpr(apply, return_shape=True)(params, x)
     paths = trees.names(params)
     shapes = [tuple(aval.shape) for aval in closed.in_avals]
@@ -60,6 +61,11 @@ def trace(apply, params, x, *, examples=None):
 def place(apply, visit, *, weigh=None):
     """`apply` with `visit` at each layer: function(params, x, given=None) -> (outputs, found), traced at every call."""
 
+    checks.accepts("apply", apply, 2, "apply(params, x)")
+    checks.accepts("visit", visit, 3, "visit(layer, state, given)")
+    if weigh is not None:
+        checks.accepts("weigh", weigh, 3, "weigh(layer, weight, given)")
+
     def placed(params, x, given=None):
         return trace(apply, params, x).run(params, x, visit=visit, weigh=weigh, given=given)
 
@@ -69,8 +75,8 @@ def place(apply, visit, *, weigh=None):
 def tap(x, name):
     """x itself, marked as a place `name` for every analysis of the function that computes it."""
     if not isinstance(name, str) or not name:
-        raise TypeError(f"name must be a non-empty string; got {name!r}")
-    return checkpoint_name(x, TAP + name)
+        raise checks.BadType(f"name must be a non-empty string; got {name!r}")
+    return checkpoint_name(checks.leaf("x", x), TAP + name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -284,7 +284,7 @@ def test_bad_input_of_the_others_is_named(key, x):
     with pytest.raises(ValueError, match=r"cotangent must have shape \(4, 4\); got \(4, 5\)"):
         gradients.growth_at(net, net.init(key, x), x, jnp.ones((4, 5)))
     with pytest.raises(TypeError, match="init must be a function; got 3"):
-        gradients.growth_of_function(key, linear, 3, x, loss=linear, seeds=2)
+        gradients.growth_of_function(key, lambda params, x: x, 3, x, loss=linear, seeds=2)
     with pytest.raises(ValueError, match=r"samples must have shape .*got \(1, 4\)"):
         gradients.verdict(np.zeros((1, 4)))
     with pytest.raises(ValueError, match=r"factor must be .*> 1; got 1"):

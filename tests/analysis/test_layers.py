@@ -403,7 +403,7 @@ def test_other_bad_options():
         layers.probe(relu_net, PARAMS, X, rank_examples=1)
     with pytest.raises(ValueError, match=r"select must choose at least one layer; got 'b\*', the layers are a/w, c/w"):
         layers.capture(relu_net, "b*")(PARAMS, X)
-    with pytest.raises(TypeError, match="select must be a function; got 3"):
+    with pytest.raises(TypeError, match="select must be .* a function .*; got 3"):
         layers.capture(relu_net, 3)
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import activations
-from numdl.analysis import curvature, laws
+from numdl.analysis import curvature
 from numdl.networks import recurrent
 from tests.registry import kinds
 from tests.registry import objects as o
@@ -15,7 +15,7 @@ DENSE, DENSE_PARAMS, _ = o.built("dense")
 NETWORK = kinds.instance(DENSE)
 OF_NETWORK = {"network": NETWORK, "params": kinds.like(DENSE_PARAMS), "x": kinds.batch(o.X)}
 AT_ONE = {**OF_NETWORK, "x": kinds.batch(o.X[:1])}
-LIFTED = {"params": kinds.data(o.PARAMS).also("text", None, {}), "x": kinds.data(o.X).also(np.ones((0, 4)), None)}
+LIFTED = {"params": kinds.data(o.PARAMS), "x": kinds.data(o.X).also(np.ones((0, 4)), None)}
 DIRECTION = kinds.like(o.PARAMS)
 GRID = kinds.finite(np.array([-1.0, 0.0, 1.0]))
 STACK = {name: np.stack([leaf] * 2) for name, leaf in o.PARAMS.items()}
@@ -172,10 +172,11 @@ CALLS = {
         "loss": kinds.loss(o.loss_of_outputs),
         "rank_examples": kinds.count(2, least=2),
     },
-    "analysis.layers.capture": {"select": kinds.Argument("w", (3, "", [3], [], {}))},
+    "analysis.layers.capture": {"apply": kinds.function(o.apply), "select": kinds.Argument("w", (3, "", [3], [], {}))},
     "analysis.layers.tap": {"x": kinds.Argument(o.X, ("text", None, *kinds.spoiled(o.X))), "name": kinds.text("here")},
-    "tracing.trace": LIFTED,
+    "tracing.trace": {**LIFTED, "x": kinds.data(o.X)},
     "tracing.place": {
+        "apply": kinds.function(o.apply),
         "visit": kinds.function(lambda layer, state, given: (state, None)),
         "weigh": kinds.function(lambda layer, weight, given: (weight, None)),
     },
@@ -231,8 +232,8 @@ CALLS = {
     **{
         f"analysis.recurrent.{name}": {
             "step": kinds.function(o.cell().step, "text"),
-            "params": kinds.tree(o.cell_params()),
-            "start": kinds.data(MEMORY).also(None, {}, recurrent.Memory(np.zeros((3, 4)), np.zeros((3, 4)))),
+            "params": kinds.data(o.cell_params()),
+            "start": kinds.data(MEMORY).also({}, recurrent.Memory(np.zeros((3, 4)), np.zeros((3, 4)))),
             "inputs": kinds.batch(INPUTS),
             "field": kinds.name("cell"),
         }
@@ -253,17 +254,11 @@ CALLS = {
     },
     "analysis.refinement.study": {
         "refine": kinds.function(refine, "text", 3),
-        "x": kinds.batch(o.X),
+        "x": kinds.data(o.X).also(None, o.X[:0]),
         "factors": kinds.counts((1, 2, 4)).also((1,), (1, 2, 3), (4, 2, 1)),
         "solvers": kinds.Argument(("own",), (None, 3, ())),
         "labels": kinds.labels(o.LABELS),
     },
-    "analysis.weights.from_defaults": {"params": kinds.Argument(laws.defaults("flax", "dense", (4, 2)), ())},
-    "analysis.weights.from_leaves": {
-        "transposed": kinds.Argument((), (3, None)),
-        "stacked": kinds.Argument((), (3, None)),
-    },
-    "analysis.weights.from_call": LIFTED,
     "analysis.kernels.alignment": {
         "kernel1": kinds.finite(o.MATRIX, np.ones((3, 2))),
         "kernel2": kinds.finite(o.MATRIX, np.eye(2)),
@@ -312,3 +307,4 @@ CALLS = {
     },
 }
 CALLS["analysis.landscape.align"]["reference"] = kinds.like(CALLS["analysis.landscape.align"]["params"].good)
+EXTRA = {"analysis.initialization.explain": {"apply": o.apply, "x": o.X}}

@@ -29,7 +29,7 @@ NORM = {
 }
 DENSE, DENSE_PARAMS, _ = o.built("dense")
 OF_NETWORK = {"network": kinds.instance(DENSE), "params": kinds.like(DENSE_PARAMS), "x": kinds.batch(o.X)}
-LIFTED = {"params": kinds.data(o.PARAMS).also("text", None, {}), "x": kinds.data(o.X).also(np.ones((0, 4)), None)}
+LIFTED = {"params": kinds.data(o.PARAMS), "x": kinds.data(o.X).also(np.ones((0, 4)), None)}
 SIGNS = np.array([1.0, -1.0, 1.0])
 COUPLINGS = np.ones((3, 3)) - np.eye(3)
 STAGES = (convolutional.Stage(2, 3),)
@@ -80,7 +80,10 @@ CALLS = {
         "start": kinds.limited(1, most=3, least=0),
         "stop": kinds.limited(2, most=4).also(1),
     },
-    "networks.core.last_state": {"states": kinds.Argument((np.ones((1, 3, 4)),), (None, 3, "text"))},
+    "networks.core.last_state": {
+        "states": kinds.Argument((np.ones((1, 3, 4)),), (None, 3, "text")),
+        "x": kinds.free(o.X),
+    },
     "networks.core.layer_count": {"states": kinds.Argument((np.ones((1, 3, 4)),), (None, 3, "text"))},
     "networks.core.per_layer": {
         "function": kinds.function(jnp.mean),
