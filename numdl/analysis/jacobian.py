@@ -108,9 +108,10 @@ def isometry(singular_values, *, zero_below=None):
     zero_below : scalar         relative to the largest; None: n * eps of the dtype
     Twin: theory.jacobian.SquaredSingularValues.isometry
     """
-    s = jnp.asarray(checks.floating("singular_values", singular_values, least_ndim=1))
+    s = checks.floating("singular_values", singular_values, least_ndim=1)
     limit = s.shape[-1] * float(jnp.finfo(s.dtype).eps) if zero_below is None else zero_below
-    return _isometry(s, jnp.asarray(checks.variance("zero_below", limit, shape=()), s.dtype))
+    limit = checks.variance("zero_below", limit, shape=())
+    return _isometry(jnp.asarray(s), jnp.asarray(limit, s.dtype))
 
 
 def extremes(key, network, params, x, *, start, stop, num_matvecs):

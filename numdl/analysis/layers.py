@@ -328,8 +328,8 @@ def _with_layers(apply, params, x, examples):
     if not traced.layers:
         held = "".join(f"; not entered: {text}" for text in traced.not_entered)
         raise ValueError(
-            "apply must contract a parameter with data (dot_general or convolution) at least once, or call tap; got none: "
-            f"found no layer{held}. Parameters: {', '.join(traced.parameters) or 'none'}"
+            "apply must contract a parameter with data (dot_general or convolution) at least once, or call tap; got "
+            f"none: found no layer{held}. Parameters: {', '.join(traced.parameters) or 'none'}"
         )
     return traced
 
