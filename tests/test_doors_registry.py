@@ -18,6 +18,7 @@ FINISHED = (
     "analysis.attention",
     "analysis.gradients",
     "analysis.jacobian",
+    "analysis.laws",
     "analysis.layers",
     "analysis.normalization",
     "analysis.propagation",

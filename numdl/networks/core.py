@@ -80,8 +80,10 @@ def fitting(network, params, x):
     Shapes that only broadcast to the right ones would give numbers of another network without a word.
     """
     network, x = traceable(network), checks.leaves("x", x)
-    if any(0 in leaf.shape for leaf in jax.tree.leaves(x)):
-        raise checks.BadValue(f"x must hold at least one example; got shapes {jax.tree.map(np.shape, x)}")
+    for leaf in jax.tree.leaves(x):
+        if 0 in leaf.shape or not any(part.shape for part in jax.tree.leaves(x)):
+            got = x if not leaf.shape else f"shape {tuple(leaf.shape)}"
+            raise checks.BadValue(f"x must be an array [N, ...] with at least one example; got {got}")
     try:
         expected = _initial(*_abstract(network), *_abstract(x))
     except checks.Refused:

@@ -21,5 +21,5 @@ for name, function in test_doors_registry.FUNCTIONS.items():
         rows += sum(1 for _ in registry.bad_calls(name, function, test_doors_registry.REGISTERED))
         failures += len(found)
         for row, answer in found.items():
-            print(f"{row}\t{answer}")
+            print(f"{row}\t{answer}".replace("\n", " "))
 print(f"{rows} rows, {failures} not refused")

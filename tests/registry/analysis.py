@@ -163,7 +163,7 @@ CALLS = {
         "shape": kinds.counts((4, 2)).also((4,), (4, 2, 3)),
     },
     "analysis.laws.identify": {
-        "matrix": kinds.real(o.MATRIX, np.ones(3)),
+        "matrix": kinds.Argument(o.MATRIX, ("text", None, np.ones(3), np.full((3, 3), "text"), kinds.masked((3, 3)))),
         "fan_in": kinds.count(3),
         "fan_out": kinds.count(3),
     },
