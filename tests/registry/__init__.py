@@ -21,6 +21,7 @@ import numdl
 INTERNAL = {
     "analysis.alignment",
     "analysis.flow",
+    "analysis.parts",
     "analysis.weights",
     "checks",
     "jumps",
@@ -36,6 +37,7 @@ INTERNAL = {
 }
 # What is offered without a door, and why.
 UNCHECKED = {
+    "krylov.trace.weighted_sums": "a helper of krylov",
     "networks.core.fitting": "a check itself",
     "networks.core.one_example": "a check itself",
     "networks.core.segment": "a check itself",

@@ -15,7 +15,11 @@ DENSE, DENSE_PARAMS, _ = o.built("dense")
 NETWORK = kinds.instance(DENSE)
 OF_NETWORK = {"network": NETWORK, "params": kinds.like(DENSE_PARAMS), "x": kinds.batch(o.X)}
 AT_ONE = {**OF_NETWORK, "x": kinds.batch(o.X[:1])}
-LIFTED = {"params": kinds.data(o.PARAMS), "x": kinds.data(o.X).also(np.ones((0, 4)), None)}
+LIFTED = {
+    "examples": kinds.Argument(None, ("tpyo", 7, 0.5)),
+    "params": kinds.data(o.PARAMS),
+    "x": kinds.data(o.X).also(np.ones((0, 4)), None),
+}
 DIRECTION = kinds.like(o.PARAMS)
 GRID = kinds.finite(np.array([-1.0, 0.0, 1.0]))
 STACK = {name: np.stack([leaf] * 2) for name, leaf in o.PARAMS.items()}
@@ -172,8 +176,16 @@ CALLS = {
         "loss": kinds.loss(o.loss_of_outputs),
         "rank_examples": kinds.count(2, least=2),
     },
-    "analysis.layers.capture": {"apply": kinds.function(o.apply), "select": kinds.Argument("w", (3, "", [3], [], {}))},
+    "analysis.layers.capture": {
+        "examples": kinds.free(None),
+        "apply": kinds.function(o.apply),
+        "select": kinds.Argument("w", (3, "", [3], [], {})),
+    },
     "analysis.layers.tap": {"x": kinds.Argument(o.X, ("text", None, *kinds.spoiled(o.X))), "name": kinds.text("here")},
+    "tracing.example_axes": {
+        "x": kinds.Argument(o.X, (None, {}, o.X[:0], 3.0, (o.X, o.X[:2]))),
+        "examples": kinds.Argument(None, ("tpyo", 7, 0.5)),
+    },
     "tracing.trace": {**LIFTED, "x": kinds.data(o.X)},
     "tracing.place": {
         "apply": kinds.function(o.apply),

@@ -29,7 +29,11 @@ NORM = {
 }
 DENSE, DENSE_PARAMS, _ = o.built("dense")
 OF_NETWORK = {"network": kinds.instance(DENSE), "params": kinds.like(DENSE_PARAMS), "x": kinds.batch(o.X)}
-LIFTED = {"params": kinds.data(o.PARAMS), "x": kinds.data(o.X).also(np.ones((0, 4)), None)}
+LIFTED = {
+    "examples": kinds.Argument(None, ("tpyo", 7, 0.5)),
+    "params": kinds.data(o.PARAMS),
+    "x": kinds.data(o.X).also(np.ones((0, 4)), None),
+}
 SIGNS = np.array([1.0, -1.0, 1.0])
 COUPLINGS = np.ones((3, 3)) - np.eye(3)
 STAGES = (convolutional.Stage(2, 3),)
