@@ -309,6 +309,15 @@ def floats(name, tree, *, empty=False):
     return tree
 
 
+def together(name, tree, other, like, *, of="examples"):
+    """The length along axis 0 of two pytrees of examples, which must be the same; `other` names the second."""
+    first, second = length(name, tree, of=of), length(other, like, of=of)
+    if first != second:
+        shapes = [tuple(np.shape(jax.tree.leaves(one)[0])) for one in (tree, like)]
+        raise BadValue(f"{name} and {other} must have as many {of}; got shapes {shapes[0]} and {shapes[1]}")
+    return first
+
+
 def dtype(name, value):
     """A dtype that jax keeps as it is: without x64, "float64" would become float32 in silence."""
     found = known_dtype(name, value)
@@ -418,6 +427,11 @@ def _returned(value):
 def _article(kind):
     names = [k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,))]
     return ("an " if names[0][0] in "AEIOU" else "a ") + " or ".join(names)
+
+
+def shown(value):
+    """A value in a few words, for messages of one's own; an array by its shape and dtype."""
+    return _show(value)
 
 
 def _show(value):

@@ -22,6 +22,7 @@ def figure(*, width=6.4, height=4.2):
     """A new figure, in inches, that belongs to no window and no pyplot: `figure().subplots(1, 2)`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    width, height = checks.positive("width", width, shape=()), checks.positive("height", height, shape=())
     made = _visible()[0](figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
     return made
@@ -45,9 +46,10 @@ def prediction_and_measurement(
     ------
     ValueError              shapes that do not fit, another `log`
     """
-    x, predicted, samples = (np.asarray(a, dtype=float) for a in (x, predicted, samples))
-    checks.shape("x", x, (None,))
-    checks.shape("predicted", predicted, x.shape)
+    _checked_axes(ax)
+    x, predicted, samples = _numbers("x", x, 1), _numbers("predicted", predicted, 1), _numbers("samples", samples, 2)
+    if x.size != predicted.size:
+        raise checks.BadValue(f"predicted must have the length of x, {x.shape}; got {predicted.shape}")
     checks.shape("samples", samples, (None, x.size))
     checks.one_of("log", log, SCALES)
     ax, color = _axes(ax), color or _fresh(ax)
@@ -70,8 +72,9 @@ def agreement(record, *, x=None, ax=None, label="measured", xlabel="index", limi
     x : array               positions; None counts from 1
     limit : scalar          standard errors beyond which a difference is no accident, drawn as two lines
     """
-    z = np.ravel(np.asarray(record.z, dtype=float))
-    x = np.arange(1, z.size + 1) if x is None else np.asarray(x, dtype=float)
+    _checked_axes(ax)
+    z = np.ravel(_field("record", record, "z"))
+    x = np.arange(1, z.size + 1) if x is None else _numbers("x", x, 1)
     checks.shape("x", x, z.shape)
     limit = checks.positive("limit", limit, shape=())
     ax, color = _axes(ax), color or _fresh(ax)
@@ -92,9 +95,10 @@ def phase_diagram(record, *, ax=None):
     ----------
     record : PhaseDiagram   weight_variances (W,), bias_variances (B,), chi_1 (W, B)
     """
-    weights, biases = (np.asarray(a, dtype=float) for a in (record.weight_variances, record.bias_variances))
-    chi = np.asarray(record.chi_1, dtype=float)
-    checks.shape("chi_1", chi, (weights.size, biases.size))
+    _checked_axes(ax)
+    weights, biases = (_field("record", record, name) for name in ("weight_variances", "bias_variances"))
+    chi = _field("record", record, "chi_1")
+    checks.shape("record.chi_1", chi, (weights.size, biases.size))
     ax = _axes(ax)
     slope = np.log(np.where(chi > 0, chi, np.nan)).T
     mesh = ax.pcolormesh(weights, biases, slope, cmap="RdBu_r", vmin=-1, vmax=1, shading="nearest", rasterized=True)
@@ -124,10 +128,13 @@ def product_norm(depths, predicted, log_samples, *, ax=None, label="measured", c
     """
     from matplotlib.ticker import MaxNLocator
 
-    depths, logs = np.asarray(depths, dtype=float), np.asarray(log_samples, dtype=float)
-    checks.shape("depths", depths, (None,))
-    checks.shape("log_samples", logs, (None, depths.size))
-    mean, typical = (np.asarray(a, dtype=float) for a in (predicted.log_of_mean, predicted.log_mean))
+    _checked_axes(ax)
+    depths, logs = _numbers("depths", depths, 1), _numbers("log_samples", log_samples, 2)
+    if logs.shape[1] != depths.size:
+        raise checks.BadValue(
+            f"log_samples must have a column for each of the depths; got shape {logs.shape} for depths {depths.shape}"
+        )
+    mean, typical = (_field("predicted", predicted, name) for name in ("log_of_mean", "log_mean"))
     checks.shape("predicted.log_of_mean", mean, depths.shape)
     ax, color = _axes(ax), color or _fresh(ax)
     tens = np.log(10.0)
@@ -152,6 +159,9 @@ def layers(flow, *, ax=None):
     ----------
     flow : LayerFlow        of `analysis.layers.probe`: names, state_rms, state_gradient_rms, state_nonfinite, each (L,)
     """
+    _checked_axes(ax)
+    for name in ("state_rms", "state_gradient_rms", "state_nonfinite"):
+        _field("flow", flow, name)
     ax = _axes(ax)
     x = np.arange(1, len(flow.names) + 1)
     rows = (("state", flow.state_rms), ("gradient of the state, per example", flow.state_gradient_rms))
@@ -172,9 +182,28 @@ def layers(flow, *, ax=None):
 
 def tidy(ax):
     """Axes with two spines and a faint grid; done to axes that numdl makes, offered for yours."""
+    _checked_axes("None" if ax is None else ax)
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(color="0.92", linewidth=0.8)
     ax.set_axisbelow(True)
+    return ax
+
+
+def _numbers(name, value, ndim):
+    """An array of float64 with so many axes."""
+    return np.asarray(checks.array(name, value, ndim=ndim), dtype=float)
+
+
+def _field(name, record, field):
+    """A record's field as an array of float64."""
+    if not hasattr(record, field):
+        raise checks.BadType(f"{name} must be a record with the field {field}; got {checks.shown(record)}")
+    return np.asarray(checks.array(f"{name}.{field}", getattr(record, field), empty=True), dtype=float)
+
+
+def _checked_axes(ax):
+    if ax is not None and not (hasattr(ax, "plot") and hasattr(ax, "spines")):
+        raise checks.BadType(f"ax must be Axes of matplotlib; got {ax!r:.60}")
     return ax
 
 

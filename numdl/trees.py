@@ -121,7 +121,7 @@ def trainable(params, *, frozen=(), name="params"):
     if not set(kinds) - {"kept"}:
         raise checks.BadValue(
             f"{name} must hold at least one floating-point array that is not frozen; got "
-            f"{_listed(paths) if paths else repr(params)}"
+            f"{_described(paths, leaves) if paths else repr(params)}"
         )
     kept = tuple(leaf for leaf, kind in zip(leaves, kinds) if kind == "kept")
     return _part_that_moves(leaves, kinds, structure), Rest(kept, structure, kinds)
@@ -163,6 +163,12 @@ def _fits(path, pattern):
 
 def _listed(paths):
     return ", ".join(paths) or "no leaf"
+
+
+def _described(paths, leaves):
+    """The leaves with their dtypes and shapes, the first few."""
+    shown = [f"{path} {leaf.dtype}{tuple(leaf.shape)}" for path, leaf in list(zip(paths, leaves))[:8]]
+    return ", ".join(shown) + (", ..." if len(leaves) > 8 else "")
 
 
 def _kind(leaf):

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "theory": GROUND,
     "analysis": GROUND | {"networks.core", "networks.lift"},
     "optimize": GROUND,
-    "data": {"lazy"},
+    "data": {"lazy", "checks"},
     "plotting": GROUND,
     "reporting": GROUND,
     "audit": GROUND | {"theory", "analysis", "networks", "ode", "optimize", "plotting", "reporting"},

@@ -1,4 +1,4 @@
-"""Data sets: bundled and synthetic ones by default, published ones from this machine; imports nothing of numdl.
+"""Data sets: bundled and synthetic by default, published ones from this machine; imports nothing of numdl but checks.
 
     data.digits(), data.iris(), data.photographs()                    inside scikit-learn's wheel
     data.mnist(split="train"), fashion_mnist, cifar10, cifar100       from the folder NUMDL_DATA or the cache

@@ -5,11 +5,12 @@ those before it, and a run that resumes at epoch e sees what it would have seen.
 """
 
 import itertools
-import numbers
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from numdl import checks
 
 
 def batches(key, data, size, *, remainder, epochs=None):
@@ -30,9 +31,13 @@ def batches(key, data, size, *, remainder, epochs=None):
     ------
     TypeError, ValueError       at the call, before the first batch
     """
-    count = _length(data)
-    _check(key, count, size, epochs, remainder, ("drop", "keep"))
-    return _batches(key, data, count, int(size), remainder, epochs)
+    data = checks.leaves("data", data)
+    count = checks.length("data", data)
+    checks.key("key", key)
+    size = checks.whole("size", size, most=count)
+    checks.one_of("remainder", remainder, ("drop", "keep"))
+    epochs = None if epochs is None else checks.whole("epochs", epochs)
+    return _batches(key, data, count, size, remainder, epochs)
 
 
 def epoch_indices(key, count, size, *, epochs, remainder="drop"):
@@ -46,7 +51,10 @@ def epoch_indices(key, count, size, *, epochs, remainder="drop"):
     ------
     TypeError, ValueError       a size outside 1..count, or another argument that is not allowed
     """
-    _check(key, _whole("count", count), size, _whole("epochs", epochs), remainder, ("drop", "carry"))
+    checks.key("key", key)
+    count, epochs = checks.whole("count", count), checks.whole("epochs", epochs)
+    size = checks.whole("size", size, most=count)
+    checks.one_of("remainder", remainder, ("drop", "carry"))
     orders = jax.lax.map(lambda epoch: _order(key, epoch, count), jnp.arange(epochs, dtype=jnp.int32))
     used = orders[:, : count - count % size] if remainder == "drop" else orders
     return used.reshape(-1)[: used.size - used.size % size].reshape(-1, size)
@@ -70,18 +78,20 @@ def split(key, data, fractions, *, stratify=None):
     ------
     ValueError                  fractions that do not add up to 1, or a part that would be empty
     """
-    count = _length(data)
-    _check(key, count, 1, None, "drop", ("drop",))
+    data = checks.leaves("data", data)
+    count = checks.length("data", data)
+    checks.key("key", key)
     fractions = _fractions(fractions)
+    classes = None if stratify is None else _classes(stratify, count)
     order = np.asarray(jax.random.permutation(key, jnp.arange(count, dtype=jnp.int32)))
-    groups = [order] if stratify is None else _groups(order, stratify, count)
+    groups = [order] if classes is None else [order[classes[order] == value] for value in np.unique(classes)]
     cut = [np.split(group, np.cumsum(_sizes(len(group), fractions))[:-1]) for group in groups]
     # Sorted by place in `order`, so that a class does not come before another.
     rank = np.argsort(order)
     parts = [np.concatenate(part) for part in zip(*cut)]
     if not all(len(part) for part in parts):
         sizes = [len(part) for part in parts]
-        raise ValueError(f"fractions {fractions} of {count} examples leave a part empty: sizes {sizes}")
+        raise checks.BadValue(f"fractions must leave no part empty; got {fractions} of {count} examples: sizes {sizes}")
     return tuple(_take(data, part[np.argsort(rank[part])]) for part in parts)
 
 
@@ -100,49 +110,22 @@ def _take(data, indices):
     return jax.tree.map(lambda leaf: leaf[indices], data)
 
 
-def _length(data):
-    """The leading length that all leaves of `data` share."""
-    leaves = jax.tree.leaves(data)
-    if not leaves or not all(isinstance(leaf, np.ndarray | jax.Array) and leaf.ndim for leaf in leaves):
-        wrong = next((type(leaf).__name__ for leaf in leaves if getattr(leaf, "ndim", 0) == 0), "nothing")
-        raise TypeError(f"data must hold arrays with a leading axis only, such as (images, labels); it holds {wrong}")
-    lengths = sorted({len(leaf) for leaf in leaves})
-    if len(lengths) > 1 or lengths[0] < 1:
-        raise ValueError(f"data must hold arrays of one leading length >= 1; got lengths {lengths}")
-    return lengths[0]
-
-
-def _check(key, count, size, epochs, remainder, allowed):
-    if not (isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
-        raise TypeError(f"key must be one typed random key, jax.random.key(seed); got {key!r}")
-    if _whole("size", size) > count:
-        raise ValueError(f"size must be at most the number of examples, {count}; got {size}")
-    if epochs is not None:
-        _whole("epochs", epochs)
-    if remainder not in allowed:
-        raise ValueError(f"remainder must be one of {', '.join(allowed)}; got {remainder!r}")
-
-
-def _whole(name, value):
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer >= 1; got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be an integer >= 1; got {value!r}")
-    return value
-
-
 def _fractions(fractions):
-    values = tuple(float(fraction) for fraction in fractions)
-    if not (values and all(value > 0 for value in values) and abs(sum(values) - 1) < 1e-9):
-        raise ValueError(f"fractions must be positive and add up to 1; got {tuple(fractions)}")
-    return values
+    if isinstance(fractions, str) or not hasattr(fractions, "__iter__"):
+        raise checks.BadType(f"fractions must be a tuple of numbers that add up to 1; got {fractions!r}")
+    values = np.asarray(checks.array("fractions", tuple(fractions), ndim=1), np.float64)
+    if not (np.all(values > 0) and abs(values.sum() - 1) < 1e-9):
+        raise checks.BadValue(f"fractions must be positive and add up to 1; got {fractions!r}")
+    return tuple(values.tolist())
 
 
-def _groups(order, stratify, count):
-    classes = np.asarray(stratify)
+def _classes(stratify, count):
+    classes = np.asarray(checks.native("stratify", stratify))
     if classes.shape != (count,):
-        raise ValueError(f"stratify must have one class for each of the {count} examples; got shape {classes.shape}")
-    return [order[classes[order] == value] for value in np.unique(classes)]
+        raise checks.BadValue(
+            f"stratify must have a class for each of the {count} examples; got {stratify!r:.50}, shape {classes.shape}"
+        )
+    return classes
 
 
 def _sizes(count, fractions):

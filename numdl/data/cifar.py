@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numdl import checks
 from numdl.data import files, pickles
 
 SIDE = 32
@@ -33,6 +34,8 @@ def read_binary(path, *, classes, count=None, most_bytes=files.MOST):
                                 large, or damaged; the message names the file
     Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009, and its data page.
     """
+    classes, count = _expected(classes, count)
+    most_bytes = checks.whole("most_bytes", most_bytes)
     record = len(classes) + PIXELS
     # With a count known, a file that expands beyond it is refused as soon as it does.
     raw = files.contents(path, most_bytes=most_bytes if count is None else min(most_bytes, count * record))
@@ -51,6 +54,7 @@ def read_pickle(path, *, classes, count=None, most_bytes=files.MOST):
     ------
     ValueError                  as in `read_binary`, or the pickle holds anything but arrays, texts and numbers
     """
+    classes, count = _expected(classes, count)
     columns = ("labels",) if len(classes) == 1 else ("coarse_labels", "fine_labels")
     found = pickles.read(path, most_bytes=most_bytes)
     missing = [name for name in ("data", *columns) if name not in found]
@@ -61,6 +65,15 @@ def read_pickle(path, *, classes, count=None, most_bytes=files.MOST):
         raise ValueError(f"{path}: its entry 'data' is not an array of shape (N, {PIXELS}) of uint8")
     labels = [_column(path, name, found[name], len(pixels)) for name in columns]
     return _records(path, pixels, np.stack(labels, axis=1), classes, count)
+
+
+def _expected(classes, count):
+    """The arguments in plain integers: classes of each label, one or two, and the number of records."""
+    numbers = classes if isinstance(classes, tuple | list) else (classes,)
+    if len(numbers) not in (1, 2):
+        raise checks.BadValue(f"classes must be a tuple of one or two integers; got {classes!r}")
+    numbers = tuple(checks.whole("classes", number, most=256) for number in numbers)
+    return numbers, None if count is None else checks.whole("count", count)
 
 
 def _column(path, name, values, count):

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 
+from numdl import checks
 from numdl.data import archives, files, local
 
 MD5 = {
@@ -56,9 +57,10 @@ def fetch(name, folder=None, *, address=None):
     OSError                     the connection failed (call again to go on), or another process is downloading
     ImportError                 pooch is not installed; the message says how to get it
     """
-    if name not in MD5:
-        raise ValueError(f"name must be one of {', '.join(MD5)}; got {name!r}")
-    root = local.cache() if folder is None else pathlib.Path(folder).expanduser()
+    checks.one_of("name", name, tuple(MD5))
+    root = local.cache() if folder is None else checks.path("folder", folder).expanduser()
+    if address is not None and not checks.instance("address", address, str, hint="such as https://..."):
+        raise checks.BadValue(f"address must be the address of a mirror; got {address!r}")
     if name not in CONTENTS:
         return _files(name, root / name, address)[0].parent
     inside, sizes = CONTENTS[name]

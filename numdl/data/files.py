@@ -6,8 +6,9 @@ Memory follows the bytes that a file really holds, not the number that its heade
 import contextlib
 import gzip
 import io
-import pathlib
 import zlib
+
+from numdl import checks
 
 MOST = 2**28  # bytes after decompression, the readers' default limit
 CHUNK = 2**18
@@ -25,10 +26,14 @@ def opened(path, *, most_bytes=MOST):
     FileNotFoundError           there is no such file
     ValueError                  `path` is no regular file, or a plain file is longer than `most_bytes`
     """
-    path = pathlib.Path(path)
-    status = path.stat()
+    most_bytes = checks.whole("most_bytes", most_bytes)
+    path = checks.path("path", path)
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise type(error)(f"path must be a file that can be read; got {str(path)!r}: {error.strerror}") from error
     if not path.is_file():  # a pipe would block, a device never end
-        raise ValueError(f"{path}: not a regular file")
+        raise checks.BadValue(f"path must be a file that can be read; got {str(path)!r}: not a regular file")
     with open(path, "rb") as file:
         packed = file.read(2) == GZIP
         file.seek(0)

@@ -2,10 +2,12 @@
 
 import hashlib
 import math
+import re
 import struct
 
 import numpy as np
 
+from numdl import checks
 from numdl.data import files
 
 # third byte of the magic number -> type
@@ -29,6 +31,10 @@ def read(path, *, shape=None, sha256=None, most_bytes=files.MOST):
                                 expected shape or digest; the message names the file
     Source: Y. LeCun, C. Cortes, C. Burges, The MNIST database, section on file formats.
     """
+    most_bytes = checks.whole("most_bytes", most_bytes)
+    shape = None if shape is None else _dimensions(shape)
+    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", checks.instance("sha256", sha256, str)):
+        raise checks.BadValue(f"sha256 must be 64 hexadecimal digits; got {sha256!r}")
     with files.opened(path, most_bytes=most_bytes + 4 * (1 + MOST_DIMENSIONS)) as stream:
         header, dtype, dimensions = _header(path, stream)
         count = _size(path, dtype, dimensions, shape, most_bytes)
@@ -41,6 +47,15 @@ def read(path, *, shape=None, sha256=None, most_bytes=files.MOST):
     if sha256 is not None:
         _verify(path, sha256, header, values)
     return np.frombuffer(values, dtype).reshape(dimensions).astype(dtype.newbyteorder("="), copy=False)
+
+
+def _dimensions(shape):
+    if isinstance(shape, str) or not hasattr(shape, "__iter__"):
+        raise checks.BadType(f"shape must be a tuple of integers >= 1; got {shape!r}")
+    shape = tuple(shape)
+    if not shape:
+        raise checks.BadValue(f"shape must be a tuple of integers >= 1; got {shape!r}")
+    return tuple(checks.whole(f"shape[{axis}]", length) for axis, length in enumerate(shape))
 
 
 def _header(path, stream):
@@ -75,5 +90,5 @@ def _size(path, dtype, dimensions, shape, most_bytes):
 def _verify(path, sha256, header, values):
     digest = hashlib.sha256(header)
     digest.update(values)
-    if digest.hexdigest() != sha256:
+    if digest.hexdigest() != sha256.lower():
         raise ValueError(f"{path}: its sha256 is {digest.hexdigest()}; the published file's is {sha256}")

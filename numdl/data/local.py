@@ -4,13 +4,15 @@ import os
 import pathlib
 import sys
 
+from numdl import checks
+
 VARIABLE = "NUMDL_DATA"
 
 
 def folders(folder=None):
     """The folders to look in: `folder` alone if given, else the one that NUMDL_DATA names (if set), then the cache."""
     if folder is not None:
-        return [pathlib.Path(folder).expanduser()]
+        return [checks.path("folder", folder).expanduser()]
     named = os.environ.get(VARIABLE)
     return [*([pathlib.Path(named).expanduser()] if named else []), cache()]
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numdl import checks
 from numdl.data import cifar, classes, idx, local
 from numdl.data.bundled import Dataset
 
@@ -102,8 +103,7 @@ class _Layout(NamedTuple):
 
 
 def _choose(name, value, allowed):
-    if value not in tuple(allowed):
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+    checks.one_of(name, value, tuple(allowed))
 
 
 def _idx(name, split, folder, digests, names, source):

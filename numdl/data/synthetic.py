@@ -1,12 +1,14 @@
 """Synthetic classification problems in the plane: peaks, circles, ellipses, swiss roll, spirals.
 
 The test problems of the papers that read networks as differential equations. Each takes a NumPy generator or an
-integer seed, `random`, and returns new arrays; nothing here knows jax. Classes are equally frequent.
+integer seed, `random`, and returns new arrays; nothing here needs jax. Classes are equally frequent.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+
+from numdl import checks
 
 SQUARE = 3.0  # peaks lives on [-3, 3]^2
 CLASSES = 5  # levels of peaks
@@ -75,8 +77,7 @@ def ellipses(random, count, *, axis=0.4, noise=0.0):
     noise : float               variance of a Gaussian added to every coordinate
     Source: github.com/XtractOpen/Meganet.m, setupCircle; Haber & Ruthotto 2017, arXiv:1705.03341.
     """
-    if not axis > 0:
-        raise ValueError(f"axis must be > 0; got {axis!r}")
+    axis = float(checks.positive("axis", axis, shape=()))
     return _discs(random, count, axis, noise)
 
 
@@ -99,10 +100,9 @@ def spirals(random, count, *, turns=1.5, arms=2, noise=0.0):
     ----------
     turns : float               of each arm around the origin
     """
-    arms = _whole("arms", arms)
+    arms = checks.whole("arms", arms)
     each = _each(count, arms)
-    if not turns > 0:
-        raise ValueError(f"turns must be > 0; got {turns!r}")
+    turns = float(checks.positive("turns", turns, shape=()))
     radius = np.linspace(0, 1, each + 1)[1:]
     angle = 2 * np.pi * turns * radius
     return _finish(random, [_polar(radius, angle + 2 * np.pi * arm / arms) for arm in range(arms)], noise)
@@ -123,8 +123,7 @@ def _polar(radius, angle):
 
 def _finish(random, classes, noise):
     """Noise on the points of all classes, and a random order."""
-    if not noise >= 0:
-        raise ValueError(f"noise must be a variance, >= 0; got {noise!r}")
+    noise = float(checks.variance("noise", noise, shape=()))
     random = _generator(random)
     points = _points([c + np.sqrt(noise) * random.standard_normal(c.shape) for c in classes])
     order = random.permutation(len(points.labels))
@@ -139,19 +138,11 @@ def _points(classes):
 def _generator(random):
     if isinstance(random, np.random.Generator):
         return random
-    if isinstance(random, bool) or not isinstance(random, int | np.integer):
-        raise TypeError(f"random must be a numpy.random.Generator or an integer seed; got {random!r}")
-    return np.random.default_rng(random)
-
-
-def _whole(name, value):
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be an integer >= 1; got {value!r}")
-    return int(value)
+    return np.random.default_rng(checks.whole("random", random, least=0))
 
 
 def _each(count, classes):
-    count, classes = _whole("count", count), _whole("classes", classes)
+    count, classes = checks.whole("count", count), checks.whole("classes", classes)
     if count % classes:
-        raise ValueError(f"count must be a multiple of the {classes} classes; got {count}")
+        raise checks.BadValue(f"count must be a multiple of the {classes} classes; got {count}")
     return count // classes

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numdl import checks
 from numdl.data import files
 
 INTEGER = re.compile(r"[+-]?[0-9]{1,18}")  # what surely fits 64 bits
@@ -46,9 +47,12 @@ def read(path, *, types=None, missing=(), delimiter=",", most_bytes=2**26):
                                 cell not of its column's type, no rows, ...; the message names file, line and column
     """
     if not isinstance(delimiter, str) or len(delimiter) != 1:
-        raise ValueError(f"delimiter must be one character; got {delimiter!r}")
-    if isinstance(missing, str):
-        raise TypeError(f"missing must be a tuple of texts, such as ('',); got {missing!r}")
+        raise checks.BadValue(f"delimiter must be one character; got {delimiter!r}")
+    if not isinstance(missing, tuple | list | set | frozenset) or not all(isinstance(cell, str) for cell in missing):
+        raise checks.BadType(f"missing must be a tuple of texts, such as ('',); got {missing!r}")
+    if types is not None and (not isinstance(types, dict) or not all(kind in KINDS for kind in types.values())):
+        raise checks.BadValue(f"types must map columns of {path} to int, float or str; got {types!r}")
+    most_bytes = checks.whole("most_bytes", most_bytes)
     options = {"missing": frozenset(missing), "delimiter": delimiter, "most_bytes": most_bytes}
     wanted = dict(types or {})
     columns, kinds, count = _survey(path, wanted, options)
@@ -73,6 +77,8 @@ def labelled(path, *, label, **options):
     ------
     ValueError                  as `read`, no such column, or another column is no number
     """
+    if not checks.instance("label", label, str, hint="the name of a column"):
+        raise checks.BadValue(f"label must be the name of a column; got {label!r}")
     columns = read(path, **options)
     if label not in columns:
         raise ValueError(f"{path}: label must be one of its columns {', '.join(columns)}; got {label!r}")

@@ -59,10 +59,12 @@ def decompose(matvec, transpose, start, *, num_matvecs):
     num_matvecs : int           m <= min(n, p); where the space is exhausted, zeros
     Source: Golub & Kahan 1965, SIAM J. Numer. Anal. 2.
     """
-    checks.function("matvec", matvec)
-    checks.function("transpose", transpose)
+    matvec = checks.returning("matvec", matvec, 1, "matvec(v)")
+    transpose = checks.returning("transpose", transpose, 1, "transpose(u)")
     start = vectors.nonzero("start", checks.floating("start", start, ndim=1))
     image = jax.eval_shape(matvec, start)
+    checks.shape("matvec(v)", image, (None,))
+    checks.shape("transpose(u)", jax.eval_shape(transpose, image), start.shape)
     m = checks.whole("num_matvecs", num_matvecs, most=min(start.size, image.size))
 
     def step(state, j):
@@ -99,14 +101,15 @@ def singular_triplets(key, matvec, like, *, k, num_matvecs, transpose=None, tole
     """
     checks.key("key", key)
     tolerance = checks.positive("tolerance", tolerance, shape=())
-    matvec, layout = vectors.flat(matvec, like)
+    matvec, layout = vectors.flat(matvec, like, square=False)
     image = jax.eval_shape(matvec.matvec, like)
     outer = vectors.layout("matvec(like)", image)
     most = min(layout.size, outer.size)
     steps = checks.whole("num_matvecs", num_matvecs, most=most)
     k = checks.whole("k", k, most=steps)
     if transpose is not None:
-        transpose = vectors.as_tree(checks.function("transpose", transpose))
+        transpose = vectors.as_tree(checks.accepts("transpose", transpose, 1, "transpose(u)"))
+        checks.like("transpose(u)", jax.eval_shape(transpose, image), layout.form, of="like")
     return _triplets(key, matvec.matvec, transpose, layout, outer, k, steps, float(tolerance))
 
 

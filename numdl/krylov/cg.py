@@ -64,10 +64,12 @@ def cg(matvec, rhs, *, iterations, tolerance, x0=None, preconditioner=None):
     iterations, tolerance = _check(matvec, iterations, tolerance, preconditioner)
     precondition = _identity if preconditioner is None else preconditioner
     rhs = _vector("rhs", rhs)
+    _look("matvec", matvec, rhs, rhs, of="rhs")
+    _look("preconditioner", precondition, rhs, rhs, of="rhs")
     x0 = jax.tree.map(jnp.zeros_like, rhs) if x0 is None else checks.like("x0", x0, rhs, of="rhs")
     goal = tolerance * trees.norm(rhs)
-    r = _minus(rhs, checks.like("matvec(v)", matvec(x0), rhs, of="rhs"))
-    z = checks.like("preconditioner(v)", precondition(r), rhs, of="rhs")
+    r = _minus(rhs, matvec(x0))
+    z = precondition(r)
 
     def going(s):
         return (s.count < iterations) & (trees.norm(s.r) > goal) & ~s.negative & ~s.broken
@@ -112,15 +114,17 @@ def steihaug(matvec, gradient, radius, *, iterations, tolerance, preconditioner=
     radius = checks.positive("radius", radius, shape=())
     precondition = _identity if preconditioner is None else preconditioner
     gradient = _vector("gradient", gradient)
+    _look("matvec", matvec, gradient, gradient, of="gradient")
+    _look("preconditioner", precondition, gradient, gradient, of="gradient")
     goal = tolerance * trees.norm(gradient)
-    z = checks.like("preconditioner(v)", precondition(gradient), gradient, of="gradient")
+    z = precondition(gradient)
     rz = _real_inner(gradient, z)
 
     def going(s):
         return (s.count < iterations) & (trees.norm(s.r) > goal) & ~s.boundary & ~s.broken
 
     def advance(s):
-        image = checks.like("matvec(v)", matvec(s.p), gradient, of="gradient")
+        image = matvec(s.p)
         curvature = _real_inner(s.p, image)
         negative = curvature <= 0
         alpha = s.rz / _nonzero(curvature)
@@ -159,12 +163,15 @@ def cgls(matvec, transpose, rhs, *, iterations, tolerance, damping=0.0, x0=None)
     tolerance : scalar          stop at |A'(b - A x) - damping x| <= tolerance |A'b|
     Source: Björck 1996, algorithm 7.4.1.
     """
-    checks.function("transpose", transpose)
+    checks.accepts("transpose", transpose, 1, "transpose(u)")
     iterations, tolerance = _check(matvec, iterations, tolerance, None)
     damping = checks.variance("damping", damping, shape=())
     rhs = _vector("rhs", rhs)
+    form = jax.eval_shape(checks.returning("transpose", transpose, 1, "transpose(u)"), rhs)
+    x0 = None if x0 is None else checks.like("x0", x0, form, of="transpose(rhs)")
+    _look("matvec", matvec, form, rhs, of="rhs")
     right = transpose(rhs)
-    x0 = jax.tree.map(jnp.zeros_like, right) if x0 is None else checks.like("x0", x0, right, of="transpose(rhs)")
+    x0 = jax.tree.map(jnp.zeros_like, right) if x0 is None else x0
     goal = tolerance * trees.norm(right)
 
     def gradient(x, r):
@@ -185,7 +192,7 @@ def cgls(matvec, transpose, rhs, *, iterations, tolerance, damping=0.0, x0=None)
         negative, broken = curvature <= 0, ~jnp.isfinite(curvature + size)
         return _keep(negative | broken, s, _Iterate((x, r), None, p, size, s.count + 1, negative, broken))
 
-    r = _minus(rhs, checks.like("matvec(v)", matvec(x0), rhs, of="rhs"))
+    r = _minus(rhs, matvec(x0))
     p = gradient(x0, r)
     size = _real_inner(p, p)
     start = _Iterate((x0, r), None, p, size, _count(), jnp.zeros((), bool), ~jnp.isfinite(size))
@@ -255,12 +262,19 @@ def _count():
 
 
 def _check(matvec, iterations, tolerance, other):
-    checks.function("matvec", matvec)
+    checks.accepts("matvec", matvec, 1, "matvec(v)")
     iterations = checks.whole("iterations", iterations)
     tolerance = checks.finite("tolerance", tolerance, least=0.0, shape=())
     if other is not None:
-        checks.function("preconditioner", other)
+        checks.accepts("preconditioner", other, 1, "preconditioner(v)")
     return iterations, tolerance
+
+
+def _look(name, function, v, like, *, of):
+    """What a function returns is shaped like another tree: seen before any work, and once, where values are known."""
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((v, like))):
+        found = jax.eval_shape(checks.returning(name, function, 1, f"{name}(v)"), v)
+        checks.like(f"{name}(v)", found, like, of=of)
 
 
 def _vector(name, tree):

@@ -91,13 +91,13 @@ def eigenpairs(
     tolerance, max_matvecs, basis = (checked[name] for name in ("tolerance", "max_matvecs", "basis"))
     flat, layout = vectors.flat(matvec, like)
     left_out = vectors.Rows(layout.size, layout.dtype)
-    for row in () if deflate is None else layout.rows(deflate):
+    for row in () if deflate is None else layout.rows("deflate", deflate):
         _, unit, norm = vectors.orthonormal(left_out, row)
         if norm > 0:
             left_out.append(unit)
     k = checks.whole("k", k, most=layout.size - left_out.count)
     basis = k + 60 if basis is None else basis
-    warm = None if start is None else layout.rows(start).sum(axis=0)
+    warm = None if start is None else layout.rows("start", start).sum(axis=0)
     sign = 1 if which == "largest" else -1
     search = Search(key, flat, layout, left_out, k=k, sign=sign, tolerance=tolerance, basis=basis)
     search.run(max_matvecs - k, warm, verify)
@@ -134,9 +134,11 @@ def tridiagonalize(matvec, start, num_matvecs, *, reorthogonalize=True):
     Tridiagonal
     Source: Lanczos 1950; Paige 1972.
     """
-    checks.function("matvec", matvec)
+    matvec = checks.returning("matvec", matvec, 1, "matvec(v)")
+    reorthogonalize = checks.flag("reorthogonalize", reorthogonalize)
     start = vectors.nonzero("start", checks.floating("start", start, ndim=1))
     m = checks.whole("num_matvecs", num_matvecs, most=start.size)
+    checks.like("matvec(v)", jax.eval_shape(matvec, start), start, of="start")
     first = start / jnp.linalg.norm(start)
     basis = jnp.zeros((m, start.size), start.dtype) if reorthogonalize else None
 

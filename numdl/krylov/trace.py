@@ -168,6 +168,7 @@ def quadrature(key, matvec, like, *, num_matvecs, num_probes, reorthogonalize=Fa
     """
     matvec, layout, num_probes = _opened(key, matvec, like, num_probes, 1, "num_probes")
     steps = min(checks.whole("num_matvecs", num_matvecs), layout.size)
+    reorthogonalize = checks.flag("reorthogonalize", reorthogonalize)
     if vectors.traced((key, matvec)):
         raise checks.BadType(
             "key and matvec must be known outside of jit; got tracers: inside, use lanczos.tridiagonalize"

@@ -62,8 +62,14 @@ class Layout:
         ]
         return jax.tree.unflatten(self.structure, leaves)
 
-    def rows(self, tree):
-        """The rows [k, n] of a tree whose leaves have a leading axis k."""
+    def rows(self, name, tree):
+        """The rows [k, n] of a tree whose leaves have a leading axis k; `name` is what the caller knows it as."""
+        tree = checks.leaves(name, tree)
+        count = checks.length(name, tree, of="vectors")
+        stacked = [jax.ShapeDtypeStruct((count, *s), d) for s, d in zip(self.shapes, self.dtypes, strict=True)]
+        tree = checks.like(name, tree, jax.tree.unflatten(self.structure, stacked), of="like, a leading axis before it")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            checks.floating(f"{name}{jax.tree_util.keystr(path)}", leaf)
         leaves = jax.tree.leaves(tree)
         return jnp.concatenate([leaf.reshape(leaf.shape[0], -1).astype(self.dtype) for leaf in leaves], axis=1)
 
@@ -88,6 +94,8 @@ def layout(name, like):
     if not leaves:
         raise checks.BadValue(f"{name} must hold at least one array; got {like!r}")
     for path, leaf in jax.tree_util.tree_flatten_with_path(like)[0]:
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            checks.leaf(f"{name}{jax.tree_util.keystr(path)}", leaf)
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             place = jax.tree_util.keystr(path)
@@ -99,15 +107,20 @@ def layout(name, like):
     )
 
 
-def flat(matvec, like):
+def flat(matvec, like, *, square=True):
     """(function of vectors, Layout) of a function of pytrees shaped like `like`.
 
     A plain function is compiled once for its identity and keeps what it closes over; a `jax.tree_util.Partial` or a
     callable record hands its arrays to `jit` as arguments. One with an attribute `eager` that is true is not compiled.
+    A square one is looked at before any work: what it returns is like what it takes.
     """
-    checks.function("matvec", matvec)
+    checks.accepts("matvec", matvec, 1, "matvec(v)")
     shape = layout("like", like)
-    return Flat(as_tree(matvec), shape), shape
+    made = Flat(as_tree(matvec), shape)
+    if square and not getattr(matvec, "eager", False) and not traced((matvec, like)):
+        # The trace is the one that the first product takes.
+        _apply.eval_shape(made, jax.ShapeDtypeStruct((shape.size,), shape.dtype))
+    return made, shape
 
 
 def as_tree(function):

@@ -58,6 +58,10 @@ def objective(problem, x, theta):
 
 def hamiltonian(problem, x, p, theta):
     """H(x, p, theta) = <p, field(x, theta)> - running(x, theta), at one time."""
+    _check_problem(problem)
+    x, theta = checks.floating("x", x, least_ndim=1), moving_part.only_real("theta", theta)
+    p = checks.floating("p", p, ndim=x.ndim)
+    checks.shape("p", p, x.shape)
     return jnp.vdot(p, problem.field(x, theta)) - problem.running(x, theta)
 
 
@@ -126,7 +130,7 @@ def successive_approximations(problem, x, theta, *, iterations, penalty=0.0, asc
     iterations = checks.whole("iterations", iterations)
     ascents = checks.whole("ascents", ascents)
     penalty = checks.finite("penalty", penalty, least=0.0, shape=())
-    maximize = _ascent(ascents) if maximize is None else checks.function("maximize", maximize)
+    maximize = _ascent(ascents) if maximize is None else _maximizer(maximize)
     functions = (f if isinstance(f, Partial) else Partial(f) for f in problem[:3])
     return _iterate(Problem(*functions, problem.step), x, theta, penalty, iterations, maximize)
 
@@ -203,11 +207,22 @@ def _run(problem, x, theta):
     return jnp.concatenate([x[None], later]), running
 
 
-def _check(problem, x, theta):
+def _maximizer(maximize):
+    return checks.accepts("maximize", maximize, 4, "maximize(function, theta, x, p)")
+
+
+def _check_problem(problem):
     checks.instance("problem", problem, Problem, hint="control.Problem(field, terminal, running, step)")
     for name, function in zip(problem._fields[:3], problem[:3], strict=True):
-        checks.function(f"problem.{name}", function)
+        checks.accepts(f"problem.{name}", function, *_CALLED[name])
     checks.positive("problem.step", problem.step, shape=())
+
+
+_CALLED = {"field": (2, "field(x, theta)"), "terminal": (1, "terminal(x)"), "running": (2, "running(x, theta)")}
+
+
+def _check(problem, x, theta):
+    _check_problem(problem)
     x = checks.floating("x", x, least_ndim=1)
     theta = moving_part.only_real("theta", theta)
     checks.length("theta", theta, of="steps", least=0)

@@ -79,12 +79,13 @@ class Composite:
 
 def least_squares(residual):
     """The objective |residual(params)|^2 / 2; bind data with `jax.tree_util.Partial(residual, x=x, y=y)`."""
-    return LeastSquares(second_order.partial(checks.function("residual", residual)))
+    return LeastSquares(second_order.partial(checks.accepts("residual", residual, 1, "residual(params)")))
 
 
 def composite(outputs, targets, loss):
     """The objective loss(outputs(params), targets); loss is one of `losses`, or a convex function."""
-    function, loss = checks.function("outputs", outputs), checks.function("loss", loss)
+    function = checks.accepts("outputs", outputs, 1, "outputs(params)")
+    loss = checks.accepts("loss", loss, 2, "loss(outputs, targets)")
     return Composite(second_order.partial(function), checks.leaves("targets", targets), loss)
 
 
@@ -103,7 +104,7 @@ def minimize(objective, params, *, steps, method="trust_region", **options):
     Source: Nocedal & Wright 2006, chapter 10; Levenberg 1944, Marquardt 1963; Schraudolph 2002 (B for any convex loss).
     """
     if not isinstance(objective, LeastSquares | Composite):
-        objective = least_squares(checks.function("objective", objective))
+        objective = least_squares(checks.accepts("objective", objective, 1, "objective(params)"))
     return second_order.minimize(objective, params, steps=steps, method=method, **options)
 
 
@@ -166,7 +167,7 @@ def descend(objective, params, batches, *, optimizer):
     """
     import optax
 
-    checks.function("objective", objective)
+    checks.accepts("objective", objective, 1, "objective(batch)")
     stepping.transformation("optimizer", optimizer)
     batches = stepping.steps_of_batches(batches)
     moving, rest = trees.trainable(params)
@@ -187,6 +188,9 @@ def hessian_product(loss, outputs, targets, v):
 
     The Hessians of a `losses.Loss` belong to single examples; called, it is their mean.
     """
+    checks.accepts("loss", loss, 2, "loss(outputs, targets)")
+    outputs, targets = checks.leaves("outputs", outputs), checks.leaves("targets", targets)
+    v = checks.like("v", v, outputs, of="outputs")
     if isinstance(loss, losses.Loss):
         examples = outputs.size // outputs.shape[-1]
         return loss.hessian_product(outputs, targets, v) / examples

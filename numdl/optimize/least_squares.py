@@ -188,9 +188,12 @@ def extreme_learning_machine(key, x, targets, *, width, activation, weight_varia
     Source: Huang, Zhu & Siew 2006; Pao, Park & Sobajic 1994.
     """
     checks.key("key", key)
-    x = checks.floating("x", x, ndim=2)
+    x = checks.finite("x", checks.floating("x", x, ndim=2))
+    _, targets = _check(x, targets)
+    if damping is not None:
+        damping = checks.variance("damping", damping, shape=())
     width = checks.whole("width", width)
-    checks.function("activation", activation)
+    checks.accepts("activation", activation, 1, "activation(x)")
     weight_variance = checks.variance("weight_variance", weight_variance, shape=())
     bias_variance = checks.variance("bias_variance", bias_variance, shape=())
     key_weights, key_bias = jax.random.split(key)
@@ -203,11 +206,14 @@ def extreme_learning_machine(key, x, targets, *, width, activation, weight_varia
 
 def with_bias(features):
     """[features, 1]: the last row of the readout's weights is then its bias."""
+    features = checks.floating("features", features, ndim=2)
     return jnp.concatenate([features, jnp.ones((features.shape[0], 1), features.dtype)], axis=1)
 
 
 def augmented(features, targets, damping):
     """[A; sqrt(damping) I] and [Y; 0]: Tikhonov's problem as plain least squares."""
+    features, targets = _check(features, targets)
+    damping = checks.variance("damping", damping, shape=())
     width = features.shape[1]
     root = jnp.sqrt(jnp.asarray(damping, features.dtype))
     below = jnp.zeros((width, *targets.shape[1:]), targets.dtype)
@@ -295,8 +301,8 @@ def _fit(features, targets, solution, iterations, converged):
 
 
 def _check(features, targets):
-    features = checks.floating("features", features, ndim=2)
-    targets = checks.floating("targets", targets, least_ndim=1)
+    features = checks.finite("features", checks.floating("features", features, ndim=2))
+    targets = checks.finite("targets", checks.floating("targets", targets, least_ndim=1))
     checks.shape("targets", targets, (features.shape[0], *targets.shape[1:]))
     if targets.ndim > 2:
         raise checks.BadValue(f"targets must have 1 or 2 axes; got shape {tuple(targets.shape)}")

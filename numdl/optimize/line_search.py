@@ -34,7 +34,7 @@ def armijo(function, params, direction, *, value, gradient, start=1.0, sufficien
     ----------
     function : function         f: params -> scalar
     direction : pytree          d, with d.f'(x) < 0
-    value, gradient             f(x) and f'(x)
+    value, gradient             f(x), finite, and f'(x)
     sufficient, shrink : scalars        in (0, 1)
     trials : int                at most this many values of f
     Returns
@@ -112,16 +112,20 @@ def _rounding(value):
 
 
 def _check(function, trials, value, **fractions):
-    checks.function("function", function)
-    checks.array("value", value, kind="floating", ndim=0)
+    checks.finite("value", value, shape=())
     for name, fraction in fractions.items():
-        checks.finite(name, fraction, above=0.0, most=1.0, shape=())
+        checks.positive(name, fraction, shape=())
+        if not isinstance(fraction, jax.core.Tracer) and not fraction < 1:
+            raise checks.BadValue(f"{name} must be a number in (0, 1); got {fraction}")
     return checks.whole("trials", trials)
 
 
 def _moving(function, params, direction, gradient):
     """Everything in terms of the part of the parameters that moves."""
+    function = checks.returning("function", function, 1, "function(params)", scalar=True)
     moving, rest = trees.trainable(params)
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+        jax.eval_shape(function, params)
     direction = checks.like("direction", direction, params)
     gradient = checks.like("gradient", gradient, params)
     if set(rest.kinds) == {"real"}:

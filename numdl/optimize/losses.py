@@ -29,7 +29,7 @@ class Loss:
 
     name: str
     targets: str  # what targets must be, for messages
-    encode: Callable  # (outputs, targets) -> (targets like outputs, whether each example is in the domain [...])
+    encode: Callable  # (outputs, targets) -> (whether each example is in the domain [...], () -> targets like outputs)
     values: Callable  # (outputs, encoded) -> [...]
     slopes: Callable  # (outputs, encoded) -> [..., k]
     blocks: Callable  # (outputs, encoded) -> [..., k, k]
@@ -67,13 +67,15 @@ class Loss:
     def _admit(self, outputs, targets):
         """The outputs, targets in their shape and dtype, and whether each example's are in the domain, [...]."""
         outputs = checks.floating("outputs", outputs, least_ndim=2)
-        encoded, inside = self.encode(outputs, targets)
+        inside, encoded = self.encode(outputs, targets)
         if not isinstance(inside, jax.core.Tracer) and not np.all(inside):
             place = tuple(np.argwhere(~inside)[0].tolist())
             wrong = np.asarray(targets)[place]
             allowed = self.targets.format(k=outputs.shape[-1])
-            raise checks.BadValue(f"targets must be {allowed}; got {wrong} at {list(place)}")
-        return outputs, encoded, inside
+            raise checks.BadValue(
+                f"targets must be {allowed}; got {wrong} at {list(place)} of shape {np.shape(targets)}"
+            )
+        return outputs, encoded(), inside
 
 
 def accuracy(outputs, targets):
@@ -105,17 +107,17 @@ def _poisoned(value, outputs, inside):
 
 def _real(outputs, targets):
     targets, xp = _like(outputs, targets)
-    return jnp.asarray(targets, outputs.dtype), xp.all(xp.isfinite(targets), axis=-1)
+    return xp.all(xp.isfinite(targets), axis=-1), _as(targets, outputs)
 
 
 def _between(outputs, targets):
     targets, xp = _like(outputs, targets)
-    return jnp.asarray(targets, outputs.dtype), xp.all((targets >= 0) & (targets <= 1), axis=-1)
+    return xp.all((targets >= 0) & (targets <= 1), axis=-1), _as(targets, outputs)
 
 
 def _signs(outputs, targets):
     targets, xp = _like(outputs, targets)
-    return jnp.asarray(targets, outputs.dtype), xp.all((targets == 1) | (targets == -1), axis=-1)
+    return xp.all((targets == 1) | (targets == -1), axis=-1), _as(targets, outputs)
 
 
 def _classes(outputs, targets):
@@ -125,13 +127,17 @@ def _classes(outputs, targets):
         if targets.dtype.kind not in "iu":
             raise checks.BadType(f"targets of shape {targets.shape} must be integer labels; got dtype {targets.dtype}")
         inside = (targets >= 0) & (targets < outputs.shape[-1])
-        return jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype), inside
+        return inside, lambda: jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype)
     checks.shape("targets", targets, outputs.shape)
     # The sum of k rounded numbers, each rounded in the coarser of the two types.
     kinds = [a.dtype for a in (targets, outputs) if jax.dtypes.issubdtype(a.dtype, np.floating)]
     tolerance = 4 * outputs.shape[-1] * float(max(jnp.finfo(kind).eps for kind in kinds))
     whole = xp.abs(xp.sum(targets, axis=-1) - 1) <= tolerance
-    return jnp.asarray(targets, outputs.dtype), whole & xp.all((targets >= 0) & (targets <= 1), axis=-1)
+    return whole & xp.all((targets >= 0) & (targets <= 1), axis=-1), _as(targets, outputs)
+
+
+def _as(targets, outputs):
+    return lambda: jnp.asarray(targets, outputs.dtype)
 
 
 def _like(outputs, targets):

@@ -54,5 +54,5 @@ def minimize(function, params, *, steps, method="trust_region", **options):
     steps : int                 at most this many
     Source: Steihaug 1983; Nocedal & Wright 2006, algorithms 4.1, 7.1 and 7.2.
     """
-    objective = Smooth(second_order.partial(checks.function("function", function)))
+    objective = Smooth(checks.returning("function", function, 1, "function(params)", scalar=True))
     return second_order.minimize(objective, params, steps=steps, method=method, **options)

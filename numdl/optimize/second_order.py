@@ -108,10 +108,13 @@ def minimize(
     damping = checks.variance("damping", damping, shape=())
     inner_tolerance = checks.positive("inner_tolerance", inner_tolerance, shape=())
     tolerance = checks.finite("tolerance", tolerance, least=0.0, shape=())
-    for name in ("value", "local"):
-        checks.function(f"objective.{name}", getattr(objective, name, None))
+    if not callable(getattr(objective, "value", None)) or not callable(getattr(objective, "local", None)):
+        raise checks.BadType(
+            "objective must be a record with the methods value and local, gauss_newton.least_squares(...); "
+            f"got {objective!r}"
+        )
     if preconditioner is not None:
-        preconditioner = partial(checks.function("preconditioner", preconditioner))
+        preconditioner = partial(checks.accepts("preconditioner", preconditioner, 2, "preconditioner(params, v)"))
     numbers = radius, damping, inner_tolerance, tolerance
     moving, rest = trees.trainable(params)
     if not moving_part.all_move(rest):
@@ -140,7 +143,7 @@ def lbfgs(function, params, *, steps, memory=10, tolerance=1e-6):
     steps = checks.whole("steps", steps)
     memory = checks.whole("memory", memory)
     tolerance = checks.finite("tolerance", tolerance, least=0.0, shape=())
-    function = partial(checks.function("function", function))
+    function = checks.returning("function", function, 1, "function(params)", scalar=True)
     moving, rest = trees.trainable(params)
     function = function if moving_part.all_move(rest) else moving_part.of_moving(function, rest)
     moving, history = _lbfgs(steps, memory, function, moving, tolerance)

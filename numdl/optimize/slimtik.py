@@ -46,7 +46,8 @@ class History:
 def start(*, width, outputs, batch, memory, dtype):
     """The state before the first batch: W = 0, an empty memory of so many batches beside the current one."""
     width, outputs, batch = checks.whole("width", width), checks.whole("outputs", outputs), checks.whole("batch", batch)
-    dtype = checks.dtype("dtype", dtype)
+    if not jnp.issubdtype(checks.dtype("dtype", dtype), jnp.floating):
+        raise checks.BadValue(f"dtype must be one of floating-point numbers; got {dtype!r}")
     memory = checks.whole("memory", memory, least=0)
     none = jnp.zeros((), jnp.int32)
     return State(
@@ -67,7 +68,8 @@ def update(state, features, targets, *, damping=None, least=1e-7, most=1e-3):
     checks.instance("state", state, State, hint="slimtik.start(...)")
     features = checks.floating("features", features, ndim=2)
     checks.shape("features", features, state.memory.shape[1:])
-    targets = checks.floating("targets", targets, ndim=2)
+    features = checks.finite("features", features)
+    targets = checks.finite("targets", checks.floating("targets", targets, ndim=2))
     checks.shape("targets", targets, (features.shape[0], state.weights.shape[1]))
     least = checks.positive("least", least, shape=())
     most = checks.positive("most", most, shape=())
@@ -98,11 +100,11 @@ def train(features, theta, batches, *, optimizer, memory, outputs, damping=None,
     """
     import optax
 
-    checks.function("features", features)
+    features = checks.returning("features", features, 2, "features(theta, x)")
     transformation("optimizer", optimizer)
     outputs, memory = checks.whole("outputs", outputs), checks.whole("memory", memory, least=0)
     if not isinstance(batches, tuple | list) or len(batches) != 2:
-        raise checks.BadType(f"batches must be a pair (x, targets); got {type(batches).__name__}")
+        raise checks.BadType(f"batches must be a pair (x, targets); got {batches!r:.60}")
     x = checks.array("batches[0]", batches[0], kind="number", least_ndim=2)
     targets = checks.floating("batches[1]", batches[1], ndim=3)
     checks.shape("batches[1]", targets, (x.shape[0], x.shape[1], outputs))

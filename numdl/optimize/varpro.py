@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from numdl import checks
+from numdl import checks, trees
 from numdl.optimize import least_squares, second_order
 from numdl.optimize.gauss_newton import Composite, LeastSquares, hessian_product
 from numdl.records import record
@@ -123,6 +123,11 @@ def project(matrix, targets, alpha, *, jacobian="golub_pereyra"):
 
     dW = A^+ (dY - dA W) + (A'A)^-1 dA' (Y - A W)           of the augmented matrix; Kaufman drops the second term
     """
+    checks.one_of("jacobian", jacobian, JACOBIANS)
+    matrix = checks.finite("matrix", checks.floating("matrix", matrix, ndim=2))
+    targets = checks.finite("targets", checks.floating("targets", targets, least_ndim=1))
+    checks.shape("targets", targets, (matrix.shape[0], None)[: min(targets.ndim, 2)])
+    alpha = checks.positive("alpha", alpha, shape=())
     scale = 1 / jnp.sqrt(jnp.asarray(matrix.shape[0], matrix.dtype))
     rows, rhs = least_squares.augmented(scale * matrix, scale * targets, alpha)
     return _project(jacobian == "kaufman", rows, rhs)
@@ -236,16 +241,19 @@ def _half_mean_square(outputs, targets):
 def _check(features, x, targets, theta, alpha, loss):
     """(features as a Partial, x, targets, alpha) after a look at every argument."""
     alpha = checks.positive("alpha", alpha, shape=())
-    function = second_order.partial(checks.function("features", features))
-    theta = checks.leaves("theta", theta)
-    x = checks.leaves("x", x)
+    function = checks.returning("features", features, 2, "features(theta, x)")
+    moving, rest = trees.trainable(theta, name="theta")
+    theta, x = rest.params(moving), checks.leaves("x", x)
+    examples = checks.length("x", x)
+    targets = checks.finite("targets", checks.floating("targets", targets, least_ndim=1))
+    checks.together("targets", targets, "x", x)
     matrix = jax.eval_shape(function, theta, x)
     checks.floating("features(theta, x)", matrix, ndim=2)
-    targets = checks.floating("targets", targets, least_ndim=1)
+    checks.shape("features(theta, x)", matrix, (examples, None))
     if loss is None:
-        checks.shape("targets", targets, (matrix.shape[0], *targets.shape[1:]))
+        checks.shape("targets", targets, (matrix.shape[0], None)[: min(targets.ndim, 2)])
     else:
-        checks.function("loss", loss)
+        checks.accepts("loss", loss, 2, "loss(outputs, targets)")
         checks.shape("targets", targets, (matrix.shape[0], None))
     return function, x, targets, alpha
 

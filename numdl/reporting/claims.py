@@ -55,7 +55,7 @@ class Claim:
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         for name in ("uncertainty", "tolerance"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be a number >= 0; got {getattr(self, name)!r}")
+                raise checks.BadValue(f"{name} must be a number >= 0; got {getattr(self, name)!r}")
 
     @property
     def holds(self):
@@ -134,6 +134,7 @@ class Score(NamedTuple):
 
 def claims_text(claims):
     """The claims as a table for a terminal, one line for the numbers and one for the sentence."""
+    claims = checked_claims(claims)
     rows = [("", "expected", "measured", "tolerance", "margin")]
     rows += [
         (_verdict(c), c.expected_text(), c.measured_text(), f"{c.tolerance:.3g}", margin_text(c.margin)) for c in claims
@@ -155,6 +156,15 @@ def margins_text(rows):
         sentence = textwrap.shorten(c.claim, 70, placeholder=" ...")
         lines.append((margin_text(margin), _verdict(c), name, c.measured_text(), limit, sentence))
     return "\n".join(_columns(lines))
+
+
+def checked_claims(claims):
+    """A list of claims."""
+    if not isinstance(claims, list | tuple):
+        raise checks.BadType(f"claims must be a list of Claim; got {claims!r:.60}")
+    for claim in claims:
+        checks.instance("claims", claim, Claim, hint="each of them")
+    return list(claims)
 
 
 def scoreboard_text(rows):
@@ -206,13 +216,13 @@ def _verdict(claim):
 
 def _text(name, value):
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be a text; got {value!r}")
+        raise checks.BadType(f"{name} must be a text; got {value!r}")
     if not value.strip():
-        raise ValueError(f"{name} must be a text that is not empty; got {value!r}")
+        raise checks.BadValue(f"{name} must be a text that is not empty; got {value!r}")
 
 
 def _number(name, value):
     array = np.asarray(value)
     if array.shape != () or array.dtype.kind not in "fiu":
-        raise TypeError(f"{name} must be one real number; got {value!r}")
+        raise checks.BadType(f"{name} must be one real number; got {value!r}")
     return float(array)

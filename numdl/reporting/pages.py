@@ -12,7 +12,8 @@ import importlib.resources
 import re
 import textwrap
 
-from numdl.reporting.claims import margin_text
+from numdl import checks
+from numdl.reporting.claims import checked_claims, margin_text
 from numdl.reporting.runs import image
 
 VOID = ("br", "hr", "img", "meta")
@@ -104,7 +105,7 @@ def agreement(claims):
 def claims_table(claims):
     """The claims: what holds in words and a sign, expected beside measured, and where the tolerance comes from."""
     rows = []
-    for c in claims:
+    for c in checked_claims(claims):
         mark = tag("span", "✓ holds" if c.holds else "✗ fails", class_="yes" if c.holds else "no")
         sentence = tag("div", formula(c.claim), tag("small", c.source))
         allowed = tag("div", f"{c.tolerance:.2g}", tag("small", c.tolerance_from))
@@ -127,6 +128,7 @@ def scoreboard(scores, titles, links=None):
 
 def table(header, rows, *, class_=None):
     """A table; on a narrow screen each row becomes a card whose cells carry their column's name."""
+    header, rows = tuple(header), _rows(header, rows)
     head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in header)))
     body = [
         tag("tr", *(tag("td", cell, data_label=name) for name, cell in zip(header, row, strict=True))) for row in rows
@@ -134,8 +136,23 @@ def table(header, rows, *, class_=None):
     return tag("table", head, tag("tbody", *body), class_=class_)
 
 
+def _rows(header, rows):
+    # A text is a sequence of letters, and no row.
+    if not isinstance(rows, list | tuple) or not all(isinstance(row, list | tuple) for row in rows):
+        raise checks.BadType(f"rows must be a list of tuples of {len(tuple(header))} cells; got {rows!r:.60}")
+    for row in rows:
+        if len(row) != len(tuple(header)):
+            raise checks.BadValue(f"rows must have {len(tuple(header))} cells each, like the header; got {row!r:.60}")
+    return rows
+
+
 def figure_image(figure, *, alt, caption=None):
     """A matplotlib figure, or the bytes of an SVG or PNG, as an image inside the page."""
+    checks.instance("alt", alt, str, hint="not empty")
+    if not alt.strip():
+        raise checks.BadValue(f"alt must be a text that is not empty; got {alt!r}")
+    if not isinstance(figure, bytes) and not hasattr(figure, "savefig"):
+        raise checks.BadType(f"figure must be a figure of matplotlib or the bytes of a picture; got {figure!r:.60}")
     content = figure if isinstance(figure, bytes) else image(figure, "svg")
     form = "png" if content.startswith(b"\x89PNG") else "svg+xml"
     data = f"data:image/{form};base64,{base64.b64encode(content).decode()}"

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from numdl import checks
-from numdl.reporting.claims import Claim, Score
+from numdl.reporting.claims import Claim, Score, checked_claims
 from numdl.reporting.machine import environment
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,79}")
@@ -91,6 +91,13 @@ def save(results, *, name, config, record, claims, seconds, figure=None, source=
     ValueError, TypeError   a name that could leave the folder, a field that is no array
     OSError                 the folder cannot be written
     """
+    _checked(name)
+    _checked_config(config)
+    results = checks.path("results", results)
+    claims = checked_claims(claims)
+    seconds = checks.finite("seconds", seconds, least=0.0, shape=())
+    if figure is not None and not hasattr(figure, "savefig"):
+        raise checks.BadType(f"figure must be a figure of matplotlib or None; got {figure!r:.60}")
     files = {
         "config.json": _json(jsonable(config, "config")),
         "claims.json": _json(jsonable([claim.as_dict() for claim in claims], "claims")),
@@ -99,7 +106,7 @@ def save(results, *, name, config, record, claims, seconds, figure=None, source=
     if figure is not None:
         files |= {"figure.svg": image(figure, "svg"), "figure.png": image(figure, "png")}
     if source is not None:
-        files["source.py"] = pathlib.Path(source).read_bytes()
+        files["source.py"] = checks.path("source", source).read_bytes()
     sums = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
     about = {
         "name": _checked(name),
@@ -109,7 +116,7 @@ def save(results, *, name, config, record, claims, seconds, figure=None, source=
         "files": sums,
     }
     files["environment.json"] = _json(jsonable(about, "environment"))
-    folder = writable(pathlib.Path(results) / name) / digest(config)
+    folder = writable(results / name) / digest(config)
     with _lock(folder):
         _publish(folder, files)
     return load(folder)
@@ -123,7 +130,7 @@ def load(folder):
     FileNotFoundError       there is no run
     ValueError              a file was changed or cut; the message names it
     """
-    folder = pathlib.Path(folder)
+    folder = checks.path("folder", folder)
     with _lock(folder, shared=True):
         place = folder if folder.is_dir() else _aside(folder)
         if not (place / "environment.json").is_file():
@@ -143,7 +150,7 @@ def writable(folder):
     ------
     OSError                 one line that names the folder and why it cannot be written
     """
-    folder = pathlib.Path(folder)
+    folder = checks.path("folder", folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"
@@ -156,6 +163,7 @@ def writable(folder):
 
 def digest(config):
     """The first 12 hexadecimal digits of the SHA-256 of the config's strict JSON."""
+    _checked_config(config)
     return hashlib.sha256(_json(jsonable(config, "config"))).hexdigest()[:12]
 
 
@@ -192,7 +200,7 @@ def jsonable(value, path):
         return str(value)
     if value is None or isinstance(value, (str, int, float)):
         return value
-    raise TypeError(f"{path} must be a number, a text, or lists and records of them; got {value!r}")
+    raise checks.BadType(f"{path} must be a number, a text, or lists and records of them; got {value!r}")
 
 
 def _collect(value, path, found):
@@ -226,7 +234,7 @@ def _array(value, path):
     if array.dtype.kind == "V":  # bfloat16 and its like have no npz form
         array = array.astype(np.float32)
     if array.dtype.kind not in "biufcU":
-        raise TypeError(f"record.{path} must be an array of numbers or texts; got {value!r}")
+        raise checks.BadType(f"record.{path} must be an array of numbers or texts; got {value!r}")
     return array
 
 
@@ -242,26 +250,31 @@ def _json(value):
 
 def _checked(name):
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"name must be small letters, digits and underscores, a letter first; got {name!r}")
+        raise checks.BadValue(f"name must be small letters, digits and underscores, a letter first; got {name!r}")
     return name
+
+
+def _checked_config(config):
+    if not isinstance(config, dict) and (not dataclasses.is_dataclass(config) or isinstance(config, type)):
+        raise checks.BadType(f"config must be a dataclass or a dict of plain values; got {config!r:.60}")
 
 
 def _checked_field(name):
     if not _FIELD.fullmatch(str(name)):
-        raise ValueError(f"a record's field must be a name without slashes, colons or a leading dot; got {name!r}")
+        raise checks.BadValue(f"a record's field must be a name without slashes, colons or a leading dot; got {name!r}")
     return str(name)
 
 
 def _checked_file(file):
     if file != pathlib.PurePath(file).name or file.startswith("."):
-        raise ValueError(f"environment.json must name files of its own folder; got {file!r}")
+        raise checks.BadValue(f"environment.json must name files of its own folder; got {file!r}")
     return file
 
 
 def _verified(path, total):
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != total:
-        raise ValueError(f"{path} must be the file that the run wrote; it was changed, cut or removed since")
+        raise checks.BadValue(f"{path} must be the file that the run wrote; it was changed, cut or removed since")
     return content
 
 

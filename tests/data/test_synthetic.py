@@ -94,13 +94,13 @@ def test_noise_is_a_variance(name):
     [
         (lambda: synthetic.peaks(0, 7), ValueError, "count must be a multiple of the 5 classes; got 7"),
         (lambda: synthetic.circles(0, 0), ValueError, "count .*got 0"),
-        (lambda: synthetic.circles(0, True), ValueError, "count .*got True"),
+        (lambda: synthetic.circles(0, True), TypeError, "count .*got True"),
         (lambda: synthetic.circles("seed", 2), TypeError, "random .*'seed'"),
         (lambda: synthetic.circles(None, 2), TypeError, "random .*None"),
-        (lambda: synthetic.ellipses(0, 2, axis=0.0), ValueError, "axis must be > 0; got 0"),
-        (lambda: synthetic.spirals(0, 2, turns=-1), ValueError, "turns must be > 0; got -1"),
+        (lambda: synthetic.ellipses(0, 2, axis=0.0), ValueError, "axis must be a finite number > 0; got 0"),
+        (lambda: synthetic.spirals(0, 2, turns=-1), ValueError, "turns must be a finite number > 0; got -1"),
         (lambda: synthetic.spirals(0, 2, arms=0), ValueError, "arms .*got 0"),
-        (lambda: synthetic.swiss_roll(0, 2, noise=-0.1), ValueError, "noise must be a variance.*-0.1"),
+        (lambda: synthetic.swiss_roll(0, 2, noise=-0.1), ValueError, "noise must be a finite number >= 0; got -0.1"),
     ],
 )
 def test_bad_arguments_are_named(call, error, message):

@@ -308,7 +308,7 @@ def test_dtypes_stay_whatever_a_schedule_makes_of_them():
     [
         ({"steps": 0}, ValueError, "steps must be an integer >= 1; got 0"),
         ({"loss": 3}, TypeError, "loss must be a function; got 3"),
-        ({"loss": lambda params, batch: params["w"]}, TypeError, "loss must return a real scalar"),
+        ({"loss": lambda params, batch: params["w"]}, ValueError, "loss must return one real number"),
         ({"optimizer": 0.1}, TypeError, "optimizer must be an optax transformation.*got 0.1"),
         ({"params": {"w": jnp.arange(3)}}, ValueError, "params must hold at least one floating-point array.*got w"),
         ({"params": {"w": jnp.array([1.0, jnp.nan])}}, ValueError, "params.'w'. must be finite; got 1 entries"),

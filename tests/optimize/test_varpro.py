@@ -201,7 +201,7 @@ def test_arguments_are_checked():
         varpro.reduced(features, X, Y, THETA, alpha=1.0, jacobian="exact")
     with pytest.raises(ValueError, match="jacobian must be golub_pereyra for a loss; got 'kaufman'"):
         varpro.reduced(features, X, Y, THETA, alpha=1.0, loss=CROSS, jacobian="kaufman")
-    with pytest.raises(ValueError, match=r"targets must have shape \(20, 3\); got \(19, 3\)"):
+    with pytest.raises(ValueError, match=r"targets and x must have as many examples; got shapes \(19, 3\)"):
         varpro.readout(features, THETA, X, Y[:19], alpha=1.0)
     with pytest.raises(ValueError, match=r"targets must have shape \(20, any\); got \(20,\)"):
         varpro.full(features, X, Y[:, 0], THETA, alpha=1.0, loss=CROSS)

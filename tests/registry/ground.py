@@ -32,7 +32,7 @@ BATCHED = {
 }
 PUBLISHED = {"split": kinds.name("train"), "labels": kinds.name("fine")}
 FILE = {
-    "classes": kinds.count(10),
+    "classes": kinds.Argument((10,), (0, (), (10, 0), (10, 2.5), "3", None, 3.5, (1, 2, 3))),
     "count": kinds.count(10),
     "shape": kinds.counts((28, 28)).without(()),
     "sha256": kinds.Argument("0" * 64, (3, "text")),
@@ -130,9 +130,14 @@ CALLS = {
         for name in ("cifar.read_binary", "cifar.read_pickle", "idx.read", "tables.read", "tables.labelled")
     },
     **{f"data.{name}": {} for name in ("digits", "iris", "photographs")},
-    **{
-        f"plotting.{name}": PLOT
-        for name in ("figure", "prediction_and_measurement", "agreement", "phase_diagram", "product_norm")
+    **{f"plotting.{name}": PLOT for name in ("figure", "prediction_and_measurement", "agreement")},
+    "plotting.phase_diagram": {
+        "record": kinds.instance(RECORD(weight_variances=np.ones(2), bias_variances=np.ones(3), chi_1=np.ones((2, 3)))),
+        "ax": AXES,
+    },
+    "plotting.product_norm": {
+        **PLOT,
+        "predicted": kinds.instance(RECORD(log_of_mean=np.ones(3), log_mean=np.ones(3))),
     },
     "plotting.layers": {"flow": kinds.Argument(None, (None, 3, "text")), "ax": AXES},
     "plotting.tidy": {"ax": kinds.Argument(None, (None, 3, "text"))},

@@ -18,21 +18,28 @@ ANSWERS = np.linspace(0.0, 1.0, 6).reshape(6, 1)
 GRADIENT = jax.tree.map(lambda leaf: 2 * leaf, o.PARAMS)
 DESCENT = jax.tree.map(lambda leaf: -leaf, o.PARAMS)
 BATCHES = (np.ones((2, 3, 4)), np.ones((2, 3, 2)))
-LINEAR = {"features": kinds.finite(DESIGN), "targets": kinds.finite(ANSWERS, np.ones((5, 1)), np.ones(5))}
+LINEAR = {
+    "tolerance": kinds.variance(1e-2),
+    "features": kinds.finite(DESIGN),
+    "targets": kinds.finite(ANSWERS, np.ones((5, 1)), np.ones(5)),
+}
 VARIABLE = {
     "features": kinds.function(lambda theta, x: jnp.tanh(x @ theta), "text"),
     "theta": kinds.tree(np.eye(4)),
     "loss": kinds.Argument(None, (3, "text")),
     "jacobian": kinds.name("kaufman"),
     "alpha": kinds.positive(0.1),
+    "x": kinds.data(o.X).also(o.X[:2], o.X[:0]),
+    "tolerance": kinds.variance(1e-2),
 }
 MATVEC = kinds.function(o.product, np.ones(7), "text")
 SOLVER = {
     "matvec": MATVEC,
     "transpose": MATVEC,
     "start": kinds.floating(o.VECTOR),
-    "rhs": kinds.finite(o.VECTOR),
-    "gradient": kinds.finite(o.VECTOR),
+    "rhs": kinds.data(o.VECTOR),
+    "gradient": kinds.data(o.VECTOR),
+    "tolerance": kinds.variance(1e-2),
     "x0": kinds.like(o.VECTOR),
     "like": kinds.tree(o.VECTOR),
     "radius": kinds.positive(1.0),
@@ -43,7 +50,7 @@ SOLVER = {
     "law": kinds.name("normal"),
     "which": kinds.name("largest"),
     "basis": kinds.count(3),
-    "deflate": kinds.like(o.VECTOR),
+    "deflate": kinds.data(o.VECTOR[None]).also(o.VECTOR, o.VECTOR[None, None]),
 }
 KRYLOV = (
     "bidiagonal.decompose bidiagonal.singular_triplets cg.cg cg.steihaug cg.cgls lanczos.eigenpairs "
@@ -51,6 +58,7 @@ KRYLOV = (
     "trace.quadrature"
 )
 MINIMIZED = {
+    "tolerance": kinds.variance(1e-2),
     "function": kinds.loss(o.loss_of_params),
     "objective": kinds.instance(gauss_newton.least_squares(lambda params: params["v"])),
     "direction": kinds.like(DESCENT),
@@ -92,8 +100,8 @@ CALLS = {
         f"optimize.control.{name}": {
             "problem": kinds.instance(PROBLEM),
             "theta": kinds.tree(THETA),
-            "p": kinds.finite(o.X),
-            "path": kinds.finite(PATH),
+            "p": kinds.floating(o.X),
+            "path": kinds.batch(PATH).also(PATH[:2]),
             "iterations": kinds.count(1),
             "penalty": kinds.variance(0.0),
             "ascents": kinds.count(1),
@@ -121,7 +129,8 @@ CALLS = {
     },
     "optimize.gauss_newton.hessian_product": {
         "loss": kinds.function(lambda outputs, targets: jnp.mean((outputs - targets) ** 2)),
-        "outputs": kinds.finite(o.TARGETS),
+        "outputs": kinds.data(o.TARGETS),
+        "targets": kinds.data(o.TARGETS),
         "v": kinds.like(o.TARGETS),
     },
     "optimize.least_squares.qr": {**LINEAR, "damping": kinds.variance(0.1)},
@@ -134,8 +143,8 @@ CALLS = {
     "optimize.line_search.armijo": MINIMIZED,
     "optimize.line_search.wolfe": MINIMIZED,
     "optimize.losses.accuracy": {
-        "outputs": kinds.finite(o.TARGETS),
-        "targets": kinds.labels(o.LABELS, classes=2).without(),
+        "outputs": kinds.batch(o.TARGETS),
+        "targets": kinds.labels(o.LABELS, classes=2),
     },
     "optimize.newton_cg.minimize": MINIMIZED,
     "optimize.second_order.minimize": {**MINIMIZED, "damping": kinds.variance(0.1)},
@@ -160,21 +169,29 @@ CALLS = {
     **{
         f"optimize.train.{name}": TRAINED
         for name in [
-            "accuracy",
             "descend",
             "distance",
             "early_stopping",
             "every",
             "fit",
-            "gradient_noise",
-            "l2",
-            "resident",
-            "update_ratio",
-            "whole",
             "with_moment",
         ]
     },
+    "optimize.train.accuracy": {
+        **TRAINED,
+        "x": kinds.data(o.X).also(o.X[:2], o.X[:0]),
+        "apply": kinds.function(o.apply),
+        "targets": kinds.real(o.LABELS, np.zeros(2, int), np.zeros((3, 1), int), np.full(3, -1)),
+    },
+    "optimize.train.l2": {**TRAINED, "loss": kinds.Argument(o.loss, (None, 3, "text"))},
+    "optimize.train.gradient_noise": {**TRAINED, "loss": kinds.function(o.loss)},
+    "optimize.train.update_ratio": {**TRAINED, "loss": kinds.function(o.loss)},
+    "optimize.train.resident": {**TRAINED, "key": kinds.key(o.KEY).without(None)},
+    "optimize.train.whole": {"data": kinds.data((o.X, o.TARGETS)).also((), None)},
     **{f"optimize.varpro.{name}": VARIABLE for name in ("minimize", "reduced", "full", "readout")},
     "optimize.varpro.project": {**VARIABLE, "matrix": kinds.finite(DESIGN), "targets": kinds.finite(ANSWERS)},
 }
-EXTRA = {"optimize.train.fit": {"batches": training.whole((o.X, o.TARGETS)), "steps": 2}}
+EXTRA = {
+    "optimize.train.fit": {"batches": training.whole((o.X, o.TARGETS)), "steps": 2},
+    "optimize.train.gradient_noise": {"size": 1},
+}

@@ -55,7 +55,7 @@ def source(batches):
     """The source that `fit` draws from, for each kind of batches."""
     if isinstance(batches, (Resident, Whole)):
         return batches
-    if not hasattr(batches, "__iter__"):
+    if not hasattr(batches, "__iter__") or isinstance(batches, str | bytes | dict):
         raise checks.BadType(
             f"batches must be an iterable of batches, train.resident(...) or train.whole(...); got {batches!r}"
         )

@@ -54,10 +54,10 @@ def fit(
     ValueError, TypeError       a loss that is no real scalar, a leaf that is not finite, another run's folder, ...
     OSError                     another process trains in this folder (BlockingIOError), it cannot be written, ...
     """
-    plan = planned(loss, params, optimizer, batches, steps, key, observe, early_stopping, checkpoint)
     folder = None if folder is None else checks.path("folder", folder)
     if progress is not None:
-        checks.instance("progress", progress, bool)
+        checks.flag("progress", progress)
+    plan = planned(loss, params, optimizer, batches, steps, key, observe, early_stopping, checkpoint)
     with checkpoints.opened(folder) as store:
         bar = Bar(plan.steps, progress)
         identity = resuming.identity(plan) if store else None

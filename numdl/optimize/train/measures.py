@@ -38,7 +38,7 @@ class GradientNoise:
 
 def with_moment(function):
     """A measure that is called as function(params, moment), see `Moment`."""
-    return WithMoment(checks.function("function", function))
+    return WithMoment(checks.accepts("function", function, 2, "function(params, moment)"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +57,12 @@ def accuracy(apply, x, targets, *, size=None):
 
     See `losses.accuracy`; x is a pytree of leaves [N, ...], targets are labels [N] or class probabilities [N, k].
     """
-    checks.function("apply", apply)
-    x = jax.tree.map(jnp.asarray, checks.leaves("x", x))
-    targets = jnp.asarray(checks.array("targets", targets, least_ndim=1))
-    count = checks.length("x", x)
-    checks.shape("targets", targets, (count, *targets.shape[1:]))
+    checks.accepts("apply", apply, 2, "apply(params, x)")
+    x, targets = checks.leaves("x", x), checks.array("targets", targets, least_ndim=1)
+    count = checks.together("targets", targets, "x", x)
+    _check_targets(targets)
     length = count if size is None else checks.whole("size", size, most=count)
+    x, targets = jax.tree.map(jnp.asarray, (x, targets))
     share = jax.jit(lambda params, x, targets: losses.accuracy(apply(params, x), targets))
 
     def measure(params):
@@ -83,10 +83,11 @@ def gradient_noise(loss, data, *, size):
     loss(params, batch) is a mean over the batch; data are leaves [examples, ...], at least two batches long.
     Source: McCandlish et al. 2018, arXiv:1812.06162, eqs. (2.8), (A.1).
     """
-    loss = bound(checks.function("loss", loss))
-    data = jax.tree.map(jnp.asarray, checks.leaves("data", data))
+    loss = checks.returning("loss", bound(loss), 2, "loss(params, batch)", scalar=True)
+    data = checks.leaves("data", data)
     size = checks.whole("size", size, most=checks.length("data", data) // 2)
     count = checks.length("data", data) // size
+    data = jax.tree.map(jnp.asarray, data)
     data = jax.tree.map(lambda leaf: leaf[: count * size].reshape(count, size, *leaf.shape[1:]), data)
     run = jax.jit(_gradient_noise)
     return lambda params: run(loss, params, data, size)
@@ -98,8 +99,9 @@ def update_ratio(loss, optimizer, batch):
     Leaves that are zero have the ratio inf. Values are a dict by the leaves' paths.
     """
     run = jax.jit(_update_ratio, static_argnums=1)
-    loss, batch = bound(checks.function("loss", loss)), jax.tree.map(jnp.asarray, checks.leaves("batch", batch))
+    loss = checks.returning("loss", bound(loss), 2, "loss(params, batch)", scalar=True)
     transformation("optimizer", optimizer)
+    batch = jax.tree.map(jnp.asarray, checks.leaves("batch", batch))
     return with_moment(lambda params, moment: run(loss, optimizer, params, moment.memory, batch))
 
 
@@ -118,7 +120,8 @@ def l2(loss, strength, *, where=lambda name: True):
 
     `where` sees a leaf's path, 'hidden/0/weight'. Weight decay that is not in the gradient: optax.adamw.
     """
-    loss, where = checks.function("loss", loss), checks.function("where", where)
+    checks.function("loss", loss)
+    where = checks.accepts("where", where, 1, "where(name)")
     strength = checks.finite("strength", strength, least=0.0, shape=())
 
     def penalized(params, *batch):
@@ -131,6 +134,21 @@ def l2(loss, strength, *, where=lambda name: True):
         return value + jnp.asarray(strength / 2 * jnp.real(trees.inner(leaves, leaves)), value.dtype)
 
     return penalized
+
+
+def _check_targets(targets):
+    """Labels [N] or class probabilities [N, k]; whether a label is below k, the outputs will show."""
+    if targets.ndim > 1 and targets.shape[-1] < 2:
+        raise checks.BadValue(
+            f"targets must be labels [N] or class probabilities [N, k >= 2]; got shape {targets.shape}"
+        )
+    if targets.ndim == 1 and not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise checks.BadType(f"targets of shape {targets.shape} must be integer labels; got dtype {targets.dtype}")
+    if not isinstance(targets, jax.core.Tracer) and np.min(targets) < 0:
+        place = tuple(int(index) for index in np.argwhere(np.asarray(targets) < 0)[0])
+        raise checks.BadValue(
+            f"targets must not be negative; got {targets[place]} at {list(place)} of shape {targets.shape}"
+        )
 
 
 def observed(function, params, moment):

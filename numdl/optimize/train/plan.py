@@ -9,7 +9,7 @@ import numpy as np
 
 from numdl import checks, trees
 from numdl.optimize.train import batches as sources
-from numdl.optimize.train import schedule, stepping
+from numdl.optimize.train import measures, schedule, stepping
 
 VALIDATION = "validation"  # the name of early stopping's observations
 
@@ -80,20 +80,25 @@ class Run(NamedTuple):
 
 def planned(loss, params, optimizer, batches, steps, key, observe, early_stopping, checkpoint):
     """The plan of a run; what is wrong with it is said before anything is compiled."""
-    checks.function("loss", loss)
     steps, checkpoint = checks.whole("steps", steps), checks.whole("checkpoint", checkpoint)
     stepping.transformation("optimizer", optimizer)
     if key is not None:
         checks.key("key", key)
     params = _finite(params)
-    source, loss = sources.source(batches), stepping.bound(loss)
-    start = stepping.start(optimizer, params)
-    dtype = _loss_dtype(loss, start.params, source.example(), key)
     measured = _measures(observe, early_stopping, steps)
+    source, loss = sources.source(batches), _of_step(loss, key)
+    dtype = _loss_dtype(loss, params, source.example(), key)
+    start = stepping.start(optimizer, params)
     saves = np.arange(checkpoint, steps + 1, checkpoint)
     stops = np.unique(np.concatenate([[steps], saves, *[at for at, _ in measured.values()]]))
     singly = stepping.one_by_one(loss, start, source.example(), key)
     return Plan(loss, optimizer, start, source, steps, key, measured, early_stopping, stops, checkpoint, dtype, singly)
+
+
+def _of_step(loss, key):
+    """The loss as a pytree that says what is wrong with what it returns."""
+    count, signature = (2, "loss(params, batch)") if key is None else (3, "loss(params, batch, key)")
+    return checks.returning("loss", stepping.bound(loss), count, signature, scalar=True)
 
 
 def _finite(params):
@@ -109,10 +114,7 @@ def _finite(params):
 
 def _loss_dtype(loss, params, batch, key):
     arguments = (batch,) if key is None else (batch, key)
-    value = jax.eval_shape(loss, params, *arguments)
-    if getattr(value, "shape", None) != () or not jax.dtypes.issubdtype(value.dtype, np.floating):
-        raise checks.BadType(f"loss must return a real scalar, the mean over the batch; got {value}")
-    return value.dtype
+    return jax.eval_shape(loss, params, *arguments).dtype
 
 
 def _measures(observe, early_stopping, steps):
@@ -123,7 +125,8 @@ def _measures(observe, early_stopping, steps):
             raise checks.BadValue(f"observe must have texts other than {VALIDATION!r} as names; got {name!r}")
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise checks.BadType(f"observe[{name!r}] must be (when, function); got {pair!r}")
-        checks.function(f"observe[{name!r}][1]", pair[1])
+        if not isinstance(pair[1], measures.WithMoment):
+            checks.accepts(f"observe[{name!r}][1]", pair[1], 1, "function(params)")
         measured[name] = (schedule.chosen(f"observe[{name!r}][0]", pair[0], steps), pair[1])
     if early_stopping is not None:
         checks.instance("early_stopping", early_stopping, schedule.EarlyStopping, hint="train.early_stopping(...)")

@@ -19,7 +19,10 @@ def early_stopping(when, function, *, patience, gain=0.0):
     `fit` then returns the parameters with the smallest value; the values stand in history.observed["validation"]. A
     value that is not finite is no improvement, nor is one by `gain` or less.
     """
-    checks.function("function", function)
+    checks.accepts("function", function, 1, "function(params)")
+    when = when if callable(when) else _steps("when", when)
+    if callable(when) and not isinstance(when, Every):
+        checks.accepts("when", when, 1, "when(step)")
     patience = checks.whole("patience", patience)
     gain = checks.finite("gain", gain, least=0.0, shape=())
     return EarlyStopping(when, function, patience, gain)
@@ -53,9 +56,13 @@ def chosen(name, when, steps):
         return np.arange(when.start, steps + 1, when.period)
     if callable(when):
         return np.array([step for step in range(steps + 1) if when(step)], int)
-    if isinstance(when, str) or not isinstance(when, Iterable):
+    return np.array(sorted({step for step in _steps(name, when) if step <= steps}), int)
+
+
+def _steps(name, when):
+    """The steps themselves, as a tuple of ints."""
+    if isinstance(when, str) or not isinstance(when, Iterable) or getattr(when, "shape", None) == ():
         raise checks.BadType(
             f"{name} must be train.every(n), the steps themselves, or a function of a step; got {when!r}"
         )
-    listed = [checks.whole(name, step, least=0) for step in when]
-    return np.array(sorted({step for step in listed if step <= steps}), int)
+    return tuple(checks.whole(name, step, least=0) for step in when)

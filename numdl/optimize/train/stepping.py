@@ -41,7 +41,8 @@ def descend(loss, params, optimizer, batches):
     """
     import optax
 
-    loss, optimizer = checks.function("loss", loss), transformation("optimizer", optimizer)
+    loss = checks.returning("loss", loss, 2, "loss(params, batch)", scalar=True)
+    transformation("optimizer", optimizer)
     batches = steps_of_batches(batches)
     moving, rest = trees.trainable(params)
 
@@ -79,7 +80,7 @@ def start(optimizer, params):
 
 def bound(loss):
     """The loss as a pytree: arrays that a Partial binds are arguments of the compiled step, not constants in it."""
-    if isinstance(loss, Partial):
+    if isinstance(checks.function("loss", loss), Partial):
         return loss
     try:
         hash(loss)
