@@ -391,7 +391,7 @@ def _real(name, value, allowed):
         array = np.asarray(value)
     except (TypeError, ValueError) as error:
         raise BadType(f"{name} must be {allowed}; got {_show(value)}") from error
-    if array.dtype.kind not in "fiu":
+    if not any(jax.dtypes.issubdtype(array.dtype, kind) for kind in (np.floating, np.integer)):
         raise BadType(f"{name} must be {allowed}; got {_show(value)}")
     return array.astype(np.float64)
 
@@ -412,6 +412,11 @@ def _shaped(value, noun="an array of shape"):
     """What came where a shape was asked for: a number as it is."""
     shape = tuple(np.shape(value))
     return f"{noun} {shape}" if shape or not isinstance(value, int | float) else f"{_show(value)}, shape ()"
+
+
+def shown(value):
+    """The value in a few words for a message; an array by its shape and dtype."""
+    return _show(value)
 
 
 def _called(function):

@@ -27,6 +27,7 @@ FINISHED = (
     "analysis.stability",
     "networks.core",
     "networks.lift",
+    "ode.",
     "precision",
     "quadrature",
     "records",

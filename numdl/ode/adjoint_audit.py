@@ -98,8 +98,13 @@ def dot_product_test(function, x, *, key, forward=None, pairs=20, tolerance=None
     TypeError                   key is not a typed key
     """
     checks.key("key", key)
-    checks.whole("pairs", pairs)
-    x = widen(x)  # half precision hides what is asked
+    pairs = checks.whole("pairs", pairs)
+    for name, given in (("function", function), ("forward", forward)):
+        if not (name == "forward" and given is None):
+            checks.accepts(name, given, 1, f"{name}(x)")
+    if tolerance is not None:
+        checks.positive("tolerance", tolerance, shape=())
+    x = widen(checks.floats("x", x))  # half precision hides what is asked
     outputs, pull = jax.vjp(function, x)
     _, push = jax.linearize(function if forward is None else forward, x)
 
@@ -130,10 +135,11 @@ def taylor_remainders(loss, x, *, key, epsilon=0.1, halvings=12):
     halvings : int              five at least
     """
     checks.key("key", key)
-    checks.function("loss", loss)
-    checks.whole("halvings", halvings, least=5)
+    loss = checks.returning("loss", loss, 1, "loss(x)", scalar=True)
+    halvings = checks.whole("halvings", halvings, least=5)
     checks.positive("epsilon", epsilon, shape=())
-    x = widen(x)
+    x = widen(checks.floats("x", x))
+    jax.eval_shape(loss, x)
     direction = trees.random_like(key, x)
     direction = jax.tree.map(lambda leaf: leaf / trees.norm(direction).astype(leaf.dtype), direction)
     value, gradient = jax.value_and_grad(loss)(x)
@@ -156,8 +162,11 @@ def gradient_error(solve, y0, theta, *, adjoint, reference=adjoints.direct, limi
     -------
     GradientError               verdict, flagged, and the relative errors for y0, theta and both together
     """
-    checks.function("solve", solve)
+    checks.accepts("solve", solve, 3, "solve(y0, theta, adjoint)")
     checks.positive("limit", limit, shape=())
+    for name, method in (("adjoint", adjoint), ("reference", reference)):
+        checks.accepts(name, method, 5, f"{name}(recurrence, y, shared, drive, save)")
+    y0, theta = checks.floats("y0", y0), checks.floats("theta", theta)
     gradient = jax.grad(solve, argnums=(0, 1))
     got, wanted = (gradient(y0, theta, method) for method in (adjoint, reference))
     errors = [_relative(*pair) for pair in ((got[0], wanted[0]), (got[1], wanted[1]), (got, wanted))]
@@ -180,13 +189,27 @@ def reconstruction_error(field, y0, theta, *, scheme, steps, t1=None, step_time=
     dtypes : sequence of str    float64 is computed as such whatever jax's global flag
     """
     if (t1 is None) == (step_time is None):
-        raise ValueError(f"exactly one of t1 and step_time must be given; got t1={t1!r}, step_time={step_time!r}")
-    depths = [checks.whole(f"steps[{i}]", n) for i, n in enumerate(steps)]
-    dtypes = tuple(checks.one_of("dtypes", str(np.dtype(dtype)), ("float32", "float64")) for dtype in dtypes)
+        found = f"t1={checks.shown(t1)}, step_time={checks.shown(step_time)}"
+        raise checks.BadValue(f"exactly one of t1 and step_time must be given; got {found}")
+    integrate.check_invertible(field, scheme)
+    depths = checks.wholes("steps", steps)
+    dtypes = _dtypes(dtypes)
+    if t1 is None:
+        checks.positive("step_time", step_time, shape=())
+    else:
+        checks.finite("t1", t1, shape=())
+    y0, theta = checks.floats("y0", y0), checks.floats("theta", theta, empty=True)
     ends = [t1 if step_time is None else n * step_time for n in depths]
     back_and_forth = functools.partial(_back_and_forth, field, y0, theta, scheme)
     rows = [[back_and_forth(dtype, end, n) for n, end in zip(depths, ends, strict=True)] for dtype in dtypes]
     return Reconstruction(np.array(depths), np.array(rows, np.float64), dtypes)
+
+
+def _dtypes(dtypes):
+    allowed = "float32", "float64"
+    if isinstance(dtypes, str) or not isinstance(dtypes, tuple | list) or not dtypes:
+        raise checks.BadValue(f"dtypes must be a sequence of {' and '.join(allowed)}; got {dtypes!r}")
+    return tuple(checks.one_of("dtypes", getattr(dtype, "__name__", None) or str(dtype), allowed) for dtype in dtypes)
 
 
 def _back_and_forth(field, y0, theta, scheme, dtype, t1, steps):

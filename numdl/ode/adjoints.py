@@ -50,7 +50,6 @@ def checkpointed(recurrence, y, shared, drive, save):
     return lax.scan(_body(_forget(recurrence.step), shared, save), y, drive)
 
 
-@functools.cache
 def nested(*, levels):
     """An adjoint that stores about levels * N**(1/levels) states, at `levels` extra forward passes.
 
@@ -59,7 +58,12 @@ def nested(*, levels):
 
     Source: Chen et al. 2016, arXiv:1604.06174 (two levels).
     """
-    return functools.partial(_nested, checks.whole("levels", levels, least=1))
+    return _nesting(checks.whole("levels", levels, least=1))
+
+
+@functools.cache
+def _nesting(levels):
+    return functools.partial(_nested, levels)
 
 
 def square_root(recurrence, y, shared, drive, save):
@@ -67,7 +71,6 @@ def square_root(recurrence, y, shared, drive, save):
     return _nested(2, recurrence, y, shared, drive, save)
 
 
-@functools.cache
 def binomial(*, snapshots):
     """An adjoint that keeps at most so many states, y[0] among them, and recomputes the least possible for that.
 
@@ -76,20 +79,27 @@ def binomial(*, snapshots):
 
     Source: Griewank & Walther 2000, ACM Trans. Math. Softw. 26, 19-45 (algorithm 799, revolve).
     """
-    return functools.partial(_binomial, checks.whole("snapshots", snapshots, least=1))
+    return _keeping(checks.whole("snapshots", snapshots, least=1))
+
+
+@functools.cache
+def _keeping(snapshots):
+    return functools.partial(_binomial, snapshots)
 
 
 def reversible(recurrence, y, shared, drive, save):
     """One scan that stores its last state only; the way back undoes every step by the scheme's exact inverse."""
     if recurrence.inverse is None:
-        raise ValueError("adjoint=reversible needs a scheme with an inverse: leapfrog, verlet or coupling; got none")
+        raise checks.BadValue(
+            "adjoint=reversible needs a scheme with an inverse: leapfrog, verlet or coupling; got none"
+        )
     return _reversible(recurrence, save, y, shared, drive)
 
 
 def backsolve(recurrence, y, shared, drive, save):
     """The continuous adjoint equation, solved backwards by the same scheme: no derivative of the discrete solution."""
     if recurrence.solve_back is None:
-        raise ValueError("adjoint=backsolve needs a Runge-Kutta tableau; got a scheme that does not solve y' = f")
+        raise checks.BadValue("adjoint=backsolve needs a Runge-Kutta tableau; got a scheme that does not solve y' = f")
     return _backsolve(recurrence, save, y, shared, drive)
 
 
@@ -229,7 +239,6 @@ def _revolve_backward(snapshots, recurrence, save, kept, cotangents):
 _revolve.defvjp(_revolve_forward, _revolve_backward)
 
 
-@functools.cache
 def schedule(steps, snapshots):
     """The optimal plan of recomputation: what to do before step n can be differentiated, for every n.
 
@@ -240,6 +249,11 @@ def schedule(steps, snapshots):
     -------
     load, begin, end [steps], index, store [rows] : int32; rows = steps computed again
     """
+    return _schedule(checks.whole("steps", steps), checks.whole("snapshots", snapshots))
+
+
+@functools.cache
+def _schedule(steps, snapshots):
     plan, rows = {}, []
     _reverse(plan, rows, snapshots, 0, steps, 0)
     table = np.array([plan[n] for n in range(steps)], np.int32)

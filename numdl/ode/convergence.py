@@ -46,7 +46,9 @@ def observed_order(errors, steps, *, low=1e-12, high=1e-2, confidence=0.95):
     low, high : scalars         the window
     confidence : scalar         of Student's interval for the slope
     """
-    errors, steps = (np.asarray(a, dtype=np.float64) for a in (errors, steps))
+    _check_window(low, high, confidence)
+    errors = np.asarray(checks.array("errors", errors, ndim=1), np.float64)
+    steps = np.asarray(checks.finite("steps", checks.array("steps", steps, ndim=1)), np.float64)
     _check_levels(errors, steps)
     used = (errors > low) & (errors < high)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -69,15 +71,16 @@ def study(solve, *, steps, reference=None, low=1e-12, high=1e-2, confidence=0.95
     steps : sequence of int     increasing, three or more
     reference : pytree          the exact solution, if it is known
     """
-    checks.function("solve", solve)
-    levels = [checks.whole(f"steps[{i}]", n) for i, n in enumerate(steps)]
+    checks.accepts("solve", solve, 1, "solve(steps)")
+    levels = checks.wholes("steps", steps, fewest=2)
+    _check_window(low, high, confidence)
     solutions = [solve(n) for n in levels]
     if reference is not None:
         errors = [_relative(solution, reference) for solution in solutions]
         return observed_order(errors, levels, low=low, high=high, confidence=confidence)
     ratios = np.diff(np.log(levels))
     if not np.allclose(ratios, ratios[:1]):
-        raise ValueError(f"steps must grow by one factor where there is no reference; got {tuple(levels)}")
+        raise checks.BadValue(f"steps must grow by one factor where there is no reference; got {tuple(levels)}")
     errors = [_relative(a, b) for a, b in itertools.pairwise(solutions)]
     return observed_order(errors, levels[:-1], low=low, high=high, confidence=confidence)
 
@@ -89,8 +92,10 @@ def richardson(coarse, fine, *, order, factor=2):
 
     Source: Richardson 1911, Phil. Trans. R. Soc. A 210, 307-357.
     """
-    checks.whole("order", order)
-    checks.finite("factor", factor, above=1.0, shape=())
+    order = checks.whole("order", order)
+    factor = checks.finite("factor", factor, above=1.0, shape=())
+    coarse = checks.floats("coarse", coarse)
+    fine = checks.like("fine", fine, coarse, of="coarse")
     gain = 1 / (factor**order - 1)
     difference = jax.tree.map(lambda f, c: gain * (f - c), widen(fine), widen(coarse))
     return Richardson(narrow(jax.tree.map(jnp.add, widen(fine), difference), fine), trees.norm(difference))
@@ -106,10 +111,19 @@ def _norm(tree):
     return np.sqrt(sum(np.sum(np.abs(np.asarray(leaf, np.complex128)) ** 2) for leaf in jax.tree.leaves(tree)))
 
 
+def _check_window(low, high, confidence):
+    checks.variance("low", low, shape=())
+    if not (isinstance(high, float) and high == np.inf):  # a window without an upper end
+        checks.positive("high", high, shape=())
+    if not 0 < checks.finite("confidence", confidence, shape=()) < 1:
+        raise checks.BadValue(f"confidence must be in (0, 1); got {confidence}")
+
+
 def _check_levels(errors, steps):
-    if errors.ndim != 1 or errors.shape != steps.shape or errors.size < 2:
-        raise ValueError(f"errors and steps must be two vectors of one length >= 2; got {errors.shape}, {steps.shape}")
+    if errors.shape != steps.shape or errors.size < 2:
+        found = f"{errors.shape}, {steps.shape}"
+        raise checks.BadValue(f"errors and steps must be two vectors of one length >= 2; got {found}")
     if not (steps[0] > 0 and (np.diff(steps) > 0).all()):
-        raise ValueError(f"steps must be positive and increasing; got {steps}")
+        raise checks.BadValue(f"steps must be positive and increasing; got {steps}")
     if (errors < 0).any():
-        raise ValueError(f"errors must not be negative; got {errors}")
+        raise checks.BadValue(f"errors must not be negative; got {errors}")

@@ -20,8 +20,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from numdl import checks, trees
-from numdl.ode import adjoints, schemes
+from numdl import checks
+from numdl.ode import adjoints, schemes, tableaus
 from numdl.ode.tableaus import Tableau
 from numdl.precision import narrow, wide, widen
 from numdl.records import record
@@ -86,10 +86,8 @@ def invert(field, y1, theta, *, scheme, t1, steps, t0=0.0, interpolation=None):
     ------
     ValueError                  the scheme has no inverse
     """
-    checks.instance("scheme", scheme, schemes.Scheme, hint="such as schemes.leapfrog")
-    if scheme.inverse is None:
-        raise ValueError(f"scheme must have an inverse: leapfrog, verlet or coupling; got {scheme.name}")
-    return _undo(*_door(field, y1, theta, t0, t1, steps, None, scheme, interpolation, adjoints.direct)[:-1])
+    check_invertible(field, scheme)
+    return _undo(*_door(field, y1, theta, t0, t1, steps, None, scheme, interpolation, adjoints.direct, "y1")[:-1])
 
 
 def adaptive(field, y0, theta, *, t1, rtol, atol, t0=0.0, interpolation=None, times=None, solver=None, max_steps=4096):
@@ -107,14 +105,25 @@ def adaptive(field, y0, theta, *, t1, rtol, atol, t0=0.0, interpolation=None, ti
     ------
     ImportError                 diffrax is not installed: pip install diffrax
     """
-    checks.function("field", field)
-    _check_numbers(y0, theta, t0, t1)
-    checks.whole("max_steps", max_steps)
-    for name, tolerance in (("rtol", rtol), ("atol", atol)):
-        checks.positive(name, tolerance, shape=())
+    checks.accepts("field", field, 3, "field(t, y, theta)")
+    y0, theta, t0, t1 = _numbers("y0", y0, theta, t0, t1)
+    max_steps = checks.whole("max_steps", max_steps)
+    rtol, atol = (checks.positive(name, value, shape=()) for name, value in (("rtol", rtol), ("atol", atol)))
+    if times is not None:
+        times = checks.finite("times", checks.array("times", times, ndim=1))
+    checks.one_of("interpolation", interpolation, INTERPOLATIONS)
     steps = None if interpolation is None else _time_axis(theta) - (interpolation == "linear")
     _check_theta(theta, interpolation, steps)
+    _check_rates(field, schemes.runge_kutta(tableaus.euler), y0, theta, t0, interpolation)
     return _diffrax(field, y0, theta, (t0, t1), (rtol, atol), interpolation, steps, times, solver, max_steps)
+
+
+def check_invertible(field, scheme):
+    """Refuse a scheme without an inverse, and a field that is not what the scheme takes."""
+    _instance(scheme)
+    if scheme.inverse is None:
+        raise checks.BadValue(f"scheme must have an inverse: leapfrog, verlet or coupling; got {scheme.name}")
+    _check_field(field, scheme)
 
 
 def theta_at(theta, time, *, t0, t1, interpolation):
@@ -122,8 +131,10 @@ def theta_at(theta, time, *, t0, t1, interpolation):
     checks.one_of("interpolation", interpolation, INTERPOLATIONS)
     if interpolation is None:
         return theta
+    theta = checks.floats("theta", theta)
     steps = _time_axis(theta) - (interpolation == "linear")
-    time, t0, t1 = (widen(checks.finite(*pair, shape=())) for pair in (("time", time), ("t0", t0), ("t1", t1)))
+    pairs = ("time", time), ("t0", t0), ("t1", t1)
+    time, t0, t1 = widen(tuple(checks.finite(*pair, shape=()) for pair in pairs))
     place = (time - t0) / (t1 - t0) * steps
     index = jnp.clip(jnp.floor(place), 0, steps - 1).astype(jnp.int32)
     if interpolation == "constant":
@@ -131,13 +142,13 @@ def theta_at(theta, time, *, t0, t1, interpolation):
     return _between(*(jax.tree.map(lambda leaf, i=i: leaf[index + i], theta) for i in (0, 1)), place - index)
 
 
-def _door(field, y0, theta, t0, t1, steps, tableau, scheme, interpolation, adjoint):
+def _door(field, y0, theta, t0, t1, steps, tableau, scheme, interpolation, adjoint, state="y0"):
     """The checked arguments of a solve, numbers first as arrays of the dtype of time."""
     scheme = _scheme(tableau, scheme)
     _check_field(field, scheme)
-    checks.function("adjoint", adjoint)
-    _check_numbers(y0, theta, t0, t1)
-    checks.whole("steps", steps)
+    checks.accepts("adjoint", adjoint, 5, "adjoint(recurrence, y, shared, drive, save)")
+    y0, theta, t0, t1 = _numbers(state, y0, theta, t0, t1)
+    steps = checks.whole("steps", steps)
     _check_theta(theta, interpolation, steps)
     y0, theta = (jax.tree.map(jnp.asarray, tree) for tree in (y0, theta))
     t0, t1 = (jnp.asarray(t, time_dtype(y0)) for t in (t0, t1))
@@ -147,6 +158,7 @@ def _door(field, y0, theta, t0, t1, steps, tableau, scheme, interpolation, adjoi
 
 def time_dtype(y):
     """The dtype of times and step sizes: the widest real dtype in y, float32 at least."""
+    y = checks.floats("y", y)
     dtypes = [jnp.finfo(wide(leaf.dtype)).dtype for leaf in jax.tree.leaves(y)]
     return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
 
@@ -248,31 +260,30 @@ def _solved(y):
 def _scheme(tableau, scheme):
     if (tableau is None) == (scheme is None):
         got = "neither" if scheme is None else f"tableau={tableau!r} and scheme={scheme!r}"
-        raise ValueError(f"exactly one of tableau and scheme must be given; got {got}")
+        raise checks.BadValue(f"exactly one of tableau and scheme must be given; got {got}")
     if scheme is None:
         return schemes.runge_kutta(checks.instance("tableau", tableau, Tableau, hint="such as tableaus.rk4"))
+    return _instance(scheme)
+
+
+def _instance(scheme):
     return checks.instance("scheme", scheme, schemes.Scheme, hint="such as schemes.leapfrog")
 
 
 def _check_field(field, scheme):
     pair = scheme in (schemes.verlet, schemes.coupling)
     if not pair:
-        return checks.function("field", field)
+        return checks.accepts("field", field, 3, "field(t, y, theta)")
     if not (isinstance(field, tuple) and len(field) == 2 and all(callable(f) for f in field)):
-        raise TypeError(f"field must be a pair of functions (f, g) for scheme {scheme.name}; got {field!r}")
+        raise checks.BadType(f"field must be a pair of functions (f, g) for scheme {scheme.name}; got {field!r}")
+    for f in field:
+        checks.accepts("field", f, 3, "(f(t, p, theta), g(t, q, theta))")
     return field
 
 
-def _check_numbers(y0, theta, t0, t1):
-    for name, tree in (("y0", y0), ("theta", theta)):
-        for path, leaf in zip(trees.names(tree), jax.tree.leaves(tree), strict=True):
-            if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-                label = f"{name}[{path}]" if path else name
-                raise TypeError(f"{label} must be floating-point numbers; got dtype {jnp.result_type(leaf)}")
-    if not jax.tree.leaves(y0):
-        raise ValueError(f"y0 must hold at least one array; got {y0!r}")
-    for name, time in (("t0", t0), ("t1", t1)):
-        checks.finite(name, time, shape=())
+def _numbers(state, y0, theta, t0, t1):
+    y0, theta = checks.floats(state, y0), checks.floats("theta", theta, empty=True)
+    return y0, theta, *(checks.finite(name, time, shape=()) for name, time in (("t0", t0), ("t1", t1)))
 
 
 def _check_theta(theta, interpolation, steps):
@@ -280,17 +291,17 @@ def _check_theta(theta, interpolation, steps):
     if interpolation is None:
         return
     length = steps + (interpolation == "linear")
-    for path, leaf in zip(trees.names(theta), jax.tree.leaves(theta), strict=True):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(theta):
         if jnp.shape(leaf)[:1] != (length,):
-            label = f"theta[{path}]" if path else "theta"
+            label = f"theta{jax.tree_util.keystr(path)}"
             wanted = f"({length}, ...) for {steps} steps and interpolation={interpolation!r}"
-            raise ValueError(f"{label} must have shape {wanted}; got {jnp.shape(leaf)}")
+            raise checks.BadValue(f"{label} must have shape {wanted}; got {jnp.shape(leaf)}")
 
 
 def _time_axis(theta):
     leaves = jax.tree.leaves(theta)
     if not leaves or jnp.ndim(leaves[0]) == 0:
-        raise ValueError(f"theta must have leaves with a time axis; got {theta!r}")
+        raise checks.BadValue(f"theta must have leaves with a time axis; got {theta!r}")
     return jnp.shape(leaves[0])[0]
 
 
@@ -300,10 +311,15 @@ def _check_rates(field, scheme, y0, theta, t0, interpolation):
     local = (
         theta if interpolation is None else jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), theta)
     )
-    rates = jax.eval_shape(functools.partial(scheme.derivative, field), t0, y0, local)
+    try:
+        rates = jax.eval_shape(functools.partial(scheme.derivative, field), t0, y0, local)
+    except TypeError as error:
+        if "valid JAX type" not in str(error):
+            raise
+        raise checks.BadType(f"field must return arrays shaped like the state; got {error}") from error
     wanted, got = (jax.tree.map(jnp.shape, tree) for tree in (y0, rates))
     if wanted != got:
-        raise ValueError(f"field must return what is shaped like the state, {wanted}; got {got}")
+        raise checks.BadValue(f"field must return what is shaped like the state, {wanted}; got {got}")
 
 
 def _diffrax(field, y0, theta, span, tolerances, interpolation, steps, times, solver, max_steps):

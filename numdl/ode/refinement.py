@@ -31,9 +31,9 @@ def prolong(theta, *, steps, interpolation):
     ValueError                  steps is no multiple, or the leaves differ in length
     """
     coarse = step_count(theta, interpolation=interpolation)
-    checks.whole("steps", steps)
+    steps = checks.whole("steps", steps)
     if steps % coarse:
-        raise ValueError(f"steps must be a multiple of the {coarse} steps that theta has; got {steps}")
+        raise checks.BadValue(f"steps must be a multiple of the {coarse} steps that theta has; got {steps}")
     finer = functools.partial(_repeat if interpolation == "constant" else _fill, steps // coarse)
     return jax.tree.map(finer, theta)
 
@@ -48,9 +48,9 @@ def restrict(theta, *, steps, interpolation):
     steps : int                 of the coarser grid: it divides the number that theta has
     """
     fine = step_count(theta, interpolation=interpolation)
-    checks.whole("steps", steps)
+    steps = checks.whole("steps", steps)
     if fine % steps:
-        raise ValueError(f"steps must divide the {fine} steps that theta has; got {steps}")
+        raise checks.BadValue(f"steps must divide the {fine} steps that theta has; got {steps}")
     factor = fine // steps
     if interpolation == "linear":
         return jax.tree.map(lambda leaf: leaf[::factor], theta)
@@ -67,9 +67,15 @@ def coarse_to_fine(train, theta, *, steps, interpolation):
     steps : sequence of int     each a multiple of the one before
     Source: Haber & Ruthotto 2017, arXiv:1705.03341, section 4; Haber, Ruthotto, Holtham & Jun 2018, arXiv:1703.02009.
     """
-    checks.function("train", train)
+    checks.accepts("train", train, 2, "train(theta, steps)")
+    numbers = checks.wholes("steps", steps)
+    before = step_count(theta, interpolation=interpolation)
+    for number in numbers:
+        if number % before:
+            raise checks.BadValue(f"steps must be multiples of those before, {before} of theta first; got {numbers}")
+        before = number
     levels = []
-    for number in steps:
+    for number in numbers:
         theta = train(prolong(theta, steps=number, interpolation=interpolation), number)
         levels.append(theta)
     return tuple(levels)
@@ -114,10 +120,13 @@ def tikhonov(theta, *, step, interpolation):
 def step_count(theta, *, interpolation):
     """The number of steps that theta's leaves have."""
     checks.one_of("interpolation", interpolation, INTERPOLATIONS)
+    checks.floats("theta", theta)
     lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(theta)}
     least = 1 + (interpolation == "linear")
     if len(lengths) != 1 or min(lengths) < least:
-        raise ValueError(f"theta must have leaves of one length >= {least} along axis 0; got lengths {sorted(lengths)}")
+        raise checks.BadValue(
+            f"theta must have leaves of one length >= {least} along axis 0; got lengths {sorted(lengths)}"
+        )
     return lengths.pop() - (interpolation == "linear")
 
 

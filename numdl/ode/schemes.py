@@ -36,7 +36,6 @@ class Scheme(NamedTuple):
     first_order: bool = False  # field is y' itself: the adjoint equation can be solved by the same scheme
 
 
-@functools.cache
 def runge_kutta(tableau, *, iterations=12):
     """The scheme of a tableau. Implicit stages are solved by Newton's method with a dense Jacobian of all stages.
 
@@ -50,7 +49,11 @@ def runge_kutta(tableau, *, iterations=12):
     iterations : int            at most so many Newton steps
     """
     checks.instance("tableau", tableau, Tableau, hint="such as tableaus.rk4")
-    checks.whole("iterations", iterations)
+    return _runge_kutta(tableau, checks.whole("iterations", iterations))
+
+
+@functools.cache
+def _runge_kutta(tableau, iterations):
     step = functools.partial(_explicit_step, tableau)
     if not tableau.explicit:
         step = functools.partial(_implicit_step, tableau, iterations)
@@ -68,9 +71,9 @@ def semi_implicit(matrix):
     Source: Ascher, Ruuth & Wetton 1995, SIAM J. Numer. Anal. 32, 797-823; Haber et al. 2019, arXiv:1903.02639.
     """
     if not callable(matrix):
-        checks.floating("matrix", matrix)
+        matrix = checks.finite("matrix", checks.floating("matrix", matrix))
         if matrix.ndim not in (1, 2) or matrix.shape[0] != matrix.shape[-1]:
-            raise ValueError(f"matrix must have shape (n, n), or (n,) if diagonal; got {matrix.shape}")
+            raise checks.BadValue(f"matrix must have shape (n, n), or (n,) if diagonal; got {matrix.shape}")
     of_theta = matrix if callable(matrix) else functools.partial(_constant, matrix)
     step = functools.partial(_semi_implicit_step, of_theta)
     return Scheme("semi_implicit", 1, step, functools.partial(_semi_implicit_derivative, of_theta))
@@ -138,7 +141,7 @@ def _solve_linear(linear, right):
 
 def _check_unknowns(tableau, vector):
     if vector.size > MOST_UNKNOWNS:
-        raise ValueError(
+        raise checks.BadValue(
             f"y0 must hold at most {MOST_UNKNOWNS // tableau.stages} numbers for {tableau.name}, whose step forms a "
             f"dense Jacobian; got {vector.size // tableau.stages}: jax.vmap over the examples of a batch"
         )

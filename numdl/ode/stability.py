@@ -22,7 +22,7 @@ def amplification(tableau, z):
     Source: Hairer & Wanner, Solving ODEs II, propositions IV.3.1 and IV.3.2.
     """
     numerator, denominator = (np.array(p, dtype=np.float64) for p in polynomials(tableau))
-    z = np.asarray(z, dtype=np.complex128)
+    z = np.asarray(checks.array("z", z, kind="number", empty=True), dtype=np.complex128)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.polynomial.polynomial.polyval(z, numerator) / np.polynomial.polynomial.polyval(z, denominator)
 
@@ -49,7 +49,7 @@ def region_boundary(tableau, *, points=400):
     ----------
     points : int                phases phi, equally spaced in [0, 2 pi)
     """
-    checks.whole("points", points, least=2)
+    points = checks.whole("points", points, least=2)
     numerator, denominator = (np.array(p, dtype=np.float64) for p in polynomials(tableau))
     size = max(len(numerator), len(denominator))
     numerator, denominator = (np.pad(p, (0, size - len(p))) for p in (numerator, denominator))
@@ -72,9 +72,10 @@ def largest_step(*, tableau, eigenvalues):
     ValueError                  no eigenvalues, or not finite
     """
     rational = polynomials(tableau)
-    values = np.asarray(eigenvalues).astype(np.complex128).ravel()
-    if values.size == 0 or not np.isfinite(values).all():
-        raise ValueError(f"eigenvalues must be finite numbers, at least one; got {eigenvalues!r}")
+    values = np.asarray(checks.array("eigenvalues", eigenvalues, kind="number")).astype(np.complex128).ravel()
+    if not np.isfinite(values).all():
+        found = f"{values[~np.isfinite(values)][0]} in shape {np.shape(eigenvalues)}"
+        raise checks.BadValue(f"eigenvalues must be finite numbers, at least one; got {found}")
     values = np.unique(values[values != 0])
     return min((_limit(*rational, value / abs(value)) / abs(value) for value in values), default=np.inf)
 
@@ -92,9 +93,11 @@ def logarithmic_norm(matrix, *, ord=2):
     Source: Dahlquist 1958; Hairer, Norsett & Wanner, Solving ODEs I, theorem I.10.5.
     """
     checks.one_of("ord", ord, (1, 2, np.inf))
-    matrix = np.asarray(matrix)
-    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
-        raise ValueError(f"matrix must have shape (..., n, n); got {matrix.shape}")
+    matrix = np.asarray(checks.array("matrix", matrix, kind="number", least_ndim=2))
+    if not np.isfinite(matrix).all():
+        raise checks.BadValue(f"matrix must be finite numbers; got nan or inf, shape {matrix.shape}")
+    if matrix.shape[-1] != matrix.shape[-2]:
+        raise checks.BadValue(f"matrix must have shape (..., n, n); got {matrix.shape}")
     matrix = matrix.astype(np.complex128 if np.iscomplexobj(matrix) else np.float64)
     if ord == 2:
         return np.linalg.eigvalsh((matrix + np.swapaxes(matrix.conj(), -1, -2)) / 2)[..., -1]
@@ -103,10 +106,13 @@ def logarithmic_norm(matrix, *, ord=2):
     return (diagonal.real + sums - np.abs(diagonal)).max(axis=-1)
 
 
-@functools.cache
 def polynomials(tableau):
     """N and D of R = N / D: coefficients by rising powers of z, exact where the tableau is."""
-    checks.instance("tableau", tableau, Tableau, hint="such as tableaus.rk4")
+    return _polynomials(checks.instance("tableau", tableau, Tableau, hint="such as tableaus.rk4"))
+
+
+@functools.cache
+def _polynomials(tableau):
     a = [list(row) for row in tableau.a]
     shifted = [[entry - weight for entry, weight in zip(row, tableau.b, strict=True)] for row in a]
     return _trim(_determinant(shifted)), _trim(_determinant(a))

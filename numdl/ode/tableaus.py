@@ -15,6 +15,8 @@ import numpy as np
 
 from numdl import checks
 
+MOST_ORDER = 8  # 200 conditions; their number grows nearly threefold with every order
+
 
 @dataclasses.dataclass(frozen=True)
 class Tableau:
@@ -61,7 +63,7 @@ def companion(tableau):
     """The embedded method as a tableau of its own: the same stages, the embedded weights, one order less."""
     checks.instance("tableau", tableau, Tableau, hint="such as tableaus.dormand_prince")
     if tableau.embedded is None:
-        raise ValueError(f"tableau must have embedded weights, as bogacki_shampine has; got {tableau}")
+        raise checks.BadValue(f"tableau must have embedded weights, as bogacki_shampine has; got {tableau}")
     changes = {"name": f"{tableau.name}_companion", "b": tableau.embedded, "order": tableau.order - 1}
     return dataclasses.replace(tableau, **changes, embedded=None)
 
@@ -89,7 +91,7 @@ def order_residuals(tableau, order=5):
     Source: Butcher 1963, J. Austral. Math. Soc. 3, 185-201; Hairer, Norsett & Wanner, Solving ODEs I, theorem II.2.13.
     """
     checks.instance("tableau", tableau, Tableau, hint="such as tableaus.rk4")
-    checks.whole("order", order)
+    order = checks.whole("order", order, most=MOST_ORDER)
     sizes = range(1, order + 1)
     return {nodes: np.array([_residual(tableau, tree) for tree in _trees(nodes)], np.float64) for nodes in sizes}
 

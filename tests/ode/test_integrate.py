@@ -343,13 +343,13 @@ WRONG = [
     ({"field": 3}, TypeError, r"field must be a function; got 3"),
     ({"field": linear, "scheme": schemes.verlet, "tableau": None}, TypeError, r"field must be a pair.*verlet"),
     ({"y0": jnp.ones(2, int)}, TypeError, r"y0 must be floating-point numbers; got dtype int"),
-    ({"theta": {"k": jnp.ones(2, int)}}, TypeError, r"theta\[k\] must be floating-point numbers; got dtype int"),
+    ({"theta": {"k": jnp.ones(2, int)}}, TypeError, r"theta\['k'\] must be floating-point numbers; got dtype int"),
     ({"interpolation": "cubic"}, ValueError, r"interpolation must be one of None, constant, linear; got 'cubic'"),
     ({"interpolation": "constant"}, ValueError, r"theta must have shape \(4, \.\.\.\) for 4 steps.*got \(\)"),
     (
         {"interpolation": "linear", "theta": {"k": jnp.ones(4)}},
         ValueError,
-        r"theta\[k\] must have shape \(5, .*got \(4,\)",
+        r"theta\['k'\] must have shape \(5, .*got \(4,\)",
     ),
     (
         {"field": lambda t, y, theta: y[0]},

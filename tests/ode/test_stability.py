@@ -122,7 +122,7 @@ def test_logarithmic_norm_of_an_antisymmetric_matrix():
 
 
 def test_errors_name_argument_and_value():
-    with pytest.raises(ValueError, match=r"eigenvalues must be finite.*got \[nan\]"):
+    with pytest.raises(ValueError, match=r"eigenvalues must be finite.*got \(nan"):
         stability.largest_step(tableau=tableaus.rk4, eigenvalues=[np.nan])
     with pytest.raises(TypeError, match=r"tableau must be a Tableau.*got 3"):
         stability.amplification(3, 1.0)

@@ -79,5 +79,5 @@ def test_errors_name_argument_and_value():
         tableaus.companion(tableaus.rk4)
     with pytest.raises(TypeError, match=r"tableau must be a Tableau.*got 'rk4'"):
         tableaus.order_residuals("rk4")
-    with pytest.raises(ValueError, match=r"order must be an integer >= 1; got 0"):
+    with pytest.raises(ValueError, match=r"order must be an integer in 1..8; got 0"):
         tableaus.order_residuals(tableaus.rk4, order=0)
