@@ -414,11 +414,6 @@ def _shaped(value, noun="an array of shape"):
     return f"{noun} {shape}" if shape or not isinstance(value, int | float) else f"{_show(value)}, shape ()"
 
 
-def shown(value):
-    """The value in a few words for a message; an array by its shape and dtype."""
-    return _show(value)
-
-
 def _called(function):
     return getattr(function, "__name__", type(function).__name__)
 

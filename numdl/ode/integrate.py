@@ -114,7 +114,7 @@ def adaptive(field, y0, theta, *, t1, rtol, atol, t0=0.0, interpolation=None, ti
     checks.one_of("interpolation", interpolation, INTERPOLATIONS)
     steps = None if interpolation is None else _time_axis(theta) - (interpolation == "linear")
     _check_theta(theta, interpolation, steps)
-    _check_rates(field, schemes.runge_kutta(tableaus.euler), y0, theta, t0, interpolation)
+    _check_rates(field, schemes.runge_kutta(tableaus.euler), y0, theta, interpolation)
     return _diffrax(field, y0, theta, (t0, t1), (rtol, atol), interpolation, steps, times, solver, max_steps)
 
 
@@ -150,9 +150,9 @@ def _door(field, y0, theta, t0, t1, steps, tableau, scheme, interpolation, adjoi
     y0, theta, t0, t1 = _numbers(state, y0, theta, t0, t1)
     steps = checks.whole("steps", steps)
     _check_theta(theta, interpolation, steps)
+    _check_rates(field, scheme, y0, theta, interpolation)
     y0, theta = (jax.tree.map(jnp.asarray, tree) for tree in (y0, theta))
     t0, t1 = (jnp.asarray(t, time_dtype(y0)) for t in (t0, t1))
-    _check_rates(field, scheme, y0, theta, t0, interpolation)
     return y0, theta, t0, t1, field, scheme, steps, interpolation, adjoint
 
 
@@ -305,8 +305,9 @@ def _time_axis(theta):
     return jnp.shape(leaves[0])[0]
 
 
-def _check_rates(field, scheme, y0, theta, t0, interpolation):
+def _check_rates(field, scheme, y0, theta, interpolation):
     """The field's outputs must be shaped like the state, or a step would broadcast it silently."""
+    t0 = jax.ShapeDtypeStruct((), time_dtype(y0))
     y0, theta = jax.eval_shape(widen, (y0, theta))
     local = (
         theta if interpolation is None else jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), theta)
