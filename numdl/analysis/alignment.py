@@ -43,23 +43,32 @@ def align(params, reference, *, layers=None, key=None, sweeps=100):
     ValueError                  kernels that do not follow each other, an unknown path
     Source: Ainsworth et al. 2023, arXiv:2209.04836, algorithm 1.
     """
-    if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, reference):
-        raise ValueError("params must have the structure and shapes of reference")
-    checks.whole("sweeps", sweeps)
+    params = checks.like("params", params, reference, of="reference")
+    sweeps = checks.whole("sweeps", sweeps)
+    if key is not None:
+        checks.key("key", key)
     names = trees.names(params)
-    pairs = _guessed(names, params) if layers is None else tuple((k, b) for k, b in layers)
+    pairs = _guessed(names, params) if layers is None else _pairs(layers)
     inside = {name for pair in pairs for name in pair}
-    if outside := [name for name in names if name not in inside]:
-        raise ValueError(f"layers must hold every leaf of params, or its order would be lost; {outside[0]} is in none")
-    mine, theirs = (dict(zip(names, map(np.array, jax.tree.leaves(tree)), strict=True)) for tree in (params, reference))
+    leaves = [dict(zip(names, jax.tree.leaves(tree), strict=True)) for tree in (params, reference)]
+    # A number alone, a counter say, has no units to be sorted.
+    if outside := [name for name in names if name not in inside and np.ndim(leaves[0][name])]:
+        raise checks.BadValue(
+            f"layers must hold every leaf of params, or its order would be lost; {outside[0]} is in none: got {pairs}"
+        )
+    if unknown := [name for name in inside if name is not None and name not in names]:
+        raise checks.BadValue(f"layers must hold paths of params, {', '.join(names)}; got {unknown[0]!r}")
+    for name in inside - {None}:
+        checks.array(f"params at {name}", leaves[0][name], kind="floating")
+    mine, theirs = ({name: np.array(own[name]) for name in inside - {None}} for own in leaves)
     chain = [layer for pair in pairs for layer in _unstacked(mine, theirs, *pair)]
     _check_chain(chain)
     before = _distance(chain)
     orders = [np.arange(layer[0].shape[1]) for layer in chain[:-1]]
     rng = None if key is None else np.random.default_rng(np.asarray(jax.random.key_data(key)).astype(np.uint32))
     count = _sort(chain, orders, rng, sweeps)
-    leaves = [jnp.asarray(mine[name]) for name in names]
-    sorted_params = jax.tree.unflatten(jax.tree.structure(params), leaves)
+    ordered = [jnp.asarray(mine[name]) if name in mine else leaves[0][name] for name in names]
+    sorted_params = jax.tree.unflatten(jax.tree.structure(params), ordered)
     return Alignment(sorted_params, tuple(orders), np.asarray(before), np.asarray(_distance(chain)), count)
 
 
@@ -106,13 +115,23 @@ def _guessed(names, params):
     return tuple(zip(kernels, biases))
 
 
+def _pairs(layers):
+    """The pairs as they were given, checked."""
+    if not isinstance(layers, list | tuple) or not all(isinstance(pair, list | tuple) for pair in layers):
+        raise checks.BadType(f"layers must be pairs (path of a kernel, path of its bias or None); got {layers!r}")
+    for pair in layers:
+        if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], str | None):
+            raise checks.BadType(f"layers must be pairs (path of a kernel, path of its bias or None); got {pair!r}")
+    return tuple(map(tuple, layers))
+
+
 def _unstacked(mine, theirs, kernel, bias):
     """(weights, bias, reference's weights, reference's bias) of each layer of a leaf: views, sorted in place."""
-    for name in (kernel, bias):
-        if name is not None and name not in mine:
-            raise ValueError(f"layers must hold paths of params, {', '.join(mine)}; got {name!r}")
     if mine[kernel].ndim not in (2, 3):
-        raise ValueError(f"layers must hold kernels [n_in, n_out]; {kernel} has shape {mine[kernel].shape}")
+        raise checks.BadValue(f"layers must hold kernels [n_in, n_out]; got {kernel} of shape {mine[kernel].shape}")
+    shape = mine[kernel].shape
+    if bias is not None:
+        checks.shape(f"{bias}, a bias in layers,", mine[bias], (*shape[:-2], shape[-1]))
     parts = [mine[kernel], mine[bias] if bias else None, theirs[kernel], theirs[bias] if bias else None]
     if mine[kernel].ndim == 2:
         return [tuple(parts)]
@@ -122,4 +141,6 @@ def _unstacked(mine, theirs, kernel, bias):
 def _check_chain(chain):
     sizes = [layer[0].shape for layer in chain]
     if len(chain) < 2 or any(a[1] != b[0] for a, b in zip(sizes, sizes[1:])):
-        raise ValueError(f"layers must be two kernels at least, each with the units of the one before; got {sizes}")
+        raise checks.BadValue(
+            f"layers must be two kernels at least, each with the units of the one before; got {sizes}"
+        )

@@ -3,6 +3,7 @@
 Twin: theory.descent, which says where the method becomes unstable, how fast it is and what it learns when.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from numdl import checks
-from numdl.krylov import lanczos
+from numdl import checks, trees
+from numdl.analysis import parts
+from numdl.krylov import lanczos, vectors
 from numdl.records import record
 
 
@@ -37,11 +39,11 @@ class Descent:
     params: Any  # after the last step
 
 
-def sharpness(loss, params, batch, *, start, num_matvecs, preconditioner=None):
+def sharpness(loss, params, batch, *, start, num_matvecs, preconditioner=None, frozen=()):
     """MEASURED largest eigenvalue of the Hessian of loss(., batch) by Lanczos from `start`; traceable.
 
     Warm starts make it cheap along a run: hand the last `vector` in. For a certificate that nothing larger was missed
-    ask `analysis.curvature.top_eigenvalues`.
+    ask `analysis.curvature.top_eigenvalues`. Real floating leaves move, complex ones as two reals; all else stays.
 
     Parameters
     ----------
@@ -49,27 +51,40 @@ def sharpness(loss, params, batch, *, start, num_matvecs, preconditioner=None):
     start : pytree              like params, not zero and not orthogonal to the eigenvector
     num_matvecs : int           Hessian-vector products
     preconditioner : pytree     positive entries P like params: the eigenvalues are those of P^{-1/2} H P^{-1/2}
+    frozen : names              paths of leaves that stay as well: running statistics
     """
-    checks.function("loss", loss)
-    start = checks.like("start", start, params)
-    if preconditioner is not None:
-        preconditioner = checks.like("preconditioner", preconditioner, params)
-    flat, unravel = ravel_pytree(params)
+    loss = checks.returning("loss", loss, 2, "loss(params, batch)", scalar=True)
     size = checks.whole("num_matvecs", num_matvecs)
+    moving, rest = trees.trainable(params, frozen=frozen)
+    start = parts.inward("start", start, params, rest, moving)
+    vectors.nonzero("start", ravel_pytree(start)[0])
+    if preconditioner is not None:
+        preconditioner = parts.inward("preconditioner", preconditioner, params, rest, moving)
+        if not vectors.traced(preconditioner):
+            checks.positive("preconditioner", ravel_pytree(preconditioner)[0])
+    found = _sharpness(parts.loss_of(loss, rest), moving, parts.data("batch", batch), start, size, preconditioner)
+    return dataclasses.replace(found, vector=parts.outward(found.vector, rest))
+
+
+def _sharpness(loss, moving, batch, start, num_matvecs, preconditioner):
+    """The record, its vector the moving part."""
+    flat, unravel = ravel_pytree(moving)
     weights = jnp.ones_like(flat) if preconditioner is None else 1 / jnp.sqrt(ravel_pytree(preconditioner)[0])
-    gradient = jax.grad(lambda w: loss(unravel(w), batch))
-    product = jax.linearize(gradient, flat)[1]
+    product = jax.linearize(jax.grad(lambda w: loss(unravel(w), batch)), flat)[1]
     matvec = lambda v: weights * product(weights * v)  # noqa: E731
-    found = lanczos.tridiagonalize(matvec, ravel_pytree(start)[0], min(size, flat.size))
+    found = lanczos.tridiagonalize(matvec, ravel_pytree(start)[0], min(num_matvecs, flat.size))
     coupling = found.off_diagonal[:-1]
-    matrix = jnp.diag(found.diagonal) + jnp.diag(coupling, 1) + jnp.diag(coupling, -1)
-    values, vectors = jnp.linalg.eigh(matrix)
-    vector = jnp.matmul(vectors[:, -1], found.basis, precision="highest")
-    residual = jnp.abs(found.off_diagonal[-1] * vectors[-1, -1])
+    # Past the end of the start's space there is nothing: below all eigenvalues, nothing is the largest.
+    least = jnp.min(found.diagonal) - 2 * jnp.max(found.off_diagonal) - 1
+    inside = jnp.arange(found.diagonal.size) < jnp.maximum(found.count, 1)
+    matrix = jnp.diag(jnp.where(inside, found.diagonal, least)) + jnp.diag(coupling, 1) + jnp.diag(coupling, -1)
+    values, turn = jnp.linalg.eigh(matrix)
+    vector = jnp.matmul(turn[:, -1], found.basis, precision="highest")
+    residual = jnp.abs(found.off_diagonal[-1] * turn[-1, -1])
     return Sharpness(values[-1], residual, unravel(vector / jnp.linalg.norm(vector)))
 
 
-def along(key, loss, params, batch, optimizer, *, steps, every, num_matvecs=12, preconditioner=None):
+def along(key, loss, params, batch, optimizer, *, steps, every, num_matvecs=12, preconditioner=None, frozen=()):
     """MEASURED loss and sharpness along a full-batch run: is it at the edge of stability?
 
     One compiled loop; each measurement starts from the eigenvector of the one before.
@@ -78,26 +93,32 @@ def along(key, loss, params, batch, optimizer, *, steps, every, num_matvecs=12, 
     ----------
     key : key                   of the first Lanczos start
     loss : function             (params, batch) -> scalar
-    optimizer : GradientTransformation      of optax; hand the same object in again, and nothing is compiled again
+    optimizer : GradientTransformation      of optax, sees only what moves; the same object again compiles nothing
     steps, every : int          `steps` a multiple of `every`; sharpness is measured before steps 0, every, 2 every ...
     num_matvecs : int           Hessian-vector products for each measurement
     preconditioner : function   (optimizer state, step) -> pytree P as in `sharpness`, such as `adam_preconditioner`
+    frozen : names              paths of leaves that stay
     Source: Cohen et al. 2021, arXiv:2103.00065; Cohen et al. 2022, arXiv:2207.14484.
     """
     checks.key("key", key)
-    checks.function("loss", loss)
-    checks.whole("every", every)
-    checks.whole("num_matvecs", num_matvecs)
-    if checks.whole("steps", steps) % every:
-        raise ValueError(f"steps must be a multiple of every = {every}; got {steps}")
-    losses, values, residuals, params = _along(
-        key, params, batch, loss, optimizer, steps // every, every, num_matvecs, preconditioner
-    )
-    return Descent(losses.reshape(-1), np.arange(0, steps, every), values, residuals, params)
+    loss = checks.returning("loss", loss, 2, "loss(params, batch)", scalar=True)
+    _check_optimizer(optimizer)
+    every, num_matvecs = checks.whole("every", every), checks.whole("num_matvecs", num_matvecs)
+    steps = checks.whole("steps", steps)
+    if steps % every:
+        raise checks.BadValue(f"steps must be a multiple of every = {every}; got {steps}")
+    if preconditioner is not None:
+        checks.accepts("preconditioner", preconditioner, 2, "preconditioner(optimizer_state, step)")
+    moving, rest = trees.trainable(params, frozen=frozen)
+    settings = optimizer, steps // every, every, num_matvecs, preconditioner
+    losses, values, residuals, last = _along(key, moving, rest, parts.data("batch", batch), loss, *settings)
+    return Descent(losses.reshape(-1), np.arange(0, steps, every), values, residuals, rest.params(last))
 
 
 def adam_preconditioner(*, b2=0.999, eps=1e-8):
     """The diagonal sqrt(v / (1 - b2^t)) + eps of optax's adam, for `along`; t = 1 before the first step."""
+    b2 = float(checks.finite("b2", b2, least=0.0, most=1.0, shape=()))
+    eps = float(checks.variance("eps", eps, shape=()))
 
     def diagonal(memory, step):
         import optax
@@ -108,20 +129,26 @@ def adam_preconditioner(*, b2=0.999, eps=1e-8):
     return diagonal
 
 
-def path(loss, params, optimizer, *, steps):
-    """MEASURED parameters at every step of a gradient method on loss(params): leaves [steps + 1, ...]; traceable."""
+def path(loss, params, optimizer, *, steps, frozen=()):
+    """MEASURED parameters at every step of a gradient method on loss(params): leaves [steps + 1, ...]; traceable.
+
+    What does not move (no floating-point numbers, or named in `frozen`) is repeated.
+    """
     import optax
 
-    checks.function("loss", loss)
-    checks.whole("steps", steps, least=0)
+    loss = checks.returning("loss", loss, 1, "loss(params)", scalar=True)
+    _check_optimizer(optimizer)
+    steps = checks.whole("steps", steps, least=0)
+    moving, rest = trees.trainable(params, frozen=frozen)
 
     def step(state, _):
-        params, memory = state
-        update, memory = optimizer.update(jax.grad(loss)(params), memory, params)
-        return (optax.apply_updates(params, update), memory), params
+        moving, memory = state
+        update, memory = optimizer.update(jax.grad(lambda part: loss(rest.params(part)))(moving), memory, moving)
+        return (optax.apply_updates(moving, update), memory), moving
 
-    (last, _), before = lax.scan(step, (params, optimizer.init(params)), None, length=steps)
-    return jax.tree.map(lambda rows, end: jnp.concatenate([rows, end[None]]), before, last)
+    (last, _), before = lax.scan(step, (moving, optimizer.init(moving)), None, length=steps)
+    rows = jax.tree.map(lambda rows, end: jnp.concatenate([rows, end[None]]), before, last)
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (steps + 1, *jnp.shape(leaf))), rest).params(rows)
 
 
 def mode_strength(matrices, *, left, right):
@@ -135,31 +162,54 @@ def mode_strength(matrices, *, left, right):
     -------
     array [modes]
     """
-    checks.shape("right", right, (None, matrices[0].shape[0]))
-    checks.shape("left", left, (right.shape[0], matrices[-1].shape[1]))
+    matrices = [checks.array(f"matrices[{i}]", matrix, ndim=2) for i, matrix in enumerate(_some(matrices))]
+    for i, (one, after) in enumerate(zip(matrices, matrices[1:])):
+        checks.shape(f"matrices[{i + 1}]", after, (one.shape[1], None))
+    right = checks.shape("right", checks.array("right", right), (None, matrices[0].shape[0]))
+    left = checks.shape("left", checks.array("left", left), (right.shape[0], matrices[-1].shape[1]))
     through = functools.reduce(jnp.matmul, matrices, right)
     return jnp.sum(through * left, axis=1)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6, 7, 8))
-def _along(key, params, batch, loss, optimizer, rounds, every, num_matvecs, preconditioner):
+def _some(matrices):
+    if not checks.instance("matrices", matrices, (list, tuple)):
+        raise checks.BadValue(f"matrices must hold at least one array; got {matrices!r}")
+    return matrices
+
+
+def _check_optimizer(optimizer):
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+        raise checks.BadType(f"optimizer must have init and update, as optax's have; got {optimizer!r:.60}")
+
+
+@functools.partial(jax.jit, static_argnums=(5, 6, 7, 8, 9))
+def _along(key, moving, rest, batch, loss, optimizer, rounds, every, num_matvecs, preconditioner):
     import optax
 
-    flat, unravel = ravel_pytree(params)
+    flat, unravel = ravel_pytree(moving)
     first = unravel(jax.random.normal(key, flat.shape, flat.dtype))
+    loss = parts.loss_of(loss, rest)
 
     def step(state, _):
-        params, memory = state
-        value, gradient = jax.value_and_grad(loss)(params, batch)
-        update, memory = optimizer.update(gradient, memory, params)
-        return (optax.apply_updates(params, update), memory), value
+        moving, memory = state
+        value, gradient = jax.value_and_grad(loss)(moving, batch)
+        update, memory = optimizer.update(gradient, memory, moving)
+        return (optax.apply_updates(moving, update), memory), value
+
+    def metric(memory, step):
+        if preconditioner is None:
+            return None
+        found = preconditioner(memory, step)
+        if jax.tree.structure(found) == jax.tree.structure(moving):
+            return checks.like("preconditioner(optimizer_state, step)", found, moving, of="what moves of params")
+        return parts.inward("preconditioner(optimizer_state, step)", found, rest.params(moving), rest, moving)
 
     def measure(state, index):
-        (params, memory), vector = state
-        metric = None if preconditioner is None else preconditioner(memory, index * every)
-        found = sharpness(loss, params, batch, start=vector, num_matvecs=num_matvecs, preconditioner=metric)
-        after, losses = lax.scan(step, (params, memory), None, length=every)
+        (moving, memory), vector = state
+        found = _sharpness(loss, moving, batch, vector, num_matvecs, metric(memory, index * every))
+        after, losses = lax.scan(step, (moving, memory), None, length=every)
         return (after, found.vector), (losses, found.value, found.residual)
 
-    ((params, _), _), measured = lax.scan(measure, ((params, optimizer.init(params)), first), jnp.arange(rounds))
-    return *measured, params
+    start = (moving, optimizer.init(moving)), first
+    ((moving, _), _), measured = lax.scan(measure, start, jnp.arange(rounds))
+    return *measured, moving

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.tree_util import Partial
 
 from numdl import checks, trees
+from numdl.analysis import parts
 from numdl.records import record, static
 
 
@@ -93,10 +93,9 @@ def gap(train_losses, test_losses):
     """
     samples = []
     for name, losses in (("train_losses", train_losses), ("test_losses", test_losses)):
-        checks.shape(name, losses, (None,))
-        if np.size(losses) < 2:
-            raise ValueError(f"{name} must hold at least 2 numbers; got {np.size(losses)}")
-        losses = jnp.asarray(losses)
+        losses = jnp.asarray(checks.array(name, losses, ndim=1, empty=True))
+        if losses.size < 2:
+            raise checks.BadValue(f"{name} must hold at least 2 numbers; got {losses.size}")
         samples.append(losses.astype(jnp.promote_types(losses.dtype, jnp.float32)))
     train, test = map(jnp.mean, samples)
     stderr = jnp.sqrt(sum(jnp.var(s, ddof=1) / s.size for s in samples))
@@ -114,7 +113,7 @@ def margins(outputs, labels, *, scale=1.0):
     Source: Bartlett, Foster & Telgarsky 2017, arXiv:1706.08498.
     """
     outputs, labels = _classified("outputs", outputs, labels)
-    checks.positive("scale", scale, shape=())
+    scale = checks.positive("scale", scale, shape=())
     mine = jax.nn.one_hot(labels, outputs.shape[1], dtype=bool)
     right = jnp.sum(jnp.where(mine, outputs, 0), axis=1)
     margin = (right - jnp.max(jnp.where(mine, -jnp.inf, outputs), axis=1)) / scale
@@ -151,7 +150,7 @@ def norms(params, reference=None):
     return Norms(tuple(kernels), frobenius, spectral, stable, distance, log_product, complexity)
 
 
-def path_norm(apply, params, x):
+def path_norm(apply, params, x, *, frozen=()):
     """MEASURED root of the sum over paths from input to output of products of squared weights, for relu networks.
 
         path_norm^2 = sum over outputs of f(x = 1; params^2)
@@ -162,14 +161,21 @@ def path_norm(apply, params, x):
     Parameters
     ----------
     x : array [1 or N, ...]     for its shape and dtype
+    frozen : names              paths of leaves that are taken as they are, like those that are no floating numbers
     Source: Neyshabur et al. 2015, arXiv:1506.02617.
     """
-    checks.function("apply", apply)
-    checks.floating("x", x, least_ndim=1)
-    return jnp.sqrt(jnp.sum(apply(jax.tree.map(jnp.square, params), jnp.ones_like(x[:1]))))
+    checks.accepts("apply", apply, 2, "apply(params, x)")
+    x = checks.floating("x", x, least_ndim=1)
+    moving, rest = trees.trainable(params, frozen=frozen)
+    if "complex" in rest.kinds:
+        raise checks.BadType("params must be real, or frozen, for a path norm; got complex leaves")
+    squares = rest.params(jax.tree.map(jnp.square, moving))
+    return jnp.sqrt(jnp.sum(apply(squares, jnp.ones_like(x[:1]))))
 
 
-def tolerated_variance(key, loss, params, batch, *, rise, draws, smallest=1e-12, largest=1e2, relative=False):
+def tolerated_variance(
+    key, loss, params, batch, *, rise, draws, smallest=1e-12, largest=1e2, relative=False, frozen=()
+):
     """MEASURED largest variance of Gaussian noise on the parameters that raises the mean loss by no more than `rise`.
 
         E_z loss(params + sqrt(variance) z) - loss(params) = rise,    z ~ N(0, 1) or N(0, params^2)
@@ -184,16 +190,18 @@ def tolerated_variance(key, loss, params, batch, *, rise, draws, smallest=1e-12,
     draws : int                 directions z, >= 2; each is used with both signs, so that the gradient drops out
     smallest, largest : scalars the interval of variances
     relative : bool             noise in proportion to each parameter: unchanged by scaling (Tsuzuku et al. 2020)
+    frozen : names              paths of leaves without noise, like those that are no floating-point numbers
     Source: Dziugaite & Roy 2017, arXiv:1703.11008; Jiang et al. 2020, arXiv:1912.02178 (sigma of PAC-Bayes flatness).
     """
     checks.key("key", key)
-    checks.function("loss", loss)
-    checks.positive("rise", rise, shape=())
-    checks.whole("draws", draws, least=2)
-    checks.positive("smallest", smallest, shape=())
-    checks.finite("largest", largest, above=smallest, shape=())
-    loss = loss if isinstance(loss, Partial) else Partial(loss)
-    return _tolerated(key, loss, params, batch, rise, np.log(smallest), np.log(largest), draws=draws, relative=relative)
+    loss = checks.returning("loss", loss, 2, "loss(params, batch)", scalar=True)
+    rise = checks.positive("rise", rise, shape=())
+    draws, relative = checks.whole("draws", draws, least=2), checks.flag("relative", relative)
+    smallest = checks.positive("smallest", smallest, shape=())
+    largest = checks.finite("largest", largest, above=smallest, shape=())
+    moving, rest = trees.trainable(params, frozen=frozen)
+    ends = np.log(smallest), np.log(largest)
+    return _tolerated(key, loss, moving, rest, parts.data("batch", batch), rise, *ends, draws=draws, relative=relative)
 
 
 def neural_collapse(features, labels, *, weights=None, bias=None, classes=None):
@@ -211,16 +219,18 @@ def neural_collapse(features, labels, *, weights=None, bias=None, classes=None):
     classes : int               C, if it is not the weights' and not max(labels) + 1
     Source: Papyan, Han & Donoho 2020, arXiv:2008.08186, figures 2-7.
     """
-    checks.floating("features", features, ndim=2)
-    checks.shape("labels", labels, (features.shape[0],))
+    features = checks.floating("features", features, ndim=2)
+    labels = checks.shape("labels", checks.array("labels", labels, kind="integer"), (features.shape[0],))
+    if weights is not None:
+        weights = jnp.asarray(checks.array("weights", weights, ndim=2))
     if classes is None:
-        classes = int(np.max(labels)) + 1 if weights is None else np.shape(weights)[1]
-    checks.whole("classes", classes, least=2)
+        classes = int(np.max(labels)) + 1 if weights is None else weights.shape[1]
+    classes = checks.whole("classes", classes, least=2)
     checks.finite("labels", labels, least=0, most=classes - 1)
     if weights is not None:
         checks.shape("weights", weights, (features.shape[1], classes))
     if bias is not None:
-        checks.shape("bias", bias, (classes,))
+        bias = checks.shape("bias", jnp.asarray(checks.array("bias", bias)), (classes,))
     return _collapse(features, jnp.asarray(labels), weights, bias, classes=classes)
 
 
@@ -228,13 +238,13 @@ def neural_collapse(features, labels, *, weights=None, bias=None, classes=None):
 
 
 def _classified(name, outputs, labels):
-    outputs, labels = jnp.asarray(outputs), jnp.asarray(labels)
-    checks.floating(name, outputs, ndim=2)
-    checks.shape("labels", labels, (outputs.shape[0],))
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels must be integers; got dtype {labels.dtype}")
+    outputs = checks.array(name, outputs, kind="floating", ndim=2)
+    checks.shape(name, outputs, (None, None))
+    if outputs.shape[1] < 2:
+        raise checks.BadValue(f"{name} must have at least 2 classes, [N, C]; got shape {tuple(outputs.shape)}")
+    labels = checks.shape("labels", checks.array("labels", labels, kind="integer"), (outputs.shape[0],))
     checks.finite("labels", labels, least=0, most=outputs.shape[1] - 1)
-    return outputs, labels
+    return jnp.asarray(outputs), jnp.asarray(labels)
 
 
 def _matrices(params):
@@ -249,18 +259,19 @@ def _matrices(params):
 
 
 @functools.partial(jax.jit, static_argnames=("draws", "relative"))
-def _tolerated(key, loss, params, batch, rise, low, high, draws, relative):
-    start = loss(params, batch)
+def _tolerated(key, loss, moving, rest, batch, rise, low, high, draws, relative):
+    loss = parts.loss_of(loss, rest)
+    start = loss(moving, batch)
     low, high, rise = (jnp.asarray(number, start.dtype) for number in (low, high, rise))
 
     def rises(log_variance):
         deviation = jnp.exp(log_variance / 2)
 
         def one(key):
-            noise = trees.random_like(key, params)
+            noise = trees.random_like(key, moving)
             if relative:
-                noise = jax.tree.map(jnp.multiply, noise, params)
-            there, back = (loss(trees.axpy(sign * deviation, noise, params), batch) for sign in (1, -1))
+                noise = jax.tree.map(jnp.multiply, noise, moving)
+            there, back = (loss(trees.axpy(sign * deviation, noise, moving), batch) for sign in (1, -1))
             return (there + back) / 2 - start
 
         return lax.map(one, jax.random.split(key, draws))

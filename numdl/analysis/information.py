@@ -66,7 +66,7 @@ def mutual_information(joint):
     """The mutual information H(row) + H(column) - H(row, column) of a joint table of probabilities, in nats."""
     table = _table("joint", joint)
     if table.ndim != 2:
-        raise ValueError(f"joint must have 2 axes; got shape {table.shape}")
+        raise checks.BadValue(f"joint must have 2 axes; got shape {table.shape}")
     return max(entropy(table.sum(axis=0)) + entropy(table.sum(axis=1)) - entropy(table), 0.0)
 
 
@@ -84,7 +84,7 @@ def binned(states, labels, *, widths):
     widths : array [B]          > 0
     """
     states, labels = _samples(states, labels)
-    widths = np.atleast_1d(np.asarray(checks.positive("widths", widths), np.float64))
+    widths = _scales("widths", widths)
     found = np.array([_of_bins(np.floor(np.asarray(states, np.float64) / width), labels) for width in widths])
     return Binned(widths, found[:, 0], found[:, 1], found[:, 2].astype(int))
 
@@ -105,7 +105,7 @@ def kernel_bounds(states, labels, *, noise_variances):
     Source: Kolchinsky & Tracey 2017, arXiv:1706.02419, eqs. (10), (11) with Gaussians of one covariance.
     """
     states, labels = _samples(states, labels)
-    variances = np.atleast_1d(np.asarray(checks.positive("noise_variances", noise_variances), np.float64))
+    variances = _scales("noise_variances", noise_variances)
     classes, places = np.unique(labels, return_inverse=True)
     shares = np.bincount(places) / len(places)
     dtype = jnp.promote_types(jnp.result_type(states), jnp.float32)
@@ -130,11 +130,12 @@ def plane(states, labels, *, widths=None, noise_variances=None):
     """
     if (widths is None) == (noise_variances is None):
         got = "neither" if widths is None else "both"
-        raise ValueError(f"exactly one of widths and noise_variances must be given; got {got}")
-    states = list(states)
-    times = {np.shape(layer)[:1] for layer in states}
-    if len(times) != 1 or () in times:
-        raise ValueError(f"states must be arrays [times, N, ...] of one number of times; got {sorted(times)}")
+        raise checks.BadValue(f"exactly one of widths and noise_variances must be given; got {got}")
+    checks.instance("states", states, (list, tuple), hint="one array [times, N, ...] for each layer")
+    states = [checks.array(f"states[{i}]", layer, least_ndim=2) for i, layer in enumerate(states)]
+    times = {layer.shape[:1] for layer in states}
+    if len(times) != 1:
+        raise checks.BadValue(f"states must be arrays [times, N, ...] of one number of times; got {sorted(times)}")
     found = []
     for time in range(len(states[0])):
         for layer in states:
@@ -144,7 +145,7 @@ def plane(states, labels, *, widths=None, noise_variances=None):
             else:
                 one = kernel_bounds(layer[time], labels, noise_variances=noise_variances)
                 found.append((one.inputs_low, one.inputs_high, one.labels_low, one.labels_high))
-    scales = np.atleast_1d(np.asarray(noise_variances if widths is None else widths, np.float64))
+    scales = _scales("noise_variances", noise_variances) if widths is None else _scales("widths", widths)
     table = np.asarray(found).reshape(len(states[0]), len(states), 4, -1)
     return InformationPlane(scales, *np.moveaxis(table, 2, 0))
 
@@ -153,18 +154,23 @@ def plane(states, labels, *, widths=None, noise_variances=None):
 
 
 def _table(name, probabilities):
-    table = np.asarray(checks.finite(name, probabilities, least=0.0), np.float64)
+    table = np.asarray(checks.finite(name, checks.array(name, probabilities), least=0.0), np.float64)
     if abs(table.sum() - 1) > 1e-6:
-        raise ValueError(f"{name} must sum to 1; got {table.sum():g}")
+        raise checks.BadValue(f"{name} must sum to 1; got {table.sum():g}")
     return table
 
 
+def _scales(name, values):
+    values = checks.positive(name, np.atleast_1d(checks.array(name, values)))
+    return np.asarray(checks.array(name, values, ndim=1), np.float64)
+
+
 def _samples(states, labels):
-    checks.finite("states", states)
-    if np.ndim(states) < 1 or not np.size(states):
-        raise ValueError(f"states must have shape (N, ...), not empty; got {np.shape(states)}")
-    checks.shape("labels", labels, (np.shape(states)[0],))
-    return states, np.asarray(labels)
+    states = checks.finite("states", checks.array("states", states, least_ndim=1))
+    labels = checks.shape("labels", np.asarray(checks.native("labels", labels)), (np.shape(states)[0],))
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        raise checks.BadValue("labels must be values that can be equal; got some that are not finite")
+    return states, labels
 
 
 def _of_bins(cells, labels):

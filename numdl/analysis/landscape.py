@@ -5,8 +5,9 @@
     interpolation, connect, align       paths between two solutions: straight, curved, after sorting the hidden units
     critical_point                      a point without gradient, and how many directions lead down from it
 
-`loss(params, batch)` is a scalar, nothing random in it, batch statistics frozen. On a CPU the points of a grid are
-computed one after the other, elsewhere together; `batch_size` changes that.
+`loss(params, batch)` is a scalar, nothing random in it. Real floating leaves of params move, complex ones as two reals;
+all else stays as it is, and what `frozen` names: batch statistics, for one. On a CPU the points of a grid are computed
+one after the other, elsewhere together; `batch_size` changes that.
 """
 
 import functools
@@ -16,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.tree_util import Partial
 
 from numdl import checks, trees
+from numdl.analysis import parts
 from numdl.analysis.alignment import Alignment, align
 from numdl.records import record
 
@@ -109,7 +110,7 @@ class CriticalPoint:
     converged: jax.Array  # [] bool: the gradient is below the tolerance
 
 
-def direction(key, params, *, normalize="filter", vectors=False):
+def direction(key, params, *, normalize="filter", vectors=False, frozen=()):
     """A random direction in parameter space, each filter as long as the one in `params`.
 
         d_f <- d_f |w_f| / |d_f|,   d ~ N(0, 1)
@@ -122,14 +123,18 @@ def direction(key, params, *, normalize="filter", vectors=False):
     ----------
     normalize : "filter" | "layer" | "none"     the length of each filter, of each leaf, or no change
     vectors : bool              move biases and norm scales too, each leaf as a whole
+    frozen : names              paths of leaves that stay, beside those that are no floating-point numbers
     Source: Li et al. 2018, arXiv:1712.09913, section 4.
     """
     checks.one_of("normalize", normalize, ("filter", "layer", "none"))
     checks.key("key", key)
-    return _direction(key, params, normalize=normalize, vectors=bool(vectors))
+    moving, rest = trees.trainable(params, frozen=frozen)
+    nothing = trees.Rest(tuple(np.zeros(()) for _ in rest.kept), rest.structure, rest.kinds)
+    found = _direction(key, nothing.params(moving), normalize=normalize, vectors=checks.flag("vectors", vectors))
+    return parts.outward(rest.moving(found), rest)
 
 
-def line(loss, params, batch, along, *, positions, batch_size=None):
+def line(loss, params, batch, along, *, positions, batch_size=None, frozen=()):
     """MEASURED loss on a line through params: a `Line`.
 
     Parameters
@@ -138,43 +143,52 @@ def line(loss, params, batch, along, *, positions, batch_size=None):
     along : pytree              like params: from `direction`, a gradient, an eigenvector
     positions : array [n]
     batch_size : int            points at a time; None: 1 on a CPU, all elsewhere
+    frozen : names              paths of leaves that stay, whatever `along` says
     """
-    checks.function("loss", loss)
-    along = checks.like("along", along, params)
-    positions = _positions("positions", positions, params)
-    values = _on_grid(_partial(loss), params, batch, (along,), (positions,), _size(batch_size, positions.size))
+    loss, moving, rest, batch = _opened(loss, params, batch, frozen)
+    along = parts.inward("along", along, params, rest, moving)
+    positions = _positions("positions", positions, moving)
+    values = _on_grid(loss, moving, rest, batch, (along,), (positions,), _size(batch_size, positions.size))
     return Line(positions, values)
 
 
-def plane(loss, params, batch, u, v, *, first, second, batch_size=None):
+def plane(loss, params, batch, u, v, *, first, second, batch_size=None, frozen=()):
     """MEASURED loss in the plane of two directions, all of it in one compiled call: a `Plane`.
 
     Parameters
     ----------
     u, v : pytrees              like params
     first, second : arrays [n], [m]     positions along u and v
-    batch_size : int            points at a time; None: 1 on a CPU, all elsewhere
+    batch_size, frozen          those of `line`
     """
-    checks.function("loss", loss)
-    u, v = checks.like("u", u, params), checks.like("v", v, params)
-    first, second = _positions("first", first, params), _positions("second", second, params)
+    loss, moving, rest, batch = _opened(loss, params, batch, frozen)
+    u, v = (parts.inward(name, tree, params, rest, moving) for name, tree in (("u", u), ("v", v)))
+    first, second = _positions("first", first, moving), _positions("second", second, moving)
     size = _size(batch_size, first.size * second.size)
-    return Plane(first, second, _on_grid(_partial(loss), params, batch, (u, v), (first, second), size))
+    return Plane(first, second, _on_grid(loss, moving, rest, batch, (u, v), (first, second), size))
 
 
-@jax.jit
-def plane_of_trajectory(trajectory):
+def plane_of_trajectory(trajectory, *, frozen=()):
     """The plane of the two largest principal components of a trajectory, about its last point: a `TrajectoryPlane`.
 
     Parameters
     ----------
     trajectory : pytree         params with a leading axis T >= 3
+    frozen : names              paths of leaves that do not count: the origin holds their last values
     Source: Li et al. 2018, arXiv:1712.09913, section 7. A random walk looks flat too: see Antognini & Sohl-Dickstein
             2018, arXiv:1806.08805.
     """
-    lengths = {leaf.shape[:1] for leaf in jax.tree.leaves(trajectory)}
-    if len(lengths) != 1 or min(lengths) < (3,):
-        raise ValueError(f"trajectory must be params with one leading axis T >= 3; got leading axes {sorted(lengths)}")
+    checks.length("trajectory", checks.leaves("trajectory", trajectory), of="points", least=3)
+    moving, rest = trees.trainable(trajectory, frozen=frozen, name="trajectory")
+    last, directions, coordinates, shares = _principal(moving)
+    rest = jax.tree.map(lambda leaf: leaf[-1], rest)
+    u, v = (parts.outward(along, rest) for along in directions)
+    return TrajectoryPlane(rest.params(last), (u, v), coordinates, shares)
+
+
+@jax.jit
+def _principal(trajectory):
+    """(last point, two directions, coordinates [T, 2], shares [2])."""
     last = jax.tree.map(lambda leaf: leaf[-1], trajectory)
     rows = jax.vmap(lambda point: trees.ravel(jax.tree.map(jnp.subtract, point, last))[0])(trajectory)
     centered = rows - jnp.mean(rows, axis=0, keepdims=True)
@@ -183,48 +197,48 @@ def plane_of_trajectory(trajectory):
     basis = jnp.stack([_unit(basis[0]), _unit(basis[1] - jnp.vdot(_unit(basis[0]), basis[1]) * _unit(basis[0]))])
     unravel = trees.ravel(last)[1]
     shares = jnp.maximum(squares[:-3:-1], 0) / jnp.maximum(jnp.sum(squares), jnp.finfo(squares.dtype).tiny)
-    return TrajectoryPlane(last, (unravel(basis[0]), unravel(basis[1])), rows @ basis.T, shares)
+    return last, (unravel(basis[0]), unravel(basis[1])), rows @ basis.T, shares
 
 
-def interpolation(loss, start, stop, batch, *, points=51, batch_size=None):
+def interpolation(loss, start, stop, batch, *, points=51, batch_size=None, frozen=()):
     """MEASURED loss on the straight line between two parameters: a `Path` with barrier and largest rise.
 
         barrier = max over t of L(t) - ((1 - t) L(0) + t L(1))
 
     From initialization to solution the loss is often monotone (Goodfellow et al. 2015); between two solutions that
-    shared their first steps there is often no barrier (Frankle et al. 2020).
+    shared their first steps there is often no barrier (Frankle et al. 2020). What does not move, leaves that are no
+    floating-point numbers and those that `frozen` names, is that of `start` all along.
     Source: Goodfellow et al. 2015, arXiv:1412.6544; Frankle et al. 2020, arXiv:1912.05671.
     """
-    checks.function("loss", loss)
-    stop = checks.like("stop", stop, start, of="start")
     points = checks.whole("points", points, least=3)
-    positions = _positions("points", np.linspace(0, 1, points), start)
-    along = jax.tree.map(jnp.subtract, stop, start)
-    size = _size(batch_size, points)
-    return _path(positions, _on_grid(_partial(loss), start, batch, (along,), (positions,), size))
+    loss, moving, rest, batch = _opened(loss, start, batch, frozen, "start")
+    stop = parts.inward("stop", stop, start, rest, moving, of="start")
+    positions = _positions("points", np.linspace(0, 1, points), moving)
+    along = jax.tree.map(jnp.subtract, stop, moving)
+    return _path(positions, _on_grid(loss, moving, rest, batch, (along,), (positions,), _size(batch_size, points)))
 
 
-def connect(key, loss, start, stop, batch, *, steps, learning_rate, points=51):
+def connect(key, loss, start, stop, batch, *, steps, learning_rate, points=51, frozen=()):
     """MEASURED curve of low loss between two solutions: a `Connection`, its middle found by Adam at random t.
 
     Parameters
     ----------
     steps : int                 one random t each, the whole batch
-    learning_rate : scalar      of Adam
+    learning_rate : scalar      of Adam, which sees only what moves
+    frozen : names              as for `interpolation`
     Source: Garipov et al. 2018, arXiv:1802.10026, eq. (2) and the Bezier curve.
     """
     checks.key("key", key)
-    checks.function("loss", loss)
-    checks.whole("steps", steps)
-    checks.positive("learning_rate", learning_rate, shape=())
-    points = checks.whole("points", points, least=3)
-    straight = interpolation(loss, start, stop, batch, points=points)
-    rate = jnp.asarray(learning_rate, jnp.float32)
-    middle, losses, values = _connect(key, _partial(loss), start, stop, batch, rate, straight.positions, steps=steps)
-    return Connection(middle, _path(straight.positions, values), straight, losses)
+    steps = checks.whole("steps", steps)
+    rate = jnp.asarray(checks.positive("learning_rate", learning_rate, shape=()), jnp.float32)
+    straight = interpolation(loss, start, stop, batch, points=points, frozen=frozen)
+    loss, moving, rest, batch = _opened(loss, start, batch, frozen, "start")
+    ends = moving, parts.inward("stop", stop, start, rest, moving, of="start")
+    middle, losses, values = _connect(key, loss, ends, rest, batch, rate, straight.positions, steps=steps)
+    return Connection(rest.params(middle), _path(straight.positions, values), straight, losses)
 
 
-def critical_point(loss, params, batch, *, steps=200, tolerance=1e-6, damping=1e-3):
+def critical_point(loss, params, batch, *, steps=200, tolerance=1e-6, damping=1e-3, frozen=()):
     """MEASURED point near params where the gradient vanishes, a saddle as well as a minimum: a `CriticalPoint`.
 
         step = -H (H H + damping |g| 1)^{-1} g,    halved until |g| falls: descent on |g|^2 / 2
@@ -236,27 +250,34 @@ def critical_point(loss, params, batch, *, steps=200, tolerance=1e-6, damping=1e
     steps : int                 at most
     tolerance : scalar          of the gradient's norm; `converged` says whether it was reached
     damping : scalar            >= 0
+    frozen : names              paths of leaves that stay; only what moves has eigenvalues
     Source: Pennington & Bahri 2017, ICML; Frye et al. 2021, arXiv:2003.10397 (|g|^2 has other minima: `converged`).
     """
-    checks.function("loss", loss)
-    checks.whole("steps", steps)
-    for name, value in (("tolerance", tolerance), ("damping", damping)):
-        checks.finite(name, value, least=0.0, shape=())
-    return _critical_point(_partial(loss), params, batch, steps, tolerance, damping)
+    steps = checks.whole("steps", steps)
+    tolerance = checks.finite("tolerance", tolerance, least=0.0, shape=())
+    damping = checks.finite("damping", damping, least=0.0, shape=())
+    loss, moving, rest, batch = _opened(loss, params, batch, frozen)
+    return _critical_point(loss, moving, rest, batch, steps, tolerance, damping)
 
 
 # ---- grids ---------------------------------------------------------------------------------------------------------
 
 
+def _opened(loss, params, batch, frozen, name="params"):
+    """(loss as a Partial, what moves, the rest, data), checked."""
+    loss = checks.returning("loss", loss, 2, "loss(params, batch)", scalar=True)
+    return loss, *trees.trainable(params, frozen=frozen, name=name), parts.data("batch", batch)
+
+
 @functools.partial(jax.jit, static_argnames="size")
-def _on_grid(loss, params, batch, directions, positions, size):
+def _on_grid(loss, moving, rest, batch, directions, positions, size):
     """Values at all combinations of positions, [n] or [n, m]."""
 
     def one(place):
-        moved = params
+        moved = moving
         for step, along in zip(place, directions, strict=True):
             moved = trees.axpy(step, along, moved)
-        return loss(moved, batch)
+        return loss(rest.params(moved), batch)
 
     grid = jnp.meshgrid(*positions, indexing="ij")
     values = lax.map(one, tuple(axis.ravel() for axis in grid), batch_size=size if size > 1 else None)
@@ -269,10 +290,9 @@ def _size(batch_size, points):
     return min(checks.whole("batch_size", batch_size), points)
 
 
-def _positions(name, positions, params):
-    checks.finite(name, positions, shape=(np.size(positions),))
-    real = [leaf for leaf in jax.tree.leaves(params) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
-    return jnp.asarray(positions, jnp.promote_types(jnp.result_type(*real), jnp.float32))
+def _positions(name, positions, moving):
+    positions = checks.finite(name, checks.array(name, positions, ndim=1))
+    return jnp.asarray(positions, jnp.promote_types(jnp.result_type(*jax.tree.leaves(moving)), jnp.float32))
 
 
 @functools.partial(jax.jit, static_argnames=("normalize", "vectors"))
@@ -292,7 +312,7 @@ def _normalized(name, noise, leaf, normalize, vectors):
     axes = None
     if normalize == "filter" and not is_vector:
         axes = tuple(range(1 if jnp.ndim(leaf) in (3, 5) else 0, jnp.ndim(leaf) - 1))
-    lengths = [jnp.sqrt(jnp.sum(a**2, axis=axes, keepdims=True)) for a in (noise, leaf)]
+    lengths = [jnp.sqrt(jnp.sum(jnp.abs(a) ** 2, axis=axes, keepdims=True)) for a in (noise, leaf)]
     return noise * (lengths[1] / jnp.where(lengths[0] > 0, lengths[0], jnp.ones_like(lengths[0])))
 
 
@@ -306,37 +326,39 @@ def _path(positions, values):
 
 
 @functools.partial(jax.jit, static_argnames="steps")
-def _connect(key, loss, start, stop, batch, rate, positions, steps):
+def _connect(key, loss, ends, rest, batch, rate, positions, steps):
     import optax
 
-    def at(middle, t):
+    start, stop = ends
+
+    def value_at(middle, t):
         def point(a, m, b):
             return ((1 - t) ** 2 * a + 2 * t * (1 - t) * m + t**2 * b).astype(m.dtype)
 
-        return jax.tree.map(point, start, middle, stop)
+        return loss(rest.params(jax.tree.map(point, start, middle, stop)), batch)
 
     def step(state, key):
         middle, memory = state
         t = jax.random.uniform(key, (), positions.dtype)
-        value, gradient = jax.value_and_grad(lambda middle: loss(at(middle, t), batch))(middle)
+        value, gradient = jax.value_and_grad(value_at)(middle, t)
         update, memory = optimizer.update(gradient, memory, middle)
         return (optax.apply_updates(middle, update), memory), value
 
     optimizer = optax.adam(rate)
     middle = jax.tree.map(lambda a, b: (a + b) / 2, start, stop)
     (middle, _), losses = lax.scan(step, (middle, optimizer.init(middle)), jax.random.split(key, steps))
-    return middle, losses, lax.map(lambda t: loss(at(middle, t), batch), positions)
+    return middle, losses, lax.map(lambda t: value_at(middle, t), positions)
 
 
 # ---- critical points -----------------------------------------------------------------------------------------------
 
 
 @functools.partial(jax.jit, static_argnames="steps")
-def _critical_point(loss, params, batch, steps, tolerance, damping):
-    flat, unravel = trees.ravel(params)
+def _critical_point(loss, moving, rest, batch, steps, tolerance, damping):
+    flat, unravel = trees.ravel(moving)
 
     def value(vector):
-        return loss(unravel(vector), batch)
+        return loss(rest.params(unravel(vector)), batch)
 
     gradient, hessian = jax.grad(value), jax.hessian(value)
 
@@ -366,13 +388,10 @@ def _critical_point(loss, params, batch, steps, tolerance, damping):
     # A flat direction's eigenvalue is rounding, or as small as what is left of the gradient.
     edge = flat.size * jnp.finfo(flat.dtype).eps * jnp.max(jnp.abs(eigenvalues)) + norm
     index, level = jnp.sum(eigenvalues < -edge), jnp.sum(jnp.abs(eigenvalues) <= edge)
-    return CriticalPoint(unravel(vector), value(vector), norm, eigenvalues, index, level, count, norm <= tolerance)
+    found = rest.params(unravel(vector))
+    return CriticalPoint(found, value(vector), norm, eigenvalues, index, level, count, norm <= tolerance)
 
 
 def _unit(vector):
     norm = jnp.linalg.norm(vector)
     return vector / jnp.where(norm > 0, norm, jnp.ones_like(norm))
-
-
-def _partial(function):
-    return function if isinstance(function, Partial) else Partial(function)

@@ -289,7 +289,11 @@ def test_bad_arguments_are_named():
         (MemoryError, "memory_limit is 100", lambda: measured.ntk(apply, params, x, memory_limit=100)),
         (ValueError, "scale of .* >= 0; got -1", lambda: measured.ntk(apply, params, x, scale=-1.0)),
         (TypeError, "one array of real numbers", lambda: measured.ntk(lambda p, x: (x, x), params, x)),
-        (ValueError, "trajectory must be params with one leading axis", lambda: measured.laziness(apply, params, x)),
+        (
+            ValueError,
+            "trajectory must have leaves of one length along axis 0",
+            lambda: measured.laziness(apply, params, x),
+        ),
         (ValueError, r"kernel2 must have shape \(2, 2\)", lambda: measured.alignment(np.eye(2), np.eye(3))),
     ):
         with pytest.raises(error, match=text):

@@ -9,7 +9,8 @@ from jax import lax
 from jax.tree_util import Partial
 
 from numdl import checks, trees
-from numdl.analysis.kernels import tangent
+from numdl.analysis import parts
+from numdl.analysis.kernels import doors, tangent
 from numdl.records import record
 
 
@@ -42,18 +43,20 @@ def alignment(kernel1, kernel2, *, centered=True):
     kernel1, kernel2 : arrays [N, N]    of features X: X @ X.T; of targets: `target_kernel`
     Returns
     -------
-    scalar                              nan where a centered kernel is 0
+    scalar                              nan where a centered kernel is 0 within rounding
     Source: Cortes et al. 2012, JMLR 13; Kornblith et al. 2019, arXiv:1905.00414.
     """
-    checks.shape("kernel1", kernel1, (None, np.shape(kernel1)[0] if np.ndim(kernel1) else None))
-    checks.shape("kernel2", kernel2, np.shape(kernel1))
-    one, other = (_unit(_centered(jnp.asarray(k)) if centered else jnp.asarray(k)) for k in (kernel1, kernel2))
+    kernel1, kernel2 = checks.array("kernel1", kernel1, ndim=2), checks.array("kernel2", kernel2, ndim=2)
+    checks.shape("kernel1", kernel1, (len(kernel1), len(kernel1)))
+    checks.shape("kernel2", kernel2, kernel1.shape)
+    centered = checks.flag("centered", centered)
+    one, other = (_unit(jnp.asarray(kernel), centered) for kernel in (kernel1, kernel2))
     return jnp.sum(one * other)
 
 
 def target_kernel(targets):
     """The kernel of targets: y y' of [N] or [N, k] numbers, 1 or 0 for equal or different integer labels [N]."""
-    targets = jnp.asarray(targets)
+    targets = jnp.asarray(checks.array("targets", targets, least_ndim=1))
     if jnp.issubdtype(targets.dtype, jnp.integer):
         checks.shape("targets", targets, (None,))
         return (targets[:, None] == targets[None, :]).astype(jnp.zeros(()).dtype)
@@ -63,39 +66,46 @@ def target_kernel(targets):
 
 def drift(kernel0, kernel):
     """MEASURED |K - K0| / |K0| in the Frobenius norm, how far a kernel has moved: [...], leading axes of `kernel`."""
-    kernel0, kernel = jnp.asarray(kernel0), jnp.asarray(kernel)
-    checks.shape("kernel", kernel[(0,) * (kernel.ndim - kernel0.ndim)], kernel0.shape)
+    kernel0 = jnp.asarray(checks.array("kernel0", kernel0, least_ndim=2))
+    kernel = jnp.asarray(checks.array("kernel", kernel, least_ndim=kernel0.ndim))
+    checks.shape("kernel", kernel, (*(None,) * (kernel.ndim - kernel0.ndim), *kernel0.shape))
     flat = kernel.reshape(*kernel.shape[: kernel.ndim - kernel0.ndim], -1)
     base = kernel0.reshape((1,) * (flat.ndim - 1) + (-1,))
     return jnp.linalg.norm(flat - base, axis=-1) / jnp.linalg.norm(kernel0.ravel())
 
 
-def linearize(apply, params):
+def linearize(apply, params, *, frozen=()):
     """The linear model at `params`: a function(new_params, x) -> f(params, x) + df/dparams (new_params - params).
 
+    What does not move, and what `frozen` names, is that of `params`, whatever new_params hold there.
     Source: Lee et al. 2019, arXiv:1902.06720, eq. (5).
     """
-    checks.function("apply", apply)
+    checks.accepts("apply", apply, 2, "apply(params, x)")
+    moving, rest = trees.trainable(params, frozen=frozen)
 
     def linear(new_params, x):
-        step = jax.tree.map(jnp.subtract, new_params, params)
-        outputs, change = jax.jvp(lambda p: apply(p, x), (params,), (step,))
+        step = jax.tree.map(jnp.subtract, parts.inward("new_params", new_params, params, rest, moving), moving)
+        outputs, change = jax.jvp(lambda part: apply(rest.params(part), x), (moving,), (step,))
         return outputs + change
 
     return linear
 
 
-def linearization_error(apply, params0, params, x):
+def linearization_error(apply, params0, params, x, *, frozen=()):
     """MEASURED distance of apply(params, x) from the linear model at params0: a `LinearizationError`.
 
-    Lazy training keeps `relative` small; it falls like 1 / width in the NTK parameterization.
+    Lazy training keeps `relative` small; it falls like 1 / width in the NTK parameterization. The linear model takes
+    what does not move from params0.
     Source: Chizat et al. 2019, arXiv:1812.07956.
     """
-    checks.function("apply", apply)
-    return _linearization_error(_partial(apply), params0, params, x)
+    checks.accepts("apply", apply, 2, "apply(params, x)")
+    moving0, rest0 = trees.trainable(params0, frozen=frozen, name="params0")
+    moving, rest = trees.trainable(checks.like("params", params, params0, of="params0"), frozen=frozen)
+    moving = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), moving, moving0)
+    return _linearization_error(_partial(apply), (moving0, rest0), (moving, rest), checks.leaves("x", x))
 
 
-def laziness(apply, trajectory, x, *, targets=None, scale=None, memory_limit=None):
+def laziness(apply, trajectory, x, *, targets=None, scale=None, memory_limit=None, frozen=()):
     """MEASURED drift of the tangent kernel, its alignment and the linear model's error along training.
 
     Parameters
@@ -103,27 +113,31 @@ def laziness(apply, trajectory, x, *, targets=None, scale=None, memory_limit=Non
     trajectory : pytree         params with a leading axis T; the first are the start
     x : array [N, ...]
     targets : array             [N] labels or [N, k] numbers: what the kernel is to align with; None: alignment is nan
-    scale, memory_limit         as for `ntk`
+    scale, memory_limit, frozen     as for `ntk`
     Returns
     -------
     Laziness
     Source: Fort et al. 2020, arXiv:2010.15110 (kernel drift); Atanasov et al. 2022, arXiv:2111.00034 (alignment).
     """
-    checks.function("apply", apply)
-    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(trajectory)}
-    if len(lengths) != 1 or lengths & {(), (0,)}:
-        raise ValueError(f"trajectory must be params with one leading axis T >= 1; got {sorted(lengths)}")
-    start = jax.tree.map(lambda leaf: leaf[0], trajectory)
-    scales = tangent._scales(start, scale)
+    apply, x, _, limit = doors.arguments(apply, x, None, "mean", "auto", memory_limit)
+    checks.length("trajectory", checks.leaves("trajectory", trajectory), of="points")
+    moving, rest = trees.trainable(trajectory, frozen=frozen, name="trajectory")
+    first, still = jax.tree.map(lambda leaf: leaf[0], (moving, rest))
+    scales = doors.scales(still.params(first), still, scale)
     wanted = None if targets is None else target_kernel(targets)
-    apply, limit = tangent._checked(apply, x, None, "mean", "auto", memory_limit)
-    return _laziness(apply, trajectory, x, wanted, scales, limit=limit)
+    if wanted is not None:
+        count = len(jax.tree.leaves(x)[0])
+        checks.shape("targets", targets, (count, *np.shape(targets)[1:]))
+    doors.one_by_one(apply, first, still, x, None)
+    return _laziness(apply, moving, rest, x, wanted, scales, limit=limit)
 
 
 @jax.jit
-def _linearization_error(apply, params0, params, x):
-    linear = linearize(apply, params0)(params, x)
-    outputs, start = apply(params, x), apply(params0, x)
+def _linearization_error(apply, point0, point, x):
+    (moving0, rest0), (moving, rest) = point0, point
+    step = jax.tree.map(jnp.subtract, moving, moving0)
+    start, along = jax.jvp(lambda part: apply(rest0.params(part), x), (moving0,), (step,))
+    linear, outputs = start + along, apply(rest.params(moving), x)
     error, change = trees.norm(outputs - linear), trees.norm(outputs - start)
     moved = change > 0
     relative = jnp.where(moved, error / jnp.where(moved, change, jnp.ones_like(change)), jnp.zeros_like(change))
@@ -131,23 +145,23 @@ def _linearization_error(apply, params0, params, x):
 
 
 @functools.partial(jax.jit, static_argnames="limit")
-def _laziness(apply, trajectory, x, wanted, scales, limit):
-    start = jax.tree.map(lambda leaf: leaf[0], trajectory)
+def _laziness(apply, moving, rest, x, wanted, scales, limit):
+    start = jax.tree.map(lambda leaf: leaf[0], (moving, rest))
 
-    def kernel(params):
-        return tangent._kernel(apply, params, x, None, scales, outputs="mean", method="auto", limit=limit)
+    def kernel(point):
+        return tangent._kernel(apply, *point, x, None, scales, outputs="mean", method="auto", limit=limit)
 
     first = kernel(start)
     nan = jnp.full((), jnp.nan, first.dtype)
 
-    def one(params):
-        now = kernel(params)
+    def one(point):
+        now = kernel(point)
         fit = nan if wanted is None else alignment(now, wanted.astype(now.dtype))
-        relative = _linearization_error(apply, start, params, x).relative
-        moved = trees.norm(jax.tree.map(jnp.subtract, params, start)) / trees.norm(start)
+        relative = _linearization_error(apply, start, point, x).relative
+        moved = trees.norm(jax.tree.map(jnp.subtract, point[0], start[0])) / trees.norm(start[0])
         return drift(first, now), fit, relative, moved
 
-    return Laziness(*lax.map(one, trajectory))
+    return Laziness(*lax.map(one, (moving, rest)))
 
 
 def _centered(kernel):
@@ -155,8 +169,12 @@ def _centered(kernel):
     return kernel - rows - columns + jnp.mean(kernel)
 
 
-def _unit(kernel):
-    return kernel / jnp.linalg.norm(kernel)
+def _unit(kernel, centered):
+    """The kernel divided by its norm; nan where centering leaves rounding only."""
+    kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    part = _centered(kernel) if centered else kernel
+    size, least = jnp.linalg.norm(part), 8 * jnp.finfo(part.dtype).eps * jnp.linalg.norm(kernel)
+    return jnp.where(size > least, part / jnp.where(size > least, size, jnp.ones_like(size)), jnp.nan)
 
 
 def _partial(function):

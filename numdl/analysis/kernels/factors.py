@@ -61,6 +61,14 @@ def sites(traced, leaves):
     return tuple(found)
 
 
+def moving(sites, count):
+    """The sites whose leaf is one of the first `count`, the others' biases left out."""
+    own = [site for site in sites if site.leaf < count]
+    return tuple(
+        dataclasses.replace(site, bias=None) if site.bias is not None and site.bias >= count else site for site in own
+    )
+
+
 def derivatives(traced, sites, selected, leaves, x, wide):
     """Per-site (inputs [parts, fan_in], cotangents [k, parts, fan_out]) and rows [k, P] of all else, of one example.
 

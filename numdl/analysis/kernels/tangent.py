@@ -7,21 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.tree_util import Partial
 
 from numdl import checks, tracing, trees
-from numdl.analysis.kernels import cost, factors
+from numdl.analysis.kernels import cost, doors, factors
 from numdl.networks import core
 
 
-def ntk(apply, params, x1, x2=None, *, scale=None, outputs="mean", method="auto", memory_limit=None):
+def ntk(apply, params, x1, x2=None, *, scale=None, outputs="mean", method="auto", memory_limit=None, frozen=()):
     """MEASURED neural tangent kernel of any function, [N1, N2]: the mean over its k outputs, or every pair of them.
 
         K[n, m, i, j] = sum over leaves of scale * <d f_i(x1[n]) / d leaf, d f_j(x2[m]) / d leaf>
 
+    Real floating leaves count, complex ones as two reals; all else stays.
+
     Parameters
     ----------
-    apply : function            apply(params, x) -> outputs [N, ...], example by example
+    apply : function            apply(params, x) -> real outputs [N, ...], example by example: that is verified
     x1, x2 : arrays, pytrees    [N1, ...], [N2, ...]; x2 None: x1, at half the cost
     scale : pytree or function  variances: a prefix of params with a number for each leaf, or function(name, leaf) ->
                                 number; `ntk_scale` makes that of the NTK parameterization. None: 1
@@ -29,20 +30,25 @@ def ntk(apply, params, x1, x2=None, *, scale=None, outputs="mean", method="auto"
     method : str                "layers": inputs and cotangents of dense layers, Jacobians of the rest; "jacobian": of
                                 all; "products": a vector of parameters at a time; "auto": the fewest operations
     memory_limit : bytes        beside parameters and data; None: half of what is free, at most 2 GiB
+    frozen : names              paths of leaves that do not count: running statistics, a pretrained part
     Raises
     ------
     MemoryError                 not even one example at a time fits
     Source: Jacot et al. 2018, arXiv:1806.07572; Novak et al. 2022, arXiv:2206.08720.    Twin: theory.kernels.ntk
     """
-    apply, limit = _checked(apply, x1, x2, outputs, method, memory_limit)
-    scales = _scales(params, scale)
-    return _kernel(apply, params, x1, x2, scales, outputs=outputs, method=method, limit=limit)
+    apply, x1, x2, limit = doors.arguments(apply, x1, x2, outputs, method, memory_limit)
+    moving, rest = trees.trainable(params, frozen=frozen)
+    scales = doors.scales(rest.params(moving), rest, scale)
+    compute = functools.partial(_kernel, outputs=outputs, method=method, limit=limit)
+    jax.eval_shape(compute, apply, moving, rest, x1, x2, scales)  # what does not fit is refused before any work
+    doors.one_by_one(apply, moving, rest, x1, x2)
+    return compute(apply, moving, rest, x1, x2, scales)
 
 
-def estimate(apply, params, x1, x2=None, *, outputs="mean", method="auto", memory_limit=None):
+def estimate(apply, params, x1, x2=None, *, outputs="mean", method="auto", memory_limit=None, frozen=()):
     """The `Estimate` of a call to `ntk` with these arguments: method, block, bytes, flops; from shapes alone."""
-    apply, limit = _checked(apply, x1, x2, outputs, method, memory_limit)
-    return _Problem(apply, params, x1, x2, outputs, method, limit).plan
+    apply, x1, x2, limit = doors.arguments(apply, x1, x2, outputs, method, memory_limit)
+    return _Problem(apply, *trees.trainable(params, frozen=frozen), x1, x2, outputs, method, limit).plan
 
 
 def ntk_scale(apply, params, x, *, weight_variance, bias_variance):
@@ -51,9 +57,11 @@ def ntk_scale(apply, params, x, *, weight_variance, bias_variance):
     What `ntk` takes as `scale` to be the kernel of theory.kernels.ntk. A weight is a leaf that a layer of `apply`
     contracts with data; its fan_in is the number of products that make one output.
     """
-    checks.function("apply", apply)
-    checks.variance("weight_variance", weight_variance, shape=())
-    checks.variance("bias_variance", bias_variance, shape=())
+    checks.accepts("apply", apply, 2, "apply(params, x)")
+    weight_variance = checks.variance("weight_variance", weight_variance, shape=())
+    bias_variance = checks.variance("bias_variance", bias_variance, shape=())
+    trees.trainable(params)
+    x = checks.leaves("x", x)
     traced = tracing.trace(apply, params, x)
     fans = {layer.leaf: layer.fan_in for layer in reversed(traced.layers) if layer.leaf is not None}
     leaves, structure = jax.tree.flatten(params)
@@ -69,8 +77,11 @@ def nngp(key, network, x1, x2=None, *, seeds):
     """
     checks.key("key", key)
     network = core.traceable(network)
-    checks.floating("x1", x1, least_ndim=1)
-    return _nngp(key, network, x1, x1 if x2 is None else x2, seeds=checks.whole("seeds", seeds))
+    x1 = checks.floating("x1", x1, least_ndim=1)
+    x2 = x1 if x2 is None else checks.floating("x2", x2, ndim=x1.ndim)
+    if x1.shape[1:] != x2.shape[1:]:
+        raise checks.BadValue(f"x2 must have examples like x1's, {doors.forms(x1)}; got {doors.forms(x2)}")
+    return _nngp(key, network, x1, x2, seeds=checks.whole("seeds", seeds))
 
 
 @functools.partial(jax.jit, static_argnames="seeds")
@@ -83,61 +94,26 @@ def _nngp(key, network, x1, x2, seeds):
     return lax.map(one, jax.random.split(key, seeds))
 
 
-# ---- checks and the plan -------------------------------------------------------------------------------------------
-
-
-def _checked(apply, x1, x2, outputs, method, memory_limit):
-    checks.function("apply", apply)
-    checks.one_of("outputs", outputs, ("mean", "full"))
-    checks.one_of("method", method, ("auto", *cost.METHODS))
-    for name, x in (("x1", x1), ("x2", x1 if x2 is None else x2)):
-        sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
-        if len(sizes) != 1 or sizes & {(), (0,)}:
-            raise ValueError(f"{name} must hold arrays [N, ...] of one N >= 1; got leading axes {sorted(sizes)}")
-    if x2 is not None and jax.tree.map(_of_one, x1) != jax.tree.map(_of_one, x2):
-        raise ValueError(f"x2 must have examples like x1's, {_forms(x1)}; got {_forms(x2)}")
-    limit = None if memory_limit is None else float(checks.positive("memory_limit", memory_limit, shape=()))
-    return apply if isinstance(apply, Partial) else Partial(apply), limit
-
-
-def _of_one(leaf):
-    return np.shape(leaf)[1:], str(jnp.result_type(leaf))
-
-
-def _forms(x):
-    return ", ".join(f"{dtype}{list(shape)}" for shape, dtype in map(_of_one, jax.tree.leaves(x)))
-
-
-def _scales(params, scale):
-    """One number for each leaf of params, or None."""
-    if scale is None:
-        return None
-    paths = jax.tree_util.tree_flatten_with_path(params)[0]
-    if callable(scale):
-        found = [scale(trees.name_of(path), leaf) for path, leaf in paths]
-    else:
-        found = jax.tree.leaves(jax.tree.map(lambda s, part: jax.tree.map(lambda _: s, part), scale, params))
-    names = [trees.name_of(path) for path, _ in paths]
-    if len(found) != len(names):
-        raise ValueError(f"scale must have a number for each of {', '.join(names)}; got {len(found)} numbers")
-    return [checks.variance(f"scale of {name}", value, shape=()) for name, value in zip(names, found)]
+# ---- the plan -------------------------------------------------------------------------------------------
 
 
 class _Problem:
     """The function at one example, its sites, and how the kernel will be computed."""
 
-    def __init__(self, apply, params, x1, x2, outputs, method, limit):
+    def __init__(self, apply, moving, rest, x1, x2, outputs, method, limit):
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *np.shape(leaf)[1:]), jnp.result_type(leaf)), x1)
-        self.traced = tracing.trace(apply, params, one)
+        # What stays is an input like what moves: a layer's operations count, whoever trains it.
+        self.traced = tracing.trace(lambda both, x: apply(both[1].params(both[0]), x), (moving, rest), one)
         found = jax.tree.leaves(self.traced.outputs)
         if len(found) != 1 or not jnp.issubdtype(found[0].dtype, jnp.floating) or found[0].shape[:1] != (1,):
-            raise TypeError(f"apply must return one array of real numbers [N, ...]; got {self.traced.outputs}")
-        leaves = jax.tree.leaves(params)
-        self.real = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+            raise checks.BadType(f"apply must return one array of real numbers [N, ...]; got {self.traced.outputs}")
+        leaves = jax.tree.leaves((moving, rest))
+        self.real = list(range(len(jax.tree.leaves(moving))))
         self.k, self.full, self.symmetric = math.prod(found[0].shape), outputs == "full", x2 is None
         self.wide = jnp.promote_types(found[0].dtype, jnp.float32)
         self.sizes = [len(jax.tree.leaves(x)[0]) for x in (x1, x1 if x2 is None else x2)]
-        options = {"layers": factors.sites(self.traced, len(leaves)), "jacobian": ()}
+        sites = factors.sites(self.traced, len(leaves))
+        options = {"layers": factors.moving(sites, len(self.real)), "jacobian": ()}
         self.rest = {name: self._others(sites) for name, sites in options.items()}
         shared = leaves, self.k, self.wide.itemsize, self.full
         counts = {name: cost.counted(self.traced, s, self.rest[name], *shared) for name, s in options.items()}
@@ -150,9 +126,9 @@ class _Problem:
 
 
 @functools.partial(jax.jit, static_argnames=("outputs", "method", "limit"))
-def _kernel(apply, params, x1, x2, scales, outputs, method, limit):
-    problem = _Problem(apply, params, x1, x2, outputs, method, limit)
-    leaves = jax.tree.leaves(params)
+def _kernel(apply, moving, rest, x1, x2, scales, outputs, method, limit):
+    problem = _Problem(apply, moving, rest, x1, x2, outputs, method, limit)
+    leaves = jax.tree.leaves((moving, rest))
     ones = [jnp.ones((), problem.wide) for _ in leaves]
     scales = ones if scales is None else [jnp.asarray(s, problem.wide) for s in scales]
     compute = _by_products if problem.plan.method == "products" else _by_blocks
@@ -165,7 +141,7 @@ def _kernel(apply, params, x1, x2, scales, outputs, method, limit):
 def _by_blocks(problem, leaves, scales, x1, x2):
     plan = problem.plan
     derive = functools.partial(_derivatives, problem, leaves, scales)
-    pieces = [_blocks(x, plan.block) for x in ((x1,) if problem.symmetric else (x1, x2))]
+    pieces = [doors.in_blocks(x, plan.block) for x in ((x1,) if problem.symmetric else (x1, x2))]
     if plan.kept:
         pieces = [_all_at_once(derive, blocks) if plan.whole else lax.map(derive, blocks) for blocks in pieces]
     derived = (lambda blocks: blocks) if plan.kept else derive
@@ -253,16 +229,6 @@ def _contract(full, first, second):
     return functools.reduce(jnp.add, parts)
 
 
-def _blocks(x, size):
-    """[blocks, size, ...], the last block filled up with the first examples."""
-    return jax.tree.map(lambda leaf: _fill(leaf, size).reshape(-1, size, *leaf.shape[1:]), x)
-
-
-def _fill(leaf, size):
-    missing = -len(leaf) % size
-    return jnp.take(leaf, np.arange(len(leaf) + missing) % len(leaf), axis=0) if missing else leaf
-
-
 def _take(tree, index):
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
@@ -298,6 +264,6 @@ def _by_products(problem, leaves, scales, x1, x2):
 
         return lax.map(column, x2)
 
-    kernel = lax.map(block, _blocks(x1, problem.plan.block))  # [blocks, N2, (k,) b, (k)]
+    kernel = lax.map(block, doors.in_blocks(x1, problem.plan.block))  # [blocks, N2, (k,) b, (k)]
     kernel = kernel.transpose((0, 3, 1, 4, 2) if problem.full else (0, 2, 1))
     return kernel.reshape(-1, *kernel.shape[2:])[: problem.sizes[0]]
