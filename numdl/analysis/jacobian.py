@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from numdl import checks
-from numdl.networks import core
+from numdl.networks import core, segments
 from numdl.records import record
 
 _NOISE = 32  # multiples of eps below which what is left after orthogonalization is rounding
@@ -135,7 +135,8 @@ def extremes(key, network, params, x, *, start, stop, num_matvecs):
     checks.key("key", key)
     num_matvecs = checks.whole("num_matvecs", num_matvecs)
     network, params, x = core.fitting(network, params, core.one_example(x))
-    sizes = _segment(network, params, x, start, stop, abstract=True)
+    start, stop = core.segment(jax.eval_shape(network.states, params, x), start, stop)
+    sizes = segments.sizes(network, params, x, start, stop)
     return _extremes(key, network, params, x, start, stop, min(num_matvecs, *sizes), num_matvecs >= min(sizes))
 
 
@@ -156,7 +157,7 @@ def trace_moments(key, network, params, x, *, start, stop, order, draws):
     checks.key("key", key)
     order, draws = checks.whole("order", order), checks.whole("draws", draws, least=2)
     network, params, x = core.fitting(network, params, core.one_example(x))
-    _segment(network, params, x, start, stop, abstract=True)
+    start, stop = core.segment(jax.eval_shape(network.states, params, x), start, stop)
     samples = _trace_samples(key, network, params, x, start, stop, order, draws)
     stderr = jnp.std(samples, axis=0, ddof=1) / float(np.sqrt(draws))
     return TraceMoments(jnp.mean(samples, axis=0), stderr, samples)
@@ -300,42 +301,9 @@ def _compensated(total, lost, term):
 # ---- the Jacobian as a linear map ----------------------------------------------------------------------------------
 
 
-def _segment(network, params, x, start, stop, *, abstract=False):
-    """y_start -> y_stop, flat vectors, and the y_start to linearize at; or, abstract, the two sizes, all checked."""
-    shapes = jax.eval_shape(network.states, params, x)
-    depth = core.layer_count(shapes)
-    start, stop = core.segment(shapes, start, stop)
-    place = _places(shapes)[start - 1] if start else (0, 0)
-    example = x if start == 0 else shapes[place[0]]
-    shape = x.shape if start == 0 else example.shape[1:]
-    point = x.ravel() if start == 0 else jnp.zeros((int(np.prod(shape)),), example.dtype)
-
-    def reach(flat):
-        y = flat.reshape(shape)
-        given = y if start == 0 else x
-        states = network.states(params, y) if start == 0 else network.states(params, x, _probes(shapes, place, y))
-        if stop > depth:
-            return network.readout(params, core.last_state(states, given)).ravel()
-        stretch, index = _places(shapes)[stop - 1]
-        return states[stretch][index].ravel()
-
-    return (point.size, jax.eval_shape(reach, point).size) if abstract else (reach, point)
-
-
-def _places(shapes):
-    """(stretch, index in it) of every layer."""
-    return [(number, index) for number, stretch in enumerate(shapes) for index in range(stretch.shape[0])]
-
-
-def _probes(shapes, place, y):
-    probes = [jnp.zeros(stretch.shape, stretch.dtype) for stretch in shapes]
-    probes[place[0]] = probes[place[0]].at[place[1]].set(y)
-    return tuple(probes)
-
-
 def _products(network, params, x, start, stop):
-    """v -> J v, u -> J' u, and n_start, linearized once."""
-    reach, point = _segment(network, params, x, start, stop)
+    """v -> J v, u -> J' u and the point where both were linearized, once."""
+    reach, point = segments.between(network, params, x, start, stop)
     _, forward = jax.linearize(reach, point)
     backward = jax.linear_transpose(forward, point)
     return forward, lambda u: backward(u)[0], point

@@ -20,8 +20,9 @@ from jax import lax
 from jax.tree_util import Partial
 
 from numdl import checks
-from numdl.networks import core, initializers
+from numdl.networks import affine
 from numdl.networks.initializers import Initializer
+from numdl.networks.record import Network, probed, split_probes
 from numdl.records import record, static
 
 SELECTIONS = ("soft", "top_1", "gumbel")
@@ -117,13 +118,13 @@ def network(
         None if mlp_width is None else checks.function("activation", activation),
         selection,
         bool(causal),
-        _weights("query_key_weights", query_key_weights),
-        _weights("value_weights", value_weights),
-        None if mlp_width is None else _weights("mlp_weights", mlp_weights),
+        affine.checked_law("query_key_weights", query_key_weights),
+        affine.checked_law("value_weights", value_weights),
+        None if mlp_width is None else affine.checked_law("mlp_weights", mlp_weights),
         checks.key("key", key) if selection == "gumbel" else None,
         checks.positive("temperature", temperature, shape=()),
     )
-    return core.Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout))
+    return Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout))
 
 
 @record
@@ -184,14 +185,9 @@ class _Settings:
     temperature: float
 
 
-def _weights(name, value):
-    return checks.instance(name, value, Initializer, hint="such as initializers.variance_scaling(1.0)")
-
-
 def _init(settings, key, x):
-    checks.key("key", key)
-    checks.floating("x", x, ndim=3)
-    return _draw(settings, key, x.shape[-1], initializers.float_dtype("x's dtype", x.dtype))
+    dtype = affine.dtype_at_init(key, x, ndim=3)
+    return _draw(settings, key, x.shape[-1], dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("width", "dtype"))
@@ -221,13 +217,12 @@ def _draw_layer(settings, width, dtype, key):
 def _states(settings, params, x, probes=None):
     layers = params["layers"]
     checks.shape("x", checks.floating("x", x), (None, None, layers["query"].shape[-2]))
-    (probe,) = core.split_probes(probes, 1)
+    (probe,) = split_probes(probes, 1)
     depth = layers["query"].shape[0]
 
     def step(y, now):
         layer, push, number = now
-        y = _layer(settings, layer, number, y)
-        y = y if push is None else y + push.astype(y.dtype)
+        y = probed(_layer(settings, layer, number, y), push)
         return y, y
 
     x = x.astype(jnp.result_type(x, *jax.tree.leaves(layers)))

@@ -21,9 +21,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from numdl import checks
-from numdl.networks import core, initializers
+from numdl import checks, precision
+from numdl.networks import affine, initializers
 from numdl.networks.initializers import Initializer
+from numdl.networks.record import Network, probed, probed_alone, split_probes
 from numdl.records import record, static
 
 
@@ -45,11 +46,11 @@ def network(*, width, growth, depth, outputs, activation, weight_variance, bias_
     settings = _Settings(
         *(checks.whole(name, value) for name, value in sizes.items()),
         checks.function("activation", activation),
-        None if dtype is None else initializers.float_dtype("dtype", dtype),
+        affine.asked_dtype(dtype),
         initializers.variance_scaling(weight_variance),
         checks.variance("bias_variance", bias_variance, shape=()),
     )
-    return core.Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout, settings))
+    return Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout, settings))
 
 
 def parameter_count(params):
@@ -72,25 +73,23 @@ class _Settings:
 
 
 def _init(settings, key, x):
-    checks.key("key", key)
-    checks.floating("x", x, ndim=2)
-    return _draw(settings, key, x.shape[1], settings.dtype or initializers.float_dtype("x's dtype", x.dtype))
+    dtype = affine.dtype_at_init(key, x, settings.dtype, ndim=2)
+    return _draw(settings, key, x.shape[1], dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("features", "dtype"))
 def _draw(settings, key, features, dtype):
     bias_key, first_key, layers_key, last_key = jax.random.split(key, 4)
     width, growth, depth, outputs = settings.width, settings.growth, settings.depth, settings.outputs
-    total = width + depth * growth
-    # All biases from one draw: every generator costs compilation.
-    biases = initializers.normal(settings.bias_variance).sample(bias_key, (total + outputs,), dtype)
-    first, hidden, last = jnp.split(biases, (width, total))
+    shapes = ((width,), (depth, growth), (outputs,))
+    first, hidden, last = affine.biases(bias_key, shapes, (settings.bias_variance,) * 3, dtype)
     layers = jnp.arange(depth), jax.random.split(layers_key, depth)
     kernels = lax.map(lambda layer: _draw_kernel(settings, *layer, dtype), layers)
+    readout = settings.weights.sample(last_key, (width + depth * growth, outputs), dtype)
     return {
         "first": {"kernel": settings.weights.sample(first_key, (features, width), dtype), "bias": first},
-        "layers": {"kernel": kernels, "bias": hidden.reshape(depth, growth)},
-        "readout": {"kernel": settings.weights.sample(last_key, (total, outputs), dtype), "bias": last},
+        "layers": {"kernel": kernels, "bias": hidden},
+        "readout": {"kernel": readout, "bias": last},
     }
 
 
@@ -98,15 +97,15 @@ def _draw_kernel(settings, number, key, dtype):
     """Weights of all rows; those that are not read are dropped, the others rescaled to their fan_in."""
     rows = settings.width + (settings.depth - 1) * settings.growth
     filled = settings.width + number * settings.growth
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = precision.wide(dtype)
     scale = jnp.where(jnp.arange(rows) < filled, jnp.sqrt(rows / filled.astype(wide)), jnp.zeros((), wide))
     return (scale[:, None] * settings.weights.sample(key, (rows, settings.growth), wide)).astype(dtype)
 
 
 def _states(settings, params, x, probes=None):
     checks.shape("x", checks.floating("x", x), (None, params["first"]["kernel"].shape[0]))
-    first_probe, probe, last_probe = core.split_probes(probes, 3)
-    first = _probed(_affine(params["first"], x), None if first_probe is None else first_probe[0])
+    first_probe, probe, last_probe = split_probes(probes, 3)
+    first = probed_alone(affine.apply(params["first"], x), first_probe)
     depth, rows, growth = params["layers"]["kernel"].shape
     starts = first.shape[1] + growth * jnp.arange(depth)
     empty = jnp.zeros((first.shape[0], rows + growth - first.shape[1]), first.dtype)
@@ -114,21 +113,13 @@ def _states(settings, params, x, probes=None):
 
     def step(buffer, layer):
         start, weights, probe = layer
-        y = _probed(_affine(weights, buffer[:, :rows]), probe)
+        y = probed(affine.apply(weights, buffer[:, :rows]), probe)
         return lax.dynamic_update_slice_in_dim(buffer, settings.activation(y), start, axis=1), y
 
     _, stretch = lax.scan(step, buffer, (starts, params["layers"], probe))
     everything = jnp.concatenate([first[None], jnp.swapaxes(stretch, 0, 1).reshape(1, x.shape[0], -1)], axis=2)
-    return first[None], stretch, _probed(everything, last_probe)
+    return first[None], stretch, probed(everything, last_probe)
 
 
 def _readout(settings, params, y):
-    return _affine(params["readout"], settings.activation(y))
-
-
-def _affine(weights, y):
-    return y @ weights["kernel"] + weights["bias"][None, :]
-
-
-def _probed(y, probe):
-    return y if probe is None else y + probe.astype(y.dtype)
+    return affine.apply(params["readout"], settings.activation(y))

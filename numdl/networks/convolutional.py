@@ -19,12 +19,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.tree_util import Partial
 
 from numdl import checks
-from numdl.networks import core, initializers
+from numdl.networks import affine
 from numdl.networks.initializers import Initializer
+from numdl.networks.record import Network, probed, run_stretch, split_probes
 from numdl.records import record, static
 
 POOLINGS = ("average", "max")
@@ -76,11 +76,11 @@ def network(
         checks.whole("outputs", outputs),
         checks.function("activation", activation),
         checks.one_of("pooling", pooling, POOLINGS),
-        None if dtype is None else initializers.float_dtype("dtype", dtype),
-        _weights(weight_variance, initializer),
+        affine.asked_dtype(dtype),
+        affine.law(weight_variance, initializer),
         checks.variance("bias_variance", bias_variance, shape=()),
     )
-    return core.Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout, settings))
+    return Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout, settings))
 
 
 def lenet5(*, padding="same", **settings):
@@ -184,7 +184,7 @@ def _runs(layers):
 
 def _pooled(sizes, pool, picture):
     if any(size % pool for size in sizes):
-        raise ValueError(f"pool must divide the height and width {sizes} that it meets in x {picture}; got {pool}")
+        raise checks.BadValue(f"pool must divide the height and width {sizes} that it meets in x {picture}; got {pool}")
     return tuple(size // pool for size in sizes)
 
 
@@ -192,14 +192,12 @@ def _convolved(sizes, stage, picture):
     if stage.padding == "same":
         return sizes
     if min(sizes) < stage.window:
-        raise ValueError(f"window must fit into the {sizes} that it meets in x {picture}; got {stage.window}")
+        raise checks.BadValue(f"window must fit into the {sizes} that it meets in x {picture}; got {stage.window}")
     return tuple(size - stage.window + 1 for size in sizes)
 
 
 def _init(settings, key, x):
-    checks.key("key", key)
-    checks.floating("x", x, ndim=4)
-    dtype = settings.dtype or initializers.float_dtype("x's dtype", x.dtype)
+    dtype = affine.dtype_at_init(key, x, settings.dtype, ndim=4)
     return _draw(settings, key, tuple(x.shape[1:]), dtype)
 
 
@@ -207,45 +205,32 @@ def _init(settings, key, x):
 def _draw(settings, key, picture, dtype):
     plan = _plan(settings, picture)
     bias_key, *keys = jax.random.split(key, len(plan) + 1)
-    kernels = [_draw_kernels(settings, k, *stretch, dtype) for k, stretch in zip(keys, plan, strict=True)]
-    sizes = [(layers, layer.shape[-1]) for layers, layer in plan]
-    ends = list(itertools.accumulate(layers * n for layers, n in sizes))
-    draws = initializers.normal(settings.bias_variance).sample(bias_key, (ends[-1],), dtype)
-    biases = [part.reshape(size) for part, size in zip(jnp.split(draws, ends[:-1]), sizes, strict=True)]
+    kernels = [
+        affine.kernels(settings.weights, k, layers, layer.shape, dtype)
+        for k, (layers, layer) in zip(keys, plan, strict=True)
+    ]
+    shapes = [(layers, layer.shape[-1]) for layers, layer in plan]
+    biases = affine.biases(bias_key, shapes, [settings.bias_variance] * len(plan), dtype)
     layers = [{"kernel": kernel, "bias": bias} for kernel, bias in zip(kernels, biases, strict=True)]
     return {"layers": tuple(layers[:-1]), "readout": {name: leaf[0] for name, leaf in layers[-1].items()}}
-
-
-def _draw_kernels(settings, key, layers, layer, dtype):
-    if layers == 1:
-        return settings.weights.sample(key, layer.shape, dtype)[None]
-    return lax.map(lambda k: settings.weights.sample(k, layer.shape, dtype), jax.random.split(key, layers))
 
 
 def _states(settings, params, x, probes=None):
     checks.floating("x", x, ndim=4)
     plan = _plan(settings, tuple(x.shape[1:]))
     _check_params(plan, params, x)
-    probes = core.split_probes(probes, len(plan) - 1)
+    probes = split_probes(probes, len(plan) - 1)
     y, states = x, []
     for number, ((_, layer), weights, probe) in enumerate(zip(plan[:-1], params["layers"], probes, strict=True)):
         step = functools.partial(_step, settings if number else None, layer)
-        y, outputs = _run(step, y, (weights, probe))
+        y, outputs = run_stretch(step, y, (weights, probe))
         states.append(outputs)
     return tuple(states)
 
 
-def _run(step, y, stretch):
-    if jax.tree.leaves(stretch)[0].shape[0] > 1:
-        return lax.scan(step, y, stretch)
-    y, _ = step(y, jax.tree.map(lambda leaf: leaf[0], stretch))
-    return y, y[None]
-
-
 def _step(settings, layer, y, stretch):
     weights, probe = stretch
-    y = _affine(layer, weights, y if settings is None else _between(settings, layer, y))
-    y = y if probe is None else y + probe.astype(y.dtype)
+    y = probed(_affine(layer, weights, y if settings is None else _between(settings, layer, y)), probe)
     return y, y
 
 
@@ -264,8 +249,8 @@ def _pool(y, size, pooling):
 
 
 def _affine(layer, weights, y):
-    z = y @ weights["kernel"] if y.ndim == 2 else convolve(y, weights["kernel"], padding=layer.padding)
-    return z + jnp.broadcast_to(weights["bias"], z.shape)
+    product = jnp.matmul if y.ndim == 2 else functools.partial(convolve, padding=layer.padding)
+    return affine.apply(weights, y, product=product)
 
 
 def _readout(settings, params, y):
@@ -278,13 +263,15 @@ def _check_params(plan, params, x):
     kernels = [*(stretch["kernel"].shape[1:] for stretch in params["layers"]), params["readout"]["kernel"].shape]
     wanted = [layer.shape for _, layer in plan]
     if kernels != wanted:
-        raise ValueError(f"x must be pictures of the shape that params were made for, {kernels}; got {tuple(x.shape)}")
+        raise checks.BadValue(
+            f"x must be pictures of the shape that params were made for, {kernels}; got {tuple(x.shape)}"
+        )
 
 
 def _checked_stages(stages):
     stages = tuple(stages)
     if not stages:
-        raise ValueError("stages must hold at least 1 Stage; got ()")
+        raise checks.BadValue("stages must hold at least 1 Stage; got ()")
     return tuple(_checked_stage(f"stages[{i}]", stage) for i, stage in enumerate(stages))
 
 
@@ -293,14 +280,5 @@ def _checked_stage(name, stage):
     numbers = [checks.whole(f"{name}.{field}", getattr(stage, field)) for field in ("channels", "window", "pool")]
     checks.one_of(f"{name}.padding", stage.padding, PADDINGS)
     if stage.padding == "same" and stage.window % 2 == 0:
-        raise ValueError(f"{name}.window must be odd where padding is 'same'; got {stage.window}")
+        raise checks.BadValue(f"{name}.window must be odd where padding is 'same'; got {stage.window}")
     return Stage(*numbers, stage.padding)
-
-
-def _weights(weight_variance, initializer):
-    if (weight_variance is None) == (initializer is None):
-        got = "neither" if initializer is None else f"weight_variance={weight_variance!r} and {initializer!r}"
-        raise ValueError(f"exactly one of weight_variance and initializer must be given; got {got}")
-    if initializer is None:
-        return initializers.variance_scaling(weight_variance)
-    return checks.instance("initializer", initializer, Initializer, hint="such as initializers.orthogonal(1.0)")

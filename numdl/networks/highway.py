@@ -20,8 +20,9 @@ from jax import lax
 from jax.tree_util import Partial
 
 from numdl import checks
-from numdl.networks import core, initializers
+from numdl.networks import affine
 from numdl.networks.initializers import Initializer
+from numdl.networks.record import Network, probed, probed_alone, split_probes
 from numdl.records import record, static
 
 
@@ -31,9 +32,10 @@ def network(
     depth,
     outputs,
     activation,
-    weight_variance,
     bias_variance,
     gate_bias,
+    weight_variance=None,
+    initializer=None,
     gate_weight_variance=None,
     dtype=None,
 ):
@@ -43,36 +45,33 @@ def network(
     ----------
     width, depth, outputs : int
     activation : function           elementwise
-    weight_variance : scalar        fan_in * Var(W_ij), Gaussian
+    weight_variance : scalar        fan_in * Var(W_ij), Gaussian; exactly one of this and `initializer`
     bias_variance : scalar          Var(b_i), Gaussian, of all biases but the gates'
     gate_bias : scalar              c at the start; the paper takes -1 to -10, the deeper the lower
-    gate_weight_variance : scalar   fan_in * Var(V_ij), if different
+    initializer : Initializer       any other law of the weights
+    gate_weight_variance : scalar   fan_in * Var(V_ij), Gaussian, if different
     dtype : dtype                   of the parameters; the input's if None
     Raises
     ------
-    ValueError, TypeError           a size below 1, a negative variance, a gate_bias that is not finite
+    ValueError, TypeError           a size below 1, a negative variance, two laws or none, gate_bias not finite
     """
     sizes = (checks.whole(name, value) for name, value in (("width", width), ("depth", depth), ("outputs", outputs)))
-    weights = initializers.variance_scaling(weight_variance)
-    gates = weights
-    if gate_weight_variance is not None:
-        checks.variance("gate_weight_variance", gate_weight_variance, shape=())
-        gates = initializers.variance_scaling(gate_weight_variance)
+    weights = affine.law(weight_variance, initializer)
     settings = _Settings(
         *sizes,
         checks.function("activation", activation),
-        None if dtype is None else initializers.float_dtype("dtype", dtype),
+        affine.asked_dtype(dtype),
         weights,
-        gates,
+        affine.law_or("gate_weight_variance", gate_weight_variance, weights),
         checks.variance("bias_variance", bias_variance, shape=()),
         checks.finite("gate_bias", gate_bias, shape=()),
     )
-    return core.Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout))
+    return Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout))
 
 
 def gates(network, params, x):
     """The transform gates t of every layer, [depth, N, width]: how much of each coordinate is new."""
-    checks.instance("network", network, core.Network, hint="made by highway.network")
+    checks.instance("network", network, Network, hint="made by highway.network")
     first, stretch = network.states(params, x)
     before = jnp.concatenate([first, stretch[:-1]])
     return jax.vmap(_gate)(params["layers"], before)
@@ -92,22 +91,20 @@ class _Settings:
 
 
 def _init(settings, key, x):
-    checks.key("key", key)
-    checks.floating("x", x, ndim=2)
-    return _draw(settings, key, x.shape[1], settings.dtype or initializers.float_dtype("x's dtype", x.dtype))
+    dtype = affine.dtype_at_init(key, x, settings.dtype, ndim=2)
+    return _draw(settings, key, x.shape[1], dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("features", "dtype"))
 def _draw(settings, key, features, dtype):
     bias_key, first_key, layers_key, last_key = jax.random.split(key, 4)
     n, depth = settings.width, settings.depth
-    # All biases from one draw: every generator costs compilation.
-    biases = initializers.normal(settings.bias_variance).sample(bias_key, (n + depth * n + settings.outputs,), dtype)
-    first, hidden, last = jnp.split(biases, (n, n + depth * n))
+    shapes = ((n,), (depth, n), (settings.outputs,))
+    first, hidden, last = affine.biases(bias_key, shapes, (settings.bias_variance,) * 3, dtype)
     layers = lax.map(lambda k: _draw_layer(settings, k, dtype), jax.random.split(layers_key, depth))
     return {
         "first": {"kernel": settings.weights.sample(first_key, (features, n), dtype), "bias": first},
-        "layers": {**layers, "bias": hidden.reshape(depth, n)},
+        "layers": {**layers, "bias": hidden},
         "readout": {"kernel": settings.weights.sample(last_key, (n, settings.outputs), dtype), "bias": last},
     }
 
@@ -124,13 +121,13 @@ def _draw_layer(settings, key, dtype):
 
 def _states(settings, params, x, probes=None):
     checks.shape("x", checks.floating("x", x), (None, params["first"]["kernel"].shape[0]))
-    first, others = core.split_probes(probes, 2)
-    y = _probed(_affine(params["first"], x), None if first is None else first[0])
+    first, others = split_probes(probes, 2)
+    y = probed_alone(affine.apply(params["first"], x), first)
 
     def step(y, layer):
         weights, probe = layer
         gate = _gate(weights, y)
-        y = _probed(y + gate * (settings.activation(_affine(weights, y)) - y), probe)
+        y = probed(y + gate * (settings.activation(affine.apply(weights, y)) - y), probe)
         return y, y
 
     _, stretch = lax.scan(step, y, (params["layers"], others))
@@ -138,16 +135,8 @@ def _states(settings, params, x, probes=None):
 
 
 def _readout(params, y):
-    return _affine(params["readout"], y)
+    return affine.apply(params["readout"], y)
 
 
 def _gate(weights, y):
     return jax.nn.sigmoid(y @ weights["gate_kernel"] + weights["gate_bias"][None, :])
-
-
-def _affine(weights, y):
-    return y @ weights["kernel"] + weights["bias"][None, :]
-
-
-def _probed(y, probe):
-    return y if probe is None else y + probe.astype(y.dtype)

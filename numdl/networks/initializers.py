@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from numdl import checks
+from numdl import checks, precision
 from numdl.records import record, static
 
 MODES = ("fan_in", "fan_out", "fan_average")
@@ -158,7 +158,7 @@ def _fan(mode, shape):
 
 def _working(dtype):
     """Half precision is drawn in float32 and cast: its own random numbers have too few values."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return precision.wide(dtype)
 
 
 def _scaled(unit, variance, dtype):

@@ -14,6 +14,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from numdl import checks, tracing
+from numdl.networks.record import Network
 
 
 def lift(apply, params, x, *, examples=None):
@@ -34,8 +35,6 @@ def lift(apply, params, x, *, examples=None):
     ValueError                  no layer in `apply` (the parameter paths are listed)
     TypeError                   apply is no function, or returns something else than one floating-point array
     """
-    from numdl.networks.core import Network
-
     checks.accepts("apply", apply, 2, "apply(params, x)")
     params, x = checks.leaves("params", params, empty=True), checks.leaves("x", x)
     tracing.example_axes(x, examples)

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from numdl import checks
-from numdl.networks import core, initializers
+from numdl import checks, precision
+from numdl.networks import affine
 from numdl.networks.initializers import Initializer
+from numdl.networks.record import Network, probed, probed_alone, split_probes
 from numdl.records import record, static
 
 KINDS = ("batch", "layer", "rms")
@@ -54,7 +55,7 @@ def layer(x, gain=None, bias=None, *, axis=-1, eps=1e-5):
     centred = wide - jnp.mean(wide, axis=axes, keepdims=True)
     inside = tuple(x.shape[a] for a in axes)
     scaled = centred * _inverse_root(jnp.mean(centred**2, axis=axes, keepdims=True) + eps)
-    return _affine(x, scaled, gain, bias, inside, axes)
+    return _scaled_and_shifted(x, scaled, gain, bias, inside, axes)
 
 
 def rms(x, gain=None, bias=None, *, axis=-1, eps=1e-5):
@@ -66,7 +67,7 @@ def rms(x, gain=None, bias=None, *, axis=-1, eps=1e-5):
     wide = _wide(x)
     inside = tuple(x.shape[a] for a in axes)
     scaled = wide * _inverse_root(jnp.mean(wide**2, axis=axes, keepdims=True) + eps)
-    return _affine(x, scaled, gain, bias, inside, axes)
+    return _scaled_and_shifted(x, scaled, gain, bias, inside, axes)
 
 
 def weight(direction, gain=None, *, axis=0, eps=0.0):
@@ -78,7 +79,7 @@ def weight(direction, gain=None, *, axis=0, eps=0.0):
     axes = _axes(direction, axis, eps)
     wide = _wide(direction)
     scaled = wide * _inverse_root(jnp.sum(wide**2, axis=axes, keepdims=True) + eps)
-    return _affine(direction, scaled, gain, None, _outside(direction, axes), _others(direction, axes))
+    return _scaled_and_shifted(direction, scaled, gain, None, _outside(direction, axes), _others(direction, axes))
 
 
 @record
@@ -109,10 +110,21 @@ def normalize(x, known, gain=None, bias=None, *, axis=0, eps=1e-5):
     outside = _outside(x, axes)
     mean, variance = checks.shape("mean", known.mean, outside), checks.shape("variance", known.variance, outside)
     scaled = (_wide(x) - jnp.expand_dims(mean, axes)) * _inverse_root(jnp.expand_dims(variance, axes) + eps)
-    return _affine(x, scaled, gain, bias, outside, _others(x, axes))
+    return _scaled_and_shifted(x, scaled, gain, bias, outside, _others(x, axes))
 
 
-def network(*, width, depth, outputs, activation, weight_variance, kind="batch", eps=1e-5, dtype=None):
+def network(
+    *,
+    width,
+    depth,
+    outputs,
+    activation,
+    weight_variance=None,
+    initializer=None,
+    kind="batch",
+    eps=1e-5,
+    dtype=None,
+):
     """A dense network of `depth` equal layers with a normalization before every activation; gain 1, bias 0 at first.
 
     Parameters
@@ -120,23 +132,24 @@ def network(*, width, depth, outputs, activation, weight_variance, kind="batch",
     width, depth, outputs : int
     activation : function       elementwise; an Activation, to compare with theory
     weight_variance : scalar    fan_in * Var(W_ij), Gaussian; forward, all but the readout does not depend on it
+    initializer : Initializer   any other law of the weights; exactly one of this and `weight_variance`
     kind : str                  batch, layer or rms
     eps : scalar                0 to compare with theory
     dtype : dtype               of the parameters; the input's if None
     Raises
     ------
-    ValueError, TypeError       a size below 1, a negative variance or eps, an unknown kind
+    ValueError, TypeError       a size below 1, a negative variance or eps, two laws or none, an unknown kind
     Source: Yang et al. 2019, arXiv:1902.08129.
     """
     settings = _Settings(
         *(checks.whole(n, v) for n, v in (("width", width), ("depth", depth), ("outputs", outputs))),
         checks.function("activation", activation),
         checks.one_of("kind", kind, KINDS),
-        None if dtype is None else initializers.float_dtype("dtype", dtype),
-        initializers.variance_scaling(weight_variance),
+        affine.asked_dtype(dtype),
+        affine.law(weight_variance, initializer),
         checks.finite("eps", eps, least=0.0, shape=()),
     )
-    return core.Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout, settings))
+    return Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout, settings))
 
 
 def freeze(network, params, x):
@@ -144,7 +157,7 @@ def freeze(network, params, x):
 
     y = network.apply(freeze(network, params, x), x) is network.apply(params, x), up to rounding.
     """
-    checks.instance("network", network, core.Network, hint="made by normalization.network")
+    checks.instance("network", network, Network, hint="made by normalization.network")
     clean = jax.tree.map(lambda leaf: leaf, params)
     for part in ("first", "hidden"):
         clean[part] = {name: leaf for name, leaf in params[part].items() if name in ("kernel", "gain", "bias")}
@@ -169,9 +182,8 @@ class _Settings:
 
 
 def _init(settings, key, x):
-    checks.key("key", key)
-    checks.floating("x", x, ndim=2)
-    return _draw(settings, key, x.shape[1], settings.dtype or initializers.float_dtype("x's dtype", x.dtype))
+    dtype = affine.dtype_at_init(key, x, settings.dtype, ndim=2)
+    return _draw(settings, key, x.shape[1], dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("features", "dtype"))
@@ -191,8 +203,8 @@ def _draw(settings, key, features, dtype):
 def _states(settings, params, x, probes=None):
     checks.shape("x", checks.floating("x", x), (None, params["first"]["kernel"].shape[0]))
     depth = params["hidden"]["kernel"].shape[0]
-    probes = core.split_probes(probes, 2 if depth else 1)
-    y = _probed(x @ params["first"]["kernel"], None if probes[0] is None else probes[0][0])
+    probes = split_probes(probes, 2 if depth else 1)
+    y = probed_alone(x @ params["first"]["kernel"], probes[0])
     if depth == 0:
         return (y[None],)
     # The map of a layer follows the normalization that belongs to the layer before it.
@@ -202,7 +214,7 @@ def _states(settings, params, x, probes=None):
 
     def step(y, layer):
         kernel, norm, probe = layer
-        y = _probed(_active(settings, norm, y) @ kernel, probe)
+        y = probed(_active(settings, norm, y) @ kernel, probe)
         return y, y
 
     _, hidden = lax.scan(step, y, (params["hidden"]["kernel"], normalizations, probes[1]))
@@ -212,7 +224,7 @@ def _states(settings, params, x, probes=None):
 def _readout(settings, params, y):
     depth = params["hidden"]["kernel"].shape[0]
     norm = jax.tree.map(lambda leaf: leaf[-1], _norms(params)) if depth else _without_kernel(params["first"])
-    return _active(settings, norm, y) @ params["readout"]["kernel"] + params["readout"]["bias"][None, :]
+    return affine.apply(params["readout"], _active(settings, norm, y))
 
 
 def _active(settings, norm, y):
@@ -229,10 +241,6 @@ def _without_kernel(layer):
 
 def _norms(params):
     return _without_kernel(params["hidden"])
-
-
-def _probed(y, probe):
-    return y if probe is None else y + probe.astype(y.dtype)
 
 
 def _axes(x, axis, eps):
@@ -254,7 +262,7 @@ def _outside(x, axes):
 
 
 def _wide(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(precision.wide(x.dtype))
 
 
 def _inverse_root(square):
@@ -263,7 +271,7 @@ def _inverse_root(square):
     return jnp.where(zero, jnp.zeros_like(square), lax.rsqrt(jnp.where(zero, jnp.ones_like(square), square)))
 
 
-def _affine(x, scaled, gain, bias, shape, axes):
+def _scaled_and_shifted(x, scaled, gain, bias, shape, axes):
     """Gain and bias of this shape, which lie along these axes of x."""
     spread = tuple(n if a in axes else 1 for a, n in enumerate(x.shape))
     if gain is not None:

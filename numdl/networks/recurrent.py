@@ -2,7 +2,7 @@
 
     carry_t = step(params, carry_{t-1}, x_t),    t = 1..T,    hidden state h_t = cell.hidden(carry_t)
 
-As a `core.Network` the state of "layer" t is the whole carry after step t, one stretch [T, N, size] with one probe a
+As a `Network` the state of "layer" t is the whole carry after step t, one stretch [T, N, size] with one probe a
 step: dloss/dy_t is the gradient through time. For an LSTM the carry is (h_t, c_t), side by side on the last axis.
 
     many_to_one    x [N, T, d] -> outputs [N, k]       the readout of h_T
@@ -23,8 +23,9 @@ from jax import lax
 from jax.tree_util import Partial
 
 from numdl import checks
-from numdl.networks import core, initializers
+from numdl.networks import affine, initializers
 from numdl.networks.initializers import Initializer
+from numdl.networks.record import Network, probed, split_probes
 from numdl.records import record, static
 
 LSTM_GATES = ("input", "forget", "candidate", "output")
@@ -156,12 +157,11 @@ class _Head:
 
 
 def _laws(width, input_weights, recurrent_weights, bias_variance, forget_bias, activation):
-    hint = "such as initializers.orthogonal(1.0)"
     return _Laws(
         checks.whole("width", width),
         activation,
-        checks.instance("input_weights", input_weights, Initializer, hint=hint),
-        checks.instance("recurrent_weights", recurrent_weights, Initializer, hint=hint),
+        affine.checked_law("input_weights", input_weights),
+        affine.checked_law("recurrent_weights", recurrent_weights),
         checks.variance("bias_variance", bias_variance, shape=()),
         forget_bias,
     )
@@ -267,12 +267,12 @@ def _checked(cell, outputs, weights):
     return (
         checks.instance("cell", cell, Cell, hint="made by recurrent.lstm, for example"),
         checks.whole("outputs", outputs),
-        checks.instance("readout_weights", weights, Initializer, hint="such as initializers.lecun_normal"),
+        affine.checked_law("readout_weights", weights),
     )
 
 
 def _network(head):
-    return core.Network(Partial(_init, head), Partial(_states, head), Partial(_readout, head))
+    return Network(Partial(_init, head), Partial(_states, head), Partial(_readout, head))
 
 
 def _init(head, key, x):
@@ -290,7 +290,7 @@ def _init(head, key, x):
 def _states(head, params, x, probes=None):
     _check_input(head, x, params["cell"])
     many = head.kind != "many_to_one"
-    probes = core.split_probes(probes, 1 + many)
+    probes = split_probes(probes, 1 + many)
     dtype = jnp.result_type(x, *jax.tree.leaves(params))
     start = head.cell.start(x.shape[0], dtype)
     first = (start, x.astype(dtype) if head.kind == "one_to_many" else None)
@@ -300,19 +300,18 @@ def _states(head, params, x, probes=None):
     if not many:
         return (packed,)
     collected = jnp.swapaxes(hidden, 0, 1)[None]
-    return packed, collected if probes[1] is None else collected + probes[1].astype(collected.dtype)
+    return packed, probed(collected, probes[1])
 
 
 def _step(head, params, packing, both, now):
     """One step of the scan: carry and, if alone, the next input; out come the state and the hidden part of it."""
     (carry, fed), (given, probe) = both, now
     pack, unpack = packing
-    packed = pack(head.cell.step(params["cell"], carry, given if fed is None else fed))
-    packed = packed if probe is None else packed + probe.astype(packed.dtype)
+    packed = probed(pack(head.cell.step(params["cell"], carry, given if fed is None else fed)), probe)
     carry = unpack(packed)
     hidden = head.cell.hidden(carry)
     if fed is not None:
-        fed = _affine(params, hidden) if head.feedback else jnp.zeros_like(fed)
+        fed = affine.apply(params["readout"], hidden) if head.feedback else jnp.zeros_like(fed)
     return (carry, fed), (packed, hidden)
 
 
@@ -330,14 +329,9 @@ def _packing(start):
 
 def _readout(head, params, y):
     if head.kind != "many_to_one":
-        return _affine(params, y)
+        return affine.apply(params["readout"], y)
     # The carry is packed leaf by leaf, the hidden state first.
-    return _affine(params, y[..., : params["readout"]["kernel"].shape[0]])
-
-
-def _affine(params, h):
-    kernel, bias = params["readout"]["kernel"], params["readout"]["bias"]
-    return h @ kernel + jnp.reshape(bias, (1,) * (h.ndim - 1) + (-1,))
+    return affine.apply(params["readout"], y[..., : params["readout"]["kernel"].shape[0]])
 
 
 def _check_input(head, x, cell_params=None):

@@ -10,14 +10,15 @@ right-hand side along its own trajectory.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 
 from numdl import checks
-from numdl.networks import core, fields, stages
-from numdl.ode import refinement, schemes, tableaus
+from numdl.networks import fields, record, stages
+from numdl.networks.stages import Options
+from numdl.ode import adjoints, refinement, schemes, tableaus
 from numdl.ode.tableaus import Tableau
 
 
@@ -31,8 +32,9 @@ def network(
     hidden=None,
     damping=None,
     tableau=tableaus.euler,
-    **settings,
-):
+    adjoint=adjoints.checkpointed,
+    **options: Unpack[Options],
+) -> stages.Network:
     """A residual network; a `stages.Network`, whose `apply` needs no more memory than its adjoint.
 
     Parameters
@@ -41,35 +43,25 @@ def network(
     depth : int or tuple        steps of each stage
     activation : function       elementwise
     block : str                 one_layer, two_layer, symmetric or antisymmetric: see `fields`
-    weight_variance : scalar    fan_in * Var of the kernel's entries; exactly one of this and `initializer`
     bias_variance : scalar      Var(b_i), Gaussian, of all biases
-    step, time : scalar         h; or T of each stage, h = T / depth: exactly one of the two
     hidden : int                width inside a two_layer block, the stage's own if None
     damping : scalar            of the antisymmetric block, >= 0
     tableau : Tableau           explicit
-    interpolation : str         of the parameters in time, "constant" or "linear"
-    adjoint : function          how `apply` is differentiated, see `ode.adjoints`; default checkpointed
-    window : int or pair        odd: convolutions over pictures [N, H, W, C]; `pool` averages before later stages
-    connector : str             "affine", or "pad" with zeros
-    second_, connector_, readout_weight_variance : scalars     where they differ from the others
-    dtype : dtype               of the parameters; the input's if None
+    adjoint : function          how `apply` is differentiated, see `ode.adjoints`
+    options                     laws of the weights, step or time, window, ...: see `stage_options.Options`
+    Raises
+    ------
+    TypeError, ValueError       an unknown option, an implicit tableau, hidden or damping of another block, ...
     """
     checks.function("activation", activation)
     checks.one_of("block", block, fields.BLOCKS)
     checks.instance("tableau", tableau, Tableau, hint="such as tableaus.euler")
     if not tableau.explicit:
-        raise ValueError(f"tableau must be explicit; got {tableau}")
+        raise checks.BadValue(f"tableau must be explicit; got {tableau}")
     _check_block(block, hidden, damping)
-    return stages.build(
-        widths=widths,
-        depth=depth,
-        scheme=schemes.runge_kutta(tableau),
-        field=fields.single(block, activation),
-        layout=functools.partial(_layout, block, hidden),
-        bias_variance=bias_variance,
-        damping=damping,
-        **settings,
-    )
+    layout = functools.partial(_layout, block, hidden)
+    motion = stages.Motion(schemes.runge_kutta(tableau), fields.single(block, activation), layout, damping=damping)
+    return stages.build(motion, widths=widths, depth=depth, bias_variance=bias_variance, adjoint=adjoint, **options)
 
 
 class Flow(NamedTuple):
@@ -93,7 +85,7 @@ def unroll(network, params, x, *, stage=0):
     states = network.states(params, x)
     ends = [i for i, (n, m) in enumerate(zip(settings.widths[:-2], settings.widths[1:-1])) for _ in range(1 + (n != m))]
     place = max(i for i, owner in enumerate(ends) if owner == stage)
-    first = core.last_state(states[:place], x)
+    first = record.last_state(states[:place], x)
     before = jnp.concatenate([first[None].astype(states[place].dtype), states[place][:-1]])
     theta = jax.tree.map(lambda leaf: leaf[: options["steps"]], theta)
     return Flow(functools.partial(_right_hand_side, settings), theta, before, options["t1"] / options["steps"])
@@ -124,9 +116,11 @@ def with_tableau(network, tableau):
     settings = stages.settings_of(network)
     checks.instance("tableau", tableau, Tableau, hint="such as tableaus.rk4")
     if settings.pair:
-        raise ValueError(f"network must have a Runge-Kutta step; got {settings.scheme.name}, whose state is a pair")
+        raise checks.BadValue(
+            f"network must have a Runge-Kutta step; got {settings.scheme.name}, whose state is a pair"
+        )
     if not tableau.explicit:
-        raise ValueError(f"tableau must be explicit; got {tableau}")
+        raise checks.BadValue(f"tableau must be explicit; got {tableau}")
     return stages.from_settings(dataclasses.replace(settings, scheme=schemes.runge_kutta(tableau)))
 
 
@@ -143,8 +137,12 @@ def _check_block(block, hidden, damping):
     if hidden is not None:
         checks.whole("hidden", hidden)
         if block not in ("two_layer", "symmetric"):
-            raise ValueError(f"hidden must be None unless block is two_layer or symmetric; got {hidden} for {block}")
+            raise checks.BadValue(
+                f"hidden must be None unless block is two_layer or symmetric; got {hidden} for {block}"
+            )
     if (damping is not None) != (block == "antisymmetric"):
-        raise ValueError(f"damping must be given for the antisymmetric block and no other; got {damping!r} for {block}")
+        raise checks.BadValue(
+            f"damping must be given for the antisymmetric block and no other; got {damping!r} for {block}"
+        )
     if damping is not None:
         checks.finite("damping", damping, least=0.0, shape=())

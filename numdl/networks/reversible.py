@@ -14,16 +14,27 @@ arXiv:1707.04585.
 """
 
 import functools
+from typing import Unpack
 
 from numdl import checks
 from numdl.networks import fields, residual, stages
-from numdl.ode import adjoints, integrate, schemes
+from numdl.networks.stages import Options
+from numdl.ode import adjoints, integrate, schemes, tableaus
+
+BLOCKS = ("one_layer", "two_layer", "symmetric")
 
 
 def hamiltonian(
-    *, widths, depth, activation, bias_variance, block="one_layer", adjoint=adjoints.reversible, **settings
-):
-    """A Hamiltonian network by Verlet's scheme; settings as for `residual.network`.
+    *,
+    widths,
+    depth,
+    activation,
+    bias_variance,
+    block="one_layer",
+    adjoint=adjoints.reversible,
+    **options: Unpack[Options],
+) -> stages.Network:
+    """A Hamiltonian network by Verlet's scheme; arguments and options as for `residual.network`.
 
         one_layer    q' = f(p K + b),  p' = -f(q K^T + b)                    Haber & Ruthotto
         symmetric    q' = f(p K_1 + b_1) K_1^T,  p' = -f(q K_2 + b_2) K_2^T  Chang et al.
@@ -31,15 +42,23 @@ def hamiltonian(
     The second conserves H(q, p) = sum F(q K_2 + b_2) + F(p K_1 + b_1), F' = f, while theta does not change.
     """
     checks.one_of("block", block, ("one_layer", "symmetric"))
-    twice = block == "symmetric"
-    options = {"scheme": schemes.verlet, "field": fields.hamiltonian(block, checks.function("activation", activation))}
-    return _build(widths, depth, bias_variance, block, None, twice, adjoint, options | settings)
+    field = fields.hamiltonian(block, checks.function("activation", activation))
+    motion = stages.Motion(schemes.verlet, field, _layout(block, None, twice=block == "symmetric"), pair=True)
+    return stages.build(motion, widths=widths, depth=depth, bias_variance=bias_variance, adjoint=adjoint, **options)
 
 
 def leapfrog(
-    *, widths, depth, activation, bias_variance, block="symmetric", hidden=None, adjoint=adjoints.reversible, **settings
-):
-    """A second-order network y'' = F(y; theta) by leapfrog, state (y, v); settings as for `residual.network`.
+    *,
+    widths,
+    depth,
+    activation,
+    bias_variance,
+    block="symmetric",
+    hidden=None,
+    adjoint=adjoints.reversible,
+    **options: Unpack[Options],
+) -> stages.Network:
+    """A second-order network y'' = F(y; theta) by leapfrog, state (y, v); arguments as for `residual.network`.
 
     With the symmetric block, y'' = -f(y K + b) K^T, it is a nonlinear wave equation ("hyperbolic"). Positions at half
     steps m_l = y_l + h/2 v_l follow the scheme in two steps:
@@ -48,27 +67,57 @@ def leapfrog(
 
     Source: Ruthotto & Haber 2018, arXiv:1804.04272.
     """
-    checks.one_of("block", block, ("one_layer", "two_layer", "symmetric"))
-    options = {"scheme": schemes.leapfrog, "field": fields.single(block, checks.function("activation", activation))}
-    return _build(widths, depth, bias_variance, block, hidden, False, adjoint, options | settings)
+    checks.one_of("block", block, BLOCKS)
+    field = fields.single(block, checks.function("activation", activation))
+    motion = stages.Motion(schemes.leapfrog, field, _layout(block, hidden, twice=False), pair=True)
+    return stages.build(motion, widths=widths, depth=depth, bias_variance=bias_variance, adjoint=adjoint, **options)
 
 
 def coupling(
-    *, widths, depth, activation, bias_variance, block="two_layer", hidden=None, adjoint=adjoints.reversible, **settings
-):
-    """Additive coupling, a RevNet: q' = q + h F_1(p), p' = p + h F_2(q'); settings as for `residual.network`."""
-    checks.one_of("block", block, ("one_layer", "two_layer", "symmetric"))
-    options = {"scheme": schemes.coupling, "field": fields.coupling(block, checks.function("activation", activation))}
-    return _build(widths, depth, bias_variance, block, hidden, True, adjoint, options | settings)
+    *,
+    widths,
+    depth,
+    activation,
+    bias_variance,
+    block="two_layer",
+    hidden=None,
+    adjoint=adjoints.reversible,
+    **options: Unpack[Options],
+) -> stages.Network:
+    """Additive coupling, a RevNet: q' = q + h F_1(p), p' = p + h F_2(q'); arguments as for `residual.network`."""
+    checks.one_of("block", block, BLOCKS)
+    field = fields.coupling(block, checks.function("activation", activation))
+    motion = stages.Motion(schemes.coupling, field, _layout(block, hidden, twice=True), pair=True)
+    return stages.build(motion, widths=widths, depth=depth, bias_variance=bias_variance, adjoint=adjoint, **options)
 
 
-def antisymmetric(*, damping, **settings):
+def antisymmetric(
+    *,
+    widths,
+    depth,
+    activation,
+    bias_variance,
+    damping,
+    tableau=tableaus.euler,
+    adjoint=adjoints.checkpointed,
+    **options: Unpack[Options],
+) -> stages.Network:
     """The antisymmetric network with damping, forward Euler by default: `residual.network(block="antisymmetric")`.
 
     The linear part A - A^T - damping I has eigenvalues -damping +- i omega: Euler's step is stable where
     h <= 2 damping / (damping**2 + omega**2), so never without damping.
     """
-    return residual.network(block="antisymmetric", damping=damping, **settings)
+    return residual.network(
+        widths=widths,
+        depth=depth,
+        activation=activation,
+        bias_variance=bias_variance,
+        block="antisymmetric",
+        damping=damping,
+        tableau=tableau,
+        adjoint=adjoint,
+        **options,
+    )
 
 
 def inverse(network, params, y, *, stage=-1):
@@ -89,21 +138,18 @@ def inverse(network, params, y, *, stage=-1):
     stage = checks.whole("stage", stage, least=-count, most=count - 1) % count
     checks.floating("y", y)
     if y.shape[-1] != settings.widths[stage + 1]:
-        raise ValueError(f"y must have {settings.widths[stage + 1]} entries in its last axis; got shape {y.shape}")
+        raise checks.BadValue(f"y must have {settings.widths[stage + 1]} entries in its last axis; got shape {y.shape}")
     theta, options = stages.flow(settings, params, stage)
     before = integrate.invert(settings.field, stages.split(settings, y), theta, **options)
     return stages.merge(settings, before)
 
 
-def _build(widths, depth, bias_variance, block, hidden, twice, adjoint, options):
+def _layout(block, hidden, *, twice):
     if hidden is not None and block == "one_layer":
-        raise ValueError(f"hidden must be None unless block is two_layer or symmetric; got {hidden} for {block}")
-    layout = functools.partial(_layout, block, hidden, twice)
-    return stages.build(
-        widths=widths, depth=depth, layout=layout, bias_variance=bias_variance, pair=True, adjoint=adjoint, **options
-    )
+        raise checks.BadValue(f"hidden must be None unless block is two_layer or symmetric; got {hidden} for {block}")
+    return functools.partial(_leaves, block, hidden, twice)
 
 
-def _layout(block, hidden, twice, width, window):
+def _leaves(block, hidden, twice, width, window):
     one = fields.layout(block, width // 2, hidden, window)
     return {"first": one, "second": one} if twice else one

@@ -1,14 +1,13 @@
 """What the stages of a network bind, and how their parameters are drawn: kernels layer by layer, all biases at once."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from numdl import trees
-from numdl.networks import fields
+from numdl.networks import affine, fields
 from numdl.networks.initializers import Initializer
 from numdl.ode import schemes
 from numdl.records import record, static
@@ -84,15 +83,16 @@ def _draw_leaf(settings, key, shape, who, dtype):
 
 
 def _draw_biases(settings, key, params):
-    """All biases, zeros so far, from one draw: every generator costs compilation."""
+    """All biases, zeros so far, from one draw."""
     flat, structure = jax.tree_util.tree_flatten_with_path(params)
-    sizes = [leaf.size if trees.name_of(path).endswith("bias") else 0 for path, leaf in flat]
-    wide = jnp.promote_types(flat[0][1].dtype, jnp.float32)
-    unit = jax.random.normal(key, (sum(sizes),), wide) * jnp.sqrt(jnp.asarray(settings.bias_variance, wide))
-    parts = jnp.split(unit, list(itertools.accumulate(sizes))[:-1])
-    pairs = zip((leaf for _, leaf in flat), parts, strict=True)
-    leaves = [part.astype(leaf.dtype).reshape(leaf.shape) if part.size else leaf for leaf, part in pairs]
-    return jax.tree.unflatten(structure, leaves)
+    drawn = [leaf for path, leaf in flat if _is_bias(path)]
+    variances = [settings.bias_variance] * len(drawn)
+    biases = iter(affine.biases(key, [leaf.shape for leaf in drawn], variances, drawn[0].dtype))
+    return jax.tree.unflatten(structure, [next(biases) if _is_bias(path) else leaf for path, leaf in flat])
+
+
+def _is_bias(path):
+    return trees.name_of(path).endswith("bias")
 
 
 def freeze(leaves):

@@ -201,30 +201,6 @@ def test_an_initializer_draws_all_kernels(key):
     assert all(np.all(layer["bias"] == 0.0) for layer in (*params["layers"], params["readout"]))
 
 
-def test_parameters_follow_the_input_unless_told_otherwise(key):
-    def dtypes(net, x):
-        params = jax.eval_shape(net.init, key, x)
-        return {leaf.dtype for leaf in jax.tree.leaves(params)}, jax.eval_shape(net.apply, params, x).dtype
-
-    half = inputs().astype(jnp.bfloat16)
-    assert dtypes(build(), half) == ({jnp.dtype(jnp.bfloat16)}, jnp.bfloat16)
-    assert dtypes(build(dtype=jnp.float32), half) == ({jnp.dtype(jnp.float32)}, jnp.float32)
-
-
-def count(jaxpr):
-    inner = [p for e in jaxpr.eqns for p in e.params.values() if hasattr(p, "eqns") or hasattr(p, "jaxpr")]
-    return len(jaxpr.eqns) + sum(count(getattr(p, "jaxpr", p)) for p in inner)
-
-
-def test_100_equal_layers_are_the_program_of_10(key):
-    x, sizes = inputs(), []
-    for depth in (10, 100):
-        net = build((Stage(3, 3, 1, "same"),) * depth)
-        params = jax.eval_shape(net.init, key, x)
-        sizes.append(count(jax.make_jaxpr(jax.grad(lambda p, net=net: net.apply(p, x).sum()))(params).jaxpr))
-    assert sizes[0] == sizes[1]
-
-
 @pytest.mark.parametrize(
     "more, error, message",
     [

@@ -222,6 +222,8 @@ def test_bad_arguments_are_named(key):
         reversible.hamiltonian(widths=(4, 4, 1), depth=2, step=0.1, block="two_layer", **PHYSICS)
     with pytest.raises(ValueError, match="hidden .*3 for one_layer"):
         build("coupling one", hidden=3)
+    with pytest.raises(TypeError, match="options must be among .*got damping"):
+        build("leapfrog", damping=0.1)
     net, x = build("leapfrog"), inputs(4, 8)
     params = net.init(key, x)
     with pytest.raises(ValueError, match=r"y must have 8 entries.*\(4, 6\)"):

@@ -178,15 +178,11 @@ EXTRA = {
         "outputs": 10,
     },
     "networks.attention.network": {},
+    "networks.highway.network": {"weight_variance": 1.0},
+    "networks.normalization.network": {"weight_variance": 1.0},
     "networks.residual.network": SETTINGS,
     "networks.reversible.hamiltonian": SETTINGS,
     "networks.reversible.leapfrog": SETTINGS,
     "networks.reversible.coupling": SETTINGS,
-    "networks.reversible.antisymmetric": {
-        **SETTINGS,
-        "widths": (4, 4, 2),
-        "depth": 2,
-        "activation": activations.tanh,
-        "bias_variance": 0.1,
-    },
+    "networks.reversible.antisymmetric": SETTINGS,
 }

@@ -1,0 +1,163 @@
+"""A network is a record of three pure functions; parameters are a pytree.
+
+    y_0 = x ---> layer 1 --(+)--> y_1 ---> layer 2 --(+)--> y_2 ---> ... ---> y_L ---> readout ---> outputs
+                            ^                        ^
+                         probe 1                  probe 2
+
+*State.* y_l is what comes out of layer l, in a dense network before the activation. The input y_0 is the caller's;
+the last affine map is the readout and no state.
+
+*Stretch.* Consecutive layers whose states have one shape are stacked into one array [layers, N, ...]: they ran in one
+`lax.scan`, so depth 1000 is one array and compiles like depth 10. `states` returns a tuple of stretches, input first.
+
+*Probe.* An array like the states, zero by default. Probe l is added to y_l, and the sum is the state that comes out and
+flows on. The gradient with respect to a zero probe is therefore dloss/dy_l, and the derivative of y_k with respect to
+probe l is the Jacobian dy_k/dy_l: no hooks, no second copy of the network.
+
+*Randomness and batch statistics.* A network has no hidden state. A random network (dropout, noise) takes its key when
+it is built or finds it in `params`: the same arguments give the same outputs. Batch statistics are computed from the
+batch in hand; a network with frozen statistics keeps them in `params`.
+
+*A network is a pytree.* Its functions may be `jax.tree_util.Partial`s, whose bound numbers are then data: one compiled
+measurement serves every variance. `traceable` turns plain functions into such, known by identity.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import Partial
+
+from numdl import checks
+
+
+class Network(NamedTuple):
+    """Three pure functions: parameters from a key, states from parameters, outputs from the last state.
+
+    A network without layers (logistic regression) has no stretch, and its readout gets x itself.
+    """
+
+    init: Callable  # (key, x [N, ...]) -> params
+    states: Callable  # (params, x [N, ...], probes=None) -> tuple of stretches [layers, N, ...]
+    readout: Callable  # (params, y_L [N, ...]) -> outputs [N, d_out]
+
+    def apply(self, params, x):
+        """The outputs [N, d_out]: the readout of the last state."""
+        return self.readout(params, last_state(self.states(params, x), x))
+
+
+def traceable(network):
+    """The same network as an argument of jitted functions: plain functions become Partials, known by identity."""
+    checks.instance("network", network, Network, hint="made by a builder such as dense.network")
+    return Network(*(f if isinstance(f, Partial) else Partial(f) for f in network))
+
+
+def fitting(network, params, x):
+    """(network, params, x) for a jitted function: x has examples, and params are like what the network draws for x.
+
+    Shapes that only broadcast to the right ones would give numbers of another network without a word.
+    """
+    network, x = traceable(network), checks.leaves("x", x)
+    for leaf in jax.tree.leaves(x):
+        if 0 in leaf.shape or not any(part.shape for part in jax.tree.leaves(x)):
+            got = x if not leaf.shape else f"shape {tuple(leaf.shape)}"
+            raise checks.BadValue(f"x must be an array [N, ...] with at least one example; got {got}")
+    try:
+        expected = _initial(*_abstract(network), *_abstract(x))
+    except checks.Refused:
+        raise
+    except Exception:  # an init that cannot be traced, or one that says in its own words what is wrong
+        return network, checks.leaves("params", params), x
+    return network, checks.like("params", params, expected, of="network.init(key, x)"), x
+
+
+def one_example(x):
+    """x, checked: a floating-point array [1, ...]."""
+    x = checks.floating("x", x, least_ndim=1)
+    if x.shape[0] != 1:
+        raise checks.BadValue(f"x must be one example, of shape (1, ...); got shape {tuple(x.shape)}")
+    return x
+
+
+def last_state(states, x):
+    """y_L, the state that the readout reads; x where there is no layer."""
+    states = _stretches(states)
+    return states[-1][-1] if states else x
+
+
+def layer_count(states):
+    """The number of layers L in a tuple of stretches."""
+    states = _stretches(states)
+    return sum(stretch.shape[0] for stretch in states)
+
+
+def per_layer(function, states):
+    """`function` of every layer's array [N, ...], stacked into [L, ...]; shape [0] where there is no layer.
+
+    The results of all layers must have one shape: a scalar each gives [L].
+    """
+    checks.accepts("function", function, 1, "function(y)")
+    parts = [jax.vmap(function)(stretch) for stretch in _stretches(states)]
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts) if parts else jnp.zeros((0,))
+
+
+def zero_probes(network, params, x):
+    """One zero array for each stretch, shaped like the states of this input."""
+    network, params, x = fitting(network, params, x)
+    shapes = jax.eval_shape(network.states, params, x)
+    return tuple(jnp.zeros(stretch.shape, stretch.dtype) for stretch in shapes)
+
+
+def split_probes(probes, stretches):
+    """For builders: one probe or None for each stretch, their number checked."""
+    stretches = checks.whole("stretches", stretches, least=0)
+    if probes is None:
+        return (None,) * stretches
+    if not isinstance(probes, tuple | list) or len(probes) != stretches:
+        got = len(probes) if isinstance(probes, tuple | list) and probes else repr(probes)
+        raise checks.BadValue(f"probes must hold one array for each of {stretches} stretches; got {got}")
+    return tuple(probes)
+
+
+def probed(y, probe):
+    """For builders: the state of one layer with its probe added, or as it is where the probe is None."""
+    return y if probe is None else y + probe.astype(y.dtype)
+
+
+def probed_alone(y, probe):
+    """For builders: `probed` for a stretch of one layer, whose probe has an axis for it."""
+    return probed(y, None if probe is None else probe[0])
+
+
+def run_stretch(layer, y, stretch):
+    """For builders: equal layers one after the other, (y_L, states [layers, N, ...]).
+
+    layer : function            (y, one layer's slice of `stretch`) -> (y, state)
+    stretch : pytree            leaves [layers, ...]; two layers or more are scanned
+    """
+    if jax.tree.leaves(stretch)[0].shape[0] > 1:
+        return lax.scan(layer, y, stretch)
+    y, state = layer(y, jax.tree.map(lambda leaf: leaf[0], stretch))
+    return y, state[None]
+
+
+@functools.lru_cache(maxsize=64)
+def _initial(structure, leaves, x_structure, x_leaves):
+    """Shapes of what a network of this structure draws for such an input."""
+    network, x = jax.tree.unflatten(structure, leaves), jax.tree.unflatten(x_structure, x_leaves)
+    return jax.eval_shape(lambda network, x: network.init(jax.random.key(0), x), network, x)
+
+
+def _abstract(tree):
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+
+
+def _stretches(states):
+    if not isinstance(states, tuple | list) or not all(hasattr(stretch, "shape") for stretch in states):
+        raise checks.BadType(f"states must be a tuple of stretches [layers, N, ...]; got {states!r}")
+    return states

@@ -1,0 +1,59 @@
+"""The part of a network between two states, as a function of flat vectors: y_start -> y_stop at one example.
+
+Layers count from 1; start = 0 is the input and stop = L + 1 the outputs. From a state inside the network the function
+adds its argument as a probe, so its derivative at zero is the Jacobian dy_stop / dy_start.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from numdl import checks
+from numdl.networks import record
+
+
+def segment(shapes, start, stop):
+    """(start, stop), checked against the layers that states of these shapes have."""
+    depth = record.layer_count(shapes)
+    start = checks.whole("start", start, least=0, most=depth)
+    return start, checks.whole("stop", stop, least=start + 1, most=depth + 1)
+
+
+def sizes(network, params, x, start, stop):
+    """(size of y_start, size of y_stop), nothing computed."""
+    reach, point = between(network, params, x, start, stop)
+    return point.size, jax.eval_shape(reach, point).size
+
+
+def between(network, params, x, start, stop):
+    """The function y_start [n] -> y_stop [m], and the point [n] where its derivative is the network's.
+
+    The point is x where start is 0, and a probe of zeros elsewhere. Arguments as the doors have returned them.
+    """
+    if start == 0:
+        return lambda flat: _arrive(network, params, flat.reshape(x.shape), None, stop), x.ravel()
+    shapes = jax.eval_shape(network.states, params, x)
+    stretch, index = _place(shapes, start)
+    _, *shape = shapes[stretch].shape
+
+    def reach(flat):
+        probes = [jnp.zeros(one.shape, one.dtype) for one in shapes]
+        probes[stretch] = probes[stretch].at[index].set(flat.reshape(shape))
+        return _arrive(network, params, x, tuple(probes), stop)
+
+    return reach, jnp.zeros(math.prod(shape), shapes[stretch].dtype)
+
+
+def _arrive(network, params, x, probes, stop):
+    states = network.states(params, x, probes)
+    if stop > record.layer_count(states):
+        return network.readout(params, record.last_state(states, x)).ravel()
+    stretch, index = _place(states, stop)
+    return states[stretch][index].ravel()
+
+
+def _place(states, layer):
+    """The stretch that holds this layer (from 1), and the place in it."""
+    places = [(number, index) for number, stretch in enumerate(states) for index in range(stretch.shape[0])]
+    return places[layer - 1]
