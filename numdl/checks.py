@@ -287,11 +287,13 @@ def length(name, tree, *, of="examples", least=1):
         jax.tree_util.keystr(path): np.shape(leaf)[:1] for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
     if len(set(lengths.values())) != 1 or () in lengths.values():
-        got = ", ".join(f"{name}{path} {list(one)}" for path, one in list(lengths.items())[:8]) or "no leaf"
+        got = ", ".join(f"{name}{path} {list(one)}" for path, one in list(lengths.items())[:8])
+        got = got if len(lengths) > 1 else _show(tree)
         raise BadValue(f"{name} must have leaves of one length along axis 0, the {of}; got {got}")
     (found,) = next(iter(lengths.values()))
     if found < least:
-        raise BadValue(f"{name} must have at least {least} {of} along axis 0; got {found}")
+        shape = tuple(np.shape(jax.tree.leaves(tree)[0]))
+        raise BadValue(f"{name} must have at least {least} {of} along axis 0; got shape {shape}")
     return found
 
 
@@ -356,8 +358,9 @@ def like(name, tree, expected, *, of="params"):
                 f"got {jax.tree.structure(tree)}"
             )
         whole = _show(tree) if not got or "" in got else "no leaf"
+        found = f"(), {whole}" if place == "" and got.get(place) == () else got.get(place, whole)
         raise BadValue(
-            f"{name} must have the structure and shapes of {of}; got {got.get(place) or whole} at "
+            f"{name} must have the structure and shapes of {of}; got {found} at "
             f"{name}{place} where {of}{place} is {wanted.get(place, 'no leaf')}"
         )
     return jax.tree_util.tree_map_with_path(lambda path, x: leaf(f"{name}{jax.tree_util.keystr(path)}", x), tree)

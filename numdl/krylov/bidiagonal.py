@@ -102,14 +102,14 @@ def singular_triplets(key, matvec, like, *, k, num_matvecs, transpose=None, tole
     checks.key("key", key)
     tolerance = checks.positive("tolerance", tolerance, shape=())
     matvec, layout = vectors.flat(matvec, like, square=False)
-    image = jax.eval_shape(matvec.matvec, like)
+    image = vectors.image("matvec", matvec.matvec, like)
     outer = vectors.layout("matvec(like)", image)
     most = min(layout.size, outer.size)
     steps = checks.whole("num_matvecs", num_matvecs, most=most)
     k = checks.whole("k", k, most=steps)
     if transpose is not None:
         transpose = vectors.as_tree(checks.accepts("transpose", transpose, 1, "transpose(u)"))
-        checks.like("transpose(u)", jax.eval_shape(transpose, image), layout.form, of="like")
+        checks.like("transpose(u)", vectors.image("transpose", transpose, image), layout.form, of="like")
     return _triplets(key, matvec.matvec, transpose, layout, outer, k, steps, float(tolerance))
 
 

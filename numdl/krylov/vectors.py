@@ -64,8 +64,8 @@ class Layout:
 
     def rows(self, name, tree):
         """The rows [k, n] of a tree whose leaves have a leading axis k; `name` is what the caller knows it as."""
-        tree = checks.leaves(name, tree)
         count = checks.length(name, tree, of="vectors")
+        tree = checks.leaves(name, tree)
         stacked = [jax.ShapeDtypeStruct((count, *s), d) for s, d in zip(self.shapes, self.dtypes, strict=True)]
         tree = checks.like(name, tree, jax.tree.unflatten(self.structure, stacked), of="like, a leading axis before it")
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -121,6 +121,11 @@ def flat(matvec, like, *, square=True):
         # The trace is the one that the first product takes.
         _apply.eval_shape(made, jax.ShapeDtypeStruct((shape.size,), shape.dtype))
     return made, shape
+
+
+def image(name, function, like):
+    """Shapes and dtypes of what a function of pytrees returns, all arrays."""
+    return jax.eval_shape(checks.returning(name, lambda v: function(v), 1, f"{name}(v)"), like)
 
 
 def as_tree(function):

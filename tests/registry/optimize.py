@@ -46,7 +46,7 @@ SOLVER = {
     "iterations": kinds.count(3),
     "preconditioner": kinds.function(lambda v: v),
     "num_matvecs": kinds.count(3),
-    "k": kinds.limited(1, most=3),
+    "k": kinds.limited(1, most=3).without(10**10),
     "law": kinds.name("normal"),
     "which": kinds.name("largest"),
     "basis": kinds.count(3),
@@ -96,6 +96,10 @@ PATH = np.ones((3, 3, 4))
 
 CALLS = {
     **{f"krylov.{name}": SOLVER for name in KRYLOV.split()},
+    # A product with A of another length is only seen by the transpose that takes it.
+    "krylov.bidiagonal.decompose": {**SOLVER, "matvec": kinds.function(o.product, "text")},
+    "krylov.bidiagonal.singular_triplets": {**SOLVER, "matvec": kinds.function(o.product, "text")},
+    "krylov.cg.cgls": {**SOLVER, "transpose": kinds.function(o.product, "text")},
     **{
         f"optimize.control.{name}": {
             "problem": kinds.instance(PROBLEM),
