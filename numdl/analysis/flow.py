@@ -18,23 +18,29 @@ class LayerFlow:
     names: tuple = static()  # paths of the parameters
     kinds: tuple = static()  # "dense" | "conv" | "attention" | "tap"
     shapes: tuple = static()  # of the states
-    nonlinearities: tuple = static()  # "tanh" | "sigmoid" | "erf" | "relu" | None: what directly follows
+    nonlinearities: tuple = static()  # "relu", "tanh", ..., None: what acts on the state, past norms and sums
     not_entered: tuple = static()  # what holds layers that were not looked at
     notes: tuple = static()  # layers whose examples cannot be followed, and why: what needs them is nan
     examples: int = static()  # N
+    leaf_names: tuple = static()  # [P] paths of all leaves of params
+    leaf_shapes: tuple = static()  # [P]
+    leaf_uses: tuple = static()  # [P] texts: names of the layers that contract it, or how else it is used
     fan_in: jax.Array  # [L] products in one output, in the mean away from borders
     weight_variance: jax.Array  # [L] fan_in * Var(W), W as it is contracted; nan without a weight
     state_mean: jax.Array  # [L] over units and examples; the modulus of the mean if complex
     state_rms: jax.Array  # [L] sqrt(mean |state|^2)
     state_max: jax.Array  # [L] max |state|
     saturated: jax.Array  # [L] share of numbers where the slope of tanh, sigmoid or erf is under 5 % of its maximum
-    dead: jax.Array  # [L] share of units whose relu is 0 on the whole batch
+    dead: jax.Array  # [L] share of units with relu 0, or gelu, silu, ... this flat to the left, on the whole batch
     effective_rank: jax.Array  # [L] (tr G)^2 / tr(G^2), G = Y Y^T of some examples' states, not centred
     mean_cosine: jax.Array  # [L] mean of cos(y_i, y_j) over pairs of these; nan if a y_i is 0
     state_nonfinite: jax.Array  # [L] how many numbers of the state are inf or nan
     state_gradient_rms: jax.Array  # [L] rms over units and examples of N * dloss/dstate: per-example cotangents
     gradient_nonfinite: jax.Array  # [L] how many numbers of dloss/dstate are inf or nan
     weight_gradient_rms: jax.Array  # [L] rms of dloss/dW through this use of W alone
+    leaf_rms: jax.Array  # [P] rms of the leaf's entries; nan for what does not move: integers, bools, keys
+    leaf_gradient_rms: jax.Array  # [P] rms of the whole gradient, all uses together, as jax.grad gives it
+    leaf_update_ratio: jax.Array  # [P] rms of the optimizer's first update / rms of the leaf
     first_nonfinite: jax.Array  # [] index of the first layer with a state that is not finite; -1: none
     value: jax.Array  # [] the loss
 
@@ -79,7 +85,17 @@ def _title(flow):
 
 
 def _remarks(flow):
-    return [*(f"not entered: {text}" for text in flow.not_entered), *(f"note: {text}" for text in flow.notes)]
+    """What was not looked at, and the leaves that are in no row of the table, the first 12 of them."""
+    rms, gradient = (np.asarray(each, np.float64) for each in (flow.leaf_rms, flow.leaf_gradient_rms))
+    layers = {name.partition("[")[0] for name in flow.names}
+    other = [
+        f"leaf {name}: {', '.join(uses)}; rms {rms[i]:.4g}, gradient rms {gradient[i]:.4g}"
+        for i, (name, uses) in enumerate(zip(flow.leaf_names, flow.leaf_uses))
+        if not all(use in layers for use in uses)
+    ]
+    more = [f"... {len(other) - 12} more leaves in no layer"] if len(other) > 12 else []
+    notes = [*(f"not entered: {text}" for text in flow.not_entered), *(f"note: {text}" for text in flow.notes)]
+    return [*notes, *other[:12], *more]
 
 
 def _cells(flow):

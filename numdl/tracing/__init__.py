@@ -22,6 +22,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from numdl import checks, trees
@@ -55,7 +56,13 @@ def trace(apply, params, x, *, examples=None):
     )
     finder = Finder(follower, paths, count)
     finder.search(program, ())
-    return Traced(program, finder.named(), tuple(finder.not_entered), outputs, paths, count)
+    finder.uses.outputs(program)
+    layers = finder.named()
+    still = [
+        None if jax.dtypes.issubdtype(aval.dtype, np.inexact) else aval.dtype for aval in closed.in_avals[: len(paths)]
+    ]
+    uses = finder.uses.told(program, layers, still)
+    return Traced(program, layers, tuple(finder.not_entered), outputs, paths, count, uses)
 
 
 def place(apply, visit, *, weigh=None):
@@ -89,6 +96,7 @@ class Traced:
     outputs: Any  # shapes and dtypes of what the function returns
     parameters: tuple  # paths of all parameter leaves
     examples: int | None  # how many x holds; None: which of its axes has them is not known
+    uses: tuple  # of each leaf: texts, the names of the layers that contract it, or how else it is used
 
     def roles(self):
         """What the axes of each contracted parameter leaf do: {path: Axes}, as the leaf is stored.
@@ -125,19 +133,22 @@ class Traced:
             return False
         return self.layers[last].example_axis == 0 and self.layers[last].view is None
 
-    def run(self, params, x, *, visit, weigh=None, given=None, constants=None):
+    def run(self, params, x, *, visit, weigh=None, watch=None, given=None, constants=None):
         """(outputs, found): the function with `visit(layer, state, given[l]) -> (state, found[l])` at each layer.
 
         `state` has the examples' axis first (`layer.note` says where they are not known). `weigh(layer, weight,
         given[l]) -> (weight, found)` sees the parameter operand before the contraction; with it found[l] is the pair
-        (visit's, weigh's). In a scan the leaves of given[l] and found[l] have leading axes `layer.steps`; a branch of
-        `cond` not taken finds nan.
+        (visit's, weigh's). `watch(layer, value) -> found` sees the nonlinearity's input where that is not the state
+        (`layer.activation`); with it found[l] is the triple (visit's, weigh's, watch's). In a scan the leaves of
+        given[l] and found[l] have leading axes `layer.steps`; a branch of `cond` not taken finds nan.
         """
         constants = self.constants if constants is None else constants
         given = dict(enumerate([None] * len(self.layers) if given is None else given))
-        context = Visit(self.layers, visit, weigh, constants)
+        context = Visit(self.layers, visit, weigh, watch, constants)
         outputs, found = run_program(self.program, jax.tree.leaves((params, x)), context, given)
-        found = tuple(found.get(i) if weigh else found.get(i, (None,))[0] for i in range(len(self.layers)))
+        kept = slice(3) if watch else slice(2)
+        found = [found.get(i, (None, None, None)) for i in range(len(self.layers))]
+        found = tuple(each[kept] if weigh or watch else each[0] for each in found)
         return jax.tree.unflatten(jax.tree.structure(self.outputs), outputs), found
 
 

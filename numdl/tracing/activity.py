@@ -1,32 +1,144 @@
-"""What acts on a layer's state: the elementwise function that alone reads it."""
+"""What acts on a layer's state: the elementwise function that follows, past normalization, biases and sums.
+
+From the state on, as long as one step alone goes on with it: moves, sums with anything, products with what is the same
+for whole axes (a norm's scale). What only enters a reduction (the norm's own mean and variance) does not count. Then
+the steps that compute one function of one value, alone, are evaluated on a few numbers and compared with those we know.
+"""
+
+import collections
 
 import jax.extend.core as jex
 import numpy as np
 
+from numdl.tracing import scalars
+from numdl.tracing.axes import NOTHING
 from numdl.tracing.programs import CUSTOM, bodies, flatten
+from numdl.tracing.rules import REDUCTIONS, after
 
-_MOVES = {"reshape", "squeeze", "transpose", "convert_element_type", "copy", "name"}
-_NONLINEARITIES = {"tanh": "tanh", "logistic": "sigmoid", "erf": "erf"}
+_MOVES = {"reshape", "squeeze", "transpose", "convert_element_type", "copy", "name", "reduce_precision"}
+_SUMS = {"add", "add_any", "sub"}
+_LONGEST = 30  # steps from a state to what acts on it, and in one function
 
 
 def find(program, slot, tags, readers):
-    """(name, slot that it reads, the units' layout there); the name is None if none of those we know follows."""
-    while len(readers[slot]) == 1 and readers[slot][0] is not None:
-        step = readers[slot][0]
-        if step.name not in _MOVES:
-            return _name(step), slot, tags
+    """(name, slot that the function reads, the units' layout there); name None if none follows that we know."""
+    for _ in range(_LONGEST):
+        name = _function(program, slot, readers)
+        step = None if name else _only(program, slot, readers)
+        if step is None or len(step.writes) != 1 or not _is_affine(program, step, slot):
+            return name, slot, tags
+        if step.name in _MOVES:
+            shapes = [tuple(program.avals[each].shape) for each in (slot, step.writes[0])]
+            tags = after(step, [tags], shapes[:1], shapes[1:])[0]
         slot = step.writes[0]
     return None, slot, tags
 
 
-def _name(step):
-    if step.name in CUSTOM:
-        body = flatten(next(bodies(step.equation)), [])
-        return "relu" if [s.name for s in body.steps] == ["max"] and _has_zero(body.steps[0]) else None
-    if step.name == "max" and _has_zero(step):
-        return "relu"
-    return _NONLINEARITIES.get(step.name)
+def _only(program, slot, readers):
+    """The step that alone goes on with this value; None if there are several, or it is returned."""
+    if None in readers[slot]:
+        return None
+    steps = [step for step in readers[slot] if not _is_statistic(program, step, readers, 4)]
+    return steps[0] if len(steps) == 1 and list(steps[0].reads).count(slot) == 1 else None
 
 
-def _has_zero(step):
-    return any(np.ndim(r.val) == 0 and r.val == 0 for r in step.reads if isinstance(r, jex.Literal))
+def _is_statistic(program, step, readers, depth):
+    """Whether all that comes of this step are sums, means or maxima."""
+    if step.name in REDUCTIONS:
+        return True
+    if depth == 0 or step.name not in scalars.FUNCTIONS:
+        return False
+    after = [reader for write in step.writes for reader in readers[write]]
+    return bool(after) and all(
+        reader is not None and _is_statistic(program, reader, readers, depth - 1) for reader in after
+    )
+
+
+def _is_affine(program, step, slot):
+    if step.name in _MOVES or step.name in _SUMS or step.name == "neg":
+        return True
+    if step.name == "mul" or (step.name == "div" and step.reads[0] == slot):
+        return all(each == slot or _is_shared(program, each) for each in step.reads)
+    return False
+
+
+def _is_shared(program, read):
+    """Whether a factor is no data, or data that was broadcast: the same for whole axes."""
+    if not isinstance(read, int) or not program.values[read].data or 1 in program.avals[read].shape:
+        return True
+    step = program.writer(read)
+    while step is not None and step.name in _MOVES:
+        step = program.writer(step.reads[0])
+    return step is not None and step.name == "broadcast_in_dim"
+
+
+def _function(program, slot, readers):
+    """The name of the function that the steps after this slot compute of it alone, up to where one value comes out."""
+    values, done = {slot: scalars.GRID}, set()
+    for _ in range(_LONGEST):
+        step = next((s for each in values for s in readers[each] if _ready(program, s, values, done)), None)
+        if step is None:
+            return None
+        found = _evaluated(program, step, values)
+        if found is None:
+            return None
+        done.add(id(step))
+        values.update(zip(step.writes, found))
+        out = [each for each in values if any(s is None or id(s) not in done for s in readers[each])]
+        if out == [step.writes[0]] and step.name not in _MOVES:
+            name = scalars.named(values[out[0]])
+            if name is not None:
+                return name
+    return None
+
+
+def _ready(program, step, values, done):
+    """Whether a step reads known values and constants only."""
+    if step is None or id(step) in done or (step.name not in scalars.FUNCTIONS and step.name not in CUSTOM):
+        return False
+    return all(_number(program, each, values) is not None for each in step.reads)
+
+
+def _number(program, read, values):
+    """What is known of a slot or literal: numbers, a constant, or None."""
+    return values[read] if isinstance(read, int) and read in values else _constant(program, read)
+
+
+def _constant(program, read):
+    """The number that a slot or a literal holds everywhere, or None."""
+    if isinstance(read, jex.Literal):
+        return np.asarray(read.val, np.float64)[()] if np.ndim(read.val) == 0 and _is_real(read.aval) else None
+    if read in program.captured:
+        value = program.constants[program.captured[read]]
+        return float(value) if isinstance(value, np.ndarray | np.generic) and np.ndim(value) == 0 else None
+    step = program.writer(read)
+    if step is None or program.values[read].data or program.values[read].made:
+        return None
+    if step.name == "broadcast_in_dim":
+        return _constant(program, step.reads[0])
+    given = [_constant(program, each) for each in step.reads] if step.name in scalars.FUNCTIONS else [None]
+    return None if any(each is None for each in given) else scalars.FUNCTIONS[step.name](step.params, *given)
+
+
+def _is_real(aval):
+    return getattr(aval.dtype, "kind", "") in "biufV"  # V: bfloat16
+
+
+def _evaluated(program, step, values):
+    """What a step makes of these numbers: a list; None where that is not known."""
+    given = [_number(program, each, values) for each in step.reads]
+    if step.name not in CUSTOM:
+        found = scalars.FUNCTIONS[step.name](step.params, *given)
+        return None if found is None else [found]
+    body = flatten(next(bodies(step.equation)), [])
+    body.values = collections.defaultdict(lambda: NOTHING)
+    inside = dict(zip(body.inputs, given[len(given) - len(body.inputs) :]))
+    for inner in body.steps:
+        if not _ready(body, inner, inside, set()):
+            return None
+        found = _evaluated(body, inner, inside)
+        if found is None:
+            return None
+        inside.update(zip(inner.writes, found))
+    found = [_number(body, each, inside) for each in body.outputs]
+    return None if any(each is None for each in found) else found

@@ -10,6 +10,7 @@ from numdl.tracing.axes import NOTHING, combine, read, shape_of
 from numdl.tracing.geometry import Axes, Sight
 from numdl.tracing.programs import CONTRACTIONS, CUSTOM, REMAT, TAP, is_tap
 from numdl.tracing.rules import after
+from numdl.tracing.uses import Uses
 
 _MOVES = {"reshape", "squeeze", "transpose", "convert_element_type", "copy"}
 
@@ -51,18 +52,23 @@ class Finder:
 
     def __init__(self, follower, paths, examples):
         self.follower, self.paths, self.examples = follower, paths, examples
-        self.layers, self.not_entered = [], []
+        self.layers, self.not_entered, self.uses = [], [], Uses(len(paths))
 
     def search(self, program, steps):
         readers = program.readers()
         for step in program.steps:
-            values = read(program.values, step.reads)
+            values, found = read(program.values, step.reads), None
             if step.name in CONTRACTIONS:
-                self.contraction(program, step, values, readers, steps)
+                found = self.contraction(program, step, values, readers, steps)
             elif is_tap(step.equation):
                 self.tap(program, step, readers, steps)
             elif step.inner:
-                self.enter(program, step, values, readers, steps)
+                found = self.enter(program, step, values, readers, steps)
+            elif step.name == "scan":
+                self.uses.scanned(program, step, values)
+                continue
+            if found is None:
+                self.uses.meets(program, step, values)
 
     def contraction(self, program, step, values, readers, steps):
         """A layer if one operand is data and the other made of parameters, or if both are data."""
@@ -79,6 +85,7 @@ class Finder:
         units = found.units
         if weight is not None:
             step.weight, value = (weight, len(self.layers)), values[weight]
+            self.uses.layer(value.layouts, len(self.layers))
             leaf = self.paths[value.leaf]
             made_of = tuple((self.paths[i], geometry.roles_of(found, each)) for i, each in value.layouts.items())
             kind, shape = "conv" if conv else "dense", shapes[weight]
@@ -127,9 +134,13 @@ class Finder:
         return geometry.sight(shape, program.values[slot].examples, tags, self.examples)
 
     def enter(self, program, step, values, readers, steps):
-        """Look inside scan, remat and cond; for anything else look whether there is a layer, and how many."""
+        """Look inside scan, remat and cond; for anything else look whether there is a layer, and how many.
+
+        Returns None where the step was run as it is.
+        """
         before = len(self.layers)
         if step.name == "scan":
+            self.uses.starts(step, step.inner[0], values)
             self.search(step.inner[0], (*steps, step.params["length"]))
         elif step.name in REMAT or step.name == "cond":
             for body in step.inner:
@@ -139,7 +150,7 @@ class Finder:
         if len(self.layers) > before:
             step.entered = True
             program.order.append(step)
-        return "entered"
+        return step
 
     def outside(self, program, step, values, readers, steps):
         """A loop of unknown length or a custom rule: not entered; a custom call with one layer is that layer."""
@@ -153,6 +164,7 @@ class Finder:
         only = scout.layers[0] if len(scout.layers) == 1 else None
         if step.name in CUSTOM and only and only.weight_shape and only.steps == steps and weights:
             step.weight = (max(weights, key=lambda i: values[i].size), len(self.layers))
+            self.uses.layer([leaf for i in weights for leaf in values[i].layouts], len(self.layers))
             shape = program.avals[step.writes[0]].shape
             same = only.view is None and only.shape == shape
             return self.put(program, step.writes[0], only, only.units if same else (len(shape) - 1,), readers)

@@ -43,11 +43,18 @@ class Program:
     places: dict = dataclasses.field(default_factory=dict)  # slot -> the layers whose state it holds
     watched: dict = dataclasses.field(default_factory=dict)  # slot -> the layers whose nonlinearity it enters
     values: dict = dataclasses.field(default_factory=dict)  # of each slot: what it is made of
+    writers: dict = dataclasses.field(default_factory=dict)  # slot -> the step that writes it, once it was asked for
     order: list = dataclasses.field(default_factory=list)  # layers and entered steps, in call order
 
     def slot(self, aval):
         self.avals.append(aval)
         return len(self.avals) - 1
+
+    def writer(self, slot):
+        """The step that writes a slot; None for an input."""
+        if len(self.writers) < len(self.steps):
+            self.writers.update((write, step) for step in self.steps for write in step.writes)
+        return self.writers.get(slot)
 
     def readers(self):
         """slot -> the steps that read it; the outputs count as one."""

@@ -16,7 +16,7 @@ _ELEMENTWISE = {
     "sharding_constraint", "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign", "sin",
     "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh", "xor", "zeta", "zeros_like",
 }
-_REDUCTIONS = {
+REDUCTIONS = {
     "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor",
     "reduce", "argmax", "argmin",
 }
@@ -294,7 +294,7 @@ def _put(axes, index, parts):
 
 RULES = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
-    **dict.fromkeys(_REDUCTIONS, _reduce),
+    **dict.fromkeys(REDUCTIONS, _reduce),
     **dict.fromkeys(_MATRICES, _leading),
     **dict.fromkeys(
         ["reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window", "cumulative_window"], _window

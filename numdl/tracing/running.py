@@ -12,18 +12,19 @@ from numdl.tracing.programs import REMAT, calls, scan_counts
 
 @dataclasses.dataclass(frozen=True)
 class Visit:
-    """What a run carries along: whom to call at layers and weights, and the closed-over arrays."""
+    """What a run carries along: whom to call at states, weights and nonlinearities, and the closed-over arrays."""
 
     layers: tuple
     visit: Any
     weigh: Any
+    watch: Any
     constants: Any
 
 
 def run_program(program, values, visit, given):
-    """(outputs, {layer: (visit's, weigh's)}) of a program at these inputs."""
+    """(outputs, {layer: (visit's, weigh's, watch's)}) of a program at these inputs."""
     slots = dict(zip(program.inputs, values)) | {s: visit.constants[i] for s, i in program.captured.items()}
-    found, weighed = {}, {}
+    found, seen, weighed, watched = {}, {}, {}, {}
     for step in program.steps:
         values = [_value(slots, read) for read in step.reads]
         if step.weight is not None and visit.weigh is not None:
@@ -37,8 +38,12 @@ def run_program(program, values, visit, given):
         for slot, result in zip(step.writes, results):
             slots[slot] = result
             for index in program.places.get(slot, ()):
-                slots[slot], seen = _visited(visit, index, slots[slot], given)
-                found[index] = (seen, weighed.get(index))
+                slots[slot], seen[index] = _visited(visit, index, slots[slot], given)
+            if visit.watch is not None:
+                for index in program.watched.get(slot, ()):
+                    view = visit.layers[index].activation.view
+                    watched[index] = visit.watch(visit.layers[index], view.see(slots[slot]) if view else slots[slot])
+    found |= {index: (seen[index], weighed.get(index), watched.get(index)) for index in seen}
     return [_value(slots, read) for read in program.outputs], found
 
 
