@@ -179,8 +179,16 @@ def test_the_state_is_past_a_bias_and_a_transposition(apply, expected):
         (lambda y: jnp.maximum(y, 0), "relu"),
         (jax.nn.sigmoid, "sigmoid"),
         (jax.lax.erf, "erf"),
-        (jax.nn.silu, None),
-        (jax.nn.gelu, None),
+        (jax.nn.silu, "silu"),
+        (lambda y: y / (1 + jnp.exp(-y)), "silu"),
+        (jax.nn.gelu, "gelu_tanh"),
+        (lambda y: jax.nn.gelu(y, approximate=False), "gelu"),
+        (lambda y: 0.5 * y * (1 + jnp.tanh(jnp.sqrt(2 / jnp.pi) * (y + 0.044715 * y**3))), "gelu_tanh"),
+        (jax.nn.softplus, "softplus"),
+        (jax.nn.elu, "elu"),
+        (lambda y: jnp.where(y > 0, y, 0), "relu"),
+        (lambda y: jax.nn.relu(0.5 * y), "relu"),
+        (jax.nn.leaky_relu, None),
         (lambda y: jnp.maximum(y, 1), None),
         (lambda y: jnp.tanh(y) + y, None),
         (lambda y: y, None),
@@ -189,6 +197,41 @@ def test_the_state_is_past_a_bias_and_a_transposition(apply, expected):
 def test_the_nonlinearity_that_follows(f, expected):
     (layer,) = tracing.trace(lambda p, x: f(x @ p[0] + p[1][None]), (W, B), X).layers
     assert layer.nonlinearity == expected
+
+
+def norm(y):
+    centred = y - y.mean(0, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(centred**2, 0, keepdims=True) + 1e-5)
+
+
+@pytest.mark.parametrize(
+    "apply, expected",
+    [
+        (lambda p, x: jax.nn.relu(norm(x @ p["w"]) * p["b"][None] + p["b"][None]), ["relu"]),
+        (lambda p, x: jax.nn.silu((x @ p["w"] - x.mean()) / x.std()), ["silu"]),
+        (lambda p, x: jnp.tanh(x @ p["w"] + x @ p["u"] + p["b"][None]), ["tanh", "tanh"]),
+        (lambda p, x: jax.nn.relu(x + norm(x @ p["w"])), ["relu"]),
+        (lambda p, x: (y := norm(x @ p["w"])) + jax.nn.relu(y), [None]),  # the skip carries the gradient on
+        (lambda p, x: jax.nn.relu(jnp.sort(x @ p["w"])), [None]),
+        (lambda p, x: jnp.tanh((y := x @ p["w"])[:, :2]) * jax.nn.sigmoid(y[:, 2:]), [None]),  # gates in one kernel
+        (lambda p, x: (lambda a, b: a * jax.nn.sigmoid(b))(*jnp.split(x @ p["w"], 2, axis=1)), [None]),
+        (lambda p, x: (x @ p["w"]) * jax.nn.sigmoid(x @ p["u"]), [None, "sigmoid"]),
+    ],
+)
+def test_the_nonlinearity_past_norms_and_sums(apply, expected):
+    found = tracing.trace(apply, {"w": W, "u": 2 * W, "b": B}, X).layers
+    assert [layer.nonlinearity for layer in found] == expected
+    assert all((layer.activation is None) == (layer.nonlinearity is None) for layer in found if layer.name != "u")
+
+
+def test_the_input_of_the_nonlinearity_can_be_watched():
+    traced = tracing.trace(lambda w, x: jax.nn.relu(norm(x @ w).T), W, X)
+    _, ((state, _, watched),) = traced.run(
+        W, X, visit=lambda layer, y, given: (y, y), watch=lambda layer, y: y
+    )  # fmt: skip
+    close(state, X @ W)
+    close(watched, norm(X @ W))
+    assert traced.layers[0].activation.units == (1,)
 
 
 def test_units_are_the_axes_that_come_from_the_weight():

@@ -89,7 +89,7 @@ def singular_values(network, params, x, *, start, stop) -> Float[Array, "directi
 def spectra(key, network, x, *, seeds, start, stop) -> Float[Array, "seeds directions"]:
     """MEASURED singular values of dy_stop / dy_start for independent networks, [seeds, min of the two sizes]."""
     checks.key("key", key)
-    network, seeds, x = core.traceable(network), checks.whole("seeds", seeds), core.one_example(x)
+    network, seeds, x = core.traceable(network), checks.whole("seeds", seeds), core.one_example(x, start)
     shapes = jax.eval_shape(lambda key, x: network.states(network.init(key, x), x), key, x)
     return _spectra(network, x, key, seeds, *core.segment(shapes, start, stop))
 
@@ -134,7 +134,7 @@ def extremes(key, network, params, x, *, start, stop, num_matvecs):
     """
     checks.key("key", key)
     num_matvecs = checks.whole("num_matvecs", num_matvecs)
-    network, params, x = core.fitting(network, params, core.one_example(x))
+    network, params, x = core.fitting(network, params, core.one_example(x, start))
     start, stop = core.segment(jax.eval_shape(network.states, params, x), start, stop)
     sizes = segments.sizes(network, params, x, start, stop)
     return _extremes(key, network, params, x, start, stop, min(num_matvecs, *sizes), num_matvecs >= min(sizes))
@@ -156,7 +156,7 @@ def trace_moments(key, network, params, x, *, start, stop, order, draws):
     """
     checks.key("key", key)
     order, draws = checks.whole("order", order), checks.whole("draws", draws, least=2)
-    network, params, x = core.fitting(network, params, core.one_example(x))
+    network, params, x = core.fitting(network, params, core.one_example(x, start))
     start, stop = core.segment(jax.eval_shape(network.states, params, x), start, stop)
     samples = _trace_samples(key, network, params, x, start, stop, order, draws)
     stderr = jnp.std(samples, axis=0, ddof=1) / float(np.sqrt(draws))

@@ -67,13 +67,13 @@ def jacobian(network, params, x, *, start, stop):
 
     Parameters
     ----------
-    x : array [1, ...]          one example
+    x : array [1, ...]          one example; integers (tokens) where start >= 1
     start, stop : int           0 <= start < stop <= L + 1
     Raises
     ------
     ValueError                  several examples, or start and stop out of range
     """
-    network, params, x = fitting(network, params, one_example(x))
+    network, params, x = fitting(network, params, one_example(x, start))
     return _jacobian(network, params, x, *segment(jax.eval_shape(network.states, params, x), start, stop))
 
 

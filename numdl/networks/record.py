@@ -75,9 +75,11 @@ def fitting(network, params, x):
     return network, checks.like("params", params, expected, of="network.init(key, x)"), x
 
 
-def one_example(x):
-    """x, checked: a floating-point array [1, ...]."""
-    x = checks.floating("x", x, least_ndim=1)
+def one_example(x, start=0):
+    """x, checked: an array [1, ...], floating-point where start = 0 differentiates it, else any numbers (tokens)."""
+    if np.ndim(start) == 0 and start == 0:
+        x = checks.floating("x", x, least_ndim=1)
+    x = checks.array("x", x, kind="number", least_ndim=1)
     if x.shape[0] != 1:
         raise checks.BadValue(f"x must be one example, of shape (1, ...); got shape {tuple(x.shape)}")
     return x

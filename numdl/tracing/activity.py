@@ -64,7 +64,10 @@ def _is_affine(program, step, slot):
 
 def _is_shared(program, read):
     """Whether a factor is no data, or data that was broadcast: the same for whole axes."""
-    if not isinstance(read, int) or not program.values[read].data or 1 in program.avals[read].shape:
+    if not isinstance(read, int) or not program.values[read].data:
+        return True
+    shape = program.avals[read].shape
+    if not shape or 1 in shape:
         return True
     step = program.writer(read)
     while step is not None and step.name in _MOVES:

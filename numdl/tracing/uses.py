@@ -88,9 +88,11 @@ def _has_root(program, slot, depth):
     step = program.writer(slot) if isinstance(slot, int) else None
     if step is None or depth == 0:
         return False
-    return step.name in _ROOTS or (
-        step.name in _THROUGH and any(_has_root(program, read, depth - 1) for read in step.reads)
-    )
+    if step.name in _ROOTS:
+        return True
+    if step.name not in _THROUGH or any(value.made for value in read(program.values, step.reads)):
+        return False
+    return any(_has_root(program, each, depth - 1) for each in step.reads)
 
 
 def _ahead(step):

@@ -319,3 +319,20 @@ def test_gradients_through_the_placed_function_are_unchanged(build):
     expected = jax.jit(jax.grad(lambda p: loss(apply(p, x))))(params)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
         close(one, other)
+
+
+def test_a_model_of_tokens_has_jacobians_from_its_first_layer_on():
+    from numdl.analysis import jacobian
+
+    params = {"e": jax.random.normal(jax.random.key(0), (9, 4)), "w": jax.random.normal(jax.random.key(1), (4, 3))}
+    tokens = jnp.array([[1, 5]])
+    network = core.lift(lambda p, t: jnp.tanh(jnp.tanh(p["e"][t] @ p["w"]) @ p["w"].T), params, tokens)
+    first = params["e"][tokens[0]] @ params["w"]
+    expected = jax.jacobian(lambda y: jnp.tanh(y) @ params["w"].T)(first).reshape(8, 6)
+    close(core.jacobian(network, params, tokens, start=1, stop=2), expected)
+    found = jacobian.singular_values(network, params, tokens, start=1, stop=2)
+    close(found, np.linalg.svd(np.asarray(expected), compute_uv=False))
+    top = jacobian.extremes(jax.random.key(2), network, params, tokens, start=1, stop=2, num_matvecs=6)
+    assert np.isclose(float(jax.tree.leaves(top)[0]), float(found[0]), rtol=1e-3)
+    with pytest.raises(TypeError, match="x must be an array of floating-point numbers; got dtype int"):
+        core.jacobian(network, params, tokens, start=0, stop=2)
