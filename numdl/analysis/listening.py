@@ -1,4 +1,4 @@
-"""Statistics of numbers that pass by: of states and weights on the way forward, of their cotangents on the way back.
+"""MEASURED: statistics of numbers that pass by: states and weights on the way forward, cotangents on the way back.
 
 `at` is an identity whose backward rule writes the cotangent's size into the "gradient" of a small array of zeros, the
 *sink*. Sizes are pairs: in one pass (mean square, max |.|), or, the careful way, (rms, how many are not finite).

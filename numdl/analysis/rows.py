@@ -1,4 +1,4 @@
-"""What `layers.probe` heard, laid out in rows: of layers in call order, and of the leaves of params."""
+"""MEASURED: what `layers.probe` heard, laid out in rows: of layers in call order, and of the leaves of params."""
 
 import jax.numpy as jnp
 import numpy as np

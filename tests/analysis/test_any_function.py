@@ -14,7 +14,7 @@ import pytest
 
 from numdl import tracing
 from numdl.analysis import layers
-from numdl.networks import lift
+from numdl.networks import core, lift
 from tests.selection import in_turn
 
 pytestmark = pytest.mark.float32
@@ -326,13 +326,11 @@ def test_a_model_of_tokens_has_jacobians_from_its_first_layer_on():
 
     params = {"e": jax.random.normal(jax.random.key(0), (9, 4)), "w": jax.random.normal(jax.random.key(1), (4, 3))}
     tokens = jnp.array([[1, 5]])
-    network = core.lift(lambda p, t: jnp.tanh(jnp.tanh(p["e"][t] @ p["w"]) @ p["w"].T), params, tokens)
+    network = lift.lift(lambda p, t: jnp.tanh(jnp.tanh(p["e"][t] @ p["w"]) @ p["w"].T), params, tokens)
     first = params["e"][tokens[0]] @ params["w"]
     expected = jax.jacobian(lambda y: jnp.tanh(y) @ params["w"].T)(first).reshape(8, 6)
     close(core.jacobian(network, params, tokens, start=1, stop=2), expected)
-    found = jacobian.singular_values(network, params, tokens, start=1, stop=2)
-    close(found, np.linalg.svd(np.asarray(expected), compute_uv=False))
     top = jacobian.extremes(jax.random.key(2), network, params, tokens, start=1, stop=2, num_matvecs=6)
-    assert np.isclose(float(jax.tree.leaves(top)[0]), float(found[0]), rtol=1e-3)
+    assert np.isclose(float(jax.tree.leaves(top)[0]), np.linalg.norm(expected, 2), rtol=1e-3)
     with pytest.raises(TypeError, match="x must be an array of floating-point numbers; got dtype int"):
         core.jacobian(network, params, tokens, start=0, stop=2)
