@@ -22,6 +22,7 @@ from numdl.networks import (
     residual,
     reversible,
 )
+from tests.selection import in_turn
 
 pytestmark = pytest.mark.float32
 WIDEST = jnp.zeros(()).dtype
@@ -127,6 +128,13 @@ CASES = {
     ),
 }
 every_builder = pytest.mark.parametrize("name", CASES)
+
+
+def a_third_of_the_builders(turn):
+    """For what compiles for long; the long suite takes all."""
+    return pytest.mark.parametrize("name", in_turn(CASES, turn))
+
+
 states = jax.jit(lambda net, *arguments: net.states(*arguments))
 apply = jax.jit(lambda net, *arguments: net.apply(*arguments))
 
@@ -225,7 +233,7 @@ def test_gradients_of_zero_probes_are_those_of_the_states(name):
     np.testing.assert_allclose((moved(e) - moved(-e)) / (2 * e), slope, atol=1000 * e**2)
 
 
-@every_builder
+@a_third_of_the_builders(2)
 def test_gradients_of_parameters_are_finite_differences(name):
     net, params, x, _ = made(name)
     direction = waves(params)
@@ -245,7 +253,7 @@ def test_examples_do_not_see_each_other_unless_the_batch_normalizes(name):
     assert np.allclose(alone, together, atol=1000 * EPS) != CASES[name].mixes
 
 
-@every_builder
+@a_third_of_the_builders(1)
 def test_seeds_and_variances_share_one_program(name):
     case, traces = CASES[name], []
     x = made(name)[2]
