@@ -259,7 +259,8 @@ def leaf(name, value):
     if isinstance(value, bool | int | float | complex):
         return np.asarray(value, jax.dtypes.canonicalize_dtype(np.asarray(value).dtype))
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-        raise BadType(f"{name} must be an array; got {_show(value)}")
+        hint = ": part functions from arrays first, as eqx.partition does" if callable(value) else ""
+        raise BadType(f"{name} must be an array; got {_show(value)}{hint}")
     known = jax.dtypes.issubdtype(value.dtype, np.number) or value.dtype == bool or value.dtype == jax.dtypes.float0
     if not known and not jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
         raise BadType(f"{name} must be an array of numbers; got dtype {value.dtype}, shape {tuple(value.shape)}")

@@ -56,13 +56,15 @@ def sharpness(loss, params, batch, *, start, num_matvecs, preconditioner=None, f
     loss = checks.returning("loss", loss, 2, "loss(params, batch)", scalar=True)
     size = checks.whole("num_matvecs", num_matvecs)
     moving, rest = trees.trainable(params, frozen=frozen)
+    batch = parts.data("batch", batch)
     start = parts.inward("start", start, params, rest, moving)
-    vectors.nonzero("start", ravel_pytree(start)[0])
+    if not vectors.traced(start):
+        vectors.nonzero("start", np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(start)]))
     if preconditioner is not None:
         preconditioner = parts.inward("preconditioner", preconditioner, params, rest, moving)
         if not vectors.traced(preconditioner):
             checks.positive("preconditioner", ravel_pytree(preconditioner)[0])
-    found = _sharpness(parts.loss_of(loss, rest), moving, parts.data("batch", batch), start, size, preconditioner)
+    found = _sharpness(parts.loss_of(loss, rest), moving, batch, start, size, preconditioner)
     return dataclasses.replace(found, vector=parts.outward(found.vector, rest))
 
 

@@ -93,10 +93,10 @@ def gap(train_losses, test_losses):
     """
     samples = []
     for name, losses in (("train_losses", train_losses), ("test_losses", test_losses)):
-        losses = jnp.asarray(checks.array(name, losses, ndim=1, empty=True))
+        losses = checks.array(name, losses, ndim=1, empty=True)
         if losses.size < 2:
             raise checks.BadValue(f"{name} must hold at least 2 numbers; got {losses.size}")
-        samples.append(losses.astype(jnp.promote_types(losses.dtype, jnp.float32)))
+        samples.append(jnp.asarray(losses, jnp.promote_types(losses.dtype, jnp.float32)))
     train, test = map(jnp.mean, samples)
     stderr = jnp.sqrt(sum(jnp.var(s, ddof=1) / s.size for s in samples))
     return Gap(train, test, test - train, stderr)
@@ -112,8 +112,8 @@ def margins(outputs, labels, *, scale=1.0):
     scale : scalar              divides them: the product of spectral norms, for example
     Source: Bartlett, Foster & Telgarsky 2017, arXiv:1706.08498.
     """
-    outputs, labels = _classified("outputs", outputs, labels)
     scale = checks.positive("scale", scale, shape=())
+    outputs, labels = _classified("outputs", outputs, labels)
     mine = jax.nn.one_hot(labels, outputs.shape[1], dtype=bool)
     right = jnp.sum(jnp.where(mine, outputs, 0), axis=1)
     margin = (right - jnp.max(jnp.where(mine, -jnp.inf, outputs), axis=1)) / scale
@@ -221,8 +221,9 @@ def neural_collapse(features, labels, *, weights=None, bias=None, classes=None):
     """
     features = checks.floating("features", features, ndim=2)
     labels = checks.shape("labels", checks.array("labels", labels, kind="integer"), (features.shape[0],))
+    checks.finite("labels", labels, least=0)
     if weights is not None:
-        weights = jnp.asarray(checks.array("weights", weights, ndim=2))
+        weights = checks.array("weights", weights, ndim=2)
     if classes is None:
         classes = int(np.max(labels)) + 1 if weights is None else weights.shape[1]
     classes = checks.whole("classes", classes, least=2)
@@ -230,7 +231,7 @@ def neural_collapse(features, labels, *, weights=None, bias=None, classes=None):
     if weights is not None:
         checks.shape("weights", weights, (features.shape[1], classes))
     if bias is not None:
-        bias = checks.shape("bias", jnp.asarray(checks.array("bias", bias)), (classes,))
+        bias = checks.shape("bias", checks.array("bias", bias), (classes,))
     return _collapse(features, jnp.asarray(labels), weights, bias, classes=classes)
 
 

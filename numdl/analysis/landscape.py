@@ -212,10 +212,10 @@ def interpolation(loss, start, stop, batch, *, points=51, batch_size=None, froze
     """
     points = checks.whole("points", points, least=3)
     loss, moving, rest, batch = _opened(loss, start, batch, frozen, "start")
-    stop = parts.inward("stop", stop, start, rest, moving, of="start")
+    stop, size = parts.inward("stop", stop, start, rest, moving, of="start"), _size(batch_size, points)
     positions = _positions("points", np.linspace(0, 1, points), moving)
     along = jax.tree.map(jnp.subtract, stop, moving)
-    return _path(positions, _on_grid(loss, moving, rest, batch, (along,), (positions,), _size(batch_size, points)))
+    return _path(positions, _on_grid(loss, moving, rest, batch, (along,), (positions,), size))
 
 
 def connect(key, loss, start, stop, batch, *, steps, learning_rate, points=51, frozen=()):
@@ -230,7 +230,7 @@ def connect(key, loss, start, stop, batch, *, steps, learning_rate, points=51, f
     """
     checks.key("key", key)
     steps = checks.whole("steps", steps)
-    rate = jnp.asarray(checks.positive("learning_rate", learning_rate, shape=()), jnp.float32)
+    rate = np.float32(checks.positive("learning_rate", learning_rate, shape=()))
     straight = interpolation(loss, start, stop, batch, points=points, frozen=frozen)
     loss, moving, rest, batch = _opened(loss, start, batch, frozen, "start")
     ends = moving, parts.inward("stop", stop, start, rest, moving, of="start")
@@ -266,7 +266,15 @@ def critical_point(loss, params, batch, *, steps=200, tolerance=1e-6, damping=1e
 def _opened(loss, params, batch, frozen, name="params"):
     """(loss as a Partial, what moves, the rest, data), checked."""
     loss = checks.returning("loss", loss, 2, "loss(params, batch)", scalar=True)
-    return loss, *trees.trainable(params, frozen=frozen, name=name), parts.data("batch", batch)
+    moving, rest = trees.trainable(params, frozen=frozen, name=name)
+    batch = parts.data("batch", batch)
+    jax.eval_shape(_value, loss, moving, rest, batch)  # whether it is a loss
+    return loss, moving, rest, batch
+
+
+@jax.jit
+def _value(loss, moving, rest, batch):
+    return loss(rest.params(moving), batch)
 
 
 @functools.partial(jax.jit, static_argnames="size")

@@ -103,7 +103,7 @@ class Operator:
         """The parameters with `part` in place of the coordinates."""
         if self.selected is not None:
             own = self.rest.structure.flatten_up_to(self.moving)
-            every = trees.names(self.rest.direction(self.moving))
+            every = _names(self.rest)
             merged = [part.get(name, leaf) for name, leaf in zip(every, own, strict=True)]
             part = jax.tree.unflatten(self.rest.structure, merged)
         return self.rest.params(part)
@@ -112,14 +112,14 @@ class Operator:
         """(what a caller sees as params, the rule that leads from there to the coordinates)."""
         if self.selected is None:
             return self.params, self.rest
-        names = trees.names(self.rest.direction(self.moving))
+        names = _names(self.rest)
         kinds_of = dict(zip(names, self.rest.kinds, strict=True))
         structure = jax.tree.structure(dict.fromkeys(self.selected, 0))
         rest = trees.Rest((), structure, tuple(kinds_of[name] for name in sorted(self.selected)))
         return rest.params(self.like), rest
 
     def _named(self, moving):
-        names = trees.names(self.rest.direction(self.moving))
+        names = _names(self.rest)
         found = dict(zip(names, self.rest.structure.flatten_up_to(moving), strict=True))
         return {name: found[name] for name in self.selected}
 
@@ -245,7 +245,7 @@ def named(loss, params, batch, operator, *, frozen=(), chunk=None, reduction=Non
 def restrict(operator, names):
     """The diagonal block of the leaves whose path is, or lies under, one of the names; a name may be a glob."""
     checks.instance("operator", operator, Operator, hint="from hessian, gauss_newton, fisher or empirical_fisher")
-    every = trees.names(operator.rest.direction(operator.moving))
+    every = _names(operator.rest)
     chosen = trees.matching("names", names, every)
     moving = [path for path, kind in zip(every, operator.rest.kinds, strict=True) if kind != "kept"]
     selected = tuple(path for path in moving if path in chosen)
@@ -258,7 +258,7 @@ def blocks(operator, *, by="layer"):
     """{name: Operator} of the diagonal blocks: one for each leaf, or for each group of leaves under one path."""
     checks.instance("operator", operator, Operator, hint="from hessian, gauss_newton, fisher or empirical_fisher")
     checks.one_of("by", by, ("layer", "leaf"))
-    every = trees.names(operator.rest.direction(operator.moving))
+    every = _names(operator.rest)
     moving = [path for path, kind in zip(every, operator.rest.kinds, strict=True) if kind != "kept"]
     groups = {}
     for path in operator.selected or moving:
@@ -328,6 +328,11 @@ def _operator(kind, params, batch, frozen, chunk, reduces):
     chunk = checks.whole("chunk", chunk)
     examples(batch)
     return reduction.chunked(dataclasses.replace(operator, chunk=chunk), reduces)
+
+
+def _names(rest):
+    """The paths of all leaves of params, those that stay included."""
+    return trees.names(jax.tree.unflatten(rest.structure, range(len(rest.kinds))))
 
 
 def _empty(frozen):

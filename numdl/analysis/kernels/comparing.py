@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
@@ -56,9 +55,10 @@ def alignment(kernel1, kernel2, *, centered=True):
 
 def target_kernel(targets):
     """The kernel of targets: y y' of [N] or [N, k] numbers, 1 or 0 for equal or different integer labels [N]."""
-    targets = jnp.asarray(checks.array("targets", targets, least_ndim=1))
-    if jnp.issubdtype(targets.dtype, jnp.integer):
-        checks.shape("targets", targets, (None,))
+    targets = checks.array("targets", targets, least_ndim=1)
+    whole = jnp.issubdtype(targets.dtype, jnp.integer)
+    targets = jnp.asarray(checks.shape("targets", targets, (None,)) if whole else targets)
+    if whole:
         return (targets[:, None] == targets[None, :]).astype(jnp.zeros(()).dtype)
     rows = targets.reshape(targets.shape[0], -1)
     return rows @ rows.T
@@ -66,9 +66,10 @@ def target_kernel(targets):
 
 def drift(kernel0, kernel):
     """MEASURED |K - K0| / |K0| in the Frobenius norm, how far a kernel has moved: [...], leading axes of `kernel`."""
-    kernel0 = jnp.asarray(checks.array("kernel0", kernel0, least_ndim=2))
-    kernel = jnp.asarray(checks.array("kernel", kernel, least_ndim=kernel0.ndim))
+    kernel0 = checks.array("kernel0", kernel0, least_ndim=2)
+    kernel = checks.array("kernel", kernel, least_ndim=kernel0.ndim)
     checks.shape("kernel", kernel, (*(None,) * (kernel.ndim - kernel0.ndim), *kernel0.shape))
+    kernel0, kernel = jnp.asarray(kernel0), jnp.asarray(kernel)
     flat = kernel.reshape(*kernel.shape[: kernel.ndim - kernel0.ndim], -1)
     base = kernel0.reshape((1,) * (flat.ndim - 1) + (-1,))
     return jnp.linalg.norm(flat - base, axis=-1) / jnp.linalg.norm(kernel0.ravel())
@@ -122,12 +123,13 @@ def laziness(apply, trajectory, x, *, targets=None, scale=None, memory_limit=Non
     apply, x, _, limit = doors.arguments(apply, x, None, "mean", "auto", memory_limit)
     checks.length("trajectory", checks.leaves("trajectory", trajectory), of="points")
     moving, rest = trees.trainable(trajectory, frozen=frozen, name="trajectory")
+    if targets is not None:
+        count = len(jax.tree.leaves(x)[0])
+        targets = checks.array("targets", targets, least_ndim=1)
+        checks.shape("targets", targets, (count, *targets.shape[1:]))
     first, still = jax.tree.map(lambda leaf: leaf[0], (moving, rest))
     scales = doors.scales(still.params(first), still, scale)
     wanted = None if targets is None else target_kernel(targets)
-    if wanted is not None:
-        count = len(jax.tree.leaves(x)[0])
-        checks.shape("targets", targets, (count, *np.shape(targets)[1:]))
     doors.one_by_one(apply, first, still, x, None)
     return _laziness(apply, moving, rest, x, wanted, scales, limit=limit)
 
