@@ -63,7 +63,7 @@ def sharpness(loss, params, batch, *, start, num_matvecs, preconditioner=None, f
     if preconditioner is not None:
         preconditioner = parts.inward("preconditioner", preconditioner, params, rest, moving)
         if not vectors.traced(preconditioner):
-            checks.positive("preconditioner", ravel_pytree(preconditioner)[0])
+            checks.positive("preconditioner", np.concatenate([np.ravel(x) for x in jax.tree.leaves(preconditioner)]))
     found = _sharpness(parts.loss_of(loss, rest), moving, batch, start, size, preconditioner)
     return dataclasses.replace(found, vector=parts.outward(found.vector, rest))
 

@@ -21,6 +21,7 @@ from jax import lax
 from numdl import checks, trees
 from numdl.analysis import parts
 from numdl.analysis.alignment import Alignment, align
+from numdl.analysis.critical import CriticalPoint, critical_point
 from numdl.records import record
 
 __all__ = [
@@ -96,20 +97,6 @@ class Connection:
     losses: jax.Array  # [steps]: at the random t of each step
 
 
-@record
-class CriticalPoint:
-    """Where the search for a vanishing gradient ended."""
-
-    params: Any  # pytree
-    loss: jax.Array  # []
-    gradient_norm: jax.Array  # []
-    eigenvalues: jax.Array  # [n]: of the Hessian, ascending
-    index: jax.Array  # []: how many are negative, beyond rounding: 0 at a minimum
-    flat: jax.Array  # []: how many are 0 within rounding
-    steps: jax.Array  # []
-    converged: jax.Array  # [] bool: the gradient is below the tolerance
-
-
 def direction(key, params, *, normalize="filter", vectors=False, frozen=()):
     """A random direction in parameter space, each filter as long as the one in `params`.
 
@@ -145,7 +132,7 @@ def line(loss, params, batch, along, *, positions, batch_size=None, frozen=()):
     batch_size : int            points at a time; None: 1 on a CPU, all elsewhere
     frozen : names              paths of leaves that stay, whatever `along` says
     """
-    loss, moving, rest, batch = _opened(loss, params, batch, frozen)
+    loss, moving, rest, batch = parts.opened(loss, params, batch, frozen)
     along = parts.inward("along", along, params, rest, moving)
     positions = _positions("positions", positions, moving)
     values = _on_grid(loss, moving, rest, batch, (along,), (positions,), _size(batch_size, positions.size))
@@ -161,7 +148,7 @@ def plane(loss, params, batch, u, v, *, first, second, batch_size=None, frozen=(
     first, second : arrays [n], [m]     positions along u and v
     batch_size, frozen          those of `line`
     """
-    loss, moving, rest, batch = _opened(loss, params, batch, frozen)
+    loss, moving, rest, batch = parts.opened(loss, params, batch, frozen)
     u, v = (parts.inward(name, tree, params, rest, moving) for name, tree in (("u", u), ("v", v)))
     first, second = _positions("first", first, moving), _positions("second", second, moving)
     size = _size(batch_size, first.size * second.size)
@@ -211,7 +198,7 @@ def interpolation(loss, start, stop, batch, *, points=51, batch_size=None, froze
     Source: Goodfellow et al. 2015, arXiv:1412.6544; Frankle et al. 2020, arXiv:1912.05671.
     """
     points = checks.whole("points", points, least=3)
-    loss, moving, rest, batch = _opened(loss, start, batch, frozen, "start")
+    loss, moving, rest, batch = parts.opened(loss, start, batch, frozen, "start")
     stop, size = parts.inward("stop", stop, start, rest, moving, of="start"), _size(batch_size, points)
     positions = _positions("points", np.linspace(0, 1, points), moving)
     along = jax.tree.map(jnp.subtract, stop, moving)
@@ -232,49 +219,13 @@ def connect(key, loss, start, stop, batch, *, steps, learning_rate, points=51, f
     steps = checks.whole("steps", steps)
     rate = np.float32(checks.positive("learning_rate", learning_rate, shape=()))
     straight = interpolation(loss, start, stop, batch, points=points, frozen=frozen)
-    loss, moving, rest, batch = _opened(loss, start, batch, frozen, "start")
+    loss, moving, rest, batch = parts.opened(loss, start, batch, frozen, "start")
     ends = moving, parts.inward("stop", stop, start, rest, moving, of="start")
     middle, losses, values = _connect(key, loss, ends, rest, batch, rate, straight.positions, steps=steps)
     return Connection(rest.params(middle), _path(straight.positions, values), straight, losses)
 
 
-def critical_point(loss, params, batch, *, steps=200, tolerance=1e-6, damping=1e-3, frozen=()):
-    """MEASURED point near params where the gradient vanishes, a saddle as well as a minimum: a `CriticalPoint`.
-
-        step = -H (H H + damping |g| 1)^{-1} g,    halved until |g| falls: descent on |g|^2 / 2
-
-    The Hessian is a matrix here: for up to a few thousand parameters.
-
-    Parameters
-    ----------
-    steps : int                 at most
-    tolerance : scalar          of the gradient's norm; `converged` says whether it was reached
-    damping : scalar            >= 0
-    frozen : names              paths of leaves that stay; only what moves has eigenvalues
-    Source: Pennington & Bahri 2017, ICML; Frye et al. 2021, arXiv:2003.10397 (|g|^2 has other minima: `converged`).
-    """
-    steps = checks.whole("steps", steps)
-    tolerance = checks.finite("tolerance", tolerance, least=0.0, shape=())
-    damping = checks.finite("damping", damping, least=0.0, shape=())
-    loss, moving, rest, batch = _opened(loss, params, batch, frozen)
-    return _critical_point(loss, moving, rest, batch, steps, tolerance, damping)
-
-
 # ---- grids ---------------------------------------------------------------------------------------------------------
-
-
-def _opened(loss, params, batch, frozen, name="params"):
-    """(loss as a Partial, what moves, the rest, data), checked."""
-    loss = checks.returning("loss", loss, 2, "loss(params, batch)", scalar=True)
-    moving, rest = trees.trainable(params, frozen=frozen, name=name)
-    batch = parts.data("batch", batch)
-    jax.eval_shape(_value, loss, moving, rest, batch)  # whether it is a loss
-    return loss, moving, rest, batch
-
-
-@jax.jit
-def _value(loss, moving, rest, batch):
-    return loss(rest.params(moving), batch)
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -356,48 +307,6 @@ def _connect(key, loss, ends, rest, batch, rate, positions, steps):
     middle = jax.tree.map(lambda a, b: (a + b) / 2, start, stop)
     (middle, _), losses = lax.scan(step, (middle, optimizer.init(middle)), jax.random.split(key, steps))
     return middle, losses, lax.map(lambda t: value_at(middle, t), positions)
-
-
-# ---- critical points -----------------------------------------------------------------------------------------------
-
-
-@functools.partial(jax.jit, static_argnames="steps")
-def _critical_point(loss, moving, rest, batch, steps, tolerance, damping):
-    flat, unravel = trees.ravel(moving)
-
-    def value(vector):
-        return loss(rest.params(unravel(vector)), batch)
-
-    gradient, hessian = jax.grad(value), jax.hessian(value)
-
-    def unfinished(state):
-        _, norm, count, stuck = state
-        return (norm > tolerance) & (count < steps) & ~stuck
-
-    def step(state):
-        vector, norm, count, _ = state
-        g, h = gradient(vector), hessian(vector)
-        values, vectors = jnp.linalg.eigh(h)
-        squares = values**2 + damping * norm
-        alive = squares > 0
-        inverse = jnp.where(alive, values / jnp.where(alive, squares, jnp.ones_like(squares)), jnp.zeros_like(squares))
-        toward = -vectors @ (inverse * (vectors.T @ g))
-        sizes = 0.5 ** jnp.arange(20, dtype=flat.dtype)
-        norms = lax.map(lambda size: jnp.linalg.norm(gradient(vector + size * toward)), sizes)
-        better = norms < norm
-        size = sizes[jnp.argmax(better)]
-        found = jnp.any(better)
-        vector = jnp.where(found, vector + size * toward, vector)
-        return vector, jnp.where(found, jnp.linalg.norm(gradient(vector)), norm), count + 1, ~found
-
-    first = flat, jnp.linalg.norm(gradient(flat)), jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-    vector, norm, count, _ = lax.while_loop(unfinished, step, first)
-    eigenvalues = jnp.linalg.eigvalsh(hessian(vector))
-    # A flat direction's eigenvalue is rounding, or as small as what is left of the gradient.
-    edge = flat.size * jnp.finfo(flat.dtype).eps * jnp.max(jnp.abs(eigenvalues)) + norm
-    index, level = jnp.sum(eigenvalues < -edge), jnp.sum(jnp.abs(eigenvalues) <= edge)
-    found = rest.params(unravel(vector))
-    return CriticalPoint(found, value(vector), norm, eigenvalues, index, level, count, norm <= tolerance)
 
 
 def _unit(vector):

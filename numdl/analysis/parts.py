@@ -16,6 +16,15 @@ def loss_of(loss, rest):
     return lambda moving, batch: loss(rest.params(moving), batch)
 
 
+def opened(loss, params, batch, frozen, name="params"):
+    """(loss as a Partial, what moves, the rest, data), checked."""
+    loss = checks.returning("loss", loss, 2, "loss(params, batch)", scalar=True)
+    moving, rest = trees.trainable(params, frozen=frozen, name=name)
+    batch = data("batch", batch)
+    jax.eval_shape(_value, loss, moving, rest, batch)  # whether it is a loss
+    return loss, moving, rest, batch
+
+
 def inward(name, tree, expected, rest, moving, *, of="params"):
     """The moving part of a tree like `expected`, in the dtypes of `moving`."""
     return _cast(name, rest.moving(checks.like(name, tree, expected, of=of)), moving)
@@ -23,13 +32,13 @@ def inward(name, tree, expected, rest, moving, *, of="params"):
 
 def inward_rows(name, tree, expected, rest, moving):
     """The moving part of trees like `expected` along one leading axis."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape")]
+    leaves = jax.tree.leaves(checks.leaves(name, tree))
     counts = {np.shape(leaf)[:1] for leaf in leaves}
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], leaf.dtype), tree)
-    if len(leaves) != len(jax.tree.leaves(tree)) or len(counts) != 1 or counts & {(), (0,)}:
+    if len(counts) != 1 or counts & {(), (0,)}:
         raise checks.BadValue(
             f"{name} must be like params with one leading axis k >= 1 on every leaf; got leading axes {sorted(counts)}"
         )
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], leaf.dtype), tree)
     checks.like(name, shapes, expected, of="with a leading axis, params")
     return _cast(name, rest.moving(jax.tree.map(lambda leaf: checks.native(name, leaf), tree)), moving)
 
@@ -57,3 +66,8 @@ def _cast(name, part, moving):
         return jnp.asarray(v, leaf.dtype)
 
     return jax.tree.map(one, part, moving)
+
+
+@jax.jit
+def _value(loss, moving, rest, batch):
+    return loss(rest.params(moving), batch)

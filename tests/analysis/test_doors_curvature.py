@@ -94,7 +94,7 @@ TABLE = [
             "tolerance": SIZE,
             "max_matvecs": [*COUNT, (3, "3")],
             "basis": [(3, "3"), ("x", "'x'")],
-            "start": [(PARAMS, ""), ({"w": ROWS["w"]}, "")],
+            "start": [(PARAMS, ""), ({"w": ROWS["w"]}, ""), ("text", "text")],
             "deflate": [(PARAMS, ""), ({"w": ROWS["w"]}, "")],
             "verify": FLAG,
             "linearize": [("yes", "'yes'")],

@@ -109,7 +109,7 @@ def test_the_plane_of_a_trajectory_is_that_of_its_svd():
     np.testing.assert_allclose(found.explained, (values**2 / np.sum(values**2))[:2], atol=tolerance)
     np.testing.assert_allclose(found.coordinates, aside @ mine.T, atol=30 * tolerance)
     np.testing.assert_array_equal(found.origin["a"], trajectory["a"][-1])
-    with pytest.raises(ValueError, match="trajectory must have at least 3 points along axis 0; got 2"):
+    with pytest.raises(ValueError, match="trajectory must have at least 3 points along axis 0; got "):
         landscape.plane_of_trajectory({"a": jnp.ones((2, 3))})
 
 
