@@ -7,7 +7,7 @@ import io
 import re
 
 SEEDS = 2**32 - 1  # the largest seed: what a random key takes whatever jax's flags say
-COUNTS = 2**31 - 1  # the largest size or count: what a 32-bit index holds
+COUNTS = 10**8  # the largest size or count: XLA ends the process where the bytes of a square array pass 64 bits
 
 
 class UsageError(Exception):
@@ -35,7 +35,7 @@ def checked(name, config):
     """The config, its whole numbers in range and no list of them empty.
 
     A seed is in 0..2^32-1; any other whole number counts something: from 1, or from 0 where the defaults or the tiny
-    version have a 0 there, to 2^31-1. Lists may be empty only where the defaults or the tiny version have an empty one.
+    version have a 0 there, to 10^8. Lists may be empty only where the defaults or the tiny version have an empty one.
     """
     usual = [kind() for kind in (type(config), type(config).tiny)]
     for field in dataclasses.fields(config):

@@ -1,10 +1,7 @@
 """Pages of runs: one for each run in its folder, and one that shows them all; each is one file that opens anywhere."""
 
-import io
 import os
 import pathlib
-
-THUMBNAIL = (640, 480)  # pixels, at most
 
 
 def write(run):
@@ -19,9 +16,8 @@ def report(run):
 
     parts = runner.headings(run.name)
     title = parts["title"]
-    verdict = f"{run.held} of {len(run.claims)} claims hold" + ("." if run.held < len(run.claims) else ": all.")
     shown = section_of(run, title="Theory beside measurement", parts=parts)
-    return reporting.page(title, [shown], lead=[reporting.tag("p", verdict, class_="sum")], contents=False)
+    return reporting.page(title, [shown], contents=False)
 
 
 def section_of(run, *, title, parts):
@@ -34,7 +30,7 @@ def section_of(run, *, title, parts):
 
 
 def index(entries, folder):
-    """The page over many (Score, Run or None, log or None): scoreboard with links, then every figure, small."""
+    """The page over many (Score, Run or None, log or None): scoreboard with links, then every figure."""
     from experiments import runner
     from numdl import reporting
 
@@ -68,25 +64,14 @@ def publish(path, text):
 def _card(score, run, title, link):
     from numdl import reporting
 
-    picture = run.folder / "figure.png"
-    shown = reporting.figure_image(_thumbnail(picture), alt=title) if picture.is_file() else ""
+    picture = run.folder / "figure.svg"
+    shown = reporting.figure_image(picture.read_bytes(), alt=title) if picture.is_file() else ""
     failing = [claim for claim in run.claims if not claim.holds]
     return reporting.section(
         f"{score.name.split('_')[0]}: {title}",
         reporting.tag("a", shown, href=link),
         reporting.claims_table(failing) if failing else "",
     )
-
-
-def _thumbnail(path):
-    from PIL import Image
-
-    held = io.BytesIO()
-    with Image.open(path) as picture:
-        small = picture.convert("RGB")
-        small.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
-        small.quantize(64).save(held, format="png", optimize=True)
-    return held.getvalue()
 
 
 def _link(path, folder):

@@ -146,7 +146,7 @@ def product_norm(depths, predicted, log_samples, *, ax=None, label="measured", c
     if typical.shape == depths.shape and np.isfinite(typical).any():
         ax.plot(depths, typical / tens, "k:", linewidth=1.4, zorder=4, label=_once(ax, "predicted typical (exp E ln)"))
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.yaxis.set_major_formatter(lambda power, _: f"$10^{{{power:.0f}}}$")
+    ax.yaxis.set_major_formatter(lambda power, _: f"$10^{{{power:g}}}$")
     return _finish(ax, "depth (layers)", "squared length / |y|²")
 
 

@@ -156,6 +156,7 @@ def test_product_norm_draws_powers_of_ten_far_beyond_the_range_of_numbers():
     assert np.isclose(band[:, 1].max(), 1000 * 1.08)
     rendered(ax)
     assert ax.yaxis.get_major_formatter()(-3, 0) == "$10^{-3}$"
+    assert ax.yaxis.get_major_formatter()(0.5, 0) == "$10^{0.5}$"  # a short range has ticks between the decades
 
 
 def test_product_norm_leaves_out_a_typical_line_that_is_not_known():

@@ -119,8 +119,9 @@ def scoreboard(scores, titles, links=None):
     for i, (score, title) in enumerate(zip(scores, titles, strict=True)):
         address = links[i] if links else f"#{section(title).anchor}"
         named = tag("a", formula(title), href=address) if address else formula(title)
+        named = tag("div", named, tag("small", score.problem)) if score.problem else named
         held = sum(claim.holds for claim in score.claims)
-        claims = score.problem or f"{held} of {len(score.claims)}"
+        claims = f"{held} of {len(score.claims)}" if score.claims else "—"
         margin = margin_text(score.margin) if score.claims else "—"
         rows.append((_mark(score), named, claims, margin, f"{score.seconds:.1f} s", _short(score.maps)))
     return table(("verdict", "experiment", "claims", "margin", "time", "maps"), rows, class_="score")
@@ -147,15 +148,14 @@ def _rows(header, rows):
 
 
 def figure_image(figure, *, alt, caption=None):
-    """A matplotlib figure, or the bytes of an SVG or PNG, as an image inside the page."""
+    """A matplotlib figure, or the bytes of an SVG, as an image inside the page."""
     checks.instance("alt", alt, str, hint="not empty")
     if not alt.strip():
         raise checks.BadValue(f"alt must be a text that is not empty; got {alt!r}")
     if not isinstance(figure, bytes) and not hasattr(figure, "savefig"):
         raise checks.BadType(f"figure must be a figure of matplotlib or the bytes of a picture; got {figure!r:.60}")
     content = figure if isinstance(figure, bytes) else image(figure, "svg")
-    form = "png" if content.startswith(b"\x89PNG") else "svg+xml"
-    data = f"data:image/{form};base64,{base64.b64encode(content).decode()}"
+    data = f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
     return tag("figure", tag("img", src=data, alt=alt), tag("figcaption", caption) if caption else "")
 
 
