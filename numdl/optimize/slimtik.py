@@ -103,6 +103,8 @@ def train(features, theta, batches, *, optimizer, memory, outputs, damping=None,
     features = checks.returning("features", features, 2, "features(theta, x)")
     transformation("optimizer", optimizer)
     outputs, memory = checks.whole("outputs", outputs), checks.whole("memory", memory, least=0)
+    least, most = checks.positive("least", least, shape=()), checks.positive("most", most, shape=())
+    damping = None if damping is None else checks.finite("damping", damping, shape=())
     if not isinstance(batches, tuple | list) or len(batches) != 2:
         raise checks.BadType(f"batches must be a pair (x, targets); got {batches!r:.60}")
     x = checks.array("batches[0]", batches[0], kind="number", least_ndim=2)
