@@ -1,0 +1,132 @@
+"""Every public function says all that a caller needs: parameters, types, errors, sources; each twin names the other.
+
+Read from the source, without importing it. A module or a name with a leading underscore is internal.
+"""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "numdl"
+# Where the rule does not hold yet. This set is meant to empty.
+PENDING = set()
+
+SECTIONS = ("Parameters", "Returns", "Raises")
+
+
+def public_files():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        inside = path.relative_to(PACKAGE).with_suffix("").parts
+        if not any(part.startswith("_") and part != "__init__" for part in inside):
+            yield ".".join(part for part in inside if part != "__init__"), path
+
+
+def public_functions():
+    """(module.name, function, the module's functions by name) of every public function."""
+    for module, path in public_files():
+        nodes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+        known = {node.name: node for node in nodes}
+        for node in nodes:
+            if not node.name.startswith("_"):
+                yield f"{module}.{node.name}", node, known
+
+
+FUNCTIONS = list(public_functions())
+
+
+def arguments(node):
+    spec = node.args
+    return [*spec.posonlyargs, *spec.args, *spec.kwonlyargs, *filter(None, (spec.vararg, spec.kwarg))]
+
+
+def section(text, name):
+    """The lines of one section of a docstring."""
+    found = re.search(rf"^{name}\n-+\n(.*?)(?=^\w[\w ]*\n-+\n|^\w[\w ]*: |\Z)", text, re.MULTILINE | re.DOTALL)
+    return found[1] if found else ""
+
+
+def listed(text):
+    """Names that the Parameters section explains: 'x, y : array [N]    what they are'."""
+    heads = re.findall(r"^([*\w, ]+?) ?:", section(text, "Parameters"), re.MULTILINE)
+    return {name.strip().lstrip("*") for head in heads for name in head.split(",")}
+
+
+def raises(node, known, seen=()):
+    """Whether the function refuses something: itself, by a check, or in a helper of its module."""
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Raise) and inner.exc is not None:
+            return True
+        if not isinstance(inner, ast.Call):
+            continue
+        called = inner.func
+        if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id == "checks":
+            return True
+        name = called.id if isinstance(called, ast.Name) else None
+        if name in known and name not in seen and raises(known[name], known, (*seen, name)):
+            return True
+    return False
+
+
+def has_formula(text):
+    """Whether the docstring shows a formula: an indented line with a relation, before the sections."""
+    before = re.split(r"^(?:Parameters|Returns|Raises)\n-+", text, flags=re.MULTILINE)[0]
+    return bool(re.search(r"^ {4,}\S.* (?:=|<=|>=|->|~) ", before, re.MULTILINE))
+
+
+def wanted(name):
+    return not any(name == place or name.startswith(place + ".") for place in PENDING)
+
+
+CHECKED = [pytest.param(*function, id=function[0]) for function in FUNCTIONS if wanted(function[0])]
+
+
+@pytest.mark.parametrize("name, node, known", CHECKED)
+def test_every_parameter_is_listed_and_annotated(name, node, known):
+    text = ast.get_docstring(node) or ""
+    given = {argument.arg for argument in arguments(node)}
+    assert given <= listed(text), f"{name} lists {sorted(listed(text))} of {sorted(given)}"
+    assert listed(text) <= given, f"{name} lists what it does not take: {sorted(listed(text) - given)}"
+    bare = [argument.arg for argument in arguments(node) if argument.annotation is None]
+    assert not bare, f"{name} has no types for {bare}"
+    assert node.returns is not None, f"{name} has no type for what it returns"
+
+
+@pytest.mark.parametrize("name, node, known", CHECKED)
+def test_errors_and_sources_are_told(name, node, known):
+    text = ast.get_docstring(node) or ""
+    if raises(node, known):
+        assert section(text, "Raises").strip(), f"{name} refuses something and does not say what"
+    if has_formula(text):
+        assert "Source:" in text, f"{name} shows a formula without its source"
+
+
+def test_the_reader_sees_what_is_missing():
+    code = '''
+def f(a, b):
+    """One.
+
+        a = b
+
+    Parameters
+    ----------
+    a, c : array [N]    numbers
+    """
+    return _g(a)
+def _g(a):
+    checks.whole("a", a)
+'''
+    nodes = {node.name: node for node in ast.parse(code).body}
+    text = ast.get_docstring(nodes["f"])
+    assert listed(text) == {"a", "c"}
+    assert raises(nodes["f"], nodes)
+    assert has_formula(text)
+    assert not section(text, "Raises")
+
+
+def test_what_is_pending_exists():
+    assert {
+        place for place in PENDING if not any(n == place or n.startswith(place + ".") for n, *_ in FUNCTIONS)
+    } == set()
