@@ -22,6 +22,7 @@ GROUND = {
     "statistics",
     "tracing",
     "krylov",
+    "typing",
 }
 HEAVY = {"matplotlib", "scipy", "flax", "sklearn", "optax", "orbax", "pandas", "xarray", "pooch", "diffrax", "equinox"}
 # What each part may import of numdl, beside itself.
