@@ -1,4 +1,4 @@
-"""The table of symbols holds: every function exists, names its twin and its experiments, and answers to its synonyms."""
+"""The table of symbols holds: every function exists, names its twin and experiments, and answers to its synonyms."""
 
 import ast
 import importlib.util
