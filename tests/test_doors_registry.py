@@ -128,6 +128,12 @@ def test_every_bad_value_is_refused_before_any_work(name):
     assert not [row for row in KNOWN if row.startswith(f"{name}(") and row not in found]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in REGISTERED[0] if not name.startswith(registry.NOT_RUN)])
+def test_the_good_call_is_accepted(name):
+    FUNCTIONS[name](**registry.good_call(name, FUNCTIONS[name], REGISTERED))
+
+
 def test_every_public_function_is_registered():
     named = set(REGISTERED[0]) | set(registry.UNCHECKED)
     assert set(FUNCTIONS) == named

@@ -23,7 +23,7 @@ def example_axes(x, examples=None):
     axes, count = find_axes(x, examples)
     leaves = _leaves(x)
     if not leaves or count == 0 or (len(leaves) == 1 and count is None):
-        got = ", ".join(str(tuple(np.shape(leaf))) for _, leaf in leaves)
+        got = ", ".join(str(tuple(np.shape(leaf)) or leaf) for _, leaf in leaves)
         raise checks.BadValue(f"x must be an array [N, ...] with at least one example; got {got or f'no array: {x!r}'}")
     if count is None:
         shapes = ", ".join(f"{_show(path)} {tuple(np.shape(leaf))}" for path, leaf in leaves)

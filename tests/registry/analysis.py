@@ -22,8 +22,8 @@ LIFTED = {
 }
 DIRECTION = kinds.like(o.PARAMS)
 GRID = kinds.finite(np.array([-1.0, 0.0, 1.0]))
-STACK = {name: np.stack([leaf] * 2) for name, leaf in o.PARAMS.items()}
-STATES = kinds.finite(np.linspace(-1.0, 1.0, 24).reshape(2, 3, 4))
+STACK = {name: np.stack([leaf, 2 * leaf, leaf + 1]) for name, leaf in o.PARAMS.items()}
+STATES = kinds.batch(np.linspace(-1.0, 1.0, 12).reshape(3, 4))
 OPERATOR = curvature.hessian(o.loss, o.PARAMS, (o.X, o.TARGETS))
 MEMORY = recurrent.Memory(np.zeros((2, 4)), np.zeros((2, 4)))
 INPUTS = np.linspace(-1.0, 1.0, 24).reshape(3, 2, 4)
@@ -92,8 +92,8 @@ CALLS = {
     "analysis.descent.path": {"loss": kinds.loss(o.loss_of_params)},
     "analysis.descent.mode_strength": {
         "matrices": kinds.Argument([o.MATRIX, o.MATRIX], (None, 3, "text", [], ["text"], [o.MATRIX, np.ones((2, 2))])),
-        "left": kinds.floating(o.VECTOR, np.ones(2)),
-        "right": kinds.floating(o.VECTOR, np.ones(2)),
+        "left": kinds.floating(o.VECTOR[None], np.ones((1, 2))),
+        "right": kinds.floating(o.VECTOR[None], np.ones((1, 2))),
     },
     "analysis.generalization.gap": {
         "train_losses": kinds.real(np.array([0.1, 0.2, 0.3])),
@@ -319,4 +319,12 @@ CALLS = {
     },
 }
 CALLS["analysis.landscape.align"]["reference"] = kinds.like(CALLS["analysis.landscape.align"]["params"].good)
-EXTRA = {"analysis.initialization.explain": {"apply": o.apply, "x": o.X}}
+MEASURED = {"params": o.PARAMS, "batch": (o.X, o.TARGETS)}
+EXTRA = {
+    "analysis.initialization.explain": {"apply": o.apply, "x": o.X},
+    "analysis.information.plane": {"widths": np.array([0.5])},
+    **{
+        f"analysis.curvature.{name}": MEASURED
+        for name in ("diagonal", "frobenius_norm", "trace", "spectral_density", "top_eigenvalues")
+    },
+}
