@@ -16,6 +16,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
@@ -30,11 +31,13 @@ SELECTIONS = ("soft", "top_1", "gumbel")
 
 def soft(scores):
     """The softmax over keys."""
+    scores = checks.floating("scores", scores)
     return jax.nn.softmax(scores, axis=-1)
 
 
 def top_1(scores):
     """One for the best key, the first of equals, and 0 for all others; the derivative is that of `soft`."""
+    scores = checks.floating("scores", scores)
     return _straight_through(scores, soft(scores))
 
 
@@ -46,7 +49,8 @@ def gumbel(key, scores, *, temperature):
     Source: Jang, Gu & Poole 2017, arXiv:1611.01144 (straight-through); Maddison et al. 2017, arXiv:1611.00712.
     """
     checks.key("key", key)
-    checks.positive("temperature", temperature, shape=())
+    temperature = checks.positive("temperature", temperature, shape=())
+    scores = checks.floating("scores", scores)
     perturbed = scores + jax.random.gumbel(key, scores.shape, scores.dtype)
     return _straight_through(perturbed, soft(perturbed / temperature))
 
@@ -59,6 +63,14 @@ def attend(queries, keys, values, *, weights=soft, causal=False):
     weights : function          scores [..., T, S] -> rows that sum to one
     causal : bool               query t sees the keys 0..t only
     """
+    queries, keys, values = (
+        checks.floating(name, array, least_ndim=2)
+        for name, array in (("queries", queries), ("keys", keys), ("values", values))
+    )
+    checks.shape("keys", keys, (*queries.shape[:-2], None, queries.shape[-1]))
+    checks.shape("values", values, (*queries.shape[:-2], keys.shape[-2], None))
+    weights = checks.returning("weights", weights, 1, "weights(scores)")
+    causal = checks.flag("causal", causal)
     scores = jnp.einsum("...tk,...sk->...ts", queries, keys) / math.sqrt(queries.shape[-1])
     if causal:
         seen = jnp.arange(scores.shape[-2])[:, None] >= jnp.arange(scores.shape[-1])[None, :]
@@ -72,6 +84,9 @@ def self_attention(params, x, *, weights=soft, causal=False):
 
     params : {"query": [H, d, k], "key": [H, d, k], "value": [H, d, v], "output": [H, v, d]}
     """
+    x, params = checks.floating("x", x, least_ndim=2), _projections(params, np.shape(x)[-1])
+    checks.accepts("weights", weights, 1, "weights(scores)")
+    checks.flag("causal", causal)
     queries, keys, values = (_heads(x, params[name]) for name in ("query", "key", "value"))
     mixed = attend(queries, keys, values, weights=weights, causal=causal)
     return jnp.einsum("...htv,hvd->...td", mixed, params["output"])
@@ -113,11 +128,11 @@ def network(
     checks.one_of("selection", selection, SELECTIONS)
     settings = _Settings(
         *(checks.whole(name, value) for name, value in sizes),
-        bool(skip),
+        checks.flag("skip", skip),
         None if mlp_width is None else checks.whole("mlp_width", mlp_width),
-        None if mlp_width is None else checks.function("activation", activation),
+        None if mlp_width is None else checks.accepts("activation", activation, 1, "activation(x)"),
         selection,
-        bool(causal),
+        checks.flag("causal", causal),
         affine.checked_law("query_key_weights", query_key_weights),
         affine.checked_law("value_weights", value_weights),
         None if mlp_width is None else affine.checked_law("mlp_weights", mlp_weights),
@@ -153,10 +168,14 @@ def split_states(params, x, *, skip):
     ------
     ValueError                  parameters with an MLP
     """
-    checks.floating("x", x, ndim=3)
+    x, skip, params = checks.floating("x", x, ndim=3), checks.flag("skip", skip), checks.leaves("params", params)
+    if not isinstance(params, dict) or "layers" not in params:
+        raise checks.BadValue(f"params must be those of an attention network, with layers; got {params}")
     layers = params["layers"]
     if "mlp_in" in layers:
-        raise ValueError(f"params must have no MLP, whose deviations cannot be split off; got layers {sorted(layers)}")
+        raise checks.BadValue(
+            f"params must have no MLP, whose deviations cannot be split off; got layers {sorted(layers)}"
+        )
     first = _split(jnp.mean(x, axis=1), x - jnp.mean(x, axis=1, keepdims=True), jnp.zeros(x.shape[0], x.dtype))
 
     def step(tokens, layer):
@@ -188,6 +207,20 @@ class _Settings:
 def _init(settings, key, x):
     dtype = affine.dtype_at_init(key, x, ndim=3)
     return _draw(settings, key, x.shape[-1], dtype)
+
+
+def _projections(params, width):
+    """The four arrays of `self_attention`, with heads and widths that fit each other."""
+    names = ("query", "key", "value", "output")
+    if not isinstance(params, dict) or not set(names) <= set(params):
+        got = sorted(params) if isinstance(params, dict) and params else params
+        raise checks.BadValue(f"params must hold query, key, value and output; got {got}")
+    arrays = {name: checks.floating(f"params['{name}']", params[name], ndim=3) for name in names}
+    heads, _, k = checks.shape("params['query']", arrays["query"], (None, width, None)).shape
+    checks.shape("params['key']", arrays["key"], (heads, width, k))
+    v = checks.shape("params['value']", arrays["value"], (heads, width, None)).shape[-1]
+    checks.shape("params['output']", arrays["output"], (heads, v, None))
+    return arrays
 
 
 @functools.partial(jax.jit, static_argnames=("width", "dtype"))

@@ -45,7 +45,7 @@ def network(*, width, growth, depth, outputs, activation, weight_variance, bias_
     sizes = {"width": width, "growth": growth, "depth": depth, "outputs": outputs}
     settings = _Settings(
         *(checks.whole(name, value) for name, value in sizes.items()),
-        checks.function("activation", activation),
+        checks.accepts("activation", activation, 1, "activation(x)"),
         affine.asked_dtype(dtype),
         initializers.variance_scaling(weight_variance),
         checks.variance("bias_variance", bias_variance, shape=()),
@@ -55,6 +55,9 @@ def network(*, width, growth, depth, outputs, activation, weight_variance, bias_
 
 def parameter_count(params):
     """How many parameters the outputs depend on: all but the rows of kernels that no layer reads."""
+    params = checks.leaves("params", params)
+    if not isinstance(params, dict) or "kernel" not in params.get("layers", ()):
+        raise checks.BadValue(f"params must be those of a concatenated network, with layers; got {params}")
     depth, _, growth = params["layers"]["kernel"].shape
     unread = growth**2 * depth * (depth - 1) // 2  # layer l of `depth` leaves (depth - l) * growth rows
     return sum(leaf.size for leaf in jax.tree.leaves(params)) - unread

@@ -72,9 +72,9 @@ def network(
     """
     settings = _Settings(
         _checked_stages(stages),
-        tuple(checks.whole(f"hidden[{i}]", width) for i, width in enumerate(hidden)),
+        checks.wholes("hidden", hidden, fewest=0),
         checks.whole("outputs", outputs),
-        checks.function("activation", activation),
+        checks.accepts("activation", activation, 1, "activation(x)"),
         checks.one_of("pooling", pooling, POOLINGS),
         affine.asked_dtype(dtype),
         affine.law(weight_variance, initializer),
@@ -110,7 +110,9 @@ def convolve(y, kernel, *, padding="valid"):
 
     z[n, i, j] = sum over a, b of y[n, i + a, j + b] @ kernel[a, b]         y with zeros around it if "same"
     """
-    height, width, channels, outputs = kernel.shape
+    y, kernel = checks.floating("y", y, ndim=4), checks.floating("kernel", kernel, ndim=4)
+    checks.one_of("padding", padding, PADDINGS)
+    height, width, channels, outputs = checks.shape("kernel", kernel, (None, None, y.shape[-1], None)).shape
     if padding == "same":
         y = jnp.pad(y, ((0, 0), (height // 2,) * 2, (width // 2,) * 2, (0, 0)))
     rows, columns = y.shape[1] - height + 1, y.shape[2] - width + 1
@@ -269,9 +271,8 @@ def _check_params(plan, params, x):
 
 
 def _checked_stages(stages):
-    stages = tuple(stages)
-    if not stages:
-        raise checks.BadValue("stages must hold at least 1 Stage; got ()")
+    if not isinstance(stages, tuple | list) or not stages:
+        raise checks.BadValue(f"stages must hold at least 1 Stage; got {stages!r}")
     return tuple(_checked_stage(f"stages[{i}]", stage) for i, stage in enumerate(stages))
 
 

@@ -49,8 +49,8 @@ def network(
     ValueError, TypeError       fewer than two widths, a negative variance, two laws for the weights or none
     """
     settings = _settings(
-        tuple(checks.whole(f"widths[{i}]", width) for i, width in enumerate(widths)),
-        checks.function("activation", activation),
+        checks.wholes("widths", widths),
+        checks.accepts("activation", activation, 1, "activation(x)"),
         affine.law(weight_variance, initializer, entries=law),
         checks.variance("bias_variance", bias_variance, shape=()),
         readout_weight_variance,

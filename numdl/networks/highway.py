@@ -22,7 +22,7 @@ from jax.tree_util import Partial
 from numdl import checks
 from numdl.networks import affine
 from numdl.networks.initializers import Initializer
-from numdl.networks.record import Network, probed, probed_alone, split_probes
+from numdl.networks.record import Network, fitting, probed, probed_alone, split_probes
 from numdl.records import record, static
 
 
@@ -59,7 +59,7 @@ def network(
     weights = affine.law(weight_variance, initializer)
     settings = _Settings(
         *sizes,
-        checks.function("activation", activation),
+        checks.accepts("activation", activation, 1, "activation(x)"),
         affine.asked_dtype(dtype),
         weights,
         affine.law_or("gate_weight_variance", gate_weight_variance, weights),
@@ -72,6 +72,7 @@ def network(
 def gates(network, params, x):
     """The transform gates t of every layer, [depth, N, width]: how much of each coordinate is new."""
     checks.instance("network", network, Network, hint="made by highway.network")
+    network, params, x = fitting(network, params, x)
     first, stretch = network.states(params, x)
     before = jnp.concatenate([first, stretch[:-1]])
     return jax.vmap(_gate)(params["layers"], before)

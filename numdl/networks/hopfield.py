@@ -134,9 +134,9 @@ def _follow(field, state):
 
 
 def _admit(weights, state):
-    checks.floating("weights", weights, ndim=2)
+    weights, state = checks.floating("weights", weights, ndim=2), checks.floating("state", state, least_ndim=1)
+    checks.finite("weights", weights)
     checks.shape("weights", weights, (weights.shape[1], weights.shape[1]))
-    checks.floating("state", state, least_ndim=1)
     checks.shape("state", state, (*state.shape[:-1], weights.shape[1]))
     _signs("state", state)
     dtype = jnp.result_type(weights, state)

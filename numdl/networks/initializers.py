@@ -100,18 +100,19 @@ def uniform(half_width):
 
 def float_dtype(name, dtype):
     """The dtype, if it is real floating point and available under the current flags."""
-    dtype = jnp.dtype(dtype)
+    dtype = checks.known_dtype(name, dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{name} must be a real floating-point dtype; got {dtype}")
+        raise checks.BadType(f"{name} must be a real floating-point dtype; got {dtype}")
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        raise ValueError(f"{name} must be at most 32 bits wide unless jax_enable_x64 is set; got {dtype}")
+        raise checks.BadValue(f"{name} must be at most 32 bits wide unless jax_enable_x64 is set; got {dtype}")
     return dtype
 
 
 def fans(shape):
     """(fan_in, fan_out) of weights (fan_in, fan_out) or of a kernel HWIO."""
+    shape = checks.wholes("shape", shape)
     if len(shape) < 2:
-        raise ValueError(f"shape must have at least 2 axes, (fan_in, fan_out) or HWIO; got {tuple(shape)}")
+        raise checks.BadValue(f"shape must have at least 2 axes, (fan_in, fan_out) or HWIO; got {tuple(shape)}")
     return math.prod(shape[:-1]), math.prod(shape[:-2]) * shape[-1]
 
 

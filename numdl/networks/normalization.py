@@ -23,7 +23,7 @@ from jax.tree_util import Partial
 from numdl import checks, precision
 from numdl.networks import affine
 from numdl.networks.initializers import Initializer
-from numdl.networks.record import Network, probed, probed_alone, split_probes
+from numdl.networks.record import Network, fitting, probed, probed_alone, split_probes
 from numdl.records import record, static
 
 KINDS = ("batch", "layer", "rms")
@@ -41,8 +41,9 @@ def batch(x, gain=None, bias=None, *, axis=0, eps=1e-5):
     ValueError, TypeError       another shape, no such axis, eps < 0
     Source: Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1.
     """
-    axes = _axes(x, axis, eps)
-    return normalize(x, statistics(x, axis=axis), gain, bias, axis=axes, eps=eps)
+    x, axes, eps = _axes(x, axis, eps)
+    gain, bias = _scales(gain, bias, _outside(x, axes))
+    return normalize(x, statistics(x, axis=axes), gain, bias, axis=axes, eps=eps)
 
 
 def layer(x, gain=None, bias=None, *, axis=-1, eps=1e-5):
@@ -50,12 +51,12 @@ def layer(x, gain=None, bias=None, *, axis=-1, eps=1e-5):
 
     gain, bias : arrays shaped like the normalized axes.   Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450, eq. (4).
     """
-    axes = _axes(x, axis, eps)
+    x, axes, eps = _axes(x, axis, eps)
+    gain, bias = _scales(gain, bias, tuple(x.shape[a] for a in axes))
     wide = _wide(x)
     centred = wide - jnp.mean(wide, axis=axes, keepdims=True)
-    inside = tuple(x.shape[a] for a in axes)
     scaled = centred * _inverse_root(jnp.mean(centred**2, axis=axes, keepdims=True) + eps)
-    return _scaled_and_shifted(x, scaled, gain, bias, inside, axes)
+    return _scaled_and_shifted(x, scaled, gain, bias, axes)
 
 
 def rms(x, gain=None, bias=None, *, axis=-1, eps=1e-5):
@@ -63,11 +64,11 @@ def rms(x, gain=None, bias=None, *, axis=-1, eps=1e-5):
 
     gain, bias : arrays shaped like the normalized axes.   Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. (4).
     """
-    axes = _axes(x, axis, eps)
+    x, axes, eps = _axes(x, axis, eps)
+    gain, bias = _scales(gain, bias, tuple(x.shape[a] for a in axes))
     wide = _wide(x)
-    inside = tuple(x.shape[a] for a in axes)
     scaled = wide * _inverse_root(jnp.mean(wide**2, axis=axes, keepdims=True) + eps)
-    return _scaled_and_shifted(x, scaled, gain, bias, inside, axes)
+    return _scaled_and_shifted(x, scaled, gain, bias, axes)
 
 
 def weight(direction, gain=None, *, axis=0, eps=0.0):
@@ -76,10 +77,11 @@ def weight(direction, gain=None, *, axis=0, eps=0.0):
     direction : array (fan_in, fan_out), or a kernel HWIO with axis=(0, 1, 2);   gain : shaped like the axes left.
     Source: Salimans & Kingma 2016, arXiv:1602.07868, eq. (2).
     """
-    axes = _axes(direction, axis, eps)
+    direction, axes, eps = _axes(direction, axis, eps, "direction")
+    gain, _ = _scales(gain, None, _outside(direction, axes))
     wide = _wide(direction)
     scaled = wide * _inverse_root(jnp.sum(wide**2, axis=axes, keepdims=True) + eps)
-    return _scaled_and_shifted(direction, scaled, gain, None, _outside(direction, axes), _others(direction, axes))
+    return _scaled_and_shifted(direction, scaled, gain, None, _others(direction, axes))
 
 
 @record
@@ -92,7 +94,7 @@ class Statistics:
 
 def statistics(x, *, axis=0):
     """Mean and variance over the examples, as `batch` uses them; at least float32."""
-    axes = _axes(x, axis, 0.0)
+    x, axes, _ = _axes(x, axis, 0.0)
     wide = _wide(x)
     mean = jnp.mean(wide, axis=axes, keepdims=True)
     return Statistics(jnp.squeeze(mean, axes), jnp.mean((wide - mean) ** 2, axis=axes))
@@ -100,17 +102,21 @@ def statistics(x, *, axis=0):
 
 def update(running, x, *, decay, axis=0):
     """Running statistics after one more batch: decay * running + (1 - decay) * statistics(x)."""
-    checks.finite("decay", decay, least=0.0, most=1.0, shape=())
+    decay = checks.finite("decay", decay, least=0.0, most=1.0, shape=())
+    x, axes, _ = _axes(x, axis, 0.0)
+    running = _known("running", running, _outside(x, axes))
     return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, running, statistics(x, axis=axis))
 
 
 def normalize(x, known, gain=None, bias=None, *, axis=0, eps=1e-5):
     """x normalized with given `Statistics`, frozen or running: an affine map, example by example."""
-    axes = _axes(x, axis, eps)
+    x, axes, eps = _axes(x, axis, eps)
     outside = _outside(x, axes)
-    mean, variance = checks.shape("mean", known.mean, outside), checks.shape("variance", known.variance, outside)
+    known = _known("known", known, outside)
+    gain, bias = _scales(gain, bias, outside)
+    mean, variance = known.mean, known.variance
     scaled = (_wide(x) - jnp.expand_dims(mean, axes)) * _inverse_root(jnp.expand_dims(variance, axes) + eps)
-    return _scaled_and_shifted(x, scaled, gain, bias, outside, _others(x, axes))
+    return _scaled_and_shifted(x, scaled, gain, bias, _others(x, axes))
 
 
 def network(
@@ -143,7 +149,7 @@ def network(
     """
     settings = _Settings(
         *(checks.whole(n, v) for n, v in (("width", width), ("depth", depth), ("outputs", outputs))),
-        checks.function("activation", activation),
+        checks.accepts("activation", activation, 1, "activation(x)"),
         checks.one_of("kind", kind, KINDS),
         affine.asked_dtype(dtype),
         affine.law(weight_variance, initializer),
@@ -157,10 +163,10 @@ def freeze(network, params, x):
 
     y = network.apply(freeze(network, params, x), x) is network.apply(params, x), up to rounding.
     """
-    checks.instance("network", network, Network, hint="made by normalization.network")
-    clean = jax.tree.map(lambda leaf: leaf, params)
+    checks.instance("network", network, core.Network, hint="made by normalization.network")
+    _, clean, x = fitting(network, params, x)
     for part in ("first", "hidden"):
-        clean[part] = {name: leaf for name, leaf in params[part].items() if name in ("kernel", "gain", "bias")}
+        clean[part] = {name: leaf for name, leaf in clean[part].items() if name in ("kernel", "gain", "bias")}
     first, *hidden = network.states(clean, x)
     for part, states in zip(("first", "hidden"), (first, *hidden), strict=False):
         known = jax.vmap(statistics)(states)
@@ -243,14 +249,29 @@ def _norms(params):
     return _without_kernel(params["hidden"])
 
 
-def _axes(x, axis, eps):
-    """The axes as sorted numbers from 0, everything checked."""
-    checks.floating("x", x)
-    checks.finite("eps", eps, least=0.0, shape=())
-    asked = (axis,) if isinstance(axis, int) else tuple(axis)
-    if not asked or any(not -x.ndim <= a < x.ndim for a in asked) or len({a % x.ndim for a in asked}) < len(asked):
-        raise ValueError(f"axis must name different axes of x, of shape {tuple(x.shape)}; got {axis}")
-    return tuple(sorted(a % x.ndim for a in asked))
+def _probed(y, probe):
+    return y if probe is None else y + probe.astype(y.dtype)
+
+
+def _axes(x, axis, eps, name="x"):
+    """(x, the axes as sorted numbers from 0, eps), everything checked."""
+    x, eps = checks.floating(name, x), checks.variance("eps", eps, shape=())
+    asked = axis if isinstance(axis, tuple | list) else (axis,)
+    asked = [checks.whole("axis", a, least=-x.ndim, most=x.ndim - 1) for a in asked]
+    if not asked or len({a % x.ndim for a in asked}) < len(asked):
+        raise checks.BadValue(f"axis must name different axes of {name}, of shape {tuple(x.shape)}; got {axis}")
+    return x, tuple(sorted(a % x.ndim for a in asked)), eps
+
+
+def _known(name, known, shape):
+    """Statistics of this shape."""
+    checks.instance(name, known, Statistics, hint="made by normalization.statistics")
+    return Statistics(
+        *(
+            checks.shape(f"{name}.{field}", checks.floating(f"{name}.{field}", getattr(known, field)), shape)
+            for field in ("mean", "variance")
+        )
+    )
 
 
 def _others(x, axes):
@@ -271,11 +292,17 @@ def _inverse_root(square):
     return jnp.where(zero, jnp.zeros_like(square), lax.rsqrt(jnp.where(zero, jnp.ones_like(square), square)))
 
 
-def _scaled_and_shifted(x, scaled, gain, bias, shape, axes):
-    """Gain and bias of this shape, which lie along these axes of x."""
+def _scales(gain, bias, shape):
+    """Gain and bias, floating-point numbers of this shape where they are given."""
+    named = (("gain", gain), ("bias", bias))
+    return tuple(v if v is None else checks.shape(n, checks.floating(n, v), shape) for n, v in named)
+
+
+def _scaled_and_shifted(x, scaled, gain, bias, axes):
+    """Gain and bias, which lie along these axes of x."""
     spread = tuple(n if a in axes else 1 for a, n in enumerate(x.shape))
     if gain is not None:
-        scaled = scaled * jnp.reshape(checks.shape("gain", gain, shape), spread)
+        scaled = scaled * jnp.reshape(gain, spread)
     if bias is not None:
-        scaled = scaled + jnp.reshape(checks.shape("bias", bias, shape), spread)
+        scaled = scaled + jnp.reshape(bias, spread)
     return scaled.astype(x.dtype)

@@ -71,8 +71,9 @@ def fitting(network, params, x):
     except checks.Refused:
         raise
     except Exception:  # an init that cannot be traced, or one that says in its own words what is wrong
-        return network, checks.leaves("params", params), x
-    return network, checks.like("params", params, expected, of="network.init(key, x)"), x
+        return network, checks.leaves("params", params, empty=True), x
+    checks.like("params", _drawn(params), _drawn(expected), of="network.init(key, x)")
+    return network, checks.leaves("params", params, empty=True), x
 
 
 def one_example(x, start=0):
@@ -152,6 +153,15 @@ def _initial(structure, leaves, x_structure, x_leaves):
     """Shapes of what a network of this structure draws for such an input."""
     network, x = jax.tree.unflatten(structure, leaves), jax.tree.unflatten(x_structure, x_leaves)
     return jax.eval_shape(lambda network, x: network.init(jax.random.key(0), x), network, x)
+
+
+def _drawn(params):
+    """What is drawn: without frozen statistics, which a network may keep beside its weights."""
+    if type(params) is dict:
+        return {name: _drawn(part) for name, part in params.items() if name not in ("mean", "variance")}
+    if type(params) in (tuple, list):
+        return type(params)(_drawn(part) for part in params)
+    return params
 
 
 def _abstract(tree):

@@ -64,7 +64,7 @@ def vanilla(*, width, activation, input_weights, recurrent_weights, bias_varianc
     ValueError, TypeError       width < 1, a negative variance, weights that are no Initializer
     Source: Elman 1990.
     """
-    checks.function("activation", activation)
+    checks.accepts("activation", activation, 1, "activation(x)")
     settings = _laws(width, input_weights, recurrent_weights, bias_variance, 0.0, activation)
     return _cell(settings, _draw_vanilla, _step_vanilla(activation), ("hidden",))
 
@@ -133,7 +133,9 @@ def one_to_many(cell, *, outputs, readout_weights, steps, feedback=False):
     Other arguments as for `many_to_one`.
     """
     steps = checks.whole("steps", steps)
-    return _network(_Head(*_checked(cell, outputs, readout_weights), "one_to_many", steps, bool(feedback)))
+    return _network(
+        _Head(*_checked(cell, outputs, readout_weights), "one_to_many", steps, checks.flag("feedback", feedback))
+    )
 
 
 @record

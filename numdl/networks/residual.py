@@ -53,7 +53,7 @@ def network(
     ------
     TypeError, ValueError       an unknown option, an implicit tableau, hidden or damping of another block, ...
     """
-    checks.function("activation", activation)
+    checks.accepts("activation", activation, 1, "activation(x)")
     checks.one_of("block", block, fields.BLOCKS)
     checks.instance("tableau", tableau, Tableau, hint="such as tableaus.euler")
     if not tableau.explicit:
@@ -78,9 +78,9 @@ def unroll(network, params, x, *, stage=0):
 
     The state is what the network sees: positions and velocities side by side where there are two.
     """
-    settings = stages.settings_of(network)
-    count = len(settings.depths)
-    checks.whole("stage", stage, least=0, most=count - 1)
+    settings, params = stages.admitted(network, params)
+    stage = checks.whole("stage", stage, least=0, most=len(settings.depths) - 1)
+    x = checks.floating("x", x, least_ndim=1)
     theta, options = stages.flow(settings, params, stage)
     states = network.states(params, x)
     ends = [i for i, (n, m) in enumerate(zip(settings.widths[:-2], settings.widths[1:-1])) for _ in range(1 + (n != m))]
@@ -96,8 +96,8 @@ def refine(network, params, *, factor):
 
     Nothing is approximated: theta(t) and T stay, h is divided. Exact powers of two keep times exact.
     """
-    settings = stages.settings_of(network)
-    checks.whole("factor", factor)
+    settings, params = stages.admitted(network, params)
+    factor = checks.whole("factor", factor)
     interpolation = settings.interpolation
     finer = tuple(
         refinement.prolong(

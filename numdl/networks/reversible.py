@@ -42,7 +42,7 @@ def hamiltonian(
     The second conserves H(q, p) = sum F(q K_2 + b_2) + F(p K_1 + b_1), F' = f, while theta does not change.
     """
     checks.one_of("block", block, ("one_layer", "symmetric"))
-    field = fields.hamiltonian(block, checks.function("activation", activation))
+    field = fields.hamiltonian(block, checks.accepts("activation", activation, 1, "activation(x)"))
     motion = stages.Motion(schemes.verlet, field, _layout(block, None, twice=block == "symmetric"), pair=True)
     return stages.build(motion, widths=widths, depth=depth, bias_variance=bias_variance, adjoint=adjoint, **options)
 
@@ -68,7 +68,7 @@ def leapfrog(
     Source: Ruthotto & Haber 2018, arXiv:1804.04272.
     """
     checks.one_of("block", block, BLOCKS)
-    field = fields.single(block, checks.function("activation", activation))
+    field = fields.single(block, checks.accepts("activation", activation, 1, "activation(x)"))
     motion = stages.Motion(schemes.leapfrog, field, _layout(block, hidden, twice=False), pair=True)
     return stages.build(motion, widths=widths, depth=depth, bias_variance=bias_variance, adjoint=adjoint, **options)
 
@@ -86,7 +86,7 @@ def coupling(
 ) -> stages.Network:
     """Additive coupling, a RevNet: q' = q + h F_1(p), p' = p + h F_2(q'); arguments as for `residual.network`."""
     checks.one_of("block", block, BLOCKS)
-    field = fields.coupling(block, checks.function("activation", activation))
+    field = fields.coupling(block, checks.accepts("activation", activation, 1, "activation(x)"))
     motion = stages.Motion(schemes.coupling, field, _layout(block, hidden, twice=True), pair=True)
     return stages.build(motion, widths=widths, depth=depth, bias_variance=bias_variance, adjoint=adjoint, **options)
 
@@ -133,10 +133,10 @@ def inverse(network, params, y, *, stage=-1):
     ------
     ValueError                  the scheme has no inverse
     """
-    settings = stages.settings_of(network)
+    settings, params = stages.admitted(network, params)
     count = len(settings.depths)
     stage = checks.whole("stage", stage, least=-count, most=count - 1) % count
-    checks.floating("y", y)
+    y = checks.floating("y", y)
     if y.shape[-1] != settings.widths[stage + 1]:
         raise checks.BadValue(f"y must have {settings.widths[stage + 1]} entries in its last axis; got shape {y.shape}")
     theta, options = stages.flow(settings, params, stage)

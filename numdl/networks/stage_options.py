@@ -113,7 +113,7 @@ def _clock(step, time):
 
 
 def _adjoint(scheme, adjoint):
-    checks.function("adjoint", adjoint)
+    checks.accepts("adjoint", adjoint, 5, "adjoint(recurrence, y, shared, drive, save)")
     if adjoint is adjoints.reversible and scheme.inverse is None:
         raise checks.BadValue(
             f"adjoint must not be reversible where the scheme has no inverse; got scheme {scheme.name}"
@@ -122,7 +122,7 @@ def _adjoint(scheme, adjoint):
 
 
 def _sizes(widths, depth, pair):
-    widths = tuple(checks.whole(f"widths[{i}]", width) for i, width in enumerate(widths))
+    widths = checks.wholes("widths", widths, fewest=0)
     if len(widths) < 3:
         raise checks.BadValue(f"widths must hold at least 3 numbers, input, stages and outputs; got {widths}")
     stages = len(widths) - 2

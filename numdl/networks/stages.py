@@ -61,6 +61,14 @@ def settings_of(network):
     return bound[0]
 
 
+def admitted(network, params):
+    """(settings, params) of a network: params like what it draws."""
+    settings = settings_of(network)
+    dtype = settings.dtype or jnp.result_type(float)
+    expected = jax.eval_shape(lambda: draw(settings, jax.random.key(0), dtype))
+    return settings, checks.like("params", params, expected, of="network.init(key, x)")
+
+
 def flow(settings, params, stage):
     """The integration of one stage: the keyword arguments of `ode.integrate`, and theta."""
     theta = params["blocks"][stage]

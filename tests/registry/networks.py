@@ -24,7 +24,7 @@ NORM = {
     "eps": kinds.variance(1e-5),
     "known": kinds.instance(normalization.Statistics(np.zeros(4), np.ones(4))),
     "running": kinds.instance(normalization.Statistics(np.zeros(4), np.ones(4))),
-    "direction": kinds.floating(np.ones((4, 4))),
+    "direction": kinds.batch(np.ones((4, 4))),
     "decay": kinds.probability(0.9),
 }
 DENSE, DENSE_PARAMS, _ = o.built("dense")
@@ -46,14 +46,14 @@ def of(kind):
 
 
 CALLS = {
-    "networks.attention.soft": {"scores": kinds.floating(o.X)},
-    "networks.attention.top_1": {"scores": kinds.floating(o.X)},
-    "networks.attention.gumbel": {"scores": kinds.floating(o.X), "temperature": kinds.positive(1.0)},
+    "networks.attention.soft": {"scores": kinds.batch(o.X)},
+    "networks.attention.top_1": {"scores": kinds.batch(o.X)},
+    "networks.attention.gumbel": {"scores": kinds.batch(o.X), "temperature": kinds.positive(1.0)},
     "networks.attention.attend": {name: kinds.batch(o.TOKENS) for name in ("queries", "keys", "values")}
     | {"weights": kinds.function(lambda scores: scores)},
     "networks.attention.self_attention": {
         "params": kinds.tree({name: np.ones((1, 4, 4)) for name in ("query", "key", "value", "output")}),
-        "x": kinds.floating(o.TOKENS),
+        "x": kinds.batch(o.TOKENS),
         "weights": kinds.function(lambda scores: scores),
     },
     "networks.attention.network": {
@@ -63,9 +63,14 @@ CALLS = {
         "selection": kinds.name("soft"),
         "temperature": kinds.positive(1.0),
     },
-    "networks.attention.split_states": {"params": kinds.tree(o.built("tokens")[1]), "x": kinds.floating(o.TOKENS)},
+    "networks.attention.split_states": {
+        "params": kinds.data(o.built("tokens")[1]).also(None, {}),
+        "x": kinds.floating(o.TOKENS),
+    },
     "networks.concatenated.network": {},
-    "networks.concatenated.parameter_count": {},
+    "networks.concatenated.parameter_count": {
+        "params": kinds.data({"layers": {"kernel": np.ones((2, 4, 2))}}).also({})
+    },
     "networks.convolutional.network": {
         "stages": kinds.Argument(STAGES, (None, 3, (), ("text",), (convolutional.Stage(0, 3),))),
         "hidden": kinds.counts((4,)).without(()),
@@ -106,9 +111,15 @@ CALLS = {
     "networks.highway.network": {"gate_bias": kinds.number(-1.0), "gate_weight_variance": kinds.variance(1.0)},
     "networks.highway.gates": of("highway"),
     "networks.hopfield.hebbian": {"patterns": kinds.finite(SIGNS[None], np.full((1, 3), 0.5))},
-    "networks.hopfield.energy": {"weights": kinds.finite(COUPLINGS, np.ones((3, 2))), "state": kinds.batch(SIGNS)},
+    "networks.hopfield.energy": {
+        "weights": kinds.floating(COUPLINGS, np.ones((3, 2)), np.full((3, 3), np.nan)),
+        "state": kinds.batch(SIGNS),
+    },
     "networks.hopfield.overlap": {"pattern": kinds.batch(SIGNS), "state": kinds.batch(SIGNS).also(np.ones(2))},
-    "networks.hopfield.synchronous": {"weights": kinds.finite(COUPLINGS, np.ones((3, 2))), "state": kinds.batch(SIGNS)},
+    "networks.hopfield.synchronous": {
+        "weights": kinds.floating(COUPLINGS, np.ones((3, 2)), np.full((3, 3), np.nan)),
+        "state": kinds.batch(SIGNS),
+    },
     "networks.hopfield.asynchronous": {
         "weights": kinds.finite(COUPLINGS, np.ones((3, 2))),
         "state": kinds.batch(SIGNS),
@@ -177,7 +188,13 @@ EXTRA = {
         "bias_variance": 0.0,
         "outputs": 10,
     },
-    "networks.attention.network": {},
+    "networks.attention.network": {
+        "mlp_width": 4,
+        "mlp_weights": o.WEIGHTS,
+        "activation": activations.tanh,
+        "selection": "gumbel",
+        "key": o.KEY,
+    },
     "networks.highway.network": {"weight_variance": 1.0},
     "networks.normalization.network": {"weight_variance": 1.0},
     "networks.residual.network": SETTINGS,

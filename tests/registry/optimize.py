@@ -103,7 +103,7 @@ CALLS = {
     **{
         f"optimize.control.{name}": {
             "problem": kinds.instance(PROBLEM),
-            "theta": kinds.tree(THETA),
+            "theta": kinds.tree(THETA[0] if name == "hamiltonian" else THETA),
             "p": kinds.floating(o.X),
             "path": kinds.batch(PATH).also(PATH[:2]),
             "iterations": kinds.count(1),
