@@ -98,6 +98,12 @@ def gru(*, width, input_weights, recurrent_weights, bias_variance):
 
 def run(cell, params, start, inputs):
     """All carries, stacked along a first axis of time; inputs [T, N, features], `start` the carry before them."""
+    checks.instance("cell", cell, Cell, hint="made by recurrent.lstm, for example")
+    inputs = checks.floating("inputs", inputs, ndim=3)
+    expected = jax.eval_shape(lambda: cell.start(inputs.shape[1], inputs.dtype))
+    start = checks.like("start", start, expected, of="cell.start(N, dtype)")
+    drawn = jax.eval_shape(lambda: cell.init(jax.random.key(0), inputs.shape[2], inputs.dtype))
+    params = checks.like("params", params, drawn, of="cell.init(key, features, dtype)")
 
     def step(carry, x):
         carry = cell.step(params, carry, x)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import activations
-from numdl.networks import convolutional, normalization
+from numdl.networks import convolutional, normalization, recurrent
 from numdl.ode import adjoints, tableaus
 from tests.registry import kinds
 from tests.registry import objects as o
@@ -35,7 +35,7 @@ LIFTED = {
     "x": kinds.data(o.X).also(np.ones((0, 4)), None),
 }
 SIGNS = np.array([1.0, -1.0, 1.0])
-COUPLINGS = np.ones((3, 3)) - np.eye(3)
+WEIGHTS = kinds.floating(np.ones((3, 3)) - np.eye(3), np.ones((3, 2)), np.full((3, 3), np.nan))
 STAGES = (convolutional.Stage(2, 3),)
 
 
@@ -112,16 +112,16 @@ CALLS = {
     "networks.highway.gates": of("highway"),
     "networks.hopfield.hebbian": {"patterns": kinds.finite(SIGNS[None], np.full((1, 3), 0.5))},
     "networks.hopfield.energy": {
-        "weights": kinds.floating(COUPLINGS, np.ones((3, 2)), np.full((3, 3), np.nan)),
+        "weights": WEIGHTS,
         "state": kinds.batch(SIGNS),
     },
     "networks.hopfield.overlap": {"pattern": kinds.batch(SIGNS), "state": kinds.batch(SIGNS).also(np.ones(2))},
     "networks.hopfield.synchronous": {
-        "weights": kinds.floating(COUPLINGS, np.ones((3, 2)), np.full((3, 3), np.nan)),
+        "weights": WEIGHTS,
         "state": kinds.batch(SIGNS),
     },
     "networks.hopfield.asynchronous": {
-        "weights": kinds.finite(COUPLINGS, np.ones((3, 2))),
+        "weights": WEIGHTS,
         "state": kinds.batch(SIGNS),
         "order": kinds.Argument(
             np.array([[0, 1, 2]]), (None, "text", np.array([[0, 1, 3]]), np.array([[0.5]]), np.array([0]))
@@ -146,9 +146,9 @@ CALLS = {
     "networks.recurrent.gru": {},
     "networks.recurrent.run": {
         "cell": kinds.instance(o.cell()),
-        "params": kinds.tree(o.cell_params()),
-        "start": kinds.data((np.zeros((2, 4)), np.zeros((2, 4)))),
-        "inputs": kinds.batch(np.ones((3, 2, 4))),
+        "params": kinds.like(o.cell_params()),
+        "start": kinds.like(recurrent.Memory(np.zeros((2, 4)), np.zeros((2, 4)))),
+        "inputs": kinds.floating(np.ones((3, 2, 4))),
     },
     **{
         f"networks.recurrent.{name}": {"cell": kinds.instance(o.cell()), "feedback": kinds.flag(False)}
