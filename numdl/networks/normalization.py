@@ -163,7 +163,7 @@ def freeze(network, params, x):
 
     y = network.apply(freeze(network, params, x), x) is network.apply(params, x), up to rounding.
     """
-    checks.instance("network", network, core.Network, hint="made by normalization.network")
+    checks.instance("network", network, Network, hint="made by normalization.network")
     _, clean, x = fitting(network, params, x)
     for part in ("first", "hidden"):
         clean[part] = {name: leaf for name, leaf in clean[part].items() if name in ("kernel", "gain", "bias")}

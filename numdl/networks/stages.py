@@ -19,6 +19,7 @@ from typing import Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
 from numdl import checks
@@ -62,11 +63,22 @@ def settings_of(network):
 
 
 def admitted(network, params):
-    """(settings, params) of a network: params like what it draws."""
+    """(settings, params) of a network: params like what it draws, but for the number of steps, which may be another."""
     settings = settings_of(network)
     dtype = settings.dtype or jnp.result_type(float)
     expected = jax.eval_shape(lambda: draw(settings, jax.random.key(0), dtype))
+    if isinstance(params, dict) and isinstance(params.get("blocks"), tuple | list):
+        stages = itertools.zip_longest(expected["blocks"], params["blocks"][: len(expected["blocks"])])
+        expected = {**expected, "blocks": tuple(_as_long_as(mine, theirs) for mine, theirs in stages)}
     return settings, checks.like("params", params, expected, of="network.init(key, x)")
+
+
+def _as_long_as(expected, block):
+    """The shapes expected of a block with as many steps as its longest leaf has."""
+    lengths = [np.shape(leaf)[0] for leaf in jax.tree.leaves(block) if getattr(leaf, "shape", ())]
+    if not lengths:
+        return expected
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((max(lengths), *leaf.shape[1:]), leaf.dtype), expected)
 
 
 def flow(settings, params, stage):

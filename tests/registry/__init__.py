@@ -21,7 +21,9 @@ import numdl
 INTERNAL = {
     "analysis.alignment",
     "analysis.flow",
+    "analysis.listening",
     "analysis.parts",
+    "analysis.rows",
     "analysis.weights",
     "checks",
     "jumps",
@@ -56,6 +58,7 @@ NOT_RUN = (
 )
 # What is offered without a door, and why.
 UNCHECKED = {
+    "krylov.lanczos.settings": "checks for the search",
     "krylov.trace.weighted_sums": "a helper of krylov",
     "networks.core.fitting": "a check itself",
     "networks.core.one_example": "a check itself",
