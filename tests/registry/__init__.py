@@ -58,7 +58,6 @@ NOT_RUN = (
 )
 # What is offered without a door, and why.
 UNCHECKED = {
-    "krylov.lanczos.settings": "checks for the search",
     "krylov.trace.weighted_sums": "a helper of krylov",
     "networks.core.fitting": "a check itself",
     "networks.core.one_example": "a check itself",
