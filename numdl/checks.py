@@ -442,5 +442,8 @@ def _show(value):
     """The value in a few words; an array by its shape and dtype."""
     if getattr(value, "shape", ()) and hasattr(value, "dtype"):
         return f"an array of shape {tuple(value.shape)}, dtype {value.dtype}"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RuntimeError:  # it holds a deleted array
+        text = f"a {type(value).__name__} with deleted arrays"
     return text if len(text) <= 60 else f"{text[:57]}... ({type(value).__name__})"
