@@ -160,10 +160,11 @@ def trained(key, examples, rate, target, width, size):
 
 @functools.partial(jax.jit, static_argnames=("width", "draws"))
 def _rise(key, params, examples, width, draws):
-    loss = problem(width)[1]
+    network, loss = problem(width)
 
     def one(key):
-        return loss(trees.axpy(PERTURBATION, landscape.direction(key, params), params), examples)
+        along = landscape.direction(key, params, apply=network.apply, x=examples[0])
+        return loss(trees.axpy(PERTURBATION, along, params), examples)
 
     return jnp.mean(lax.map(one, jax.random.split(key, draws)))
 

@@ -142,7 +142,9 @@ def _train_and_look(net, keys, batches, sets, config):
         (key, plane_key), batches = given
         start = net.init(key, x[:1])
         params, _ = train.descend(loss, start, optax.adam(config.learning_rate), (x[batches], y[batches]))
-        both = jax.vmap(lambda k: landscape.direction(k, params, normalize="filter"))(jax.random.split(plane_key))
+        both = jax.vmap(lambda k: landscape.direction(k, params, apply=net.apply, x=few[0]))(
+            jax.random.split(plane_key)
+        )
         u, v = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1))
         plane = landscape.plane(loss, params, few, u, v, first=places, second=places)
         line = landscape.interpolation(loss, start, params, sets, points=config.points)

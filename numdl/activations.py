@@ -129,6 +129,11 @@ def named(name):
     return _NAMED[checks.one_of("name", name, [*_NAMED, "leaky_relu(0.2)"])]
 
 
+def names():
+    """The names that `named` knows without a number: a tuple."""
+    return tuple(_NAMED)
+
+
 def custom(f, *, name, kinks=(), slope=None):
     """An activation from any elementwise function; without `slope`, jax differentiates f.
 

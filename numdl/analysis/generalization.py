@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from numdl import checks, trees
-from numdl.analysis import parts
+from numdl.analysis import filters, parts
 from numdl.records import record, static
 
 
@@ -43,7 +43,7 @@ class Margins:
 
 @record
 class Norms:
-    """Of every kernel as the matrix [fan_in, fan_out]; stacked kernels one by one."""
+    """Of every weight as the matrix [inputs, outputs]; the weights of a stack and of groups one by one."""
 
     names: tuple = static()
     frobenius: jax.Array  # [L]
@@ -121,31 +121,35 @@ def margins(outputs, labels, *, scale=1.0):
     return Margins(margin, jnp.min(margin), median, low, jnp.mean(margin > 0, dtype=margin.dtype))
 
 
-def norms(params, reference=None):
-    """MEASURED norms of every kernel: a leaf of 2 or 4 axes is one matrix, of 3 or 5 a stack of them.
+def norms(params, reference=None, *, apply=None, x=None, outputs=None, stacked=()):
+    """MEASURED norms of every weight as the matrix [inputs, outputs] of what is summed over and what is not.
 
-    A convolution's kernel is the matrix [height * width * channels, outputs] of its patches: its spectral norm is not
-    that of the map between pictures. Leaves named like biases are left out.
+    With `apply` and `x` it is taken from how the call contracts the leaf, one row for each layer of a stack and each
+    group; else it is [all axes but the last, the last], unless `outputs` and `stacked` say otherwise. A convolution's
+    is the matrix [window * channels, outputs] of its patches: its spectral norm is not that of the map between
+    pictures. Vectors are left out: leaves that the call does not contract; without a call those of one axis.
 
     Parameters
     ----------
     reference : pytree          like params, the initialization: distances are from there
+    apply, x, outputs, stacked  as in `landscape.direction`
+    Raises
+    ------
+    ValueError, TypeError       no weight (the leaves are listed), a reference unlike params; as `landscape.direction`
     Source: Bartlett et al. 2017, arXiv:1706.08498; Neyshabur et al. 2018, arXiv:1707.09564 (spectral_complexity).
     """
-    kernels = dict(_matrices(params))
-    if not kernels:
-        raise ValueError(f"params must hold a kernel of 2 axes or more; got {', '.join(trees.names(params))}")
-    starts = dict(_matrices(params if reference is None else reference))
-    if {n: k.shape for n, k in kernels.items()} != {n: k.shape for n, k in starts.items()}:
-        raise ValueError("reference must have the structure and shapes of params")
+    given = reference is not None
+    reference = checks.like("reference", reference, params) if given else params
+    found = filters.find(params, apply=apply, x=x, outputs=outputs, stacked=stacked)
+    if all(one is None for one in found):
+        raise checks.BadValue(f"params must hold a kernel of 2 axes or more; got {', '.join(trees.names(params))}")
+    kernels, starts = dict(_matrices(params, found)), dict(_matrices(reference, found))
     frobenius = jnp.stack([trees.norm(kernel) for kernel in kernels.values()])
     spectral = jnp.stack([jnp.linalg.norm(kernel, 2) for kernel in kernels.values()])
     distance = jnp.stack([trees.norm(kernel - starts[name]) for name, kernel in kernels.items()])
     log_product = jnp.sum(jnp.log(spectral))
-    far = frobenius if reference is None else distance
-    complexity = jnp.exp(2 * log_product) * jnp.sum((far / spectral) ** 2)
-    if reference is None:
-        distance = jnp.full_like(distance, jnp.nan)
+    complexity = jnp.exp(2 * log_product) * jnp.sum(((distance if given else frobenius) / spectral) ** 2)
+    distance = distance if given else jnp.full_like(distance, jnp.nan)
     stable = (frobenius / spectral) ** 2
     return Norms(tuple(kernels), frobenius, spectral, stable, distance, log_product, complexity)
 
@@ -248,15 +252,14 @@ def _classified(name, outputs, labels):
     return jnp.asarray(outputs), jnp.asarray(labels)
 
 
-def _matrices(params):
-    """(name, matrix [fan_in, fan_out]) of every kernel, 'name[i]' in a stack."""
-    for name, leaf in zip(trees.names(params), jax.tree.leaves(params), strict=True):
-        if jnp.ndim(leaf) < 2 or name.rpartition("/")[2] in ("b", "bias", "scale"):
+def _matrices(params, found):
+    """(name, matrix [inputs, outputs]) of every weight, 'name[i]' in a stack or group."""
+    for name, leaf, filters_of in zip(trees.names(params), jax.tree.leaves(params), found, strict=True):
+        if filters_of is None:
             continue
-        if jnp.ndim(leaf) in (3, 5):
-            yield from ((f"{name}[{i}]", part.reshape(-1, part.shape[-1])) for i, part in enumerate(leaf))
-        else:
-            yield name, leaf.reshape(-1, leaf.shape[-1])
+        several = filters.matrices(leaf, filters_of)
+        alone = len(several) == 1 and not filters_of.stack
+        yield from ((name if alone else f"{name}[{i}]", matrix) for i, matrix in enumerate(several))
 
 
 @functools.partial(jax.jit, static_argnames=("draws", "relative"))

@@ -4,22 +4,19 @@
     gradient_gain[l] = weight_variance[l] E f'(sqrt(q[l-1]) z)^2             |dloss/dy[l-1]|^2 / |dloss/dy[l]|^2
 
 weight_variance = fan_in * Var(W) and the moments are those of the weights at hand; the first layer has no f before it.
-The gain is that of squared norms: theory.gradients has it per unit, fan_out / fan_in times this.
+The gain is that of squared norms: theory.gradients has it per unit, fan_out / fan_in times this. These are the laws of
+a chain. With a call lengths and gradients are measured, the chain's stand beside them as `predicted_...`, and `breaks`
+says what lies between two layers that is no chain: a skip, a normalization, a gate, one weight in all steps.
 """
 
-import functools
-import itertools
-import math
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from numdl import activations, checks
 from numdl.activations import Activation
-from numdl.analysis import weights
+from numdl.analysis import called, recognition, weights
+from numdl.analysis.advice import Evidence, advise, critical_weight_variance, moments
 from numdl.analysis.laws import Defaults, defaults
-from numdl.precision import float64
 from numdl.records import record, rows, static
 
 __all__ = ["Defaults", "Explanation", "critical_weight_variance", "defaults", "explain"]
@@ -27,52 +24,75 @@ __all__ = ["Defaults", "Explanation", "critical_weight_variance", "defaults", "e
 
 @record
 class Explanation:
-    """One row per weight, L rows; sums of logarithms are natural."""
+    """One row per weight, L rows; sums of logarithms are natural; nan: not known, `notes` say why."""
 
     names: tuple = static()
-    shapes: tuple = static()  # as stored
+    shapes: tuple = static()  # as stored; where a call computes the weight as it is contracted
     laws: tuple = static()  # "unknown" where none or several laws fit
     candidates: tuple = static()  # a tuple of laws for each row
+    breaks: tuple = static()  # a tuple for each row: what lies before it that is no chain; empty without a call
     activation: str = static()
-    measured: bool = static()  # lengths are measured on x; else they follow from the variances, E x^2 = 1
+    measured: bool = static()  # lengths and gradients are measured on x; else they follow from the variances, E x^2 = 1
     advice: str = static()
+    notes: tuple = static()
     fan_in: np.ndarray  # [L]
     fan_out: np.ndarray  # [L]
     weight_variance: np.ndarray  # [L]  fan_in * Var(W): gain of a linear map forwards
     backward_variance: np.ndarray  # [L]  fan_out * Var(W): its gain per unit backwards
-    bias_variance: np.ndarray  # [L]  mean square of the bias beside the weight; 0 where there is none
+    bias_variance: np.ndarray  # [L]  Var(b_i) of what is added to this layer alone; 0 where there is nothing
+    bias_mean: np.ndarray  # [L]  mean of b_i; 0 where it is 0 within its sampling error, Var(b_i) = E b_i^2 then
     length: np.ndarray  # [L]  q
-    length_gain: np.ndarray  # [L]  q[l] / q[l-1]
-    gradient_gain: np.ndarray  # [L]
-    log_length: np.ndarray  # [L]  ln q[l] / q[0], q[0] the input's mean square
+    length_gain: np.ndarray  # [L]  q[l] / q of the row whose state it reads, or of the row before
+    gradient_gain: np.ndarray  # [L]  |dloss/dy|^2 of that row over this one's
+    log_length: np.ndarray  # [L]  ln q[l] / q[0], q[0] the input's mean square (the first length, if that is unknown)
     log_gradient: np.ndarray  # [L]  ln |dloss/dy[l]|^2 / |dloss/dy[L]|^2
-    set_weight_variance: np.ndarray  # []  at which squared gradients keep their size; nan: there is none
+    predicted_length_gain: np.ndarray  # [L]  of a chain, from these lengths
+    predicted_gradient_gain: np.ndarray  # [L]
+    predicted_log_gradient: np.ndarray  # [L]
+    set_weight_variance: np.ndarray  # []  at which squared gradients keep their size; nan: none can be justified
     set_bias_variance: np.ndarray  # []  that goes with it
 
     def __repr__(self):
         if np.ndim(self.set_weight_variance) or isinstance(self.set_weight_variance, jax.core.Tracer):
             return "\n".join(["Explanation", *(f"  {name:<19} {text}" for name, text in rows(self))])
-        table = [_HEAD, *_cells(self)]
-        wide = [max(len(row[i]) for row in table) for i in range(len(_HEAD))]
+        head, table = _head(self), [_head(self), *_cells(self)]
+        wide = [max(len(row[i]) for row in table) for i in range(len(head))]
         lines = ["  ".join(c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(r, wide))) for r in table]
-        source = "lengths measured on x" if self.measured else "lengths from the variances, E x^2 = 1"
+        source = "measured on x, chain: as predicted" if self.measured else "lengths from the variances, E x^2 = 1"
         title = f"Explanation: {len(self.names)} weights, activation {self.activation}, {source}"
-        return "\n".join([title, *(line.rstrip() for line in lines), self.advice])
+        return "\n".join([title, *(line.rstrip() for line in lines), self.advice, *self.notes])
 
 
-def explain(params, *, activation=None, apply=None, x=None, transposed=False, stacked=(), bias_variance=None):
+def explain(
+    params,
+    *,
+    activation=None,
+    apply=None,
+    x=None,
+    loss=None,
+    examples=None,
+    layouts=None,
+    transposed=False,
+    stacked=(),
+    bias_variance=None,
+):
     """Law, variances and gains of every weight of a model, and the weight variance to set instead.
 
-    Without `apply` and `x` the weights are taken in the natural order of their names, as a chain; where the features of
-    two neighbours do not fit, a new chain begins. With them the order, orientation and lengths are those of a call.
+    With `apply` and `x` fans, order, biases and what lies between are followed through the call, gains are measured.
+    Without, weights are read as (in, out) or [window ..., in, out], in the natural order of their names, as a chain;
+    where the features of two neighbours do not fit, a new chain begins; what leaves alone do not tell is nan.
 
     Parameters
     ----------
-    params : pytree, Defaults or sequence of Defaults   floating leaves with two axes or more are weights
-    activation : Activation     between the layers; None: what `apply` shows (tanh, sigmoid, erf, relu), else identity
-    apply, x : function, array  apply(params, x); both or neither
-    transposed : bool or globs  weights stored (out, in) or OIHW: PyTorch, Equinox; without `apply` only
-    stacked : globs             names of weights whose first axis is depth; without `apply` only
+    params : pytree, Defaults or sequence of Defaults   without a call, floating leaves of two axes or more are weights
+    activation : Activation     between the layers; None: what the call shows, else identity
+    apply, x : function, pytree     apply(params, x); both or neither
+    loss : function             loss(outputs) -> scalar, whose gradients are measured; None: a sum with random signs
+    examples : pytree of axes, or paths   where x's examples lie, as in `layers.probe`
+    layouts : dict              path or glob -> a letter for each axis: I in, O out, D H W window, G group, S depth,
+                                such as "OIHW", or (letters, groups); None for what is no weight. Without a call only
+    transposed : bool or globs  weights stored (out, in) or (out, in, window): PyTorch, Equinox; without a call only
+    stacked : globs             weights and biases whose first axis is depth; without a call only
     bias_variance : scalar      for the advice; None: the mean of the model's own
     Raises
     ------
@@ -82,124 +102,111 @@ def explain(params, *, activation=None, apply=None, x=None, transposed=False, st
     if activation is not None:
         checks.instance("activation", activation, Activation, hint="for example numdl.activations.relu")
     if (apply is None) != (x is None):
-        raise ValueError(f"apply and x must be given together; got apply={apply!r} and x={type(x).__name__}")
+        given = f"apply={apply!r} and x={type(x).__name__}"
+        raise checks.BadValue(f"apply and x must be given together; got {given}")
     if bias_variance is not None:
-        checks.variance("bias_variance", bias_variance, shape=())
-    if apply is None:
-        found = weights.from_defaults(params) or weights.from_leaves(params, transposed, stacked)
-        return _explanation(found, activation, *_propagated(found, activation), bias_variance, measured=False)
-    found, lengths, seen = weights.from_call(params, apply, x)
-    f = activation or _only(seen)
-    return _explanation(found, f, lengths, [True] + [False] * (len(found) - 1), bias_variance, measured=True)
+        bias_variance = float(checks.variance("bias_variance", bias_variance, shape=()))
+    if apply is not None:
+        for name, value in (("layouts", layouts), ("transposed", transposed), ("stacked", stacked)):
+            if value is not None and value is not False and value != ():
+                raise checks.BadValue(f"{name} must be left out with a call, which shows it; got {value!r}")
+        weights.check_params(params)
+        found, notes = called.rows(params, apply, x, loss, examples)
+        return _from_call(found, notes, activation, bias_variance)
+    for name, value in (("loss", loss), ("examples", examples)):
+        if value is not None:
+            raise checks.BadValue(f"{name} must come with apply and x; got {value!r} alone")
+    found, notes = weights.from_defaults(params), []
+    if found is None:
+        found, notes = weights.from_leaves(params, layouts or {}, transposed, stacked)
+    return _from_chain(found, notes, activation, bias_variance)
 
 
-@float64
-def critical_weight_variance(activation, bias_variance):
-    """fan_in * Var(W) at which squared gradients keep their size where lengths settle; nan where there is none.
-
-    w E f'(sqrt(q) z)^2 = 1 and w E f(sqrt(q) z)^2 + bias_variance = q,   q reached from 1
-    """
-    checks.instance("activation", activation, Activation, hint="for example numdl.activations.relu")
-    bias = float(checks.variance("bias_variance", bias_variance, shape=()))
-
-    def excess(q):
-        square, slope = _moments(activation, q)
-        return q - square / slope - bias
-
-    values = excess(_LENGTHS)
-    values[np.abs(values) <= 1e-11 * _LENGTHS] = 0.0
-    if not values.any():  # every length is kept
-        return np.float64(1 / _moments(activation, np.ones(1))[1][0])
-    known = np.flatnonzero(values)
-    places = [(i, j) for i, j in itertools.pairwise(known) if values[i] * values[j] < 0]
-    roots = [_bisect(excess, _LENGTHS[i], _LENGTHS[j]) for i, j in places]
-    if bias == 0 and _moments(activation, np.zeros(1))[0][0] == 0:
-        roots.append(_NEAR_ZERO)
-    for q in roots:
-        weight = 1 / _moments(activation, np.array([q]))[1][0]
-        settled = _settle(jnp.asarray(weight), jnp.asarray(bias), activation)
-        # Lengths approach a critical fixed point as slowly as 1/layers: the gain there tells, not the distance.
-        if abs(weight * _moments(activation, settled)[1] - 1) <= 2e-3:
-            return np.float64(weight)
-    return np.float64(np.nan)
-
-
-_LENGTHS = 10.0 ** np.linspace(-8, 4, 241)
-_NEAR_ZERO = 1e-14  # where a kink at 0 is still felt from both sides
-
-
-def _moments(activation, q):
-    q = jnp.asarray(q, jnp.float64)
-    return np.asarray(activation.mean_square(q)), np.asarray(activation.slope_mean_square(q))
-
-
-def _bisect(function, low, high):
-    rising = np.sign(function(np.array([low])))[0]
-    for _ in range(60):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if np.sign(function(np.array([middle])))[0] == rising else (low, middle)
-    return math.sqrt(low * high)
-
-
-@functools.partial(jax.jit, static_argnames="activation")
-def _settle(weight, bias, activation):
-    """The length that 2000 layers make of 1."""
-    return jax.lax.fori_loop(0, 2000, lambda _, q: weight * activation.mean_square(q) + bias, jnp.ones_like(weight))
+_IDENTITY = activations.identity
 
 
 # ---- the gains -----------------------------------------------------------------------------------------------------
 
 
-@float64
+def _from_chain(found, notes, activation, bias_variance):
+    """All numbers follow from the variances."""
+    lengths, begins = _propagated(found, activation)
+    incoming = np.where(begins, 1.0, lengths[:-1])
+    gains = (
+        lengths[1:] / incoming,
+        _gradient_gains(found, [activation] * len(found), np.where(begins, np.nan, lengths[:-1])),
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sums = _sums(np.log(gains[0]), begins), _backwards(gains[1], begins)
+    f = activation or _IDENTITY
+    unknown = "No activation was given: these are the gains of the linear maps; activation= says which."
+    judged = activation, unknown, tuple(() for _ in found), begins, np.nan, 1.0
+    return _explanation(found, notes, f.name, lengths[1:], gains, sums, gains, sums[1], judged, bias_variance)
+
+
+def _from_call(found, notes, activation, bias_variance):
+    """Lengths and gradients as measured, those of a chain beside them."""
+    all_weights = [row.weight for row in found]
+    before = [row.source if row.source is not None else (i - 1 if i else None) for i, row in enumerate(found)]
+    lengths, gradients = (np.array([getattr(row, name) for row in found]) for name in ("length", "gradient"))
+    square = found[0].input_square
+    incoming = np.array([row.input_square if row.starts else lengths[b] for row, b in zip(found, before)])
+    above = np.array([np.nan if row.starts else gradients[b] for row, b in zip(found, before)])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gains = lengths / incoming, above / gradients
+        sums = np.log(lengths / (square if square > 0 else lengths[0])), np.log(gradients / gradients[-1])
+    # The identity is seen where one layer reads another one's state as it is, not where it reads a mixture.
+    seen = [r.activation for r in found if not r.starts and (r.source is not None or r.activation is not _IDENTITY)]
+    common, unknown = recognition.common(seen)
+    common = activation or common
+    each = [None if row.starts else activation or row.activation or common for row in found]
+    begins = np.array([row.starts for row in found])
+    chain = _gradient_gains(all_weights, each, np.where(begins, np.nan, incoming))
+    predicted = _length_gains(all_weights, each, incoming, begins), chain
+    if not square > 0:
+        notes = [
+            *notes,
+            f"{found[0].weight.name}: what it reads is not x itself: the first length is measured from there",
+        ]
+    if not np.isfinite(gradients).all() or not (gradients > 0).all():
+        notes = [*notes, "gradients are 0 or unknown at some layers: their gains are not numbers there"]
+    name = common.name if common else "identity" if begins.all() else "unknown"
+    judged = common, unknown, tuple(row.breaks for row in found), begins, sums[1][0], square
+    logs = _backwards(chain, begins)
+    return _explanation(all_weights, notes, name, lengths, gains, sums, predicted, logs, judged, bias_variance)
+
+
 def _propagated(found, f):
     """(lengths [L + 1] from E x^2 = 1, whether a chain begins at each row)."""
-    f, begins, lengths = f or activations.identity, [], [1.0]
+    f, begins, lengths = f or _IDENTITY, [], [1.0]
     for before, weight in zip([None, *found], found):
         begins.append(before is None or weight.features[0] % before.features[1] != 0)
-        square = 1.0 if begins[-1] else float(f.mean_square(jnp.asarray(lengths[-1], jnp.float64)))
-        lengths.append(weight.fan_in * weight.variance * square + weight.bias_variance)
-    return np.array(lengths), begins
+        square = 1.0 if begins[-1] else float(moments(f, lengths[-1])[0])
+        lengths.append(weight.fan_in * weight.variance * square + weight.bias_square)
+    return np.array(lengths), np.array(begins, bool)
 
 
-@float64
-def _slopes(f, lengths):
-    return f.slope_mean_square(jnp.asarray(lengths, jnp.float64))
+def _gradient_gains(found, each, incoming):
+    """n Var W E f'^2 at the incoming lengths; nan there: nothing before."""
+    linear = np.array([weight.fan_in * weight.variance for weight in found])
+    return linear * np.where(np.isnan(incoming), 1.0, _moment(1, each, incoming))
 
 
-def _explanation(found, f, lengths, begins, bias_variance, *, measured):
-    begins, given, f = np.array(begins, bool), f is not None, f or activations.identity
-    fan_in, fan_out = (np.array([getattr(w, name) for w in found]) for name in ("fan_in", "fan_out"))
-    variance, bias = (np.array([getattr(w, name) for w in found]) for name in ("variance", "bias_variance"))
-    incoming = np.where(begins & (not measured), 1.0, lengths[:-1])
-    gradient_gain = fan_in * variance * np.where(begins, 1.0, _slopes(f, lengths[:-1]))
+def _length_gains(found, each, incoming, begins):
+    """(n Var W E f^2 + E b^2) / q."""
+    linear, bias = (np.array(v) for v in zip(*((w.fan_in * w.variance, w.bias_square) for w in found)))
+    squares = np.where(begins, incoming, _moment(0, each, incoming))
     with np.errstate(divide="ignore", invalid="ignore"):
-        length_gain = lengths[1:] / incoming
-        log_length = _sums(np.log(length_gain), begins)
-        later = np.append(np.where(begins, 0.0, np.log(gradient_gain))[1:], 0.0)
-        log_gradient = _sums(later[::-1], np.append(begins[1:], True)[::-1])[::-1]
-    bias_variance = float(bias.mean()) if bias_variance is None else float(bias_variance)
-    weight_variance, bias_variance, advice = _advice(f, bias_variance)
-    return Explanation(
-        names=tuple(w.name for w in found),
-        shapes=tuple(w.shape for w in found),
-        laws=tuple(w.laws[0] if len(w.laws) == 1 and not w.laws[0].startswith("~") else "unknown" for w in found),
-        candidates=tuple(w.laws for w in found),
-        activation=f.name,
-        measured=measured,
-        advice=(advice if given else _UNKNOWN) + _pace(gradient_gain[~begins]),
-        fan_in=fan_in,
-        fan_out=fan_out,
-        weight_variance=fan_in * variance,
-        backward_variance=fan_out * variance,
-        bias_variance=bias,
-        length=lengths[1:],
-        length_gain=length_gain,
-        gradient_gain=gradient_gain,
-        log_length=log_length,
-        log_gradient=log_gradient,
-        set_weight_variance=weight_variance,
-        set_bias_variance=np.float64(bias_variance),
-    )
+        return np.where(np.isnan(incoming) & (bias == 0), linear, (linear * squares + bias) / incoming)
+
+
+def _moment(which, each, lengths):
+    """The activation's moment at each row's length; nan for an activation that is not known."""
+    values = np.full(len(lengths), np.nan)
+    for f in dict.fromkeys(each):
+        at = [i for i, other in enumerate(each) if other is f]
+        values[at] = moments(f or _IDENTITY, np.asarray(lengths)[at])[which]
+    return values
 
 
 def _sums(terms, begins):
@@ -211,44 +218,99 @@ def _sums(terms, begins):
     return np.array(sums)
 
 
-def _advice(f, bias_variance):
-    """(weight variance, bias variance, text) that keep squared gradients; without biases if with them nothing does."""
-    weight_variance, clause = critical_weight_variance(f, bias_variance), ""
-    if np.isnan(weight_variance) and bias_variance > 0:
-        clause = f" (at bias variance {bias_variance:.3g} none keeps lengths as well)"
-        weight_variance, bias_variance = critical_weight_variance(f, 0.0), 0.0
-    if np.isnan(weight_variance):
-        now = 1 / float(_slopes(f, 1.0))
-        said = f"{f.name}: no weight variance keeps squared gradients where lengths settle; {now:.6g} does at length 1."
-        return weight_variance, bias_variance, said
-    said = f"{f.name}: set fan_in * Var(W) = {weight_variance:.6g} and bias variance {bias_variance:.3g}{clause}:"
-    return weight_variance, bias_variance, f"{said} squared gradients then keep their size."
+def _backwards(gains, begins):
+    """ln |dloss/dy[l]|^2 / |dloss/dy[last of its chain]|^2 from the gains."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        later = np.append(np.where(begins, 0.0, np.log(gains))[1:], 0.0)
+    return _sums(later[::-1], np.append(begins[1:], True)[::-1])[::-1]
 
 
-_UNKNOWN = "No activation was given or recognised: these are the gains of the linear maps; activation= says which."
+def _explanation(found, notes, activation, lengths, gains, sums, predicted, log_predicted, judged, bias_variance):
+    fan_in, fan_out, variance, bias, mean = (
+        np.array([getattr(w, name) for w in found], float)
+        for name in ("fan_in", "fan_out", "variance", "bias_variance", "bias_mean")
+    )
+    f, unknown, breaks, begins, measured_log, square = judged
+    known = bias[np.isfinite(bias)]
+    evidence = Evidence(
+        activation=f,
+        unknown=unknown,
+        names=tuple(w.name for w in found),
+        breaks=breaks,
+        begins=begins,
+        weight_variance=fan_in * variance,
+        entries=np.array([w.entries for w in found], float),
+        gradient_gain=predicted[1],
+        measured_log=float(measured_log),
+        bias_variance=bias_variance if bias_variance is not None else float(known.mean()) if known.size else 0.0,
+        input_square=square,
+    )
+    weight_variance, set_bias, advice = advise(evidence)
+    return Explanation(
+        names=evidence.names,
+        shapes=tuple(w.shape for w in found),
+        laws=tuple(w.laws[0] if len(w.laws) == 1 and not w.laws[0].startswith("~") else "unknown" for w in found),
+        candidates=tuple(w.laws for w in found),
+        breaks=breaks,
+        activation=activation,
+        measured=gains is not predicted,
+        advice=advice,
+        notes=tuple(notes),
+        fan_in=fan_in,
+        fan_out=fan_out,
+        weight_variance=fan_in * variance,
+        backward_variance=fan_out * variance,
+        bias_variance=bias,
+        bias_mean=mean,
+        length=lengths,
+        length_gain=gains[0],
+        gradient_gain=gains[1],
+        log_length=sums[0],
+        log_gradient=sums[1],
+        predicted_length_gain=predicted[0],
+        predicted_gradient_gain=predicted[1],
+        predicted_log_gradient=log_predicted,
+        set_weight_variance=weight_variance,
+        set_bias_variance=set_bias,
+    )
 
 
-def _pace(gains):
-    if not gains.size or not (gains > 0).all():
-        return ""
-    return f" Here they change by x{np.exp(np.log(gains).mean()):.3g} a layer, over {gains.size} layers."
+_COLUMNS = {
+    "n Var W": "weight_variance",
+    "out Var W": "backward_variance",
+    "q": "length",
+    "q gain": "length_gain",
+    "grad gain": "gradient_gain",
+    "ln q sum": "log_length",
+    "ln grad sum": "log_gradient",
+}
+_CHAIN = {"chain q": "predicted_length_gain", "chain grad": "predicted_gradient_gain"}
 
 
-_HEAD = ("weight", "shape", "law", "n Var W", "out Var W", "q", "q gain", "grad gain", "ln q sum", "ln grad sum")
-_VARIANCES = ("weight_variance", "backward_variance")
-_GAINS = ("length", "length_gain", "gradient_gain", "log_length", "log_gradient")
+def _columns(self):
+    return _COLUMNS | (_CHAIN if self.measured else {})
+
+
+def _head(self):
+    return ("weight", "shape", "law", *_columns(self), *(["not a chain"] if any(self.breaks) else []))
 
 
 def _cells(self):
     """The table's rows as text; past 24 weights the first 12 and the last 12."""
-    columns = [getattr(self, field) for field in (*_VARIANCES, *_GAINS)]
+    columns, broken = [getattr(self, field) for field in _columns(self).values()], any(self.breaks)
     table = [
-        (name, "x".join(map(str, shape)), _law(laws), *(f"{column[i]:.4g}" for column in columns))
+        (
+            name,
+            "x".join(map(str, shape)),
+            _law(laws),
+            *(f"{column[i]:.4g}" for column in columns),
+            *([", ".join(self.breaks[i])] if broken else []),
+        )
         for i, (name, shape, laws) in enumerate(zip(self.names, self.shapes, self.candidates))
     ]
     if len(table) <= 24:
         return table
-    return [*table[:12], (f"... {len(table) - 24} more", *("...",) * (len(_HEAD) - 1)), *table[-12:]]
+    return [*table[:12], (f"... {len(table) - 24} more", *("...",) * (len(table[0]) - 1)), *table[-12:]]
 
 
 def _law(laws):
@@ -256,10 +318,6 @@ def _law(laws):
     if not laws:
         return "unknown"
     if len(laws) > 1:
-        return " or ".join(laws[:2]) + (" ..." if len(laws) > 2 else "")
+        said = " or ".join(laws[:2]) + (" ..." if len(laws) > 2 else "")
+        return said if len(said) <= 44 else f"{said[:41]}..."
     return f"{laws[0][1:]}, no named variance" if laws[0].startswith("~") else laws[0]
-
-
-def _only(seen):
-    known = set(seen)
-    return activations.named(known.pop()) if len(known) == 1 and None not in known else None

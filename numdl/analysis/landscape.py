@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from numdl import checks, trees
-from numdl.analysis import parts
+from numdl.analysis import filters, parts
 from numdl.analysis.alignment import Alignment, align
 from numdl.analysis.critical import CriticalPoint, critical_point
 from numdl.records import record
@@ -41,8 +41,6 @@ __all__ = [
     "plane",
     "plane_of_trajectory",
 ]
-
-_VECTORS = {"b", "bias", "scale", "offset", "gain", "gamma", "beta", "mean", "var"}
 
 
 @record
@@ -97,28 +95,48 @@ class Connection:
     losses: jax.Array  # [steps]: at the random t of each step
 
 
-def direction(key, params, *, normalize="filter", vectors=False, frozen=()):
+def direction(
+    key,
+    params,
+    *,
+    normalize="filter",
+    vectors=False,
+    apply=None,
+    x=None,
+    outputs=None,
+    stacked=(),
+    frozen=(),
+):
     """A random direction in parameter space, each filter as long as the one in `params`.
 
         d_f <- d_f |w_f| / |d_f|,   d ~ N(0, 1)
 
-    A filter is what feeds one output unit: all axes of a leaf but its last, and but the first of stacked leaves (3 or
-    5 axes: depth first). Biases and norm scales (one axis, or a name such as "bias", "scale") are left where they are.
-    A filter that is 0 does not move; nothing is divided by 0.
+    A filter is what feeds one output unit. With `apply` and `x` it is taken from how the call contracts the leaf; else
+    it is all of a leaf but its last axis, unless `outputs` and `stacked` say otherwise. Vectors are left where they
+    are: leaves that the call does not contract; without a call those of one axis. A filter that is 0 does not move.
 
     Parameters
     ----------
     normalize : "filter" | "layer" | "none"     the length of each filter, of each leaf, or no change
     vectors : bool              move biases and norm scales too, each leaf as a whole
+    apply, x : function, pytree     apply(params, x), traced, not run
+    outputs : int, tuple, or dict of them by path or glob   axes that number output units, None for a vector: 0 for
+              (out, in, ...) of PyTorch and Equinox, (1, 2) for an attention query (features, heads, head_dim)
+    stacked : paths or globs    leaves whose first axis is depth; without a call, which shows it
     frozen : names              paths of leaves that stay, beside those that are no floating-point numbers
+    Raises
+    ------
+    ValueError, TypeError       a name that fits no leaf, an axis that is none, a leaf that a call uses in several ways
     Source: Li et al. 2018, arXiv:1712.09913, section 4.
     """
     checks.one_of("normalize", normalize, ("filter", "layer", "none"))
     checks.key("key", key)
     moving, rest = trees.trainable(params, frozen=frozen)
+    found = filters.find(params, apply=apply, x=x, outputs=outputs, stacked=stacked)
+    found = tuple(None if kind == "kept" else one for one, kind in zip(found, rest.kinds))
     nothing = trees.Rest(tuple(np.zeros(()) for _ in rest.kept), rest.structure, rest.kinds)
-    found = _direction(key, nothing.params(moving), normalize=normalize, vectors=checks.flag("vectors", vectors))
-    return parts.outward(rest.moving(found), rest)
+    vectors = checks.flag("vectors", vectors)
+    return parts.outward(rest.moving(_direction(key, nothing.params(moving), found, normalize, vectors)), rest)
 
 
 def line(loss, params, batch, along, *, positions, batch_size=None, frozen=()):
@@ -254,23 +272,22 @@ def _positions(name, positions, moving):
     return jnp.asarray(positions, jnp.promote_types(jnp.result_type(*jax.tree.leaves(moving)), jnp.float32))
 
 
-@functools.partial(jax.jit, static_argnames=("normalize", "vectors"))
-def _direction(key, params, normalize, vectors):
+@functools.partial(jax.jit, static_argnames=("found", "normalize", "vectors"))
+def _direction(key, params, found, normalize, vectors):
     noise = jax.tree.leaves(trees.random_like(key, params))
     leaves, structure = jax.tree.flatten(params)
-    triples = zip(trees.names(params), noise, leaves, strict=True)
+    triples = zip(found, noise, leaves, strict=True)
     return jax.tree.unflatten(structure, [_normalized(*triple, normalize, vectors) for triple in triples])
 
 
-def _normalized(name, noise, leaf, normalize, vectors):
-    is_vector = jnp.ndim(leaf) <= 1 or name.rpartition("/")[2] in _VECTORS
-    if is_vector and not vectors:
+def _normalized(filters, noise, leaf, normalize, vectors):
+    if filters is None and not vectors:
         return jnp.zeros_like(noise)
     if normalize == "none":
         return noise
     axes = None
-    if normalize == "filter" and not is_vector:
-        axes = tuple(range(1 if jnp.ndim(leaf) in (3, 5) else 0, jnp.ndim(leaf) - 1))
+    if normalize == "filter" and filters is not None:
+        axes = tuple(axis for axis in range(jnp.ndim(leaf)) if axis not in filters.kept)
     lengths = [jnp.sqrt(jnp.sum(jnp.abs(a) ** 2, axis=axes, keepdims=True)) for a in (noise, leaf)]
     return noise * (lengths[1] / jnp.where(lengths[0] > 0, lengths[0], jnp.ones_like(lengths[0])))
 

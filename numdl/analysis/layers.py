@@ -50,6 +50,12 @@ def probe(apply, params, x, *, loss=None, optimizer=None, examples=None, rank_ex
     TypeError                   a leaf of params or x that is no array, apply or loss that is no function, an optimizer
                                 without `init` and `update`
     """
+    settings = {"loss": loss, "optimizer": optimizer, "examples": examples, "rank_examples": rank_examples}
+    return probed(apply, params, x, **settings)[0]
+
+
+def probed(apply, params, x, *, loss=None, optimizer=None, examples=None, rank_examples=64):
+    """(what `probe` measures, the `Traced` that it was measured with)."""
     checks.accepts("apply", apply, 2, "apply(params, x)")
     rank_examples = checks.whole("rank_examples", rank_examples, least=2)
     if loss is not None:
@@ -61,8 +67,8 @@ def probe(apply, params, x, *, loss=None, optimizer=None, examples=None, rank_ex
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
         flow, trusted = run(*arguments, careful=False)
         if not isinstance(trusted, jax.core.Tracer) and trusted:
-            return flow
-    return run(*arguments, careful=True)[0]
+            return flow, traced
+    return run(*arguments, careful=True)[0], traced
 
 
 def capture(apply, select=None, *, examples=None):

@@ -73,7 +73,24 @@ _PLAIN = {
     "and": np.logical_and,
     "or": np.logical_or,
     "not": np.logical_not,
+    "xor": np.logical_xor,
     "is_finite": np.isfinite,
+    "sin": np.sin,
+    "cos": np.cos,
+    "tan": np.tan,
+    "sinh": np.sinh,
+    "cosh": np.cosh,
+    "asin": np.arcsin,
+    "acos": np.arccos,
+    "atan": np.arctan,
+    "asinh": np.arcsinh,
+    "acosh": np.arccosh,
+    "atanh": np.arctanh,
+    "atan2": np.arctan2,
+    "cbrt": np.cbrt,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "rem": np.fmod,
     "clamp": lambda low, x, high: np.clip(x, low, high),
 }
 FUNCTIONS = {
@@ -83,6 +100,24 @@ FUNCTIONS = {
     "select_n": _select,
     "integer_pow": _power,
 }
+# Elementwise as well, but without a NumPy form here: such a function is followed and not recognised.
+_FOLLOWED = frozenset(
+    (
+        *("bessel_i0e", "bessel_i1e", "clz", "complex", "conj", "copy_p", "digamma", "erf_inv", "igamma", "igammac"),
+        *("imag", "lgamma", "nextafter", "polygamma", "population_count", "real", "regularized_incomplete_beta"),
+        *("round", "shift_left", "shift_right_arithmetic", "shift_right_logical"),
+    )
+)
+
+
+def is_elementwise(name):
+    """Whether each entry of this primitive's output depends on the same entry of its inputs alone."""
+    return name != "name" and (name in FUNCTIONS or name in _FOLLOWED)
+
+
+def evaluate(name, params, values):
+    """The primitive of these numbers; nan where there is no NumPy form."""
+    return FUNCTIONS[name](params, *values) if name in FUNCTIONS else np.full(np.shape(values[0]), np.nan)
 
 
 def _elu(x):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from numdl.analysis import generalization
+from tests.doors import bad, refused
 
 WIDEST = jnp.zeros(()).dtype
 EPS = float(jnp.finfo(WIDEST).eps)
@@ -43,8 +44,9 @@ def test_norms_of_matrices_stacks_and_convolutions():
     rng = np.random.default_rng(1)
     shapes = {"conv": (3, 3, 2, 4), "dense": (5, 3), "stack": (2, 3, 3)}
     arrays = {name: rng.normal(size=shape) for name, shape in shapes.items()}
-    params = {n: {"kernel": jnp.asarray(a, WIDEST), "bias": jnp.ones((2, 3), WIDEST)} for n, a in arrays.items()}
-    found = generalization.norms(params)
+    params = {n: {"kernel": jnp.asarray(a, WIDEST), "bias": jnp.ones(3, WIDEST)} for n, a in arrays.items()}
+    params["stack"]["bias"] = jnp.ones((2, 3), WIDEST)
+    found = generalization.norms(params, stacked="stack")
     matrices = [arrays["conv"].reshape(18, 4), arrays["dense"], *arrays["stack"]]
     spectral = np.array([np.linalg.svd(m)[1][0] for m in matrices])
     frobenius = np.array([np.sqrt(np.sum(m**2)) for m in matrices])
@@ -57,11 +59,86 @@ def test_norms_of_matrices_stacks_and_convolutions():
     product = np.prod(spectral) ** 2
     np.testing.assert_allclose(found.spectral_complexity, product * np.sum((frobenius / spectral) ** 2), **tolerance)
     assert np.isnan(found.distance).all()
-    half = generalization.norms(params, jax.tree.map(lambda leaf: leaf / 2, params))
+    half = generalization.norms(params, jax.tree.map(lambda leaf: leaf / 2, params), stacked="stack")
     np.testing.assert_allclose(half.distance, frobenius / 2, **tolerance)
     np.testing.assert_allclose(half.spectral_complexity, found.spectral_complexity / 4, **tolerance)
     with pytest.raises(ValueError, match="params must hold a kernel"):
         generalization.norms({"bias": jnp.ones(3)})
+
+
+def convolved(w, x, names, groups=1):
+    return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=names, feature_group_count=groups)
+
+
+# name -> (shape, x, apply, the matrices [inputs, outputs])
+MATRICES = {
+    "(out, in)": ((8, 6), (2, 6), lambda w, x: x @ w.T, lambda w: [w.T]),
+    "OIHW": (
+        (3, 4, 3, 3),
+        (2, 4, 5, 5),
+        lambda w, x: convolved(w, x, ("NCHW", "OIHW", "NCHW")),
+        lambda w: [w.reshape(3, 36).T],
+    ),
+    "OIHW in groups": (
+        (6, 2, 3, 3),
+        (2, 4, 5, 5),
+        lambda w, x: convolved(w, x, ("NCHW", "OIHW", "NCHW"), 2),
+        lambda w: [w[:3].reshape(3, 18).T, w[3:].reshape(3, 18).T],
+    ),
+    "HWIO depthwise": (
+        (3, 3, 1, 4),
+        (2, 5, 5, 4),
+        lambda w, x: convolved(w, x, ("NHWC", "HWIO", "NHWC"), 4),
+        lambda w: [w[..., i].reshape(9, 1) for i in range(4)],
+    ),
+    "query": (
+        (6, 2, 3),
+        (2, 5, 6),
+        lambda w, x: jnp.einsum("ntf,fhd->nthd", x, w),
+        lambda w: [w.reshape(6, 6)],
+    ),
+    "experts": (
+        (3, 4, 5),
+        (3, 2, 4),
+        lambda w, x: jnp.einsum("enf,efo->eno", x, w),
+        list,
+    ),
+    "depth": (
+        (3, 4, 4),
+        (2, 4),
+        lambda w, x: jax.lax.scan(lambda y, k: (jnp.tanh(y @ k.T), None), x, w)[0],
+        lambda w: [k.T for k in w],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_norms_are_of_the_matrix_that_a_call_contracts(name):
+    shape, inputs, apply, matrices = MATRICES[name]
+    weights = np.random.default_rng(5).normal(size=shape)
+    params = {"w": jnp.asarray(weights), "scale": jnp.ones((1, 1, 3))}
+    found = generalization.norms(params, apply=lambda p, x: apply(p["w"], x), x=jnp.ones(inputs))
+    expected = [np.linalg.svd(m)[1][0] for m in matrices(weights)]
+    np.testing.assert_allclose(found.spectral, expected, rtol=1e-10)
+    np.testing.assert_allclose(found.frobenius, [np.sqrt((m**2).sum()) for m in matrices(weights)], rtol=1e-10)
+    assert found.names == (("w",) if len(expected) == 1 else tuple(f"w[{i}]" for i in range(len(expected))))
+
+
+PLAIN = {"w": np.ones((3, 4), np.float32), "b": np.ones(4, np.float32)}
+NORMS = [
+    bad(lambda: generalization.norms({"b": np.ones(3)}), "params", shown="b"),
+    bad(lambda: generalization.norms({"n": np.ones((3, 3), int)}), "params", shown="n"),
+    bad(lambda: generalization.norms(PLAIN, {"w": np.ones((3, 5)), "b": np.ones(4)}), "reference", shown="(3, 5)"),
+    bad(lambda: generalization.norms(PLAIN, {"w": np.ones((3, 4))}), "reference"),
+    bad(lambda: generalization.norms(PLAIN, apply=jnp.dot), "apply and x"),
+    bad(lambda: generalization.norms(PLAIN, outputs={"w": -3}), "outputs", shown="-3"),
+    bad(lambda: generalization.norms(PLAIN, stacked="none"), "stacked", shown="none"),
+]
+
+
+@pytest.mark.parametrize("row", NORMS, ids=str)
+def test_bad_norms_are_refused(row):
+    refused(row)
 
 
 def relu_network(params, x):

@@ -9,6 +9,7 @@ from numdl import activations
 from numdl.analysis import initialization, laws
 from numdl.networks import dense, initializers
 from numdl.theory import gradients, propagation
+from tests.doors import bad, refused
 
 pytestmark = pytest.mark.float32
 
@@ -118,7 +119,7 @@ DRAWN = {
 def test_a_drawn_law_is_recognised(name, key):
     for seed, shape in enumerate([(200, 60), (3, 3, 30, 40)]):
         weights = DRAWN[name](jax.random.fold_in(key, seed), shape, jnp.float32)
-        found = initialization.explain({"w": weights}).candidates[0]
+        found = initialization.explain({"w": weights}, layouts={"w": "HWIO"[-len(shape) :]}).candidates[0]
         assert found == (name,), (shape, found)
 
 
@@ -204,7 +205,8 @@ def test_a_call_gives_order_orientation_and_lengths(key):
     expected = [float(jnp.mean(y**2)) for y in (hidden, outputs)]
     np.testing.assert_allclose(explained.length, expected, rtol=1e-5)
     np.testing.assert_allclose(explained.log_length[-1], np.log(expected[1] / float(jnp.mean(x**2))), rtol=1e-5)
-    np.testing.assert_allclose(explained.bias_variance, [0.25, 0])
+    np.testing.assert_allclose(explained.bias_variance, 0)
+    np.testing.assert_allclose(explained.bias_mean, [0.5, 0])
     stored = initialization.explain(params, activation=activations.tanh, transposed=True)
     assert stored.names == ("a/weight", "b/weight")
     np.testing.assert_array_equal(stored.fan_in, [50, 30])
@@ -262,7 +264,273 @@ def test_advice_says_for_which_biases(key):
     assert "No activation" in initialization.explain(weights).advice
 
 
+def test_advice_that_is_followed_already_or_cures_nothing():
+    widths, settings = [(64, 64)] * 6, {"activation": activations.sigmoid}
+
+    def drawn(variance):
+        """Six square matrices whose entries have this variance exactly, times fan_in."""
+        found = {}
+        for i, shape in enumerate(widths):
+            entries = np.random.default_rng(i).normal(size=shape)
+            found[f"w{i}"] = (entries - entries.mean()) / entries.std() * np.sqrt(variance / 64)
+        return found
+
+    followed = initialization.explain(drawn(1.0), activation=activations.tanh)
+    assert "already so" in followed.advice and "set" not in followed.advice.split("settle")[0]
+    # At 60 lengths fall from 60 to 16: those few layers lose as much at any variance.
+    cures_nothing = initialization.explain(drawn(88.0), **settings)
+    assert np.isnan(cures_nothing.set_weight_variance) and "none" in cures_nothing.advice.replace("no weight", "none")
+    cures = initialization.explain(drawn(4.0), **settings)
+    np.testing.assert_allclose(cures.set_weight_variance, 103.00755, rtol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------- what is stored
+
+
+def test_layouts_are_said_and_not_guessed():
+    """Fans against the definition: products in one output, outputs that one input reaches."""
+    cases = {
+        "in, out": ((6, 4), None, (6, 4)),
+        "OI": ((4, 6), "OI", (6, 4)),
+        "OIHW as wide as its outputs": ((3, 8, 3, 3), "OIHW", (72, 27)),
+        "HWIO": ((3, 3, 4, 8), "HWIO", (36, 72)),
+        "depthwise of Keras": ((3, 3, 8, 1), "HWGO", (9, 9)),
+        "depthwise of PyTorch": ((8, 1, 3, 3), ("OIHW", 8), (9, 9)),
+        "grouped": ((3, 3, 2, 8), ("HWIO", 4), (18, 18)),
+        "query": ((16, 4, 8), "IOO", (16, 32)),
+        "out": ((4, 8, 16), "IIO", (32, 16)),
+        "experts": ((3, 4, 5), "GIO", (4, 5)),
+    }
+    rng = np.random.default_rng(0)
+    for name, (shape, letters, fans) in cases.items():
+        weights = {"w": rng.normal(size=shape)}
+        explained = initialization.explain(weights, layouts={"w": letters} if letters else None)
+        assert (explained.fan_in[0], explained.fan_out[0]) == fans, name
+        np.testing.assert_allclose(explained.weight_variance, fans[0] * weights["w"].var(), rtol=1e-12)
+        assert not explained.notes
+    stack = initialization.explain({"w": rng.normal(size=(3, 4, 6))}, layouts={"w": "SOI"})
+    assert stack.names == ("w[0]", "w[1]", "w[2]") and set(stack.fan_in) == {6}
+
+
+def test_what_leaves_do_not_tell_is_nan_with_a_note():
+    depthwise = initialization.explain({"w": np.ones((3, 3, 8, 1)) + np.eye(8)[:, :1]})
+    assert np.isnan(depthwise.fan_in[0]) and depthwise.fan_out[0] == 9
+    gray = initialization.explain({"w": np.random.default_rng(0).normal(size=(3, 3, 1, 8))})
+    assert gray.fan_in[0] == 9 and np.isnan(gray.fan_out[0])
+    assert "w: three axes or more are read as [window ..., in, out]" in gray.notes[0]
+    leaves = {"w": np.eye(4) + 0.1, "scale": np.full((1, 1, 1, 4), 2.0), "token": np.full((1, 1, 4), 2.0)}
+    explained = initialization.explain(leaves)
+    assert explained.names == ("w",) and np.isnan(explained.bias_variance[0]) and "which of" in explained.notes[0]
+    positions = {"w": np.eye(4) + 0.1, "positions": np.full((1, 7, 4), 2.0)}
+    assert initialization.explain(positions, layouts={"positions": None}).names == ("w",)
+    zeros = initialization.explain([np.eye(4) + 0.1, np.zeros(4)])
+    assert zeros.bias_variance[0] == 0 and not zeros.notes
+
+
+def test_the_bias_beside_a_weight():
+    rng = np.random.default_rng(1)
+    weight, bias = rng.normal(size=(16, 16)), 3 * rng.normal(size=16)
+    for params in (
+        {"w": weight, "b": bias},
+        {"fc.weight": weight, "fc.bias": bias},
+        [{"kernel": weight, "bias": bias}],
+    ):
+        np.testing.assert_allclose(initialization.explain(params).bias_variance, np.mean(bias**2))
+    for params in ([weight, bias], {"v": weight, "g": bias}, {"w": weight, "u": weight, "b": bias}):
+        assert np.isnan(initialization.explain(params).bias_variance).all()
+    large = initialization.explain({"w": weight, "b": bias + 100})
+    np.testing.assert_allclose([large.bias_variance[0], large.bias_mean[0]], [bias.var(), 100 + bias.mean()])
+    np.testing.assert_allclose(large.length, large.weight_variance + np.mean((bias + 100) ** 2))
+
+
+# ---------------------------------------------------------------------------------------------------- a call
+
+
+def normal(seed, *shape, variance=1.0):
+    fan_in = np.prod(shape[:-1])
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape) * np.sqrt(variance / fan_in), jnp.float32)
+
+
+def squares(states):
+    return [float(jnp.mean(y**2)) for y in states]
+
+
+def test_a_residual_network_is_measured_and_no_chain():
+    params = [normal(i, 16, 16, variance=0.1) for i in range(12)]
+    x = normal(99, 8, 16, variance=8.0)
+
+    def run(params, x, probes):
+        states = []
+        for weight, probe in zip(params, probes):
+            states.append(jax.nn.relu(x) @ weight if probe is None else jax.nn.relu(x) @ weight + probe)
+            x = x + states[-1]
+        return x, states
+
+    def loss(outputs):
+        return jnp.mean(outputs[:, 0])
+
+    zeros = [jnp.zeros((8, 16), jnp.float32)] * 12
+    explained = initialization.explain(params, apply=lambda p, x: run(p, x, [None] * 12)[0], x=x, loss=loss)
+    cotangents = jax.grad(lambda probes: loss(run(params, x, probes)[0]))(zeros)
+    sizes = np.array([float(jnp.sum(c**2)) for c in cotangents])
+    np.testing.assert_allclose(explained.log_gradient, np.log(sizes / sizes[-1]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(explained.gradient_gain[1:], sizes[:-1] / sizes[1:], rtol=1e-4)
+    np.testing.assert_allclose(explained.length, squares(run(params, x, zeros)[1]), rtol=1e-4)
+    assert explained.breaks == ((), *[("skip",)] * 11)
+    assert explained.activation == "relu"
+    assert np.isnan(explained.set_weight_variance) and "skip" in explained.advice
+    assert explained.predicted_log_gradient[0] < -20 < 0 < explained.log_gradient[0]
+
+
+def test_a_chain_is_measured_beside_its_prediction():
+    """Wide random layers: the recursion holds; two heads and a bias of large mean do not hide it."""
+    params = {
+        "in": (normal(0, 64, 256, variance=2.0), jnp.zeros(256, jnp.float32)),
+        "mid": (normal(1, 256, 256, variance=1.0), jnp.full(256, 0.1, jnp.float32)),
+        "heads": [normal(2, 256, 20), normal(3, 256, 30)],
+    }
+    x = normal(9, 64, 64, variance=64.0)
+
+    def apply(params, x):
+        for weight, bias in (params["in"], params["mid"]):
+            x = jax.nn.relu(x @ weight + bias[None])
+        return [x @ head for head in params["heads"]]
+
+    explained = initialization.explain(params, apply=apply, x=x)
+    assert explained.names == ("in/0", "mid/0", "heads/0", "heads/1")
+    assert explained.activation == "relu" and not any(explained.breaks) and not explained.notes
+    np.testing.assert_allclose(explained.bias_mean, [0, 0.1, 0, 0])
+    np.testing.assert_allclose(explained.bias_variance, 0)
+    np.testing.assert_allclose(explained.length_gain[:2], explained.predicted_length_gain[:2], rtol=0.1)
+    # Both heads read the second layer's state, whose gradient is the sum of what comes from the two.
+    heads = explained.predicted_gradient_gain[2:] * np.exp(explained.log_gradient[2:])
+    np.testing.assert_allclose(heads.sum(), np.exp(explained.log_gradient[1]), rtol=0.2)
+    np.testing.assert_allclose(explained.gradient_gain[1], explained.predicted_gradient_gain[1], rtol=0.2)
+    np.testing.assert_allclose(explained.length_gain[2:], explained.length[2:] / explained.length[1], rtol=1e-6)
+    assert explained.set_weight_variance == 2
+
+
+@pytest.mark.parametrize("layout", ["OIHW", "depthwise", "transposed"])
+def test_fans_of_a_call(layout):
+    names = ("NCHW", "OIHW", "NCHW")
+    kernel, x = normal(0, 3, 6, 3, 3), normal(1, 2, 6, 8, 8)
+    fans = 54, 27
+    if layout == "depthwise":
+        kernel, fans = normal(0, 6, 1, 3, 3), (9, 9)
+    if layout == "transposed":
+        kernel, fans = normal(0, 4, 4, 6, 3), (24, 48)
+
+    def apply(p, x):
+        if layout == "transposed":
+            x = x.transpose(0, 2, 3, 1)
+            return jax.lax.conv_transpose(x, p["w"], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        groups = 6 if layout == "depthwise" else 1
+        return jax.lax.conv_general_dilated(
+            x, p["w"], (1, 1), "SAME", dimension_numbers=names, feature_group_count=groups
+        )
+
+    explained = initialization.explain({"w": kernel}, apply=apply, x=x)
+    assert (explained.fan_in[0], explained.fan_out[0]) == fans
+    np.testing.assert_allclose(explained.backward_variance, fans[1] * np.var(np.asarray(kernel, np.float64)), rtol=1e-5)
+
+
+def test_a_recurrent_weight_is_one_row_however_long_the_sequence():
+    params = {"u": normal(0, 6, 8), "w": normal(1, 8, 8), "b": normal(2, 8)}
+
+    def apply(params, x):
+        def step(h, row):
+            return jnp.tanh(row @ params["u"] + h @ params["w"] + params["b"][None]), None
+
+        return jax.lax.scan(step, jnp.zeros((x.shape[0], 8), jnp.float32), x.swapaxes(0, 1))[0]
+
+    explained = initialization.explain(params, apply=apply, x=normal(3, 4, 20, 6))
+    assert explained.names == ("u", "w") and explained.shapes == ((6, 8), (8, 8))
+    variances = [n * np.var(np.asarray(params[k], np.float64)) for k, n in (("u", 6), ("w", 8))]
+    np.testing.assert_allclose(explained.weight_variance, variances, rtol=1e-6)
+    assert "shared weight" in explained.breaks[1] and np.isnan(explained.set_weight_variance)
+    np.testing.assert_array_equal(explained.bias_variance, 0)  # it is added to a sum of two
+
+
+def test_derived_weights_and_looked_up_inputs():
+    params = {"table": normal(0, 9, 12), "v": normal(1, 12, 12), "g": jnp.ones(12, jnp.float32), "w": normal(2, 12, 5)}
+
+    def contracted(params):
+        return params["g"][None] * params["v"] / jnp.linalg.norm(params["v"], axis=0, keepdims=True)
+
+    def apply(params, tokens):
+        return jnp.tanh(params["table"][tokens] @ contracted(params)) @ params["w"]
+
+    explained = initialization.explain(params, apply=apply, x=np.arange(8).reshape(2, 4))
+    assert explained.names == ("v", "w")
+    exact = 12 * np.var(np.asarray(contracted(params), np.float64))
+    np.testing.assert_allclose(explained.weight_variance[0], exact, rtol=1e-5)
+    assert explained.breaks[0] == ("derived weight",) and explained.laws[0] == "unknown"
+    assert np.isnan(explained.length_gain[0]) and explained.log_length[0] == 0
+    assert "not x itself" in explained.notes[0]
+
+
 # ---------------------------------------------------------------------------------------------------- at the door
+
+
+WEIGHTS = {"w": np.ones((3, 3), np.float32), "k": np.ones((3, 3, 2, 4), np.float32)}
+X = np.ones((2, 3), np.float32)
+
+
+def explain(**settings):
+    return lambda: initialization.explain(WEIGHTS, **settings)
+
+
+def linear(params, x):
+    return x @ params["w"]
+
+
+DOORS = [
+    bad(lambda: initialization.explain({}), "params"),
+    bad(lambda: initialization.explain({"n": np.ones((3, 3), int)}), "params", shown="n"),
+    bad(explain(activation=np.tanh), "activation"),
+    bad(explain(apply=linear), "apply and x"),
+    bad(explain(apply=3, x=X), "apply", shown="3"),
+    bad(explain(apply=linear, x=[]), "x"),
+    bad(explain(apply=linear, x=X, loss=3), "loss", shown="3"),
+    bad(explain(apply=linear, x=X, transposed=True), "transposed", shown="True"),
+    bad(explain(apply=linear, x=X, stacked="w"), "stacked", shown="w"),
+    bad(explain(apply=linear, x=X, layouts={"w": "IO"}), "layouts"),
+    bad(explain(loss=np.mean), "loss"),
+    bad(explain(examples=0), "examples", shown="0"),
+    bad(explain(bias_variance=-1), "bias_variance", shown="-1"),
+    bad(explain(bias_variance="0"), "bias_variance", shown="0"),
+    bad(explain(bias_variance=np.ones(2)), "bias_variance", shown="(2,)"),
+    bad(explain(bias_variance=np.nan), "bias_variance", shown="nan"),
+    bad(explain(transposed=3), "transposed", shown="3"),
+    bad(explain(transposed="v"), "transposed", shown="v"),
+    bad(explain(stacked="v"), "stacked", shown="v"),
+    bad(explain(stacked=1), "stacked", shown="1"),
+    bad(explain(layouts="OIHW"), "layouts", shown="OIHW"),
+    bad(explain(layouts={"v": "IO"}), "layouts", shown="v"),
+    bad(explain(layouts={"w": "IOO"}), "layouts", shown="IOO"),
+    bad(explain(layouts={"w": "XY"}), "layouts", shown="XY"),
+    bad(explain(layouts={"w": "HW"}), "layouts", shown="HW"),
+    bad(explain(layouts={"w": 3}), "layouts", shown="3"),
+    bad(explain(layouts={"k": ("HWIO", 3)}), "layouts", shown="3"),
+    bad(explain(layouts={"k": ("HWIO", 0)}), "layouts", shown="0"),
+    bad(lambda: initialization.defaults("jax", "dense", (3, 3)), "framework", shown="jax"),
+    bad(lambda: initialization.defaults(["flax"], "dense", (3, 3)), "framework"),
+    bad(lambda: initialization.defaults("flax", "pool", (3, 3)), "layer", shown="pool"),
+    bad(lambda: initialization.defaults("flax", "conv", (3, 3)), "shape", shown="(3, 3)"),
+    bad(lambda: initialization.defaults("flax", "dense", (3, 3, 3)), "shape", shown="(3, 3, 3)"),
+    bad(lambda: initialization.defaults("flax", "dense", (3, 0)), "shape[1]", shown="0"),
+    bad(lambda: initialization.defaults("flax", "dense", (3, 2.5)), "shape[1]", shown="2.5"),
+    bad(lambda: initialization.defaults("flax", "dense", 3), "shape", shown="3"),
+    bad(lambda: initialization.defaults("flax", "dense", "33"), "shape", shown="33"),
+    bad(lambda: initialization.critical_weight_variance(np.tanh, 0.0), "activation"),
+    bad(lambda: initialization.critical_weight_variance(activations.tanh, -1.0), "bias_variance", shown="-1"),
+    bad(lambda: initialization.critical_weight_variance(activations.tanh, [0.0]), "bias_variance"),
+]
+
+
+@pytest.mark.parametrize("row", DOORS, ids=str)
+def test_bad_calls_are_refused(row):
+    refused(row)
 
 
 def test_bad_arguments_are_named():

@@ -10,6 +10,7 @@ import pytest
 from numdl import activations
 from numdl.analysis import landscape
 from numdl.networks import dense
+from tests.doors import bad, refused
 
 WIDEST = jnp.zeros(()).dtype
 EPS = float(jnp.finfo(WIDEST).eps)
@@ -60,6 +61,12 @@ def test_lines_and_batches_of_points():
     np.testing.assert_allclose(found[0][3], quadratic(POINT, MATRIX), rtol=1e-12)
 
 
+def lengths(leaf, kept):
+    """Of every filter: the root of the sum of squares over all axes that are not `kept`."""
+    leaf = np.asarray(leaf, np.float64)
+    return np.sqrt(np.sum(leaf**2, axis=tuple(axis for axis in range(leaf.ndim) if axis not in kept)))
+
+
 @pytest.mark.float32
 def test_directions_have_the_filters_lengths():
     rng = np.random.default_rng(2)
@@ -67,21 +74,16 @@ def test_directions_have_the_filters_lengths():
         "conv": {"kernel": jnp.asarray(rng.normal(size=(3, 3, 2, 4)), WIDEST), "bias": jnp.zeros(4, WIDEST)},
         "dense": {"kernel": jnp.asarray(rng.normal(size=(5, 3)), WIDEST).at[:, 1].set(0), "bias": jnp.ones(3, WIDEST)},
         "stack": {"kernel": jnp.asarray(rng.normal(size=(2, 3, 4)), WIDEST), "bias": jnp.ones((2, 4), WIDEST)},
+        "norm": {"scale": jnp.ones((1, 1, 1, 4), WIDEST)},
     }
     key = jax.random.key(0)
-    found = landscape.direction(key, params)
-
-    def lengths(tree, name, axes):
-        return np.linalg.norm(
-            np.moveaxis(np.asarray(tree[name]["kernel"]), axes, range(len(axes))).reshape(
-                -1, *[n for i, n in enumerate(tree[name]["kernel"].shape) if i not in axes]
-            ),
-            axis=0,
+    found = landscape.direction(key, params, stacked="stack")
+    for name, kept in (("conv", (3,)), ("dense", (1,)), ("stack", (0, 2))):
+        np.testing.assert_allclose(
+            lengths(found[name]["kernel"], kept), lengths(params[name]["kernel"], kept), rtol=20 * EPS
         )
-
-    for name, axes in (("conv", (0, 1, 2)), ("dense", (0,)), ("stack", (1,))):
-        np.testing.assert_allclose(lengths(found, name, axes), lengths(params, name, axes), rtol=20 * EPS)
         assert not found[name]["bias"].any()
+    assert not found["norm"]["scale"].any()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
     assert not found["dense"]["kernel"][:, 1].any()
     layer = landscape.direction(key, params, normalize="layer", vectors=True)
@@ -92,6 +94,120 @@ def test_directions_have_the_filters_lengths():
     assert raw["kernel"].all()
     with pytest.raises(ValueError, match="normalize must be one of filter, layer, none; got 'unit'"):
         landscape.direction(key, params, normalize="unit")
+
+
+def conv(x, w, names, groups=1):
+    stride = (1,) * (x.ndim - 2)
+    return jax.lax.conv_general_dilated(x, w, stride, "SAME", dimension_numbers=names, feature_group_count=groups)
+
+
+# name -> (shape, x, apply, axes that number filters as they must be, `outputs` that says the same without a call)
+LAYOUTS = {
+    "Linear (out, in)": ((8, 6), (2, 6), lambda w, x: x @ w.T, (0,), 0),
+    "Conv1D WIO": ((3, 4, 5), (2, 7, 4), lambda w, x: conv(x, w, ("NHC", "HIO", "NHC")), (2,), -1),
+    "Conv1D OIW": ((5, 4, 3), (2, 4, 7), lambda w, x: conv(x, w, ("NCH", "OIH", "NCH")), (0,), 0),
+    "Conv2D OIHW": ((3, 4, 3, 3), (2, 4, 5, 5), lambda w, x: conv(x, w, ("NCHW", "OIHW", "NCHW")), (0,), 0),
+    "Conv3D DHWIO": ((2, 2, 2, 3, 4), (1, 3, 3, 3, 3), lambda w, x: conv(x, w, ("NDHWC", "DHWIO", "NDHWC")), (4,), -1),
+    "grouped": ((3, 3, 2, 6), (2, 5, 5, 6), lambda w, x: conv(x, w, ("NHWC", "HWIO", "NHWC"), 3), (3,), -1),
+    "depthwise (H, W, C, M)": (
+        (3, 3, 4, 2),
+        (2, 5, 5, 4),
+        lambda w, x: conv(x, w.reshape(3, 3, 1, 8), ("NHWC", "HWIO", "NHWC"), 4),
+        (2, 3),
+        (2, 3),
+    ),
+    "query (features, heads, head_dim)": (
+        (6, 2, 3),
+        (2, 5, 6),
+        lambda w, x: jnp.einsum("ntf,fhd->nthd", x, w),
+        (1, 2),
+        (1, 2),
+    ),
+    "query (heads, features, head_dim)": (
+        (2, 6, 3),
+        (2, 5, 6),
+        lambda w, x: jnp.einsum("ntf,hfd->nthd", x, w),
+        (0, 2),
+        (0, 2),
+    ),
+    "out (heads, head_dim, features)": (
+        (2, 3, 6),
+        (2, 5, 2, 3),
+        lambda w, x: jnp.einsum("nthd,hdf->ntf", x, w),
+        (2,),
+        -1,
+    ),
+    "experts (E, in, out)": ((3, 4, 5), (3, 2, 4), lambda w, x: jnp.einsum("enf,efo->eno", x, w), (0, 2), (0, 2)),
+    "scanned (depth, in, out)": (
+        (3, 4, 4),
+        (2, 4),
+        lambda w, x: jax.lax.scan(lambda y, k: (jnp.tanh(y @ k), None), x, w)[0],
+        (0, 2),
+        (0, 2),
+    ),
+}
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_filters_are_followed_from_the_call_or_said(name):
+    """The lengths are kept for each output unit, and inside of a filter the noise is white."""
+    shape, inputs, apply, kept, said = LAYOUTS[name]
+    key, weights = jax.random.key(1), np.random.default_rng(4).normal(size=shape)
+    for axis in range(len(shape)):  # every slice has another size, so that a wrong axis is seen
+        weights *= np.exp(np.random.default_rng(axis).normal(size=[n if a == axis else 1 for a, n in enumerate(shape)]))
+    params = {"w": jnp.asarray(weights, WIDEST), "b": jnp.ones(3, WIDEST)}
+    followed = landscape.direction(key, params, apply=lambda p, x: apply(p["w"], x), x=jnp.ones(inputs, WIDEST))
+    by_hand = landscape.direction(key, params, outputs={"w": said})
+    raw = landscape.direction(key, params, normalize="none")
+    for found in (followed, by_hand):
+        np.testing.assert_allclose(lengths(found["w"], kept), lengths(params["w"], kept), rtol=50 * EPS)
+        # One factor a filter: what is inside is the noise as drawn.
+        factor = np.asarray(found["w"], np.float64) / np.asarray(raw["w"], np.float64)
+        summed = tuple(axis for axis in range(len(shape)) if axis not in kept)
+        np.testing.assert_allclose(factor.max(summed), factor.min(summed), rtol=50 * EPS)
+        assert not found["b"].any()
+
+
+def test_leaves_that_are_not_contracted_are_vectors():
+    params = {"table": jnp.ones((7, 4)), "positions": jnp.ones((5, 4)), "w": jnp.ones((4, 3)), "g": jnp.ones((1, 1, 3))}
+
+    def apply(p, tokens):
+        return ((p["table"][tokens] + p["positions"][None]) @ p["w"]) * p["g"]
+
+    found = landscape.direction(jax.random.key(0), params, apply=apply, x=jnp.zeros((2, 5), int))
+    assert found["w"].all()
+    assert not any(found[name].any() for name in ("table", "positions", "g"))
+    apart = landscape.direction(jax.random.key(0), params, outputs={"table": None, "positions": None})
+    assert apart["w"].all() and not apart["table"].any()
+
+
+ROW = {"w": np.ones((3, 4), np.float32), "b": np.ones(4, np.float32)}
+KEY = jax.random.key(0)
+DIRECTIONS = [
+    bad(lambda: landscape.direction(np.zeros(2, np.uint32), ROW), "key"),
+    bad(lambda: landscape.direction(0, ROW), "key", shown="0"),
+    bad(lambda: landscape.direction(KEY, ROW, normalize="unit"), "normalize", shown="unit"),
+    bad(lambda: landscape.direction(KEY, ROW, apply=jnp.dot), "apply and x"),
+    bad(lambda: landscape.direction(KEY, ROW, x=np.ones(3)), "apply and x"),
+    bad(lambda: landscape.direction(KEY, ROW, apply=3, x=np.ones(3)), "apply", shown="3"),
+    bad(lambda: landscape.direction(KEY, ROW, outputs={"v": 0}), "outputs", shown="v"),
+    bad(lambda: landscape.direction(KEY, ROW, outputs={"w": 2}), "outputs", shown="2"),
+    bad(lambda: landscape.direction(KEY, ROW, outputs={"w": (0, 0)}), "outputs", shown="(0, 0)"),
+    bad(lambda: landscape.direction(KEY, ROW, outputs={"w": ()}), "outputs"),
+    bad(lambda: landscape.direction(KEY, ROW, outputs={"w": 1.5}), "outputs", shown="1.5"),
+    bad(lambda: landscape.direction(KEY, ROW, outputs="last"), "outputs", shown="last"),
+    bad(lambda: landscape.direction(KEY, ROW, stacked="hidden"), "stacked", shown="hidden"),
+    bad(lambda: landscape.direction(KEY, ROW, stacked=3), "stacked", shown="3"),
+    bad(lambda: landscape.direction(KEY, ROW, stacked=(3,)), "stacked", shown="3"),
+    bad(lambda: landscape.direction(KEY, ROW, stacked="w", outputs={"w": 0}), "outputs"),
+    bad(lambda: landscape.direction(KEY, ROW, stacked="w", apply=lambda p, x: x, x=np.ones(3)), "stacked"),
+]
+
+
+@pytest.mark.parametrize("row", DIRECTIONS, ids=str)
+def test_bad_directions_are_refused(row):
+    refused(row)
 
 
 @pytest.mark.float32

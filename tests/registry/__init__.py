@@ -19,11 +19,15 @@ import numdl
 
 # Modules that no face offers: helpers of one package.
 INTERNAL = {
+    "analysis.advice",
     "analysis.alignment",
+    "analysis.called",
+    "analysis.filters",
     "analysis.flow",
     "analysis.listening",
     "analysis.parts",
     "analysis.rows",
+    "analysis.recognition",
     "analysis.weights",
     "checks",
     "jumps",

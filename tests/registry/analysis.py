@@ -24,6 +24,12 @@ DIRECTION = kinds.like(o.PARAMS)
 GRID = kinds.finite(np.array([-1.0, 0.0, 1.0]))
 STACK = {name: np.stack([leaf, 2 * leaf, leaf + 1]) for name, leaf in o.PARAMS.items()}
 STATES = kinds.batch(np.linspace(-1.0, 1.0, 12).reshape(3, 4))
+FILTERS = {
+    "apply": kinds.function(o.apply),
+    "x": LIFTED["x"],
+    "outputs": kinds.Argument(None, ("tpyo", {"tpyo": 0}, 1.5, {"w": 7})),
+    "stacked": kinds.Argument((), (("tpyo",), 3)),
+}
 OPERATOR = curvature.hessian(o.loss, o.PARAMS, (o.X, o.TARGETS))
 MEMORY = recurrent.Memory(np.zeros((2, 4)), np.zeros((2, 4)))
 INPUTS = np.linspace(-1.0, 1.0, 24).reshape(3, 2, 4)
@@ -104,7 +110,7 @@ CALLS = {
         "labels": kinds.labels(o.LABELS, classes=2),
         "scale": kinds.positive(1.0),
     },
-    "analysis.generalization.norms": {"reference": DIRECTION},
+    "analysis.generalization.norms": {**FILTERS, "params": kinds.tree(o.PARAMS), "reference": DIRECTION},
     "analysis.generalization.path_norm": LIFTED,
     "analysis.generalization.tolerated_variance": {
         "rise": kinds.positive(0.1),
@@ -158,6 +164,10 @@ CALLS = {
     "analysis.initialization.explain": {
         "activation": kinds.function(activations.tanh),
         "apply": kinds.function(o.apply),
+        "x": LIFTED["x"],
+        "loss": kinds.function(o.loss_of_outputs).without(None),
+        "examples": LIFTED["examples"],
+        "layouts": kinds.Argument(None, ("tpyo", {"tpyo": "IO"}, 3)),
         "transposed": kinds.Argument((), (("tpyo",), 3)),
         "stacked": kinds.Argument((), (("tpyo",), 3)),
     },
@@ -301,6 +311,7 @@ CALLS = {
     },
     **{
         f"analysis.landscape.{name}": {
+            **(FILTERS if name == "direction" else {}),
             "start": kinds.tree(o.PARAMS),
             "stop": DIRECTION,
             "points": kinds.count(3, least=2),
@@ -321,7 +332,10 @@ CALLS = {
 CALLS["analysis.landscape.align"]["reference"] = kinds.like(CALLS["analysis.landscape.align"]["params"].good)
 MEASURED = {"params": o.PARAMS, "batch": (o.X, o.TARGETS)}
 EXTRA = {
-    "analysis.initialization.explain": {"apply": o.apply, "x": o.X},
+    **{
+        f"analysis.{name}": {"apply": o.apply, "x": o.X}
+        for name in ("initialization.explain", "landscape.direction", "generalization.norms")
+    },
     "analysis.information.plane": {"widths": np.array([0.5])},
     **{
         f"analysis.curvature.{name}": MEASURED

@@ -99,6 +99,7 @@ class Config:
 
 RECORD = types.SimpleNamespace
 CALLS = {
+    "activations.names": {},
     "activations.named": {"name": kinds.name("tanh").without("TANH").also("TANH")},
     "activations.custom": {
         "f": kinds.function(o.elementwise),

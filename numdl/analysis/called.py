@@ -1,0 +1,192 @@
+"""MEASURED: the weights of a call: what is contracted, what is added to it, what lies between, how large states are."""
+
+import bisect
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numdl import checks
+from numdl.analysis import layers, weights
+from numdl.analysis.recognition import recognised
+from numdl.tracing.paths import paths
+
+
+class Row(NamedTuple):
+    """One weight of a call."""
+
+    weight: weights.Weight
+    length: float  # mean square of its output
+    gradient: float  # |dloss/dy|^2, up to a factor that all rows share
+    source: int | None  # row whose state it reads, through `activation`; None: none, or a mixture
+    starts: bool  # no layer comes before
+    activation: object  # recognised between source and this one; None: not
+    breaks: tuple  # what else lies between
+    input_square: float  # mean square of what is read, where that is x itself; else nan
+
+
+def rows(params, apply, x, loss, examples):
+    """(rows in the order of the call, notes)."""
+    flow, traced = layers.probed(apply, params, x, loss=loss or against_signs, examples=examples)
+    found = paths(traced.program, traced.layers, traced.parameters)
+    call = _Call(traced, found, flow, weights.floating(params), jax.tree.leaves(x))
+    made = [call.row(key) for key in call.entries]
+    if not made:
+        raise checks.BadValue(f"apply must contract a leaf of params with x; the layers are {', '.join(flow.names)}")
+    notes = [f"not entered: {text}" for text in flow.not_entered]
+    return made, [*notes, *dict.fromkeys(call.notes)]
+
+
+def against_signs(outputs):
+    """sum of sign * output over all outputs, with pseudo-random signs that do not depend on anything."""
+    total = jnp.zeros(())
+    for leaf in jax.tree.leaves(outputs):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            total += jnp.sum(_signs(leaf.shape) * jnp.real(leaf).astype(jnp.float32))
+    return total
+
+
+def _signs(shape):
+    """+-1, by a hash of the place (the finalizer of MurmurHash3): no stream of random numbers is drawn."""
+    bits = jax.lax.iota(jnp.uint32, math.prod(shape)) + jnp.uint32(0x9E3779B9)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        bits = (bits ^ (bits >> jnp.uint32(shift))) * jnp.uint32(factor)
+    return 1 - 2 * ((bits >> jnp.uint32(15)) & jnp.uint32(1)).astype(jnp.float32).reshape(shape)
+
+
+@dataclasses.dataclass
+class _Call:
+    """What is known of one call; a row is a weight: (layer, the steps that go through its leaf)."""
+
+    traced: object
+    found: object
+    flow: object
+    leaves: dict  # name -> array
+    inputs: list  # leaves of x
+
+    def __post_init__(self):
+        self.notes, self.entries = [], {}
+        flow = self.flow
+        self.states = np.asarray(flow.state_rms, np.float64) ** 2
+        sizes = np.array([math.prod(shape) for shape in flow.shapes])
+        self.gradients = np.asarray(flow.state_gradient_rms, np.float64) ** 2 * sizes
+        self.variances = np.asarray(flow.weight_variance, np.float64)
+        for place, (_, layer, steps) in enumerate(self.traced.entries):
+            if self.traced.layers[layer].weight_shape is not None and layer in self.found.paths:
+                key = layer, tuple(steps[level] for level in self.levels(layer))
+                self.entries.setdefault(key, []).append(place)
+        self.calls = {}  # layer -> places of its calls, in order
+        for place, (_, layer, _) in enumerate(self.traced.entries):
+            self.calls.setdefault(layer, []).append(place)
+        self.index = {key: row for row, key in enumerate(self.entries)}
+        uses = [self.traced.layers[layer].leaf for layer in {layer for layer, _ in self.entries}]
+        sources = [path.source for path in self.found.paths.values() if isinstance(path.source, tuple)]
+        uses += [leaf for kind, leaf, *_ in sources if kind == "lookup"]
+        self.shared = {leaf for leaf in uses if uses.count(leaf) > 1}
+
+    def levels(self, layer):
+        """The scans around the layer that go through its weight."""
+        steps, weight = self.traced.layers[layer].steps, self.found.weights[layer]
+        axes = self.traced.layers[layer].leaf_axes
+        indexed = weight.made == "part" and axes is not None and axes.steps
+        return range(len(steps)) if indexed else [level for level in weight.levels if level < len(steps)]
+
+    def row(self, key):
+        (layer, _), places = key, self.entries[key]
+        path = self.path(key)
+        return Row(
+            self.weight(key, float(self.variances[places].mean())),
+            float(self.states[places].mean()),
+            float(self.gradients[places].mean()),
+            self.source(path, places[0]),
+            path.starts,
+            None if path.starts else recognised(path.function),
+            self.breaks(layer, path, len(places)),
+            self.input_square(path),
+        )
+
+    def path(self, key):
+        layer, _ = key
+        path, first = self.found.paths[layer], self.entries[key][0] == self.calls[layer][0]
+        return path.first if first and path.first is not None else path
+
+    def source(self, path, place):
+        """The row whose state is read: the last call of that layer before this one."""
+        before = bisect.bisect_left(self.calls.get(path.source, []), place) - 1
+        if before < 0 or path.source not in self.found.paths:
+            return None
+        steps = self.traced.entries[self.calls[path.source][before]][2]
+        return self.index[path.source, tuple(steps[level] for level in self.levels(path.source))]
+
+    def breaks(self, index, path, calls):
+        """What lies between that is no function of one state, and what a weight of its own for each layer is not."""
+        layer = self.traced.layers[index]
+        between = set() if path.starts else set(path.between)
+        if isinstance(path.source, int) and self.traced.layers[path.source].kind == "attention":
+            between.add("attention")
+        if layer.leaf in self.shared or calls > 1:
+            between.add("shared weight")
+        if self.found.weights[index].made == "derived":
+            between.add("derived weight")
+        return tuple(sorted(between))
+
+    def input_square(self, path):
+        """Mean square of what the first layer reads, where that is a function of a leaf of x alone."""
+        if not path.starts or path.between or path.source[0] != "input":
+            return math.nan
+        leaf = np.asarray(self.inputs[path.source[1]])
+        wide = leaf.astype(np.complex128 if np.iscomplexobj(leaf) else np.float64)
+        return float(np.mean(np.abs(wide if path.function is None else path.function(wide)) ** 2))
+
+    def weight(self, key, variance):
+        """The `Weight` of a row: variances as contracted, the law of the leaf as stored."""
+        (layer, at), one = key, self.traced.layers[key[0]]
+        fixed, leaf = self.found.weights[layer], self.leaves.get(one.leaf)
+        name = one.name + "".join(f"[{index}]" for index in at)
+        fans, axes = (one.fan_in, one.fan_out), one.leaf_axes
+        shape, laws, entries = one.weight_shape, (), math.prod(one.weight_shape)
+        if fixed.made in ("leaf", "part") and leaf is not None and axes is not None and not axes.others:
+            stored = self.stored(leaf, axes, at)
+            shape, entries = stored.shape, stored.size
+            if fixed.made == "leaf":  # the same number in float64
+                variance = one.fan_in * float(np.mean(np.abs(stored - stored.mean()) ** 2))
+            laws = self.laws(leaf, stored, axes)
+        features = (one.fan_in, one.fan_out)
+        bias = self.bias(name, layer, at)
+        fan_in = max(one.fan_in, 1)
+        return weights.Weight(name, tuple(shape), features, *fans, variance / fan_in, *bias, laws, entries)
+
+    def stored(self, leaf, axes, at):
+        """The leaf at this step."""
+        if not at or len(axes.steps) != len(at):
+            return leaf
+        where = dict(zip(axes.steps, at))
+        return leaf[tuple(where.get(axis, slice(None)) for axis in range(leaf.ndim))]
+
+    def laws(self, leaf, stored, axes):
+        """The laws that fit, with the fans that a framework would take."""
+        rest = [axis for axis in range(leaf.ndim) if axis not in axes.steps or stored.ndim == leaf.ndim]
+        rows_of = [rest.index(axis) for axis in (*axes.window, *axes.inputs) if axis in rest]
+        others = [axis for axis in range(stored.ndim) if axis not in rows_of]
+        fan_in = math.prod(stored.shape[axis] for axis in rows_of)
+        window = math.prod(leaf.shape[axis] for axis in axes.window)
+        matrix = np.transpose(stored, (*rows_of, *others)).reshape(fan_in, -1)
+        return weights.identify(matrix, fan_in, window * matrix.shape[1])
+
+    def bias(self, name, layer, at):
+        """(variance, mean) of what is added to this layer's output alone."""
+        added = self.found.biases.get(layer, ())
+        total = 0.0
+        for fixed in added:
+            leaf = self.leaves.get(fixed.leaf)
+            if fixed.made != "leaf" or leaf is None:
+                self.notes.append(f"{name}: its bias is computed from {fixed.leaf} and is not known")
+                return math.nan, math.nan
+            levels = list(self.levels(layer))
+            for level in fixed.levels:
+                leaf = leaf[at[levels.index(level)]] if level in levels else leaf.mean(axis=0)
+            total = total + np.ravel(leaf) if np.size(total) in (1, leaf.size) else math.nan
+        return weights.spread(total) if added else (0.0, 0.0)

@@ -1,0 +1,378 @@
+"""What lies between one layer's state and the next one's input: one elementwise function, or what else.
+
+`paths(program, layers)` follows every value from the inputs on. A value made of data is a `Trail`: the state that it is
+a function of, that function, and what came in between that is no elementwise function of one state: a skip, a
+normalization, a gate, ... A layer's `Path` is the trail of its data operand. Nothing is told from names.
+"""
+
+import dataclasses
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numdl.tracing.programs import CONTRACTIONS, CUSTOM, REMAT, bodies, flatten, scan_counts
+from numdl.tracing.scalars import evaluate, is_elementwise
+
+_MOVES = frozenset(
+    (
+        *("reshape", "transpose", "squeeze", "expand_dims", "rev", "broadcast_in_dim", "name", "pad", "pvary"),
+        *("optimization_barrier", "sharding_constraint", "device_put"),
+    )
+)
+_KEPT = _MOVES - {"pad"} | {"convert_element_type", "copy", "copy_p", "reduce_precision"}
+_PARTS = frozenset(("slice", "dynamic_slice", "split", "gather"))
+_REDUCTIONS = ("reduce_", "argm", "cum", "select_and_scatter", "select_and_gather", "top_k", "sort")
+_MOST_STEPS = 400  # of one elementwise function: longer ones are followed and not tabulated
+
+
+class Fixed(NamedTuple):
+    """A value that does not depend on x."""
+
+    leaf: str | None = None  # the largest parameter leaf in it
+    size: int = 0  # how many different numbers, copies by broadcasting not counted
+    number: float | None = None  # if it is one known number everywhere
+    made: str = "derived"  # "leaf": moved and cast only; "part": cut as well; "scaled": times one number; "derived"
+    levels: tuple = ()  # which of the scans around it go through it, the outermost being 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trail:
+    """A value that depends on x: an elementwise function of one earlier value, and what lies between."""
+
+    source: Any  # index of a layer, ("input", leaf of x), ("lookup", leaf), ("carry", scan, place), ("mix", count)
+    form: tuple = ()  # how it was moved and cut since then
+    function: Any = None  # on NumPy arrays; None: the identity
+    steps: int = 0  # of the function
+    between: frozenset = frozenset()
+    reduced: bool = False  # a sum or maximum over some of its axes
+    upstream: frozenset = frozenset()  # all sources it depends on
+
+
+class Path(NamedTuple):
+    """How a layer's data operand is made."""
+
+    source: Any  # as in `Trail`
+    function: Any  # of the source's value, elementwise, on NumPy arrays; None: the identity
+    between: frozenset  # what else lies between: empty where the operand is that function of that source
+    starts: bool  # no layer comes before
+    first: Any = None  # in a scan, for its first step: the `Path` from outside; None: as the others
+
+
+class Found(NamedTuple):
+    """What was followed, by layer."""
+
+    paths: dict  # layer -> Path
+    weights: dict  # layer -> Fixed: the operand that is made of parameters
+    biases: dict  # layer -> tuple of Fixed: what is added to its output alone
+
+
+def paths(program, layers, parameters):
+    """The `Found` of a program; `parameters` are the paths of the leaves that come first among its inputs."""
+    walker = _Walker(layers)
+    inputs = [
+        Fixed(parameters[i], _size(program, slot), None, "leaf")
+        if i < len(parameters)
+        else _start(("input", i - len(parameters)))
+        for i, slot in enumerate(program.inputs)
+    ]
+    walker.run(program, inputs)
+    found = {index: walker.resolved(trail) for index, trail in walker.operands.items()}
+    return Found(found, walker.weights, {layer: tuple(added.values()) for layer, added in walker.biases.items()})
+
+
+class _Walker:
+    def __init__(self, layers):
+        self.layers, self.operands, self.weights, self.biases = layers, {}, {}, {}
+        self.carries = {}  # source -> (what came in, what a step makes of it)
+        self.level, self.count, self.small = 0, itertools.count(), {}
+
+    def run(self, program, inputs):
+        """The values of the outputs, given those of the inputs."""
+        known = {slot: _constant(program.constants[i]) for slot, i in program.captured.items()}
+        known |= dict(zip(program.inputs, inputs))
+        for step in program.steps:
+            values = [known[r] if isinstance(r, int) else _constant(r.val) for r in step.reads]
+            for slot, value in zip(step.writes, self.step(program, step, values)):
+                known[slot] = self.placed(program, slot, value)
+        return [known[r] if isinstance(r, int) else _constant(r.val) for r in program.outputs]
+
+    def placed(self, program, slot, value):
+        """From a layer's state on, the state is the source."""
+        for index in program.places.get(slot, ()):
+            if self.layers[index].kind != "tap" and isinstance(value, Trail):
+                value = Trail(index, upstream=value.upstream | {index})
+        return value
+
+    def step(self, program, step, values):
+        trails = [value for value in values if isinstance(value, Trail)]
+        if not trails:
+            return self.fixed(program, step, values)
+        if step.name in CONTRACTIONS or (step.weight is not None and not step.entered):
+            return self.contraction(program, step, values, trails)
+        if step.name == "scan":
+            return self.scan(step, values)
+        if step.name == "cond":
+            branches = [self.run(body, values[1:]) for body in self.inner(step)]
+            return [self.mixed(each, "branch") for each in zip(*branches)]
+        if step.name in REMAT or step.name in CUSTOM:
+            body = self.inner(step)[0]
+            return self.run(body, values[len(values) - len(body.inputs) :])
+        return self.plain(program, step, values, trails)
+
+    def inner(self, step):
+        if step.inner:
+            return step.inner
+        found = list(bodies(step.equation))
+        for jaxpr in found:
+            if id(jaxpr) not in self.small:
+                self.small[id(jaxpr)] = jaxpr, flatten(jaxpr, [])
+        return [self.small[id(jaxpr)][1] for jaxpr in found]
+
+    def fixed(self, program, step, values):
+        """What is computed from parameters and constants."""
+        numbers = [value.number for value in values]
+        if is_elementwise(step.name) and values and None not in numbers:
+            return [Fixed(number=_float(evaluate(step.name, step.params, numbers))) for _ in step.writes]
+        largest = max(values, key=lambda v: v.size if v.leaf else -1, default=Fixed())
+        sizes = [_size(program, slot) for slot in step.writes]
+        if step.name in _KEPT and len(values) == 1:
+            return [largest._replace(size=min(largest.size, size)) for size in sizes]
+        if step.name in _PARTS and values[0].leaf:
+            made = "part" if values[0].made == "leaf" else values[0].made
+            return [values[0]._replace(size=min(values[0].size, size), made=made) for size in sizes]
+        if step.name in ("mul", "div") and values[0].leaf and values[0].made != "derived" and numbers[1] is not None:
+            return [values[0]._replace(made="scaled") for _ in sizes]
+        if step.name == "mul" and values[1].leaf and values[1].made != "derived" and numbers[0] is not None:
+            return [values[1]._replace(made="scaled") for _ in sizes]
+        merged = max((value.size for value in values), default=0)
+        sizes = [min(size, merged) for size in sizes] if is_elementwise(step.name) else sizes
+        return [Fixed(largest.leaf, size, None, "derived", largest.levels) for size in sizes]
+
+    def contraction(self, program, step, values, trails):
+        """A layer's operand; or a product with something fixed that is no parameter, or of data with data."""
+        index = step.weight[1] if step.weight is not None else None
+        if index is None:
+            known = any(isinstance(value, Fixed) and value.leaf for value in values)
+            label = "attention" if len(trails) > 1 else "a layer not entered" if known else "a fixed matrix"
+            return [self.mixed(values, label)]
+        operand = trails[0] if len(trails) == 1 else self.mixed(trails, "several inputs")
+        self.operands[index], self.weights[index] = operand, values[step.weight[0]]
+        made = Trail(index, upstream=operand.upstream | {index})
+        return [made] + [self.mixed([made], step.name) for _ in step.writes[1:]]
+
+    def plain(self, program, step, values, trails):
+        name, first = step.name, trails[0]
+        if name == "gather":
+            return [self.gathered(step, values)]
+        if name in _MOVES and name != "pad" and len(values) == len(step.writes):
+            return [value if isinstance(value, Fixed) else _moved(value, step) for value in values]
+        if name in _MOVES | _PARTS and values[0] is first and len(trails) == 1:
+            return [_moved(first, step, place) for place, _ in enumerate(step.writes)]
+        if is_elementwise(name):
+            return [self.elementwise(program, step, values, trails)]
+        if name.startswith(_REDUCTIONS) and len(trails) == 1:
+            form = (*first.form, (name, str(step.params.get("axes", step.params.get("axis"))), next(self.count)))
+            reduced = dataclasses.replace(first, form=form, reduced=True, between=first.between | {"pooling"})
+            return [reduced for _ in step.writes]
+        label = {"concatenate": "concatenation", "dynamic_update_slice": "concatenation", "while": "a loop"}
+        return [self.mixed(values, label.get(name, name)) for _ in step.writes]
+
+    def gathered(self, step, values):
+        """Entries of data at fixed places are a part; entries of a table at places that x says are a new input."""
+        operand, indices = values[:2]
+        if isinstance(operand, Trail):
+            return _moved(operand, step) if isinstance(indices, Fixed) else self.mixed(values, "gather")
+        source = ("lookup", operand.leaf)
+        return Trail(source, upstream=indices.upstream | {source})
+
+    def elementwise(self, program, step, values, trails):
+        """The same function of the same value goes on; anything else is named."""
+        own = [trail for trail in trails if trail.source == trails[0].source]
+        alike = len(own) == len(trails) and len({trail.form for trail in trails}) == 1
+        if not alike:
+            return self.combined(step, trails)
+        between, first = frozenset().union(*(trail.between for trail in trails)), trails[0]
+        if step.name == "stop_gradient":
+            between |= {"a stopped gradient"}
+        arguments = []
+        for value in values:
+            if isinstance(value, Trail):
+                arguments.append((value.function, None))
+            elif value.number is not None:
+                arguments.append((None, value.number))
+            else:
+                label = self.of_parameter(step, first, value)
+                if label is None:  # a bias, or the affine part of a normalization
+                    return dataclasses.replace(first, between=between)
+                return dataclasses.replace(first, between=between | {label})
+        if first.reduced:  # the mean's 1 / n and the like are no activation
+            return dataclasses.replace(first, between=between)
+        steps = 1 + sum(trail.steps for trail in trails)
+        function = _composed(step, values, arguments) if steps <= _MOST_STEPS else _unknown
+        return dataclasses.replace(first, function=function, steps=steps, between=between)
+
+    def of_parameter(self, step, trail, value):
+        """What an elementwise step with a fixed array does to the chain; None: nothing."""
+        sums = step.name in ("add", "add_any", "sub")
+        if sums and isinstance(trail.source, int) and trail.function is None and not trail.between and value.leaf:
+            layer = self.layers[trail.source]
+            shape, units = layer.shape, 1
+            for axis in layer.units:
+                units *= shape[axis]
+            if value.size <= units and step.name != "sub":
+                self.biases.setdefault(trail.source, {})[id(step)] = value
+                return None
+        if value.leaf and (trail.reduced or "normalization" in trail.between):
+            return None
+        if value.leaf is None:
+            return "a fixed array"
+        return "an added parameter" if sums else "a scale"
+
+    def combined(self, step, trails):
+        """Values of different sources, or of different parts of one, meet."""
+        whole = [trail for trail in trails if not trail.reduced]
+        if not whole:
+            return dataclasses.replace(self.mixed(trails, None), reduced=True)
+        reduced = [trail for trail in trails if trail.reduced]
+        if reduced and all(_newest(trail) & each.upstream for trail in reduced for each in whole):
+            made = self.mixed(trails, "normalization")
+            return dataclasses.replace(made, between=made.between - {"pooling"})
+        if step.name not in ("add", "add_any", "sub"):
+            return self.mixed(trails, "gate" if step.name in ("mul", "div") else step.name)
+        later = any(one.source in other.upstream for one in trails for other in trails if other is not one)
+        return self.mixed(trails, "skip" if later else "a sum of layers")
+
+    def mixed(self, values, label):
+        """A new value of several; `label` says what became of the chain."""
+        trails = [value for value in values if isinstance(value, Trail)]
+        if not trails:
+            return max(values, key=lambda value: value.size)
+        if label == "branch" and len({id(trail) for trail in trails}) == 1 and len(trails) == len(values):
+            return trails[0]
+        # What happens to x before the first layer is no matter of the chain.
+        after = [trail for trail in trails if _is_after_a_layer(trail)] or trails
+        between = frozenset().union(*(trail.between for trail in after)) | ({label} if label else set())
+        source = ("mix", next(self.count))
+        upstream = frozenset().union(*(trail.upstream for trail in trails)) | {source}
+        return Trail(source, between=between, upstream=upstream)
+
+    def scan(self, step, values):
+        """One pass of the body; a carry that is data is a source of its own until the body is known."""
+        body, (consts, carries) = self.inner(step)[0], scan_counts(step.params)
+        scan, initial = next(self.count), values[consts : consts + carries]
+        rest = [self.step_of(value, step.params["length"]) for value in values[consts + carries :]]
+        moving = {i for i, value in enumerate(initial) if isinstance(value, Trail)}
+        while True:
+            carried = [_start(("carry", scan, i)) if i in moving else initial[i] for i in range(carries)]
+            carried = [
+                dataclasses.replace(c, upstream=c.upstream | v.upstream) if isinstance(v, Trail) else c
+                for c, v in zip(carried, initial)
+            ]
+            self.level += 1
+            outputs = self.run(body, [*values[:consts], *carried, *rest])
+            self.level -= 1
+            more = {i for i, value in enumerate(outputs[:carries]) if isinstance(value, Trail)} - moving
+            if not more:
+                break
+            moving |= more
+        for i in moving:
+            self.carries[("carry", scan, i)] = initial[i], outputs[i]
+        return [self.outside(value) for value in outputs]
+
+    def step_of(self, value, length):
+        """One step's part of what is scanned over."""
+        if isinstance(value, Trail):
+            return dataclasses.replace(value, form=(*value.form, ("step",)))
+        return value._replace(size=max(value.size // max(length, 1), 1), levels=(*value.levels, self.level))
+
+    def outside(self, value):
+        """A body's output as it is seen after the scan: a carry that was handed on is what came in."""
+        if not isinstance(value, Trail) or value.source not in self.carries:
+            return value
+        initial = self.carries[value.source][0]
+        if isinstance(initial, Fixed):
+            return dataclasses.replace(value, source=("mix", next(self.count)))
+        return _after(value, initial)
+
+    def resolved(self, trail, seen=frozenset()):
+        """The `Path` of an operand: a carry is what the step before made of it, at first what came in."""
+        starts = not _is_after_a_layer(trail)
+        plain = Path(trail.source, trail.function, trail.between, starts)
+        if trail.source not in self.carries or trail.source in seen:
+            return plain
+        initial, made = self.carries[trail.source]
+        seen = seen | {trail.source}
+        first = self.resolved(_after(trail, initial), seen) if isinstance(initial, Trail) else None
+        if isinstance(made, Fixed) or (made.source == trail.source and made.function is None and not made.between):
+            return first or plain  # handed on unchanged
+        return self.resolved(_after(trail, made), seen)._replace(first=first)
+
+
+def _after(trail, before):
+    """A trail that goes on from where another one ended."""
+    if trail.function is None or before.function is None:
+        function = trail.function or before.function
+    else:
+        outer, inner = trail.function, before.function
+        function = lambda t: outer(inner(t))  # noqa: E731
+    return Trail(
+        before.source,
+        (*before.form, *trail.form),
+        function,
+        trail.steps + before.steps,
+        trail.between | before.between,
+        trail.reduced or before.reduced,
+        trail.upstream | before.upstream,
+    )
+
+
+def _start(source):
+    return Trail(source, upstream=frozenset({source}))
+
+
+def _moved(trail, step, place=0):
+    settings = {k: v for k, v in step.params.items() if k not in ("sharding", "name")}
+    return dataclasses.replace(trail, form=(*trail.form, (step.name, str(settings), place)))
+
+
+def _is_after_a_layer(trail):
+    return any(isinstance(source, int) for source in trail.upstream)
+
+
+def _newest(trail):
+    """The last layer that the value depends on; without one, all that it depends on."""
+    layers = [source for source in trail.upstream if isinstance(source, int)]
+    return {max(layers)} if layers else trail.upstream
+
+
+def _composed(step, values, arguments):
+    trails = [isinstance(value, Trail) for value in values]
+
+    def function(t):
+        made = [
+            (t if inner is None else inner(t)) if moves else np.full(np.shape(t), number)
+            for moves, (inner, number) in zip(trails, arguments)
+        ]
+        return evaluate(step.name, step.params, made)
+
+    return None if step.name in _KEPT and arguments[0][0] is None else function
+
+
+def _unknown(t):
+    return np.full(np.shape(t), np.nan)
+
+
+def _constant(value):
+    """A literal or an array that was closed over."""
+    if np.size(value) == 1 and getattr(getattr(value, "dtype", np.dtype(float)), "kind", "O") in "fiubV":
+        return Fixed(number=_float(value))
+    return Fixed(size=int(np.size(value)))
+
+
+def _float(value):
+    return float(np.asarray(value).reshape(-1)[0])
+
+
+def _size(program, slot):
+    return int(np.prod(getattr(program.avals[slot], "shape", ()), dtype=int))
