@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from numdl import checks
-from numdl.networks import core, segments
+from numdl.networks import _segments, core
 from numdl.records import record
 
 _NOISE = 32  # multiples of eps below which what is left after orthogonalization is rounding
@@ -136,7 +136,7 @@ def extremes(key, network, params, x, *, start, stop, num_matvecs):
     num_matvecs = checks.whole("num_matvecs", num_matvecs)
     network, params, x = core.fitting(network, params, core.one_example(x, start))
     start, stop = core.segment(jax.eval_shape(network.states, params, x), start, stop)
-    sizes = segments.sizes(network, params, x, start, stop)
+    sizes = _segments.sizes(network, params, x, start, stop)
     return _extremes(key, network, params, x, start, stop, min(num_matvecs, *sizes), num_matvecs >= min(sizes))
 
 
@@ -303,7 +303,7 @@ def _compensated(total, lost, term):
 
 def _products(network, params, x, start, stop):
     """v -> J v, u -> J' u and the point where both were linearized, once."""
-    reach, point = segments.between(network, params, x, start, stop)
+    reach, point = _segments.between(network, params, x, start, stop)
     _, forward = jax.linearize(reach, point)
     backward = jax.linear_transpose(forward, point)
     return forward, lambda u: backward(u)[0], point

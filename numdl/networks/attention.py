@@ -21,9 +21,9 @@ from jax import lax
 from jax.tree_util import Partial
 
 from numdl import checks
-from numdl.networks import affine
+from numdl.networks import _affine
+from numdl.networks._record import Network, probed, split_probes
 from numdl.networks.initializers import Initializer
-from numdl.networks.record import Network, probed, split_probes
 from numdl.records import record, static
 
 SELECTIONS = ("soft", "top_1", "gumbel")
@@ -133,9 +133,9 @@ def network(
         None if mlp_width is None else checks.accepts("activation", activation, 1, "activation(x)"),
         selection,
         checks.flag("causal", causal),
-        affine.checked_law("query_key_weights", query_key_weights),
-        affine.checked_law("value_weights", value_weights),
-        None if mlp_width is None else affine.checked_law("mlp_weights", mlp_weights),
+        _affine.checked_law("query_key_weights", query_key_weights),
+        _affine.checked_law("value_weights", value_weights),
+        None if mlp_width is None else _affine.checked_law("mlp_weights", mlp_weights),
         checks.key("key", key) if selection == "gumbel" else None,
         checks.positive("temperature", temperature, shape=()),
     )
@@ -205,7 +205,7 @@ class _Settings:
 
 
 def _init(settings, key, x):
-    dtype = affine.dtype_at_init(key, x, ndim=3)
+    dtype = _affine.dtype_at_init(key, x, ndim=3)
     return _draw(settings, key, x.shape[-1], dtype)
 
 

@@ -22,9 +22,9 @@ from jax import lax
 from jax.tree_util import Partial
 
 from numdl import checks, precision
-from numdl.networks import affine, initializers
+from numdl.networks import _affine, initializers
+from numdl.networks._record import Network, probed, probed_alone, split_probes
 from numdl.networks.initializers import Initializer
-from numdl.networks.record import Network, probed, probed_alone, split_probes
 from numdl.records import record, static
 
 
@@ -46,7 +46,7 @@ def network(*, width, growth, depth, outputs, activation, weight_variance, bias_
     settings = _Settings(
         *(checks.whole(name, value) for name, value in sizes.items()),
         checks.accepts("activation", activation, 1, "activation(x)"),
-        affine.asked_dtype(dtype),
+        _affine.asked_dtype(dtype),
         initializers.variance_scaling(weight_variance),
         checks.variance("bias_variance", bias_variance, shape=()),
     )
@@ -76,7 +76,7 @@ class _Settings:
 
 
 def _init(settings, key, x):
-    dtype = affine.dtype_at_init(key, x, settings.dtype, ndim=2)
+    dtype = _affine.dtype_at_init(key, x, settings.dtype, ndim=2)
     return _draw(settings, key, x.shape[1], dtype)
 
 
@@ -85,7 +85,7 @@ def _draw(settings, key, features, dtype):
     bias_key, first_key, layers_key, last_key = jax.random.split(key, 4)
     width, growth, depth, outputs = settings.width, settings.growth, settings.depth, settings.outputs
     shapes = ((width,), (depth, growth), (outputs,))
-    first, hidden, last = affine.biases(bias_key, shapes, (settings.bias_variance,) * 3, dtype)
+    first, hidden, last = _affine.biases(bias_key, shapes, (settings.bias_variance,) * 3, dtype)
     layers = jnp.arange(depth), jax.random.split(layers_key, depth)
     kernels = lax.map(lambda layer: _draw_kernel(settings, *layer, dtype), layers)
     readout = settings.weights.sample(last_key, (width + depth * growth, outputs), dtype)
@@ -108,7 +108,7 @@ def _draw_kernel(settings, number, key, dtype):
 def _states(settings, params, x, probes=None):
     checks.shape("x", checks.floating("x", x), (None, params["first"]["kernel"].shape[0]))
     first_probe, probe, last_probe = split_probes(probes, 3)
-    first = probed_alone(affine.apply(params["first"], x), first_probe)
+    first = probed_alone(_affine.apply(params["first"], x), first_probe)
     depth, rows, growth = params["layers"]["kernel"].shape
     starts = first.shape[1] + growth * jnp.arange(depth)
     empty = jnp.zeros((first.shape[0], rows + growth - first.shape[1]), first.dtype)
@@ -116,7 +116,7 @@ def _states(settings, params, x, probes=None):
 
     def step(buffer, layer):
         start, weights, probe = layer
-        y = probed(affine.apply(weights, buffer[:, :rows]), probe)
+        y = probed(_affine.apply(weights, buffer[:, :rows]), probe)
         return lax.dynamic_update_slice_in_dim(buffer, settings.activation(y), start, axis=1), y
 
     _, stretch = lax.scan(step, buffer, (starts, params["layers"], probe))
@@ -125,4 +125,4 @@ def _states(settings, params, x, probes=None):
 
 
 def _readout(settings, params, y):
-    return affine.apply(params["readout"], settings.activation(y))
+    return _affine.apply(params["readout"], settings.activation(y))

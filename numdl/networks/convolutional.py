@@ -22,9 +22,9 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from numdl import checks
-from numdl.networks import affine
+from numdl.networks import _affine
+from numdl.networks._record import Network, probed, run_stretch, split_probes
 from numdl.networks.initializers import Initializer
-from numdl.networks.record import Network, probed, run_stretch, split_probes
 from numdl.records import record, static
 
 POOLINGS = ("average", "max")
@@ -76,8 +76,8 @@ def network(
         checks.whole("outputs", outputs),
         checks.accepts("activation", activation, 1, "activation(x)"),
         checks.one_of("pooling", pooling, POOLINGS),
-        affine.asked_dtype(dtype),
-        affine.law(weight_variance, initializer),
+        _affine.asked_dtype(dtype),
+        _affine.law(weight_variance, initializer),
         checks.variance("bias_variance", bias_variance, shape=()),
     )
     return Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout, settings))
@@ -199,7 +199,7 @@ def _convolved(sizes, stage, picture):
 
 
 def _init(settings, key, x):
-    dtype = affine.dtype_at_init(key, x, settings.dtype, ndim=4)
+    dtype = _affine.dtype_at_init(key, x, settings.dtype, ndim=4)
     return _draw(settings, key, tuple(x.shape[1:]), dtype)
 
 
@@ -208,11 +208,11 @@ def _draw(settings, key, picture, dtype):
     plan = _plan(settings, picture)
     bias_key, *keys = jax.random.split(key, len(plan) + 1)
     kernels = [
-        affine.kernels(settings.weights, k, layers, layer.shape, dtype)
+        _affine.kernels(settings.weights, k, layers, layer.shape, dtype)
         for k, (layers, layer) in zip(keys, plan, strict=True)
     ]
     shapes = [(layers, layer.shape[-1]) for layers, layer in plan]
-    biases = affine.biases(bias_key, shapes, [settings.bias_variance] * len(plan), dtype)
+    biases = _affine.biases(bias_key, shapes, [settings.bias_variance] * len(plan), dtype)
     layers = [{"kernel": kernel, "bias": bias} for kernel, bias in zip(kernels, biases, strict=True)]
     return {"layers": tuple(layers[:-1]), "readout": {name: leaf[0] for name, leaf in layers[-1].items()}}
 
@@ -232,7 +232,7 @@ def _states(settings, params, x, probes=None):
 
 def _step(settings, layer, y, stretch):
     weights, probe = stretch
-    y = probed(_affine(layer, weights, y if settings is None else _between(settings, layer, y)), probe)
+    y = probed(_mapped(layer, weights, y if settings is None else _between(settings, layer, y)), probe)
     return y, y
 
 
@@ -250,15 +250,15 @@ def _pool(y, size, pooling):
     return squares.mean(axis=(2, 4)) if pooling == "average" else squares.max(axis=(2, 4))
 
 
-def _affine(layer, weights, y):
+def _mapped(layer, weights, y):
     product = jnp.matmul if y.ndim == 2 else functools.partial(convolve, padding=layer.padding)
-    return affine.apply(weights, y, product=product)
+    return _affine.apply(weights, y, product=product)
 
 
 def _readout(settings, params, y):
     last = settings.stages[-1] if not settings.hidden else Stage(0, 0)
     layer = _Layer(params["readout"]["kernel"].shape, last.pool)
-    return _affine(layer, params["readout"], _between(settings, layer, y))
+    return _mapped(layer, params["readout"], _between(settings, layer, y))
 
 
 def _check_params(plan, params, x):

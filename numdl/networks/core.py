@@ -1,8 +1,28 @@
-"""What a user of networks needs: the record (`record` says what a network is), what follows from it, and `lift`.
+"""A network is a record of three pure functions; parameters are a pytree.
 
-A network is three pure functions, and so the gradient at every layer and the Jacobian between two layers are the same
-few lines for every architecture. *Any JAX function is a network too*: `lift(apply, params, x)` finds its layers and
-makes it one.
+    y_0 = x ---> layer 1 --(+)--> y_1 ---> layer 2 --(+)--> y_2 ---> ... ---> y_L ---> readout ---> outputs
+                            ^                        ^
+                         probe 1                  probe 2
+
+*State.* y_l is what comes out of layer l, in a dense network before the activation. The input y_0 is the caller's;
+the last affine map is the readout and no state.
+
+*Stretch.* Consecutive layers whose states have one shape are stacked into one array [layers, N, ...]: they ran in one
+`lax.scan`, so depth 1000 is one array and compiles like depth 10. `states` returns a tuple of stretches, input first.
+
+*Probe.* An array like the states, zero by default. Probe l is added to y_l, and the sum is the state that comes out and
+flows on. The gradient with respect to a zero probe is therefore dloss/dy_l, and the derivative of y_k with respect to
+probe l is the Jacobian dy_k/dy_l: no hooks, no second copy of the network.
+
+*Randomness and batch statistics.* A network has no hidden state. A random network (dropout, noise) takes its key when
+it is built or finds it in `params`: the same arguments give the same outputs. Batch statistics are computed from the
+batch in hand; a network with frozen statistics keeps them in `params`.
+
+*A network is a pytree.* Its functions may be `jax.tree_util.Partial`s, whose bound numbers are then data: one compiled
+measurement serves every variance. `traceable` turns plain functions into such, known by identity.
+
+So the gradient at every layer and the Jacobian between two layers are the same few lines for every architecture. *Any
+JAX function is a network too*: `lift(apply, params, x)` finds its layers and makes it one.
 """
 
 import functools
@@ -10,9 +30,8 @@ import functools
 import jax
 
 from numdl import checks
-from numdl.networks import segments
-from numdl.networks.lift import lift
-from numdl.networks.record import (
+from numdl.networks import _segments
+from numdl.networks._record import (
     Network,
     fitting,
     last_state,
@@ -23,7 +42,8 @@ from numdl.networks.record import (
     traceable,
     zero_probes,
 )
-from numdl.networks.segments import segment
+from numdl.networks._segments import segment
+from numdl.networks.lift import lift
 
 __all__ = [
     "Network",
@@ -87,6 +107,6 @@ def _state_gradients(network, params, x, loss):
 
 @functools.partial(jax.jit, static_argnames=("start", "stop"))
 def _jacobian(network, params, x, start, stop):
-    reach, point = segments.between(network, params, x, start, stop)
+    reach, point = _segments.between(network, params, x, start, stop)
     wide = jax.eval_shape(reach, point).size >= point.size
     return (jax.jacfwd if wide else jax.jacrev)(reach)(point)

@@ -14,9 +14,9 @@ import jax
 from jax.tree_util import Partial
 
 from numdl import checks
-from numdl.networks import affine
+from numdl.networks import _affine
+from numdl.networks._record import Network, probed, run_stretch, split_probes
 from numdl.networks.initializers import Initializer
-from numdl.networks.record import Network, probed, run_stretch, split_probes
 from numdl.records import record, static
 
 
@@ -51,11 +51,11 @@ def network(
     settings = _settings(
         checks.wholes("widths", widths),
         checks.accepts("activation", activation, 1, "activation(x)"),
-        affine.law(weight_variance, initializer, entries=law),
+        _affine.law(weight_variance, initializer, entries=law),
         checks.variance("bias_variance", bias_variance, shape=()),
         readout_weight_variance,
         readout_bias_variance,
-        affine.asked_dtype(dtype),
+        _affine.asked_dtype(dtype),
     )
     return Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout, settings))
 
@@ -74,15 +74,15 @@ class _Settings:
 def _settings(widths, activation, weights, bias_variance, readout_weight_variance, readout_bias_variance, dtype):
     if len(widths) < 2:
         raise checks.BadValue(f"widths must hold at least 2 numbers, input and outputs; got {widths}")
-    last_weights, last_bias = affine.law_or("readout_weight_variance", readout_weight_variance, weights), bias_variance
+    last_weights, last_bias = _affine.law_or("readout_weight_variance", readout_weight_variance, weights), bias_variance
     if readout_bias_variance is not None:
         last_bias = checks.variance("readout_bias_variance", readout_bias_variance, shape=())
     return _Settings(widths, activation, dtype, weights, bias_variance, last_weights, last_bias)
 
 
 def _init(settings, key, x):
-    dtype = affine.dtype_at_init(key, x, settings.dtype)
-    affine.check_features(x, settings.widths[0], "widths")
+    dtype = _affine.dtype_at_init(key, x, settings.dtype)
+    _affine.check_features(x, settings.widths[0], "widths")
     return _draw(settings, key, dtype)
 
 
@@ -92,8 +92,8 @@ def _draw(settings, key, dtype):
     bias_key, last_key, *keys = jax.random.split(key, len(plan) + 2)
     shapes = [*((layers, shape[-1]) for layers, shape in plan), settings.widths[-1:]]
     variances = [settings.bias_variance] * len(plan) + [settings.readout_bias_variance]
-    *biases, last_bias = affine.biases(bias_key, shapes, variances, dtype)
-    kernels = [affine.kernels(settings.weights, k, *stretch, dtype) for k, stretch in zip(keys, plan, strict=True)]
+    *biases, last_bias = _affine.biases(bias_key, shapes, variances, dtype)
+    kernels = [_affine.kernels(settings.weights, k, *stretch, dtype) for k, stretch in zip(keys, plan, strict=True)]
     last_kernel = settings.readout_weights.sample(last_key, settings.widths[-2:], dtype)
     return {
         "hidden": tuple({"kernel": kernel, "bias": bias} for kernel, bias in zip(kernels, biases, strict=True)),
@@ -113,7 +113,7 @@ def _stretches(widths):
 
 def _states(settings, params, x, probes=None):
     hidden = params["hidden"]
-    affine.check_features(x, (hidden[0] if hidden else params["readout"])["kernel"].shape[-2], "params")
+    _affine.check_features(x, (hidden[0] if hidden else params["readout"])["kernel"].shape[-2], "params")
     probes = split_probes(probes, len(hidden))
     y, states = x, []
     for number, (stretch, probe) in enumerate(zip(hidden, probes, strict=True)):
@@ -125,12 +125,12 @@ def _states(settings, params, x, probes=None):
 
 def _layer(before, y, layer):
     weights, probe = layer
-    y = probed(affine.apply(weights, before(y)), probe)
+    y = probed(_affine.apply(weights, before(y)), probe)
     return y, y
 
 
 def _readout(settings, params, y):
-    return affine.apply(params["readout"], settings.activation(y) if params["hidden"] else y)
+    return _affine.apply(params["readout"], settings.activation(y) if params["hidden"] else y)
 
 
 def _identity(y):

@@ -20,9 +20,9 @@ from jax import lax
 from jax.tree_util import Partial
 
 from numdl import checks
-from numdl.networks import affine
+from numdl.networks import _affine
+from numdl.networks._record import Network, fitting, probed, probed_alone, split_probes
 from numdl.networks.initializers import Initializer
-from numdl.networks.record import Network, fitting, probed, probed_alone, split_probes
 from numdl.records import record, static
 
 
@@ -56,13 +56,13 @@ def network(
     ValueError, TypeError           a size below 1, a negative variance, two laws or none, gate_bias not finite
     """
     sizes = (checks.whole(name, value) for name, value in (("width", width), ("depth", depth), ("outputs", outputs)))
-    weights = affine.law(weight_variance, initializer)
+    weights = _affine.law(weight_variance, initializer)
     settings = _Settings(
         *sizes,
         checks.accepts("activation", activation, 1, "activation(x)"),
-        affine.asked_dtype(dtype),
+        _affine.asked_dtype(dtype),
         weights,
-        affine.law_or("gate_weight_variance", gate_weight_variance, weights),
+        _affine.law_or("gate_weight_variance", gate_weight_variance, weights),
         checks.variance("bias_variance", bias_variance, shape=()),
         checks.finite("gate_bias", gate_bias, shape=()),
     )
@@ -92,7 +92,7 @@ class _Settings:
 
 
 def _init(settings, key, x):
-    dtype = affine.dtype_at_init(key, x, settings.dtype, ndim=2)
+    dtype = _affine.dtype_at_init(key, x, settings.dtype, ndim=2)
     return _draw(settings, key, x.shape[1], dtype)
 
 
@@ -101,7 +101,7 @@ def _draw(settings, key, features, dtype):
     bias_key, first_key, layers_key, last_key = jax.random.split(key, 4)
     n, depth = settings.width, settings.depth
     shapes = ((n,), (depth, n), (settings.outputs,))
-    first, hidden, last = affine.biases(bias_key, shapes, (settings.bias_variance,) * 3, dtype)
+    first, hidden, last = _affine.biases(bias_key, shapes, (settings.bias_variance,) * 3, dtype)
     layers = lax.map(lambda k: _draw_layer(settings, k, dtype), jax.random.split(layers_key, depth))
     return {
         "first": {"kernel": settings.weights.sample(first_key, (features, n), dtype), "bias": first},
@@ -123,12 +123,12 @@ def _draw_layer(settings, key, dtype):
 def _states(settings, params, x, probes=None):
     checks.shape("x", checks.floating("x", x), (None, params["first"]["kernel"].shape[0]))
     first, others = split_probes(probes, 2)
-    y = probed_alone(affine.apply(params["first"], x), first)
+    y = probed_alone(_affine.apply(params["first"], x), first)
 
     def step(y, layer):
         weights, probe = layer
         gate = _gate(weights, y)
-        y = probed(y + gate * (settings.activation(affine.apply(weights, y)) - y), probe)
+        y = probed(y + gate * (settings.activation(_affine.apply(weights, y)) - y), probe)
         return y, y
 
     _, stretch = lax.scan(step, y, (params["layers"], others))
@@ -136,7 +136,7 @@ def _states(settings, params, x, probes=None):
 
 
 def _readout(params, y):
-    return affine.apply(params["readout"], y)
+    return _affine.apply(params["readout"], y)
 
 
 def _gate(weights, y):

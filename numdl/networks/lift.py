@@ -14,7 +14,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from numdl import checks, tracing
-from numdl.networks.record import Network
+from numdl.networks._record import Network
 
 
 def lift(apply, params, x, *, examples=None):

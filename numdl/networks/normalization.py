@@ -21,9 +21,9 @@ from jax import lax
 from jax.tree_util import Partial
 
 from numdl import checks, precision
-from numdl.networks import affine
+from numdl.networks import _affine
+from numdl.networks._record import Network, fitting, probed, probed_alone, split_probes
 from numdl.networks.initializers import Initializer
-from numdl.networks.record import Network, fitting, probed, probed_alone, split_probes
 from numdl.records import record, static
 
 KINDS = ("batch", "layer", "rms")
@@ -151,8 +151,8 @@ def network(
         *(checks.whole(n, v) for n, v in (("width", width), ("depth", depth), ("outputs", outputs))),
         checks.accepts("activation", activation, 1, "activation(x)"),
         checks.one_of("kind", kind, KINDS),
-        affine.asked_dtype(dtype),
-        affine.law(weight_variance, initializer),
+        _affine.asked_dtype(dtype),
+        _affine.law(weight_variance, initializer),
         checks.finite("eps", eps, least=0.0, shape=()),
     )
     return Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout, settings))
@@ -188,7 +188,7 @@ class _Settings:
 
 
 def _init(settings, key, x):
-    dtype = affine.dtype_at_init(key, x, settings.dtype, ndim=2)
+    dtype = _affine.dtype_at_init(key, x, settings.dtype, ndim=2)
     return _draw(settings, key, x.shape[1], dtype)
 
 
@@ -230,7 +230,7 @@ def _states(settings, params, x, probes=None):
 def _readout(settings, params, y):
     depth = params["hidden"]["kernel"].shape[0]
     norm = jax.tree.map(lambda leaf: leaf[-1], _norms(params)) if depth else _without_kernel(params["first"])
-    return affine.apply(params["readout"], _active(settings, norm, y))
+    return _affine.apply(params["readout"], _active(settings, norm, y))
 
 
 def _active(settings, norm, y):

@@ -23,9 +23,9 @@ from jax import lax
 from jax.tree_util import Partial
 
 from numdl import checks
-from numdl.networks import affine, initializers
+from numdl.networks import _affine, initializers
+from numdl.networks._record import Network, probed, split_probes
 from numdl.networks.initializers import Initializer
-from numdl.networks.record import Network, probed, split_probes
 from numdl.records import record, static
 
 LSTM_GATES = ("input", "forget", "candidate", "output")
@@ -168,8 +168,8 @@ def _laws(width, input_weights, recurrent_weights, bias_variance, forget_bias, a
     return _Laws(
         checks.whole("width", width),
         activation,
-        affine.checked_law("input_weights", input_weights),
-        affine.checked_law("recurrent_weights", recurrent_weights),
+        _affine.checked_law("input_weights", input_weights),
+        _affine.checked_law("recurrent_weights", recurrent_weights),
         checks.variance("bias_variance", bias_variance, shape=()),
         forget_bias,
     )
@@ -275,7 +275,7 @@ def _checked(cell, outputs, weights):
     return (
         checks.instance("cell", cell, Cell, hint="made by recurrent.lstm, for example"),
         checks.whole("outputs", outputs),
-        affine.checked_law("readout_weights", weights),
+        _affine.checked_law("readout_weights", weights),
     )
 
 
@@ -319,7 +319,7 @@ def _step(head, params, packing, both, now):
     carry = unpack(packed)
     hidden = head.cell.hidden(carry)
     if fed is not None:
-        fed = affine.apply(params["readout"], hidden) if head.feedback else jnp.zeros_like(fed)
+        fed = _affine.apply(params["readout"], hidden) if head.feedback else jnp.zeros_like(fed)
     return (carry, fed), (packed, hidden)
 
 
@@ -337,9 +337,9 @@ def _packing(start):
 
 def _readout(head, params, y):
     if head.kind != "many_to_one":
-        return affine.apply(params["readout"], y)
+        return _affine.apply(params["readout"], y)
     # The carry is packed leaf by leaf, the hidden state first.
-    return affine.apply(params["readout"], y[..., : params["readout"]["kernel"].shape[0]])
+    return _affine.apply(params["readout"], y[..., : params["readout"]["kernel"].shape[0]])
 
 
 def _check_input(head, x, cell_params=None):

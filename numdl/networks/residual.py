@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from numdl import checks
-from numdl.networks import fields, record, stages
+from numdl.networks import _record, fields, stages
 from numdl.networks.stages import Options
 from numdl.ode import adjoints, refinement, schemes, tableaus
 from numdl.ode.tableaus import Tableau
@@ -48,7 +48,7 @@ def network(
     damping : scalar            of the antisymmetric block, >= 0
     tableau : Tableau           explicit
     adjoint : function          how `apply` is differentiated, see `ode.adjoints`
-    options                     laws of the weights, step or time, window, ...: see `stage_options.Options`
+    options                     laws of the weights, step or time, window, ...: see `stages.Options`
     Raises
     ------
     TypeError, ValueError       an unknown option, an implicit tableau, hidden or damping of another block, ...
@@ -85,7 +85,7 @@ def unroll(network, params, x, *, stage=0):
     states = network.states(params, x)
     ends = [i for i, (n, m) in enumerate(zip(settings.widths[:-2], settings.widths[1:-1])) for _ in range(1 + (n != m))]
     place = max(i for i, owner in enumerate(ends) if owner == stage)
-    first = record.last_state(states[:place], x)
+    first = _record.last_state(states[:place], x)
     before = jnp.concatenate([first[None].astype(states[place].dtype), states[place][:-1]])
     theta = jax.tree.map(lambda leaf: leaf[: options["steps"]], theta)
     return Flow(functools.partial(_right_hand_side, settings), theta, before, options["t1"] / options["steps"])

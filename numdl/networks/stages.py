@@ -23,28 +23,28 @@ import numpy as np
 from jax.tree_util import Partial
 
 from numdl import checks
-from numdl.networks import affine, fields, record, stage_options
-from numdl.networks.record import probed, probed_alone
-from numdl.networks.stage_options import Motion, Options
-from numdl.networks.stage_parameters import Settings, draw
+from numdl.networks import _affine, _record, _stage_options, fields
+from numdl.networks._record import probed, probed_alone
+from numdl.networks._stage_options import Motion, Options
+from numdl.networks._stage_parameters import Settings, draw
 from numdl.ode import adjoints, integrate, refinement, schemes
 
 
-class Network(record.Network):
+class Network(_record.Network):
     """A network of stages; `apply` keeps no states, so that its memory is what the adjoint needs."""
 
     __slots__ = ()
 
     def apply(self, params, x):
         """The outputs [N, d_out]; the gradient goes by the adjoint that the builder was given."""
-        return self.readout(params, record.last_state(self.states(params, x, save=False), x))
+        return self.readout(params, _record.last_state(self.states(params, x, save=False), x))
 
 
 def build(
     motion: Motion, *, widths, depth, bias_variance, adjoint=adjoints.checkpointed, **options: Unpack[Options]
 ) -> Network:
     """A network of stages that this motion runs through; the other arguments are those of `residual.network`."""
-    return from_settings(stage_options.settings(motion, widths, depth, bias_variance, adjoint, options))
+    return from_settings(_stage_options.settings(motion, widths, depth, bias_variance, adjoint, options))
 
 
 def from_settings(settings):
@@ -104,7 +104,7 @@ def merge(settings, y):
 
 
 def _init(settings, key, x):
-    dtype = affine.dtype_at_init(key, x, settings.dtype)
+    dtype = _affine.dtype_at_init(key, x, settings.dtype)
     _check_input(settings, x)
     return draw(settings, key, dtype)
 
@@ -112,7 +112,7 @@ def _init(settings, key, x):
 def _states(settings, params, x, probes=None, *, save=True):
     _check_input(settings, x)
     connected = [n != m for n, m in itertools.pairwise(settings.widths[:-1])]
-    probes = iter(record.split_probes(probes, len(connected) + sum(connected)))
+    probes = iter(_record.split_probes(probes, len(connected) + sum(connected)))
     y, stretches = x, []
     for stage, connects in enumerate(connected):
         if connects:
@@ -173,7 +173,7 @@ def _connect(settings, weights, y, stage):
     if settings.connector == "pad":
         more = settings.widths[stage + 1] - y.shape[-1]
         return jnp.pad(y, (*[(0, 0)] * (y.ndim - 1), (0, more)))
-    return affine.apply(weights, y, product=lambda y, kernel: fields.apply(kernel, y))
+    return _affine.apply(weights, y, product=lambda y, kernel: fields.apply(kernel, y))
 
 
 def _pool(y, size):
@@ -185,11 +185,11 @@ def _pool(y, size):
 
 
 def _readout(settings, params, y):
-    return affine.apply(params["readout"], y.mean(axis=(1, 2)) if settings.window else y)
+    return _affine.apply(params["readout"], y.mean(axis=(1, 2)) if settings.window else y)
 
 
 def _check_input(settings, x):
-    affine.check_features(x, settings.widths[0], "widths", places="height, width, " if settings.window else "")
+    _affine.check_features(x, settings.widths[0], "widths", places="height, width, " if settings.window else "")
     grown = list(itertools.pairwise(settings.widths[:-1]))
     if settings.connector == "pad" and any(m < n for n, m in grown):
         raise checks.BadValue(f"widths must not shrink where connector is 'pad'; got {settings.widths}")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numdl.networks import dense, segments
+from numdl.networks import _segments, dense
 
 WIDTHS = (3, 4, 4, 2)
 
@@ -20,8 +20,8 @@ def given(key):
 @pytest.mark.parametrize("start, stop", [(0, 1), (0, 3), (1, 2), (1, 3), (2, 3)])
 def test_a_segment_is_the_layers_between(given, start, stop):
     net, params, x = given
-    assert segments.sizes(net, params, x, start, stop) == (WIDTHS[start], WIDTHS[stop])
-    reach, point = segments.between(net, params, x, start, stop)
+    assert _segments.sizes(net, params, x, start, stop) == (WIDTHS[start], WIDTHS[stop])
+    reach, point = _segments.between(net, params, x, start, stop)
     layers = [*({name: leaf[0] for name, leaf in stretch.items()} for stretch in params["hidden"]), params["readout"]]
     shift = np.linspace(-0.5, 0.5, WIDTHS[start])
     y = np.asarray(x[0]) + (0 if start else shift)
@@ -34,7 +34,7 @@ def test_a_segment_is_the_layers_between(given, start, stop):
 def test_the_range_is_checked(given):
     net, params, x = given
     shapes = net.states(params, x)
-    assert segments.segment(shapes, np.int64(1), 3) == (1, 3)
+    assert _segments.segment(shapes, np.int64(1), 3) == (1, 3)
     for start, stop, message in ((-1, 1, "start .*0..2; got -1"), (2, 2, "stop .*3..3; got 2"), (0, 4, "got 4")):
         with pytest.raises(ValueError, match=message):
-            segments.segment(shapes, start, stop)
+            _segments.segment(shapes, start, stop)

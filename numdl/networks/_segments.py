@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from numdl import checks
-from numdl.networks import record
+from numdl.networks import _record
 
 
 def segment(shapes, start, stop):
     """(start, stop), checked against the layers that states of these shapes have."""
-    depth = record.layer_count(shapes)
+    depth = _record.layer_count(shapes)
     start = checks.whole("start", start, least=0, most=depth)
     return start, checks.whole("stop", stop, least=start + 1, most=depth + 1)
 
@@ -47,8 +47,8 @@ def between(network, params, x, start, stop):
 
 def _arrive(network, params, x, probes, stop):
     states = network.states(params, x, probes)
-    if stop > record.layer_count(states):
-        return network.readout(params, record.last_state(states, x)).ravel()
+    if stop > _record.layer_count(states):
+        return network.readout(params, _record.last_state(states, x)).ravel()
     stretch, index = _place(states, stop)
     return states[stretch][index].ravel()
 

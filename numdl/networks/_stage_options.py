@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import NamedTuple, TypedDict
 
 from numdl import checks
-from numdl.networks import affine
+from numdl.networks import _affine
+from numdl.networks._stage_parameters import Settings, freeze
 from numdl.networks.initializers import Initializer
-from numdl.networks.stage_parameters import Settings, freeze
 from numdl.ode import adjoints, schemes
 
 CONNECTORS = ("affine", "pad")
@@ -81,7 +81,7 @@ def settings(motion, widths, depth, bias_variance, adjoint, options):
         interpolation=checks.one_of("interpolation", options["interpolation"], INTERPOLATIONS),
         adjoint=_adjoint(motion.scheme, adjoint),
         connector=checks.one_of("connector", options["connector"], CONNECTORS),
-        dtype=affine.asked_dtype(options["dtype"]),
+        dtype=_affine.asked_dtype(options["dtype"]),
         bias_variance=checks.variance("bias_variance", bias_variance, shape=()),
         damping=motion.damping,
         **_laws(options),
@@ -97,9 +97,9 @@ def _complete(options):
 
 
 def _laws(options):
-    weights = affine.law(options["weight_variance"], options["initializer"])
+    weights = _affine.law(options["weight_variance"], options["initializer"])
     others = {
-        f"{whose}_weights": affine.law_or(f"{whose}_weight_variance", options[f"{whose}_weight_variance"], weights)
+        f"{whose}_weights": _affine.law_or(f"{whose}_weight_variance", options[f"{whose}_weight_variance"], weights)
         for whose in ("second", "connector", "readout")
     }
     return {"weights": weights, **others}

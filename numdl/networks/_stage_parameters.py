@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from numdl import trees
-from numdl.networks import affine, fields
+from numdl.networks import _affine, fields
 from numdl.networks.initializers import Initializer
 from numdl.ode import schemes
 from numdl.records import record, static
@@ -87,7 +87,7 @@ def _draw_biases(settings, key, params):
     flat, structure = jax.tree_util.tree_flatten_with_path(params)
     drawn = [leaf for path, leaf in flat if _is_bias(path)]
     variances = [settings.bias_variance] * len(drawn)
-    biases = iter(affine.biases(key, [leaf.shape for leaf in drawn], variances, drawn[0].dtype))
+    biases = iter(_affine.biases(key, [leaf.shape for leaf in drawn], variances, drawn[0].dtype))
     return jax.tree.unflatten(structure, [next(biases) if _is_bias(path) else leaf for path, leaf in flat])
 
 
