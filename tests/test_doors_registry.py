@@ -113,7 +113,8 @@ def pieces(value):
         return [repr(value)]
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         entries = [str(value.ravel()[0])] if isinstance(value, np.ndarray) and value.size else []
-        return [str(tuple(value.shape)), str(value.dtype), *entries]
+        empty = [f"({length},)" for length in value.shape[:1] if not length]
+        return [str(tuple(value.shape)), str(value.dtype), *entries, *empty]
     return [""]
 
 

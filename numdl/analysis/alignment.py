@@ -43,7 +43,8 @@ def align(params, reference, *, layers=None, key=None, sweeps=100):
     ValueError                  kernels that do not follow each other, an unknown path
     Source: Ainsworth et al. 2023, arXiv:2209.04836, algorithm 1.
     """
-    params = checks.like("params", params, reference, of="reference")
+    params = checks.leaves("params", params)
+    reference = checks.like("reference", reference, params)
     sweeps = checks.whole("sweeps", sweeps)
     if key is not None:
         checks.key("key", key)

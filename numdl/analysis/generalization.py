@@ -138,7 +138,7 @@ def norms(params, reference=None, *, apply=None, x=None, outputs=None, stacked=(
     ValueError, TypeError       no weight (the leaves are listed), a reference unlike params; as `landscape.direction`
     Source: Bartlett et al. 2017, arXiv:1706.08498; Neyshabur et al. 2018, arXiv:1707.09564 (spectral_complexity).
     """
-    given = reference is not None
+    params, given = checks.leaves("params", params), reference is not None
     reference = checks.like("reference", reference, params) if given else params
     found = filters.find(params, apply=apply, x=x, outputs=outputs, stacked=stacked)
     if all(one is None for one in found):

@@ -156,7 +156,7 @@ def plane(states, labels, *, widths=None, noise_variances=None):
 def _table(name, probabilities):
     table = np.asarray(checks.finite(name, checks.array(name, probabilities), least=0.0), np.float64)
     if abs(table.sum() - 1) > 1e-6:
-        raise checks.BadValue(f"{name} must sum to 1; got {table.sum():g}")
+        raise checks.BadValue(f"{name} must sum to 1; got {table.sum():g}, the sum of shape {table.shape}")
     return table
 
 

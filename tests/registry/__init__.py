@@ -7,6 +7,7 @@ A function that is not registered fails the test. What an argument's name means 
 """
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -23,6 +24,7 @@ INTERNAL = {
     "analysis.alignment",
     "analysis.called",
     "analysis.filters",
+    "analysis.critical",
     "analysis.flow",
     "analysis.listening",
     "analysis.parts",
@@ -161,6 +163,8 @@ def shown(value):
     if isinstance(value, dict | tuple | list):
         items = value.values() if isinstance(value, dict) else value
         return f"{type(value).__name__}({', '.join(shown(item) for item in items)})"
+    if isinstance(value, functools.partial):
+        return f"giving({shown(value.args[0])})"
     return getattr(value, "__name__", repr(value))[:40]
 
 

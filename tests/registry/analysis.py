@@ -21,7 +21,7 @@ LIFTED = {
     "x": kinds.data(o.X).also(np.ones((0, 4)), None),
 }
 DIRECTION = kinds.like(o.PARAMS)
-GRID = kinds.finite(np.array([-1.0, 0.0, 1.0]))
+GRID = kinds.real(np.array([-1.0, 0.0, 1.0]))
 STACK = {name: np.stack([leaf, 2 * leaf, leaf + 1]) for name, leaf in o.PARAMS.items()}
 STATES = kinds.batch(np.linspace(-1.0, 1.0, 12).reshape(3, 4))
 FILTERS = {
@@ -70,11 +70,11 @@ CALLS = {
         "basis": kinds.count(4),
         "extra": kinds.count(4, least=0),
     },
-    **{f"analysis.curvature.{name}": CURVED for name in ("diagonal", "frobenius_norm", "trace")},
+    **{f"analysis.curvature.{name}": dict(CURVED) for name in ("diagonal", "frobenius_norm", "trace")},
     "analysis.curvature.spectral_density": {**CURVED, "points": kinds.count(10, least=2)},
     "analysis.curvature.top_eigenvalues": {
         **CURVED,
-        "k": kinds.limited(2, most=24),
+        "k": kinds.count(2),
         "basis": kinds.count(12),
         "start": DIRECTION,
         "deflate": DIRECTION,
@@ -84,29 +84,29 @@ CALLS = {
     "analysis.curvature.fisher": {"outputs": kinds.function(outputs, "text"), "likelihood": kinds.name("gaussian")},
     "analysis.curvature.gauss_newton": {
         "outputs": kinds.function(outputs, "text"),
-        "loss_of_outputs": kinds.loss(of_outputs),
+        "loss_of_outputs": kinds.free(of_outputs),
     },
     "analysis.curvature.gradient_overlap": {"vectors": kinds.like(STACK)},
     "analysis.curvature.outliers": {
-        "values": kinds.finite(np.array([3.0, 1.0, 0.5])),
-        "intervals": kinds.finite(np.ones((3, 2)), np.ones((2, 2))),
-        "least_ratio": kinds.number(1.5, 0.5),
+        "values": kinds.real(np.array([3.0, 1.0, 0.5])),
+        "intervals": kinds.real(np.ones((3, 2)), np.ones((2, 2))),
+        "least_ratio": kinds.positive(1.5),
     },
     "analysis.descent.sharpness": {"start": DIRECTION, "preconditioner": DIRECTION},
     "analysis.descent.along": {"every": kinds.count(1)},
-    "analysis.descent.adam_preconditioner": {"b2": kinds.probability(0.9), "eps": kinds.positive(1e-8)},
-    "analysis.descent.path": {"loss": kinds.loss(o.loss_of_params)},
+    "analysis.descent.adam_preconditioner": {"b2": kinds.probability(0.9), "eps": kinds.variance(1e-8)},
+    "analysis.descent.path": {"steps": kinds.count(2, least=0), "loss": kinds.loss(o.loss_of_params)},
     "analysis.descent.mode_strength": {
         "matrices": kinds.Argument([o.MATRIX, o.MATRIX], (None, 3, "text", [], ["text"], [o.MATRIX, np.ones((2, 2))])),
-        "left": kinds.floating(o.VECTOR[None], np.ones((1, 2))),
-        "right": kinds.floating(o.VECTOR[None], np.ones((1, 2))),
+        "left": kinds.real(o.VECTOR[None], np.ones((1, 2))),
+        "right": kinds.real(o.VECTOR[None], np.ones((1, 2))),
     },
     "analysis.generalization.gap": {
         "train_losses": kinds.real(np.array([0.1, 0.2, 0.3])),
         "test_losses": kinds.real(np.array([0.2, 0.3, 0.4])),
     },
     "analysis.generalization.margins": {
-        "outputs": kinds.finite(o.TARGETS),
+        "outputs": kinds.floating(o.TARGETS),
         "labels": kinds.labels(o.LABELS, classes=2),
         "scale": kinds.positive(1.0),
     },
@@ -118,10 +118,10 @@ CALLS = {
         "largest": kinds.positive(1.0),
     },
     "analysis.generalization.neural_collapse": {
-        "features": kinds.finite(np.linspace(-1.0, 1.0, 24).reshape(6, 4)),
+        "features": kinds.floating(np.linspace(-1.0, 1.0, 24).reshape(6, 4)),
         "labels": kinds.labels(np.array([0, 0, 1, 1, 2, 2])),
-        "weights": kinds.finite(np.linspace(-1.0, 1.0, 12).reshape(4, 3), np.ones((4, 2))),
-        "bias": kinds.finite(np.zeros(3), np.zeros(2)),
+        "weights": kinds.real(np.linspace(-1.0, 1.0, 12).reshape(4, 3)),
+        "bias": kinds.real(np.zeros(3), np.zeros(2)),
         "classes": kinds.count(3),
     },
     "analysis.gradients.growth": {"network": NETWORK, "loss": kinds.loss(o.loss_of_outputs)},
@@ -145,18 +145,18 @@ CALLS = {
     },
     "analysis.information.mutual_information": {"joint": kinds.finite(np.full((2, 2), 0.25), np.full((2, 2), 0.3))},
     "analysis.information.binned": {
-        "states": STATES,
-        "labels": kinds.labels(o.LABELS),
+        "states": kinds.data(STATES.good),
+        "labels": kinds.Argument(o.LABELS, (o.LABELS[:2], np.zeros((3, 1), int), kinds.masked((3,), int))),
         "widths": kinds.numbers(np.array([0.5]), -1.0),
     },
     "analysis.information.kernel_bounds": {
-        "states": STATES,
-        "labels": kinds.labels(o.LABELS),
+        "states": kinds.data(STATES.good),
+        "labels": kinds.Argument(o.LABELS, (o.LABELS[:2], np.zeros((3, 1), int), kinds.masked((3,), int))),
         "noise_variances": kinds.numbers(np.array([0.5]), -1.0),
     },
     "analysis.information.plane": {
-        "states": STATES,
-        "labels": kinds.labels(o.LABELS),
+        "states": kinds.Argument([np.stack([STATES.good] * 2)], (None, 3, "text", [], ["text"], STATES.good)),
+        "labels": kinds.Argument(o.LABELS, (o.LABELS[:2], np.zeros((3, 1), int), kinds.masked((3,), int))),
         "widths": kinds.numbers(np.array([0.5]), -1.0),
         "noise_variances": kinds.free(None),
     },
@@ -282,17 +282,17 @@ CALLS = {
         "labels": kinds.labels(o.LABELS),
     },
     "analysis.kernels.alignment": {
-        "kernel1": kinds.finite(o.MATRIX, np.ones((3, 2))),
-        "kernel2": kinds.finite(o.MATRIX, np.eye(2)),
+        "kernel1": kinds.real(o.MATRIX, np.ones((3, 2))),
+        "kernel2": kinds.real(o.MATRIX, np.eye(2)),
         "centered": kinds.flag(True),
     },
-    "analysis.kernels.drift": {"kernel0": kinds.finite(o.MATRIX), "kernel": kinds.finite(o.MATRIX, np.eye(2))},
+    "analysis.kernels.drift": {"kernel0": kinds.real(o.MATRIX), "kernel": kinds.real(o.MATRIX, np.eye(2))},
     "analysis.kernels.target_kernel": {"targets": kinds.real(o.TARGETS)},
     **{
         f"analysis.kernels.{name}": {
             **LIFTED,
-            "x1": kinds.batch(o.X),
-            "x2": kinds.batch(o.X),
+            "x1": kinds.data(o.X).also(None, o.X[:0]),
+            "x2": kinds.data(o.X).also(o.X[:0]),
             "outputs": kinds.name("mean"),
             "method": kinds.name("auto"),
             "memory_limit": kinds.positive(1e9),
@@ -302,7 +302,7 @@ CALLS = {
         }
         for name in ("estimate", "laziness", "linearization_error", "linearize", "ntk", "ntk_scale")
     },
-    "analysis.kernels.nngp": {"network": NETWORK, "x1": kinds.batch(o.X), "x2": kinds.batch(o.X)},
+    "analysis.kernels.nngp": {"network": NETWORK, "x1": kinds.data(o.X).also(None, o.X[:0]), "x2": kinds.batch(o.X)},
     "analysis.landscape.align": {
         "reference": DIRECTION,
         "layers": kinds.free(None),
@@ -324,12 +324,15 @@ CALLS = {
             "normalize": kinds.name("layer"),
             "vectors": kinds.flag(False),
             "trajectory": kinds.like(STACK),
-            "tolerance": kinds.positive(0.1),
+            "tolerance": kinds.variance(0.1),
         }
         for name in ("connect", "critical_point", "direction", "interpolation", "line", "plane", "plane_of_trajectory")
     },
 }
 CALLS["analysis.landscape.align"]["reference"] = kinds.like(CALLS["analysis.landscape.align"]["params"].good)
+for _name, _call in CALLS.items():
+    if _name.startswith("analysis.curvature.") and _name != "analysis.curvature.gradient_overlap":
+        _call["loss"] = kinds.function(o.loss, np.ones(3), "text", None, 1j)  # a pair is a sum and its weight
 MEASURED = {"params": o.PARAMS, "batch": (o.X, o.TARGETS)}
 EXTRA = {
     **{

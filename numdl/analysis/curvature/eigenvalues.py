@@ -96,7 +96,7 @@ def gradient_overlap(loss, params, batch, vectors, *, frozen=()):
     ValueError                  vectors of another shape than params
     Source: Gur-Ari, Roberts & Dyer 2018, arXiv:1812.04754.
     """
-    checks.accepts("loss", loss, 2, "loss(params, batch)")
+    loss = checks.returning("loss", loss, 2, "loss(params, batch)", scalar=True)
     moving, rest = trees.trainable(params, frozen=frozen)
     rows = parts.inward_rows("vectors", vectors, rest.params(moving), rest, moving)
     return _overlap(loss, moving, rest, parts.data("batch", batch), rows)

@@ -42,6 +42,8 @@ def needs(operator, *, basis, extra=4):
     Memory
     """
     basis, extra = checks.whole("basis", basis), checks.whole("extra", extra, least=0)
+    if not hasattr(operator, "like") or not hasattr(operator, "kept_bytes"):
+        raise checks.BadType(f"operator must be an Operator, made by hessian or gauss_newton; got {operator!r}")
     layout = vectors.layout("params", operator.like)
     vector = layout.size * layout.dtype.itemsize
     product = operator.kept_bytes

@@ -154,7 +154,7 @@ def hessian(loss, params, batch, *, frozen=(), chunk=None, reduction=None):
     Source: Pearlmutter 1994, Neural Computation 6.
     """
     return _operator(
-        kinds.Hessian(checks.accepts("loss", loss, 2, "loss(params, batch)")), params, batch, frozen, chunk, reduction
+        kinds.Hessian(checks.returning("loss", loss, 2, "loss(params, batch)")), params, batch, frozen, chunk, reduction
     )
 
 
@@ -208,7 +208,7 @@ def empirical_fisher(loss, params, batch, *, frozen=(), chunk=None):
     """
     examples(batch)
     return _operator(
-        kinds.EmpiricalFisher(checks.accepts("loss", loss, 2, "loss(params, batch)")),
+        kinds.EmpiricalFisher(checks.returning("loss", loss, 2, "loss(params, batch)")),
         params,
         batch,
         frozen,

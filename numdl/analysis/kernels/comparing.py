@@ -120,6 +120,7 @@ def laziness(apply, trajectory, x, *, targets=None, scale=None, memory_limit=Non
     Laziness
     Source: Fort et al. 2020, arXiv:2010.15110 (kernel drift); Atanasov et al. 2022, arXiv:2111.00034 (alignment).
     """
+    x = checks.leaves("x", x, examples=True)
     apply, x, _, limit = doors.arguments(apply, x, None, "mean", "auto", memory_limit)
     checks.length("trajectory", checks.leaves("trajectory", trajectory), of="points")
     moving, rest = trees.trainable(trajectory, frozen=frozen, name="trajectory")
