@@ -358,7 +358,11 @@ def test_bad_arguments_are_named():
             "tolerance must be .* >= 0; got -1",
             lambda: landscape.critical_point(quadratic, POINT, MATRIX, tolerance=-1.0),
         ),
-        (ValueError, "reference must have the structure and shapes of params", lambda: landscape.align([jnp.ones(2)], [jnp.ones(3)])),
+        (
+            ValueError,
+            "reference must have the structure and shapes of params",
+            lambda: landscape.align([jnp.ones(2)], [jnp.ones(3)]),
+        ),
     ):
         with pytest.raises(error, match=text):
             call()
