@@ -47,13 +47,13 @@ def arguments(node):
 
 def section(text, name):
     """The lines of one section of a docstring."""
-    found = re.search(rf"^{name}\n-+\n(.*?)(?=^\w[\w ]*\n-+\n|^\w[\w ]*: |\Z)", text, re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^{name}\n-+\n(.*?)(?=^\w[\w ]*\n-+\n|^[A-Z]\w*: |\Z)", text, re.MULTILINE | re.DOTALL)
     return found[1] if found else ""
 
 
 def listed(text):
     """Names that the Parameters section explains: 'x, y : array [N]    what they are'."""
-    heads = re.findall(r"^([*\w, ]+?) ?:", section(text, "Parameters"), re.MULTILINE)
+    heads = re.findall(r"^([*\w][*\w, ]*?) ?:", section(text, "Parameters"), re.MULTILINE)
     return {name.strip().lstrip("*") for head in heads for name in head.split(",")}
 
 
@@ -116,6 +116,10 @@ def f(a, b):
     Parameters
     ----------
     a, c : array [N]    numbers
+        that are few: two
+    d : int             whole
+    Source: elementary.
+    e : int             behind the section
     """
     return _g(a)
 def _g(a):
@@ -123,7 +127,7 @@ def _g(a):
 '''
     nodes = {node.name: node for node in ast.parse(code).body}
     text = ast.get_docstring(nodes["f"])
-    assert listed(text) == {"a", "c"}
+    assert listed(text) == {"a", "c", "d"}
     assert raises(nodes["f"], nodes)
     assert has_formula(text)
     assert not section(text, "Raises")
