@@ -1,6 +1,7 @@
 """Every public function says all that a caller needs: parameters, types, errors, sources; each twin names the other.
 
-Read from the source, without importing it. A module or a name with a leading underscore is internal.
+Read from the source, without importing it. A module or a name with a leading underscore is internal, unless the face of
+its package offers it: what `numdl/data/__init__.py` takes from `numdl/data/_batching.py` is `data.batches`.
 """
 
 import ast
@@ -27,14 +28,28 @@ def public_files():
             yield ".".join(part for part in inside if part != "__init__"), path
 
 
+def taken(face):
+    """{name: the internal file it comes from} of what a package's __init__.py offers from its `_modules`."""
+    found = {}
+    for node in ast.parse(face.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[-1].startswith("_"):
+            file = ROOT / pathlib.Path(*node.module.split(".")).with_suffix(".py")
+            found |= {alias.asname or alias.name: file for alias in node.names}
+    return {name: file for name, file in found.items() if not name.startswith("_")}
+
+
+def functions_in(path):
+    return {node.name: node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
 def public_functions():
     """(module.name, function, the module's functions by name) of every public function."""
     for module, path in public_files():
-        nodes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
-        known = {node.name: node for node in nodes}
-        for node in nodes:
-            if not node.name.startswith("_"):
-                yield f"{module}.{node.name}", node, known
+        offered = taken(path) if path.name == "__init__.py" else {}
+        for name, file in (dict.fromkeys(functions_in(path), path) | offered).items():
+            known = functions_in(file)
+            if name in known and not name.startswith("_"):
+                yield f"{module}.{name}", known[name], known
 
 
 FUNCTIONS = list(public_functions())
@@ -131,6 +146,12 @@ def _g(a):
     assert raises(nodes["f"], nodes)
     assert has_formula(text)
     assert not section(text, "Raises")
+
+
+def test_the_reader_finds_what_a_face_offers():
+    names = {name for name, *_ in FUNCTIONS}
+    assert {"data.batches", "data.idx.read", "optimize.train.fit", "optimize.train.gradient_noise"} <= names
+    assert not [name for name in names if any(part.startswith("_") for part in name.split("."))]
 
 
 def test_what_is_pending_exists():

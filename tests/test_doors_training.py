@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from numdl import data, reporting
-from numdl.data import cifar, idx, pickles, tables
+from numdl.data import _pickles, cifar, idx, tables
 from numdl.optimize import gauss_newton, line_search, losses, newton_cg, second_order, train
 from tests import doors
 
@@ -236,7 +236,7 @@ READERS = {
     "idx": idx.read,
     "cifar binary": lambda path: cifar.read_binary(path, classes=(10,)),
     "cifar pickle": lambda path: cifar.read_pickle(path, classes=(10,)),
-    "pickle": pickles.read,
+    "pickle": _pickles.read,
     "table": tables.read,
     "labelled table": lambda path: tables.labelled(path, label="a"),
     "run": reporting.load,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from numdl import activations, plotting, records, reporting
-from numdl.reporting import pages, runs
+from numdl.reporting import _pages, _runs
 
 
 def claim(**changes):
@@ -202,8 +202,8 @@ def test_a_writer_that_fails_midway_leaves_what_was_there(tmp_path, monkeypatch,
         return replacement
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "_write", failing(runs._write))
-        patch.setattr(runs, "_flush", failing(runs._flush))
+        patch.setattr(_runs, "_write", failing(_runs._write))
+        patch.setattr(_runs, "_flush", failing(_runs._flush))
         with pytest.raises(OSError, match="No space"):
             saved(tmp_path, record=result(shift=1.0))
     folder = tmp_path / "dice" / reporting.digest(Config())
@@ -214,7 +214,7 @@ def test_a_writer_that_fails_midway_leaves_what_was_there(tmp_path, monkeypatch,
 
 def test_a_writer_killed_between_the_two_renames_loses_nothing(tmp_path):
     run = saved(tmp_path)
-    aside = runs._aside(run.folder)
+    aside = _runs._aside(run.folder)
     os.rename(run.folder, aside)
     assert reporting.load(run.folder).arrays["inner.mean"][0] == 0.0
     saved(tmp_path, record=result(shift=2.0))
@@ -301,7 +301,7 @@ def test_writable_names_the_folder_that_is_not(tmp_path):
 
 
 def test_arrays_of_every_kind_have_a_form():
-    stored = runs.arrays(
+    stored = _runs.arrays(
         {"key": jax.random.key(3), "half": jax.numpy.ones(2, jax.numpy.bfloat16), "f": activations.tanh, "none": None,
          "names": ("a", "b"), "flag": True}
     )  # fmt: skip
@@ -339,7 +339,7 @@ def test_every_text_is_escaped_wherever_it_enters(tmp_path):
         HOSTILE,
         [part, extra],
         intro=f"{HOSTILE}\n\n- {HOSTILE}\n\n    {HOSTILE}",
-        lead=[pages.scoreboard([run.score], [HOSTILE])],
+        lead=[_pages.scoreboard([run.score], [HOSTILE])],
     )
     assert "<img src=x" not in text
     assert text.count("</style>") == 1
@@ -370,12 +370,12 @@ def test_a_page_is_whole_and_asks_for_nothing(tmp_path):
 
 
 def test_a_failing_claim_is_said_in_words():
-    good = pages.agreement([claim()])
+    good = _pages.agreement([claim()])
     assert "The one claim holds." in good
-    bad = pages.agreement([claim(), claim(claim="the second", measured=5.0)])
+    bad = _pages.agreement([claim(), claim(claim="the second", measured=5.0)])
     assert "1 of 2 claims not within tolerance" in bad
     assert "<li>the second</li>" in bad
-    assert "✗ fails" in pages.claims_table([claim(measured=5.0)])
+    assert "✗ fails" in _pages.claims_table([claim(measured=5.0)])
 
 
 def test_prose_knows_paragraphs_lists_formulas_and_code():
@@ -401,7 +401,7 @@ def test_prose_knows_paragraphs_lists_formulas_and_code():
     ],
 )
 def test_formulas_are_set_and_names_left_alone(text, shown):
-    assert pages.formula(text) == shown
+    assert _pages.formula(text) == shown
 
 
 def test_sections_are_linked_by_anchors():

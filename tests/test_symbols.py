@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.test_docstrings import wanted
+from tests.test_docstrings import taken, wanted
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -25,10 +25,12 @@ EXPERIMENTS = {path.stem.split("_")[0] for path in (ROOT / "experiments").rglob(
 
 
 def docstring(name):
-    """The docstring of 'theory.propagation.lengths', read from the source; the face of a package counts too."""
+    """The docstring of 'theory.propagation.lengths', read from the source, or of what a package's face offers."""
     *modules, function = name.split(".")
     folder = ROOT / "numdl" / pathlib.Path(*modules)
     files = [folder.with_suffix(".py")] if folder.with_suffix(".py").is_file() else sorted(folder.glob("*.py"))
+    if (folder / "__init__.py").is_file():
+        files = [taken(folder / "__init__.py").get(function, folder / "__init__.py"), *files]
     for file in files:
         for node in ast.parse(file.read_text()).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == function:

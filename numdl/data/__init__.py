@@ -8,18 +8,17 @@
 Readers for files of one's own: `idx`, `cifar`, `tables` (CSV).
 """
 
-from numdl.data import batching, cifar, idx, synthetic, tables
-from numdl.data.batching import batches, epoch_indices, split
-from numdl.data.bundled import Dataset, digits, iris, photographs
-from numdl.data.fetching import fetch
-from numdl.data.published import cifar10, cifar100, fashion_mnist, mnist
+from numdl.data import cifar, idx, synthetic, tables
+from numdl.data._batching import batches, epoch_indices, split
+from numdl.data._bundled import Dataset, digits, iris, photographs
+from numdl.data._fetching import fetch
+from numdl.data._published import cifar10, cifar100, fashion_mnist, mnist
 from numdl.data.tables import Table
 
 __all__ = [
     "Dataset",
     "Table",
     "batches",
-    "batching",
     "cifar",
     "cifar10",
     "cifar100",

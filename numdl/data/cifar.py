@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numdl import checks
-from numdl.data import files, pickles
+from numdl.data import _files, _pickles
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE  # 1024 red, 1024 green, 1024 blue, row by row
@@ -18,7 +18,7 @@ class Records(NamedTuple):
     labels: np.ndarray  # [N, K] int32
 
 
-def read_binary(path, *, classes, count=None, most_bytes=files.MOST):
+def read_binary(path, *, classes, count=None, most_bytes=_files.MOST):
     """The records of a binary CIFAR file, plain or gzip.
 
         one record: one byte for each label, then 3072 bytes of pixels
@@ -38,17 +38,17 @@ def read_binary(path, *, classes, count=None, most_bytes=files.MOST):
     most_bytes = checks.whole("most_bytes", most_bytes)
     record = len(classes) + PIXELS
     # With a count known, a file that expands beyond it is refused as soon as it does.
-    raw = files.contents(path, most_bytes=most_bytes if count is None else min(most_bytes, count * record))
+    raw = _files.contents(path, most_bytes=most_bytes if count is None else min(most_bytes, count * record))
     if not raw or len(raw) % record:
         raise ValueError(f"{path}: truncated or not CIFAR: {len(raw)} bytes are no whole number of records of {record}")
     rows = np.frombuffer(raw, np.uint8).reshape(-1, record)
     return _records(path, rows[:, len(classes) :], rows[:, : len(classes)], classes, count)
 
 
-def read_pickle(path, *, classes, count=None, most_bytes=files.MOST):
+def read_pickle(path, *, classes, count=None, most_bytes=_files.MOST):
     """The records of a pickled CIFAR file ("python version"); parameters and result as in `read_binary`.
 
-    No instruction of the pickle that imports or calls anything is followed: see `numdl.data.pickles`.
+    No instruction of the pickle that imports or calls anything is followed: see `numdl.data._pickles`.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def read_pickle(path, *, classes, count=None, most_bytes=files.MOST):
     """
     classes, count = _expected(classes, count)
     columns = ("labels",) if len(classes) == 1 else ("coarse_labels", "fine_labels")
-    found = pickles.read(path, most_bytes=most_bytes)
+    found = _pickles.read(path, most_bytes=most_bytes)
     missing = [name for name in ("data", *columns) if name not in found]
     if missing:
         raise ValueError(f"{path}: no entry {missing[0]!r}; it has {', '.join(sorted(found)) or 'none'}")

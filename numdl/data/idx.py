@@ -8,14 +8,14 @@ import struct
 import numpy as np
 
 from numdl import checks
-from numdl.data import files
+from numdl.data import _files
 
 # third byte of the magic number -> type
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 MOST_DIMENSIONS = 8
 
 
-def read(path, *, shape=None, sha256=None, most_bytes=files.MOST):
+def read(path, *, shape=None, sha256=None, most_bytes=_files.MOST):
     """The array in an IDX file, plain or gzip, in the machine's byte order.
 
         0 0 type n | n dimensions, 4 bytes each | prod(dimensions) values, all big-endian
@@ -35,10 +35,10 @@ def read(path, *, shape=None, sha256=None, most_bytes=files.MOST):
     shape = None if shape is None else _dimensions(shape)
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", checks.instance("sha256", sha256, str)):
         raise checks.BadValue(f"sha256 must be 64 hexadecimal digits; got {sha256!r}")
-    with files.opened(path, most_bytes=most_bytes + 4 * (1 + MOST_DIMENSIONS)) as stream:
+    with _files.opened(path, most_bytes=most_bytes + 4 * (1 + MOST_DIMENSIONS)) as stream:
         header, dtype, dimensions = _header(path, stream)
         count = _size(path, dtype, dimensions, shape, most_bytes)
-        values = files.exactly(stream, count)
+        values = _files.exactly(stream, count)
         described = f"the header's {'x'.join(map(str, dimensions))} values of {dtype.name}, {count} bytes,"
         if len(values) < count:
             raise ValueError(f"{path}: truncated: {described} are announced, {len(values)} bytes are there")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numdl import checks
-from numdl.data import files
+from numdl.data import _files
 
 INTEGER = re.compile(r"[+-]?[0-9]{1,18}")  # what surely fits 64 bits
 LONGER = re.compile(r"[+-]?[0-9]{19,}")  # a name made of digits: as a float it would lose some
@@ -168,7 +168,7 @@ def _blocks(path, **options):
 @contextlib.contextmanager
 def _lines(path, *, delimiter, most_bytes, missing):
     """An iterator of (line number, cells); empty lines are passed over."""
-    with files.opened(path, most_bytes=most_bytes) as stream:
+    with _files.opened(path, most_bytes=most_bytes) as stream:
         yield _parsed(path, io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), delimiter)
 
 

@@ -24,7 +24,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from numdl import checks, trees
-from numdl.optimize import moving_part
+from numdl.optimize import _moving_part
 from numdl.records import record
 
 SUFFICIENT = 1e-4  # Armijo's fraction of the increase that the slope promises
@@ -59,7 +59,7 @@ def objective(problem, x, theta):
 def hamiltonian(problem, x, p, theta):
     """H(x, p, theta) = <p, field(x, theta)> - running(x, theta), at one time."""
     _check_problem(problem)
-    x, theta = checks.floating("x", x, least_ndim=1), moving_part.only_real("theta", theta)
+    x, theta = checks.floating("x", x, least_ndim=1), _moving_part.only_real("theta", theta)
     p = checks.floating("p", p, ndim=x.ndim)
     checks.shape("p", p, x.shape)
     return jnp.vdot(p, problem.field(x, theta)) - problem.running(x, theta)
@@ -224,6 +224,6 @@ _CALLED = {"field": (2, "field(x, theta)"), "terminal": (1, "terminal(x)"), "run
 def _check(problem, x, theta):
     _check_problem(problem)
     x = checks.floating("x", x, least_ndim=1)
-    theta = moving_part.only_real("theta", theta)
+    theta = _moving_part.only_real("theta", theta)
     checks.length("theta", theta, of="steps", least=0)
     return x, theta

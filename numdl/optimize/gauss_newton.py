@@ -20,9 +20,9 @@ from jax import lax
 
 from numdl import checks, trees
 from numdl.krylov import cg
-from numdl.optimize import losses, moving_part, second_order
+from numdl.optimize import _moving_part, losses, second_order
 from numdl.optimize.second_order import Local
-from numdl.optimize.train import stepping
+from numdl.optimize.train import _stepping
 from numdl.records import record, static
 
 DECAY = 0.95  # of the last direction, where the next search for one begins
@@ -41,7 +41,7 @@ class LeastSquares:
 
     def within(self, rest):
         """The same of the part of the parameters that moves, see `trees.trainable`."""
-        return LeastSquares(moving_part.of_moving(self.residual, rest))
+        return LeastSquares(_moving_part.of_moving(self.residual, rest))
 
     def local(self, params):
         """Value, gradient J'r and the product v -> J'J v; the residual is linearized once."""
@@ -64,7 +64,7 @@ class Composite:
 
     def within(self, rest):
         """The same of the part of the parameters that moves, see `trees.trainable`."""
-        return Composite(moving_part.of_moving(self.outputs, rest), self.targets, self.loss)
+        return Composite(_moving_part.of_moving(self.outputs, rest), self.targets, self.loss)
 
     def local(self, params):
         """Value, gradient J'loss' and the product v -> J' loss'' J v; the outputs are linearized once."""
@@ -79,14 +79,14 @@ class Composite:
 
 def least_squares(residual):
     """The objective |residual(params)|^2 / 2; bind data with `jax.tree_util.Partial(residual, x=x, y=y)`."""
-    return LeastSquares(second_order.partial(checks.accepts("residual", residual, 1, "residual(params)")))
+    return LeastSquares(_moving_part.as_pytree(checks.accepts("residual", residual, 1, "residual(params)")))
 
 
 def composite(outputs, targets, loss):
     """The objective loss(outputs(params), targets); loss is one of `losses`, or a convex function."""
     function = checks.accepts("outputs", outputs, 1, "outputs(params)")
     loss = checks.accepts("loss", loss, 2, "loss(outputs, targets)")
-    return Composite(second_order.partial(function), checks.leaves("targets", targets), loss)
+    return Composite(_moving_part.as_pytree(function), checks.leaves("targets", targets), loss)
 
 
 def minimize(objective, params, *, steps, method="trust_region", **options):
@@ -139,7 +139,7 @@ def transformation(*, damping, inner_iterations=10, inner_tolerance=1e-3, adapta
     adaptation = checks.finite("adaptation", adaptation, least=1.0, shape=())
 
     def init(params):
-        dtype = second_order.scalar_dtype(params)
+        dtype = _moving_part.scalar_dtype(params)
         zero = jnp.zeros((), dtype)
         zeros = jax.tree.map(jnp.zeros_like, params)
         return BatchState(zeros, jnp.asarray(damping, dtype), zero, jnp.zeros((), jnp.int32))
@@ -168,13 +168,13 @@ def descend(objective, params, batches, *, optimizer):
     import optax
 
     checks.accepts("objective", objective, 1, "objective(batch)")
-    stepping.transformation("optimizer", optimizer)
-    batches = stepping.steps_of_batches(batches)
+    _stepping.transformation("optimizer", optimizer)
+    batches = _stepping.steps_of_batches(batches)
     moving, rest = trees.trainable(params)
 
     def step(carry, batch):
         moving, memory = carry
-        here = objective(batch) if moving_part.all_move(rest) else objective(batch).within(rest)
+        here = objective(batch) if _moving_part.all_move(rest) else objective(batch).within(rest)
         value, gradient = jax.value_and_grad(here.value)(moving)
         update, memory = optimizer.update(gradient, memory, moving, objective=here)
         return (optax.apply_updates(moving, update), memory), value

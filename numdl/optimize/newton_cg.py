@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 
 from numdl import checks
-from numdl.optimize import moving_part, second_order
+from numdl.optimize import _moving_part, second_order
 from numdl.optimize.second_order import Local
 from numdl.records import record
 
@@ -27,7 +27,7 @@ class Smooth:
 
     def within(self, rest):
         """The same of the part of the parameters that moves, see `trees.trainable`."""
-        return Smooth(moving_part.of_moving(self.function, rest))
+        return Smooth(_moving_part.of_moving(self.function, rest))
 
     def local(self, params):
         """Value, gradient, and the product with the Hessian; the gradient is linearized once."""

@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 
 from numdl import checks, trees
 from numdl.krylov import cg
-from numdl.optimize import line_search, moving_part
+from numdl.optimize import _moving_part, line_search
 from numdl.records import record
 
 METHODS = ("trust_region", "levenberg_marquardt", "armijo", "wolfe")
@@ -114,17 +114,19 @@ def minimize(
             f"got {objective!r}"
         )
     if preconditioner is not None:
-        preconditioner = partial(checks.accepts("preconditioner", preconditioner, 2, "preconditioner(params, v)"))
+        preconditioner = _moving_part.as_pytree(
+            checks.accepts("preconditioner", preconditioner, 2, "preconditioner(params, v)")
+        )
     numbers = radius, damping, inner_tolerance, tolerance
     moving, rest = trees.trainable(params)
-    if not moving_part.all_move(rest):
+    if not _moving_part.all_move(rest):
         if not hasattr(objective, "within"):
             raise checks.BadType(
                 "params must hold real floating-point arrays only for an objective without `within`; "
-                f"got {', '.join(moving_part.unmoved(params))} beside them"
+                f"got {', '.join(_moving_part.unmoved(params))} beside them"
             )
         objective = objective.within(rest)
-        preconditioner = preconditioner and moving_part.preconditioned(preconditioner, rest)
+        preconditioner = preconditioner and _moving_part.preconditioned(preconditioner, rest)
     moving, history = _minimize(steps, options, objective, moving, numbers, preconditioner)
     return rest.params(moving), history
 
@@ -145,19 +147,14 @@ def lbfgs(function, params, *, steps, memory=10, tolerance=1e-6):
     tolerance = checks.finite("tolerance", tolerance, least=0.0, shape=())
     function = checks.returning("function", function, 1, "function(params)", scalar=True)
     moving, rest = trees.trainable(params)
-    function = function if moving_part.all_move(rest) else moving_part.of_moving(function, rest)
+    function = function if _moving_part.all_move(rest) else _moving_part.of_moving(function, rest)
     moving, history = _lbfgs(steps, memory, function, moving, tolerance)
     return rest.params(moving), history
 
 
-def partial(function):
-    """`function` as a pytree: a Partial's arrays stay arguments of compiled code, anything else is taken as it is."""
-    return function if isinstance(function, Partial) else Partial(function)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _minimize(steps, options, objective, params, numbers, preconditioner):
-    dtype = scalar_dtype(params)
+    dtype = _moving_part.scalar_dtype(params)
     radius, damping, inner_tolerance, tolerance = (jnp.asarray(n, dtype) for n in numbers)
     fixed = jnp.zeros((), dtype) if options.method == "levenberg_marquardt" else damping
     scale = {"trust_region": radius, "levenberg_marquardt": damping}.get(options.method, jnp.ones((), dtype))
@@ -275,7 +272,7 @@ def _lbfgs(steps, memory, function, params, tolerance):
 
     optimizer = optax.lbfgs(memory_size=memory)
     look = optax.value_and_grad_from_state(function)
-    dtype = scalar_dtype(params)
+    dtype = _moving_part.scalar_dtype(params)
 
     def move(carry):
         params, inside, value, gradient, _ = carry
@@ -307,11 +304,6 @@ def _small(norm, tolerance, first):
 
 def _either(condition, a, b):
     return jax.tree.map(lambda u, v: jnp.where(condition, u, v), a, b)
-
-
-def scalar_dtype(params):
-    """The dtype of norms and values: that of the parameters, float32 at least."""
-    return jnp.promote_types(jnp.result_type(*jax.tree.leaves(params)), jnp.float32)
 
 
 def _options(method, damping, inner_iterations, trials):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from numdl import checks, trees
-from numdl.optimize.train.stepping import transformation
+from numdl.optimize.train._stepping import transformation
 from numdl.records import record
 
 CANDIDATES = 100  # trial values of the damping

@@ -5,9 +5,9 @@ save, load, Run         results/<name>/<digest of the config>/: config, claims, 
 page, section, ...      self-contained HTML, every text escaped by construction
 """
 
-from numdl.reporting.claims import Claim, Score, claims_text, margins_text, scoreboard_text
-from numdl.reporting.machine import environment, versions
-from numdl.reporting.pages import (
+from numdl.reporting._claims import Claim, Score, claims_text, margins_text, scoreboard_text
+from numdl.reporting._machine import environment, versions
+from numdl.reporting._pages import (
     claims_table,
     details,
     figure_image,
@@ -20,7 +20,7 @@ from numdl.reporting.pages import (
     table,
     tag,
 )
-from numdl.reporting.runs import Run, digest, load, save, writable
+from numdl.reporting._runs import Run, digest, load, save, writable
 
 __all__ = [
     "Claim",

@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 
-from numdl.data import archives
+from numdl.data import _archives
 
 WANTED = {"set/a.bin": 5, "set/b.bin": 3}
 
@@ -41,14 +41,14 @@ def listing(folder):
 def outcome(path, target):
     """The message, None if the archive was accepted."""
     try:
-        archives.extract(path, WANTED, target)
+        _archives.extract(path, WANTED, target)
     except ValueError as error:
         return str(error)
 
 
 def refused(path, target, match, **options):
     with pytest.raises(ValueError, match=match) as caught:
-        archives.extract(path, WANTED, target, **options)
+        _archives.extract(path, WANTED, target, **options)
     assert str(path) in str(caught.value)
     assert listing(target) == []
 
@@ -56,7 +56,7 @@ def refused(path, target, match, **options):
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
 def test_wanted_members_only(tmp_path, pack):
     target = tmp_path / "out" / "set"
-    archives.extract(archive(tmp_path, *GOOD, pack=pack), WANTED, target)
+    _archives.extract(archive(tmp_path, *GOOD, pack=pack), WANTED, target)
     assert listing(target) == ["a.bin", "b.bin"]
     assert (target / "a.bin").read_bytes() == b"aaaaa" and (target / "b.bin").read_bytes() == b"bbb"
 
@@ -66,7 +66,7 @@ def test_files_of_the_folder_stay_and_old_ones_are_replaced(tmp_path):
     target.mkdir()
     (target / "a.bin").write_bytes(b"old")
     (target / "notes").write_bytes(b"mine")
-    archives.extract(archive(tmp_path, *GOOD), WANTED, target)
+    _archives.extract(archive(tmp_path, *GOOD), WANTED, target)
     assert (target / "a.bin").read_bytes() == b"aaaaa" and (target / "notes").read_bytes() == b"mine"
 
 
@@ -83,7 +83,7 @@ def test_members_that_would_escape_are_passed_over(tmp_path):
     target = tmp_path / "deep" / "deeper" / "out"
     path = archive(tmp_path, *hostile, *GOOD)
     before = listing(tmp_path)
-    archives.extract(path, WANTED, target)
+    _archives.extract(path, WANTED, target)
     new = set(listing(tmp_path)) - set(before)
     assert new == {"deep", "deep/deeper", "deep/deeper/out", "deep/deeper/out/a.bin", "deep/deeper/out/b.bin"}
 
@@ -121,7 +121,7 @@ def test_bombs(tmp_path, monkeypatch):
     refused(big, tmp_path / "set", "too large: more than most_bytes=1000000", most_bytes=10**6)
     assert tracemalloc.get_traced_memory()[1] < 5e6
     tracemalloc.stop()
-    monkeypatch.setattr(archives, "MOST_MEMBERS", 100)
+    monkeypatch.setattr(_archives, "MOST_MEMBERS", 100)
     refused(archive(tmp_path, *[member(f"m{i}") for i in range(200)], *GOOD), tmp_path / "set", "more than 100 members")
 
 

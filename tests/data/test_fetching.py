@@ -13,7 +13,7 @@ import types
 import pytest
 
 from numdl import data
-from numdl.data import fetching, local
+from numdl.data import _fetching, _local
 
 RAW = bytes(range(256)) * 4000  # 1 MB
 NAMES = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")
@@ -54,7 +54,7 @@ def server(monkeypatch):
         server.address = f"http://127.0.0.1:{server.server_port}/sets"
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         digests = {name: hashlib.md5(RAW[i:]).hexdigest() for i, name in enumerate(NAMES)}
-        monkeypatch.setitem(fetching.MD5, "mnist", digests)
+        monkeypatch.setitem(_fetching.MD5, "mnist", digests)
         yield server
         server.shutdown()
 
@@ -76,7 +76,7 @@ def test_fetched_once_and_verified(server, tmp_path):
 
 
 def test_the_cache_is_the_default(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(_local, "cache", lambda: tmp_path / "cache")
     assert data.fetch("mnist", address=server.address) == tmp_path / "cache" / "mnist"
 
 
@@ -100,7 +100,7 @@ def test_an_answer_shorter_than_announced_is_no_whole_file():
     arriving = iter([b"abc", b""])
     answer.raw.read = lambda size, decode_content: next(arriving)
     with pytest.raises(ConnectionError, match="an-address: 7 of 14 bytes arrived; call fetch again"):
-        fetching._Resumable(None).receive("an-address", answer, io.BytesIO(), 4)
+        _fetching._Resumable(None).receive("an-address", answer, io.BytesIO(), 4)
 
 
 def test_a_server_without_ranges_or_lengths(server, tmp_path):
@@ -134,7 +134,7 @@ def test_another_file_than_the_published_one_is_removed(server, tmp_path):
 
 def test_a_file_without_end_is_refused(server, tmp_path, monkeypatch):
     server.announced = False
-    monkeypatch.setattr(fetching._Resumable.__init__, "__defaults__", (10**5,))
+    monkeypatch.setattr(_fetching._Resumable.__init__, "__defaults__", (10**5,))
     with pytest.raises(ValueError, match=f"{NAMES[0]}: too large: more than 100000 bytes"):
         fetch(server, tmp_path)
     assert sum(path.stat().st_size for path in (tmp_path / "mnist").iterdir()) == 0
@@ -179,8 +179,8 @@ def test_an_archive_is_unpacked(server, tmp_path, monkeypatch):
         "../escaped", "cifar-100-binary/train.bin", "cifar-100-binary/readme.html", "cifar-100-binary/test.bin"
     )
     server.files["/sets/cifar-100-binary.tar.gz"] = raw
-    monkeypatch.setitem(fetching.MD5, "cifar-100", {"cifar-100-binary.tar.gz": hashlib.md5(raw).hexdigest()})
-    monkeypatch.setitem(fetching.CONTENTS, "cifar-100", ("cifar-100-binary", {"train.bin": 1000, "test.bin": 1000}))
+    monkeypatch.setitem(_fetching.MD5, "cifar-100", {"cifar-100-binary.tar.gz": hashlib.md5(raw).hexdigest()})
+    monkeypatch.setitem(_fetching.CONTENTS, "cifar-100", ("cifar-100-binary", {"train.bin": 1000, "test.bin": 1000}))
     root = tmp_path / "root"
     for _ in range(2):
         assert fetch(server, root, "cifar-100") == root / "cifar-100-binary"
@@ -195,10 +195,10 @@ def test_an_archive_is_unpacked(server, tmp_path, monkeypatch):
 
 def test_the_registry_is_complete():
     """Every set that can be fetched has an address, an MD5 for each file, and readable sizes."""
-    assert set(fetching.MD5) == set(fetching.ADDRESSES) == {"mnist", "fashion-mnist", "cifar-10", "cifar-100"}
-    assert all(len(md5) == 32 and int(md5, 16) for files in fetching.MD5.values() for md5 in files.values())
+    assert set(_fetching.MD5) == set(_fetching.ADDRESSES) == {"mnist", "fashion-mnist", "cifar-10", "cifar-100"}
+    assert all(len(md5) == 32 and int(md5, 16) for files in _fetching.MD5.values() for md5 in files.values())
     records = {"cifar-10": 3073, "cifar-100": 3074}
-    for name, (_, sizes) in fetching.CONTENTS.items():
+    for name, (_, sizes) in _fetching.CONTENTS.items():
         assert sum(sizes.values()) == 60_000 * records[name]
 
 

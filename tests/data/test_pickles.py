@@ -11,7 +11,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from numdl.data import pickles
+from numdl.data import _pickles
 
 DATA = np.arange(12, dtype=np.uint8).reshape(3, 4)
 GOOD = {b"data": DATA, b"labels": [1, 2, 300], "names": ["a", b"b"], b"none": None, b"count": -5}
@@ -26,7 +26,7 @@ def write(folder, raw):
 def outcome(path):
     """The dictionary, or the message."""
     try:
-        return pickles.read(path)
+        return _pickles.read(path)
     except ValueError as error:
         return str(error)
 
@@ -35,7 +35,7 @@ def refused(path, match="some-pickle"):
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match=match) as caught:
-            pickles.read(path)
+            _pickles.read(path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -45,7 +45,7 @@ def refused(path, match="some-pickle"):
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 def test_what_python_3_writes(tmp_path, protocol):
-    found = pickles.read(write(tmp_path, pickle.dumps(GOOD, protocol)))
+    found = _pickles.read(write(tmp_path, pickle.dumps(GOOD, protocol)))
     assert sorted(found) == ["count", "data", "labels", "names", "none"]
     np.testing.assert_array_equal(found["data"], DATA)
     assert found["data"].dtype == np.uint8 and found["data"].flags.writeable
@@ -54,7 +54,7 @@ def test_what_python_3_writes(tmp_path, protocol):
 
 @pytest.mark.parametrize("array", [np.arange(6, dtype=">i4"), np.asfortranarray(np.arange(6.0).reshape(2, 3)), DATA[1]])
 def test_array_orders(tmp_path, array):
-    found = pickles.read(write(tmp_path, pickle.dumps({"a": array}, 2)))["a"]
+    found = _pickles.read(write(tmp_path, pickle.dumps({"a": array}, 2)))["a"]
     np.testing.assert_array_equal(found, array)
     assert found.dtype.isnative
 
@@ -84,9 +84,9 @@ def python_2(entries):
 
 def test_what_python_2_wrote(tmp_path):
     raw = python_2({b"batch_label": text(b"1 of 5"), b"labels": b"](" + number(6) + number(9) + b"e"})
-    assert pickles.read(write(tmp_path, raw)) == {"batch_label": b"1 of 5", "labels": [6, 9]}
+    assert _pickles.read(write(tmp_path, raw)) == {"batch_label": b"1 of 5", "labels": [6, 9]}
     raw = python_2({b"data": array(b"u1", (3, 4), DATA.tobytes())})
-    np.testing.assert_array_equal(pickles.read(write(tmp_path, raw))["data"], DATA)
+    np.testing.assert_array_equal(_pickles.read(write(tmp_path, raw))["data"], DATA)
     assert pickle.loads(raw, encoding="bytes")[b"data"].tolist() == DATA.tolist()  # the file of the test is a pickle
 
 
@@ -232,7 +232,7 @@ def test_a_nested_key_whose_hash_takes_exponential_time(tmp_path):
 
 
 def test_too_many_instructions(tmp_path, monkeypatch):
-    monkeypatch.setattr(pickles, "MOST_STEPS", 1000)
+    monkeypatch.setattr(_pickles, "MOST_STEPS", 1000)
     raw = b"\x80\x02](" + b"N" * 10**6 + b"e."
     assert refused(write(tmp_path, raw), "more than 1000 instructions") < 4e6
 

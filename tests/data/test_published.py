@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from numdl import data
-from numdl.data import classes, local, published
+from numdl.data import _classes, _local, _published
 
 REAL = os.environ.get("NUMDL_DATA")
 COUNTS = {"train": 10, "test": 5}
@@ -26,8 +26,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMDL_DATA", str(tmp_path / "sets"))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(published, "COUNTS", COUNTS)
-    monkeypatch.setattr(published, "CIFAR_COUNTS", COUNTS)
+    monkeypatch.setattr(_published, "COUNTS", COUNTS)
+    monkeypatch.setattr(_published, "CIFAR_COUNTS", COUNTS)
     return tmp_path / "sets"
 
 
@@ -53,7 +53,7 @@ def write_idx(folder, split, *, suffix="", labels=None):
 @pytest.mark.parametrize("split", COUNTS)
 def test_mnist(folder, monkeypatch, split, suffix):
     digests = write_idx(folder / "mnist", split, suffix=suffix)
-    monkeypatch.setattr(published, "SHA256", {split: digests})
+    monkeypatch.setattr(_published, "SHA256", {split: digests})
     images, labels, names, _ = data.mnist(split=split)
     np.testing.assert_allclose(images, pixels(COUNTS[split], 28, 28) / 255.0, atol=1e-7)
     assert images.dtype == np.float32 and labels.dtype == np.int32
@@ -68,7 +68,7 @@ def test_mnist_must_be_the_published_one(folder):
 
 def test_mnists_labels_must_be_the_published_ones_too(folder, monkeypatch):
     images, _ = write_idx(folder / "mnist", "test")
-    monkeypatch.setattr(published, "SHA256", {"test": (images, "0" * 64)})
+    monkeypatch.setattr(_published, "SHA256", {"test": (images, "0" * 64)})
     with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte: its sha256 is"):
         data.mnist(split="test")
 
@@ -139,8 +139,8 @@ def test_cifar100_with_both_labels(folder, layout):
 
 
 def test_names_of_the_classes_are_sorted_and_complete():
-    assert (len(classes.FINE), len(set(classes.FINE)), len(set(classes.COARSE))) == (100, 100, 20)
-    assert list(classes.FINE) == sorted(classes.FINE)
+    assert (len(_classes.FINE), len(set(_classes.FINE)), len(set(_classes.COARSE))) == (100, 100, 20)
+    assert list(_classes.FINE) == sorted(_classes.FINE)
 
 
 def test_what_is_missing_is_said_with_the_places_and_the_remedy(folder, tmp_path):
@@ -148,7 +148,7 @@ def test_what_is_missing_is_said_with_the_places_and_the_remedy(folder, tmp_path
         data.mnist(split="train")
     message = str(caught.value)
     assert "mnist/train-images-idx3-ubyte, mnist/train-labels-idx1-ubyte (plain or .gz)" in message
-    assert f"{folder}, {local.cache()}" in message
+    assert f"{folder}, {_local.cache()}" in message
     assert "data.fetch('mnist')" in message and "NUMDL_DATA" in message
     with pytest.raises(FileNotFoundError, match="here. To download: data.fetch\\('mnist', folder='.*here'\\)"):
         data.mnist(split="train", folder=tmp_path / "here")
@@ -158,7 +158,7 @@ def test_folders_in_their_order(folder, tmp_path, monkeypatch):
     def found(**options):
         return data.fashion_mnist(split="test", **options).labels[0]
 
-    places = [tmp_path / "given", folder, local.cache()]
+    places = [tmp_path / "given", folder, _local.cache()]
     for first, place in enumerate(places):
         write_idx(place / "fashion-mnist", "test", labels=[first] * 5)
     assert (found(folder=places[0]), found()) == (0, 1)

@@ -17,7 +17,7 @@ import pytest
 from jax.tree_util import Partial
 
 from numdl.optimize import train
-from numdl.optimize.train import checkpoints, resuming
+from numdl.optimize.train import _checkpoints, _resuming
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # Runs as a program of its own and inside of this one: keys for the loss and in the optimizer, observations, validation.
@@ -259,11 +259,11 @@ def test_an_optimizer_that_asks_for_more_than_gradients_resumes(tmp_path):
 def test_rounding_of_another_machine_is_no_other_run(tmp_path, monkeypatch):
     resumed(tmp_path, steps=6)
     shaken = lambda plan: {name: values * (1 + 1e-9) for name, values in NUMBERS(plan).items()}  # noqa: E731
-    NUMBERS = resuming.probing.numbers
-    monkeypatch.setattr(resuming.probing, "numbers", shaken)
+    NUMBERS = _resuming._probing.numbers
+    monkeypatch.setattr(_resuming._probing, "numbers", shaken)
     with pytest.raises(ValueError, match="same optimizer .updates."):
         resumed(tmp_path)
-    monkeypatch.setattr(resuming, "_processor", lambda: "another one")
+    monkeypatch.setattr(_resuming, "_processor", lambda: "another one")
     with pytest.warns(UserWarning, match="last bits may differ: processor .* -> another one"):
         same(resumed(tmp_path)[0], resumed(None)[0])
 
@@ -284,7 +284,7 @@ def cut(path):
 
 def without_arrays(path):
     for file in sorted(path.rglob("*")):
-        if file.is_file() and file.name != checkpoints.METADATA:
+        if file.is_file() and file.name != _checkpoints.METADATA:
             file.unlink()
 
 
@@ -305,7 +305,7 @@ def copied_from_another_step(path):
 
 
 def spoiled_metadata(path):
-    (path / checkpoints.METADATA).write_text("{}[")
+    (path / _checkpoints.METADATA).write_text("{}[")
 
 
 def someone_elses(path):
@@ -372,7 +372,7 @@ def test_a_folder_that_cannot_be_is_an_error_of_the_system(tmp_path, which):
 
 def test_a_folder_in_use_is_an_error_of_the_system(tmp_path):
     with (
-        checkpoints.opened(tmp_path),
+        _checkpoints.opened(tmp_path),
         pytest.raises(OSError, match=f"{tmp_path.name} is in use: process {os.getpid()}"),
     ):
         fit(tmp_path, [np.zeros(3)])
@@ -405,7 +405,7 @@ def test_keys_and_small_types_come_back_as_they_were(key):
         "none": jnp.zeros((0, 2)),
     }
     like = {**tree, "key": jax.random.key(9), "half": jnp.zeros(2, jnp.bfloat16), "count": jnp.asarray(0, jnp.int32)}
-    back = checkpoints.unflat("x ", {n: v for n, v in checkpoints.flat("x ", tree).items() if v.size}, like)
+    back = _checkpoints.unflat("x ", {n: v for n, v in _checkpoints.flat("x ", tree).items() if v.size}, like)
     assert jax.tree.map(lambda a: a.dtype, back) == jax.tree.map(lambda a: a.dtype, tree)
     same(jax.random.key_data(back.pop("key")), jax.random.key_data(tree.pop("key")))
     same(back, tree)

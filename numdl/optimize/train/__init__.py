@@ -13,10 +13,10 @@ is the same descent as a pure function, for `vmap` over seeds and for `grad`. Wh
     dropout     fit(..., key=key) calls loss(params, batch, key) with another key at every step
 """
 
-from numdl.optimize.train.batches import resident, whole
-from numdl.optimize.train.history import History
-from numdl.optimize.train.loop import fit
-from numdl.optimize.train.measures import (
+from numdl.optimize.train._batches import resident, whole
+from numdl.optimize.train._history import History
+from numdl.optimize.train._loop import fit
+from numdl.optimize.train._measures import (
     Moment,
     accuracy,
     distance,
@@ -25,8 +25,8 @@ from numdl.optimize.train.measures import (
     update_ratio,
     with_moment,
 )
-from numdl.optimize.train.schedule import early_stopping, every
-from numdl.optimize.train.stepping import descend
+from numdl.optimize.train._schedule import early_stopping, every
+from numdl.optimize.train._stepping import descend
 
 __all__ = [
     "History",

@@ -5,7 +5,7 @@ import os
 import pathlib
 
 from numdl import checks
-from numdl.data import archives, files, local
+from numdl.data import _archives, _files, _local
 
 MD5 = {
     "mnist": {
@@ -49,7 +49,7 @@ def fetch(name, folder=None, *, address=None):
     Parameters
     ----------
     name : str                  "mnist", "fashion-mnist", "cifar-10" or "cifar-100"
-    folder : path or None       where to put it; None is `local.cache()`
+    folder : path or None       where to put it; None is the cache
     address : str or None       a mirror: the address that the files' names are appended to
     Raises
     ------
@@ -58,15 +58,15 @@ def fetch(name, folder=None, *, address=None):
     ImportError                 pooch is not installed; the message says how to get it
     """
     checks.one_of("name", name, tuple(MD5))
-    root = local.cache() if folder is None else checks.path("folder", folder).expanduser()
+    root = _local.cache() if folder is None else checks.path("folder", folder).expanduser()
     if address is not None and not checks.instance("address", address, str, hint="such as https://..."):
         raise checks.BadValue(f"address must be the address of a mirror; got {address!r}")
     if name not in CONTENTS:
-        return _files(name, root / name, address)[0].parent
+        return _verified(name, root / name, address)[0].parent
     inside, sizes = CONTENTS[name]
     if not all(_holds(root / inside / part, size) for part, size in sizes.items()):
-        (archive,) = _files(name, root, address)
-        archives.extract(archive, {f"{inside}/{part}": size for part, size in sizes.items()}, root / inside)
+        (archive,) = _verified(name, root, address)
+        _archives.extract(archive, {f"{inside}/{part}": size for part, size in sizes.items()}, root / inside)
         archive.unlink()  # what was taken out of it has been written completely
     return root / inside
 
@@ -75,7 +75,7 @@ def _holds(path, size):
     return path.is_file() and path.stat().st_size == size
 
 
-def _files(name, folder, address):
+def _verified(name, folder, address):
     """The data set's files, downloaded and verified."""
     try:
         import pooch
@@ -93,7 +93,7 @@ def _files(name, folder, address):
 class _Resumable:
     """A downloader for pooch that keeps what has arrived in NAME.part and asks only for the rest."""
 
-    def __init__(self, part, most_bytes=files.MOST):
+    def __init__(self, part, most_bytes=_files.MOST):
         self.part, self.most = part, most_bytes
 
     def __call__(self, url, output_file, pooch):
@@ -124,7 +124,7 @@ class _Resumable:
     def receive(self, url, answer, out, have):
         announced = answer.headers.get("Content-Length", "")
         total = have + int(announced) if announced.isdigit() else None
-        while chunk := answer.raw.read(files.CHUNK, decode_content=False):
+        while chunk := answer.raw.read(_files.CHUNK, decode_content=False):
             have += len(chunk)
             if have > self.most:
                 out.truncate(0)

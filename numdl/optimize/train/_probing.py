@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from numdl import checks, trees
-from numdl.optimize.train import stepping
+from numdl.optimize.train import _stepping
 
 IN_A_ROW = 8
 COUNTS = (0,) * IN_A_ROW + tuple(2**power for power in range(1, 21))
@@ -89,10 +89,10 @@ def _followed(optimizer, start):
         value, gradient = jax.value_and_grad(loss)(params)
         more = {"value": value, "grad": gradient, "value_fn": loss}
         change, memory = optax.with_extra_args_support(optimizer).update(gradient, memory, params, **more)
-        new = jax.tree.map(stepping.kept, stepping.State(optax.apply_updates(params, change), memory), state)
+        new = jax.tree.map(_stepping.kept, _stepping.State(optax.apply_updates(params, change), memory), state)
         return new, jnp.stack(_told(change))
 
-    return lax.scan(step, stepping.start(optimizer, start), jnp.asarray(COUNTS))[1]
+    return lax.scan(step, _stepping.start(optimizer, start), jnp.asarray(COUNTS))[1]
 
 
 def _counts(leaf):
@@ -102,7 +102,7 @@ def _counts(leaf):
 def _first_step(plan):
     """The first loss [1, 1], and what the first step changed [1, 2]."""
     rows = plan.source.first()
-    state, losses, _, _ = stepping.chunk(
+    state, losses, _, _ = _stepping.chunk(
         plan.loss,
         plan.optimizer,
         plan.source.gather,

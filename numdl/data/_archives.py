@@ -6,12 +6,12 @@ import shutil
 import tarfile
 import tempfile
 
-from numdl.data import files
+from numdl.data import _files
 
 MOST_MEMBERS = 10_000
 
 
-def extract(archive, wanted, folder, *, most_bytes=files.MOST):
+def extract(archive, wanted, folder, *, most_bytes=_files.MOST):
     """Write the wanted members of a tar archive (plain or gzip) as files of `folder`: all, or none if one is bad.
 
     Parameters
@@ -37,7 +37,7 @@ def extract(archive, wanted, folder, *, most_bytes=files.MOST):
 
 def _extract(archive, wanted, target, most_bytes):
     seen = set()
-    with files.opened(archive, most_bytes=most_bytes) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+    with _files.opened(archive, most_bytes=most_bytes) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
         for number, member in enumerate(tar):
             if number == MOST_MEMBERS:
                 raise ValueError(f"{archive}: more than {MOST_MEMBERS} members")
@@ -57,6 +57,6 @@ def _extract(archive, wanted, target, most_bytes):
 
 def _write(archive, member, source, path):
     with open(path, "xb") as out:
-        shutil.copyfileobj(source, out, files.CHUNK)
+        shutil.copyfileobj(source, out, _files.CHUNK)
         if out.tell() != member.size:
             raise ValueError(f"{archive}: truncated inside member {member.name!r}")

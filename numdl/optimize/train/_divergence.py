@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from numdl import trees
-from numdl.optimize.train.stepping import finite
+from numdl.optimize.train._stepping import finite
 from numdl.tracing import trace
 
 

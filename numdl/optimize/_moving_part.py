@@ -36,6 +36,16 @@ def preconditioned(preconditioner, rest):
     return Partial(_preconditioned, preconditioner, rest)
 
 
+def as_pytree(function):
+    """`function` as a pytree: a Partial's arrays stay arguments of compiled code, anything else is taken as it is."""
+    return function if isinstance(function, Partial) else Partial(function)
+
+
+def scalar_dtype(params):
+    """The dtype of norms and values: that of the parameters, float32 at least."""
+    return jnp.promote_types(jnp.result_type(*jax.tree.leaves(params)), jnp.float32)
+
+
 def _of_moving(function, rest, moving):
     return function(rest.params(moving))
 

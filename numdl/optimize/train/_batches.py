@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks
-from numdl.optimize.train.checkpoints import digest
+from numdl.optimize.train._checkpoints import digest
 
 ROWS = 1024  # most steps in one chunk
 INDICES = 2**22  # most indices in one chunk

@@ -11,7 +11,7 @@ import pickletools
 
 import numpy as np
 
-from numdl.data import files
+from numdl.data import _files
 
 MOST_STEPS = 2_000_000  # instructions; the largest published file, CIFAR-100's training set, has about 260 000
 NAMES = {
@@ -31,7 +31,7 @@ CONSTANTS = {"BININT", "BININT1", "BININT2", "SHORT_BINBYTES", "BINBYTES", "BINB
 }
 
 
-def read(path, *, most_bytes=files.MOST):
+def read(path, *, most_bytes=_files.MOST):
     """The dictionary in a pickle (protocols 2 to 4): arrays, int, text, bytes, None and lists of these, under texts.
 
     Raises
@@ -39,7 +39,7 @@ def read(path, *, most_bytes=files.MOST):
     ValueError                  truncated, damaged, too large, or asking for anything else, above all for a name to be
                                 imported; the message names the file. Nothing in the file is executed.
     """
-    raw = files.contents(path, most_bytes=most_bytes)
+    raw = _files.contents(path, most_bytes=most_bytes)
     try:
         value = _Machine(len(raw)).run(raw)
         if not isinstance(value, dict):

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from numdl import checks
-from numdl.optimize.train import checkpoints, probing
-from numdl.optimize.train.plan import Best, Log, Run
+from numdl.optimize.train import _checkpoints, _probing
+from numdl.optimize.train._plan import Best, Log, Run
 
 
 def identity(plan):
@@ -18,18 +18,18 @@ def identity(plan):
     key = None if plan.key is None else np.asarray(jax.random.key_data(plan.key)).tolist()
     patience = plan.patience and [plan.patience.patience, plan.patience.gain]
     texts = {
-        "parameters (shapes)": checkpoints.signature(plan.start.params),
-        "optimizer (state)": checkpoints.signature(plan.start.memory),
-        "parameters (start)": checkpoints.digest(plan.start.params),
+        "parameters (shapes)": _checkpoints.signature(plan.start.params),
+        "optimizer (state)": _checkpoints.signature(plan.start.memory),
+        "parameters (start)": _checkpoints.digest(plan.start.params),
         "key": key,
         "batches": plan.source.identity,
-        "loss (its arrays)": checkpoints.digest(plan.loss),
+        "loss (its arrays)": _checkpoints.digest(plan.loss),
         "observations": list(plan.measures),
         "early stopping": patience,
     }
     # As they come back from JSON, the most telling first.
-    texts = {name: checkpoints.untext(checkpoints.text(value)) for name, value in texts.items()}
-    return {"texts": texts, "numbers": probing.numbers(plan)}
+    texts = {name: _checkpoints.untext(_checkpoints.text(value)) for name, value in texts.items()}
+    return {"texts": texts, "numbers": _probing.numbers(plan)}
 
 
 def packed(plan, run, identity):
@@ -39,10 +39,10 @@ def packed(plan, run, identity):
     about = {"step": run.step, "stopped": run.log.stopped, "detail": run.log.detail, "names": list(observed)}
     for index, (seen, values) in enumerate(observed.values()):
         arrays |= {f"seen {index}": seen, f"values {index}": values}
-    arrays |= checkpoints.flat("state ", run.state) | checkpoints.flat("best ", run.best.params)
+    arrays |= _checkpoints.flat("state ", run.state) | _checkpoints.flat("best ", run.best.params)
     arrays |= {f"first {name}": values for name, values in identity["numbers"].items()}
     about |= {"identity": identity["texts"], "environment": environment(), "notes": list(run.log.notes)}
-    arrays["about"] = checkpoints.text(about)
+    arrays["about"] = _checkpoints.text(about)
     return arrays
 
 
@@ -80,7 +80,7 @@ def environment():
 
 
 def _understood(step, arrays):
-    about = checkpoints.untext(arrays["about"])
+    about = _checkpoints.untext(arrays["about"])
     missing = {"step", "stopped", "detail", "names", "identity", "environment", "notes"} - set(about)
     if missing or about["step"] != step:
         raise ValueError(f"it tells of step {about.get('step')}" + (f" and has no {min(missing)}" if missing else ""))
@@ -88,8 +88,8 @@ def _understood(step, arrays):
 
 
 def _run(plan, about, arrays):
-    state = checkpoints.unflat("state ", arrays, plan.start)
-    params = checkpoints.unflat("best ", arrays, plan.start.params)
+    state = _checkpoints.unflat("state ", arrays, plan.start)
+    params = _checkpoints.unflat("best ", arrays, plan.start.params)
     best = Best(params, float(arrays["best value"]), int(arrays["best misses"]))
     observed = {
         name: (arrays[f"seen {index}"].tolist(), list(arrays[f"values {index}"]))
@@ -107,7 +107,7 @@ def _check_same(folder, there, here, *, moved):
         if old != value:
             _refuse(folder, name, *_apart(old, value))
     for name, value in here["numbers"].items():
-        apart = probing.apart(there["numbers"].get(name), value, name=name, moved=moved)
+        apart = _probing.apart(there["numbers"].get(name), value, name=name, moved=moved)
         if apart:
             _refuse(folder, *apart)
 

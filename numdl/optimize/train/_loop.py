@@ -6,10 +6,10 @@ import jax
 import numpy as np
 
 from numdl import checks
-from numdl.optimize.train import checkpoints, divergence, measures, resuming, stepping
-from numdl.optimize.train.history import History
-from numdl.optimize.train.plan import VALIDATION, Best, Log, Run, planned
-from numdl.optimize.train.progress import Bar
+from numdl.optimize.train import _checkpoints, _divergence, _measures, _resuming, _stepping
+from numdl.optimize.train._history import History
+from numdl.optimize.train._plan import VALIDATION, Best, Log, Run, planned
+from numdl.optimize.train._progress import Bar
 
 PAUSE = 0.5  # seconds of steps between two visits to the host, for the progress bar and for Ctrl-C
 FIRST = 8  # steps of the first chunk, from which the time of a step is known
@@ -58,11 +58,11 @@ def fit(
     if progress is not None:
         checks.flag("progress", progress)
     plan = planned(loss, params, optimizer, batches, steps, key, observe, early_stopping, checkpoint)
-    with checkpoints.opened(folder) as store:
+    with _checkpoints.opened(folder) as store:
         bar = Bar(plan.steps, progress)
-        identity = resuming.identity(plan) if store else None
-        run = (store and resuming.restored(plan, store, identity)) or _begun(plan)
-        run.log.notes += [note for note in (resuming.notes(store) if store else []) if note not in run.log.notes]
+        identity = _resuming.identity(plan) if store else None
+        run = (store and _resuming.restored(plan, store, identity)) or _begun(plan)
+        run.log.notes += [note for note in (_resuming.notes(store) if store else []) if note not in run.log.notes]
         if not run.log.stopped:
             run = _train(plan, run, store, identity, bar)
         history = History(*run.log.arrays(plan.dtype), run.log.stopped, run.log.detail, tuple(run.log.notes))
@@ -84,7 +84,7 @@ def _train(plan, run, store, identity, bar):
             run.log.stopped = "finished"
         due = run.step % plan.checkpoint == 0 or run.log.stopped
         if store and due and run.log.stopped != "diverged":
-            store.save(run.step, resuming.packed(plan, run, identity))
+            store.save(run.step, _resuming.packed(plan, run, identity))
         bar.update(run.step, run.log.last_loss, now=bool(run.log.stopped))
     return run
 
@@ -125,7 +125,7 @@ def _advanced(plan, run, pace):
 
 
 def _chunk(plan, run, rows, count):
-    return stepping.chunk(
+    return _stepping.chunk(
         plan.loss,
         plan.optimizer,
         plan.source.gather,
@@ -143,12 +143,12 @@ def _chunk(plan, run, rows, count):
 def _diverged(plan, run, rows, losses):
     """The run before the step that failed, which is found by computing the chunk again."""
     failed = not np.isfinite(losses[-1])
-    good, state = divergence.last_good(lambda count: _chunk(plan, run, rows, count)[0], len(losses), failed)
+    good, state = _divergence.last_good(lambda count: _chunk(plan, run, rows, count)[0], len(losses), failed)
     after = _chunk(plan, run, rows, good + 1)[0]
     step = run.step + good
     batch = plan.source.gather(plan.source.data, jax.tree.map(lambda leaf: leaf[good], rows))
     key = None if plan.key is None else jax.random.fold_in(plan.key, step)
-    where = divergence.first_layer(plan.loss, state.params, batch, key, after.params)
+    where = _divergence.first_layer(plan.loss, state.params, batch, key, after.params)
     what = f"the loss became {losses[good]}" if failed and good == len(losses) - 1 else "the parameters were lost"
     run.log.stopped, run.log.detail = "diverged", f"at step {step} {what}; not finite first: {where}"
     run.log.loss.append(losses[:good])
@@ -159,11 +159,11 @@ def _visited(plan, run):
     """Observe what is due at this step; early stopping may end the run. A run that is over is not looked at again."""
     if run.log.stopped:
         return run
-    moment = measures.Moment(run.step, run.state.memory, plan.start.params)
+    moment = _measures.Moment(run.step, run.state.memory, plan.start.params)
     for name, (at, function) in plan.measures.items():
         index = np.searchsorted(at, run.step)
         if index < len(at) and at[index] == run.step:
-            for part, value in measures.observed(function, run.state.params, moment).items():
+            for part, value in _measures.observed(function, run.state.params, moment).items():
                 run.log.add(f"{name}/{part}" if part else name, run.step, value)
             if name == VALIDATION:
                 run = _judged(plan, run)

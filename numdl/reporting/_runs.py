@@ -27,8 +27,8 @@ import jax
 import numpy as np
 
 from numdl import checks
-from numdl.reporting.claims import Claim, Score, checked_claims
-from numdl.reporting.machine import environment
+from numdl.reporting._claims import Claim, Score, checked_claims
+from numdl.reporting._machine import environment
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,79}")
 _FIELD = re.compile(r"[^./\\:\x00-\x1f][^/\\:\x00-\x1f]{0,79}")

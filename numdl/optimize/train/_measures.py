@@ -15,7 +15,7 @@ from jax import lax
 
 from numdl import checks, trees
 from numdl.optimize import losses
-from numdl.optimize.train.stepping import bound, transformation
+from numdl.optimize.train._stepping import bound, transformation
 from numdl.records import record
 
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks, trees
-from numdl.optimize.train import batches as sources
-from numdl.optimize.train import measures, schedule, stepping
+from numdl.optimize.train import _batches as sources
+from numdl.optimize.train import _measures, _schedule, _stepping
 
 VALIDATION = "validation"  # the name of early stopping's observations
 
@@ -19,7 +19,7 @@ class Plan(NamedTuple):
 
     loss: Any
     optimizer: Any
-    start: stepping.State  # before the first step
+    start: _stepping.State  # before the first step
     source: Any
     steps: int
     key: Any
@@ -73,7 +73,7 @@ class Run(NamedTuple):
     """Where training stands."""
 
     step: int
-    state: stepping.State
+    state: _stepping.State
     best: Best
     log: Log
 
@@ -81,24 +81,24 @@ class Run(NamedTuple):
 def planned(loss, params, optimizer, batches, steps, key, observe, early_stopping, checkpoint):
     """The plan of a run; what is wrong with it is said before anything is compiled."""
     steps, checkpoint = checks.whole("steps", steps), checks.whole("checkpoint", checkpoint)
-    stepping.transformation("optimizer", optimizer)
+    _stepping.transformation("optimizer", optimizer)
     if key is not None:
         checks.key("key", key)
     params = _finite(params)
-    measured = _measures(observe, early_stopping, steps)
+    measured = _observations(observe, early_stopping, steps)
     source, loss = sources.source(batches), _of_step(loss, key)
     dtype = _loss_dtype(loss, params, source.example(), key)
-    start = stepping.start(optimizer, params)
+    start = _stepping.start(optimizer, params)
     saves = np.arange(checkpoint, steps + 1, checkpoint)
     stops = np.unique(np.concatenate([[steps], saves, *[at for at, _ in measured.values()]]))
-    singly = stepping.one_by_one(loss, start, source.example(), key)
+    singly = _stepping.one_by_one(loss, start, source.example(), key)
     return Plan(loss, optimizer, start, source, steps, key, measured, early_stopping, stops, checkpoint, dtype, singly)
 
 
 def _of_step(loss, key):
     """The loss as a pytree that says what is wrong with what it returns."""
     count, signature = (2, "loss(params, batch)") if key is None else (3, "loss(params, batch, key)")
-    return checks.returning("loss", stepping.bound(loss), count, signature, scalar=True)
+    return checks.returning("loss", _stepping.bound(loss), count, signature, scalar=True)
 
 
 def _finite(params):
@@ -117,7 +117,7 @@ def _loss_dtype(loss, params, batch, key):
     return jax.eval_shape(loss, params, *arguments).dtype
 
 
-def _measures(observe, early_stopping, steps):
+def _observations(observe, early_stopping, steps):
     observe = {} if observe is None else checks.instance("observe", observe, dict, hint="name -> (when, function)")
     measured = {}
     for name, pair in observe.items():
@@ -125,13 +125,13 @@ def _measures(observe, early_stopping, steps):
             raise checks.BadValue(f"observe must have texts other than {VALIDATION!r} as names; got {name!r}")
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise checks.BadType(f"observe[{name!r}] must be (when, function); got {pair!r}")
-        if not isinstance(pair[1], measures.WithMoment):
+        if not isinstance(pair[1], _measures.WithMoment):
             checks.accepts(f"observe[{name!r}][1]", pair[1], 1, "function(params)")
-        measured[name] = (schedule.chosen(f"observe[{name!r}][0]", pair[0], steps), pair[1])
+        measured[name] = (_schedule.chosen(f"observe[{name!r}][0]", pair[0], steps), pair[1])
     if early_stopping is not None:
-        checks.instance("early_stopping", early_stopping, schedule.EarlyStopping, hint="train.early_stopping(...)")
+        checks.instance("early_stopping", early_stopping, _schedule.EarlyStopping, hint="train.early_stopping(...)")
         measured[VALIDATION] = (
-            schedule.chosen("early_stopping.when", early_stopping.when, steps),
+            _schedule.chosen("early_stopping.when", early_stopping.when, steps),
             early_stopping.function,
         )
     return measured

@@ -13,8 +13,8 @@ import re
 import textwrap
 
 from numdl import checks
-from numdl.reporting.claims import checked_claims, margin_text
-from numdl.reporting.runs import image
+from numdl.reporting._claims import checked_claims, margin_text
+from numdl.reporting._runs import image
 
 VOID = ("br", "hr", "img", "meta")
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

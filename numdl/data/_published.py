@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from numdl import checks
-from numdl.data import cifar, classes, idx, local
-from numdl.data.bundled import Dataset
+from numdl.data import _classes, _local, cifar, idx
+from numdl.data._bundled import Dataset
 
 COUNTS = {"train": 60_000, "test": 10_000}  # MNIST and Fashion-MNIST
 CIFAR_COUNTS = {"train": 50_000, "test": 10_000}
@@ -43,7 +43,7 @@ def mnist(*, split, folder=None):
     """
     _choose("split", split, COUNTS)
     source = "LeCun, Bottou, Bengio and Haffner, Gradient-based learning applied to document recognition, 1998"
-    return _idx("mnist", split, folder, SHA256[split], classes.FIGURES, source)
+    return _idx("mnist", split, folder, SHA256[split], _classes.FIGURES, source)
 
 
 def fashion_mnist(*, split, folder=None):
@@ -55,7 +55,7 @@ def fashion_mnist(*, split, folder=None):
     """
     _choose("split", split, COUNTS)
     source = "Xiao, Rasul and Vollgraf, Fashion-MNIST, 2017, arXiv:1708.07747"
-    return _idx("fashion-mnist", split, folder, (None, None), classes.CLOTHES, source)
+    return _idx("fashion-mnist", split, folder, (None, None), _classes.CLOTHES, source)
 
 
 def cifar10(*, split, folder=None):
@@ -72,7 +72,7 @@ def cifar10(*, split, folder=None):
         "cifar-10", "cifar-10-batches-bin", "cifar-10-batches-py", (10,), CIFAR_COUNTS[split] // len(parts)
     )
     images, labels = _cifar(layout, parts, folder)
-    return Dataset(images, labels[:, 0].copy(), classes.THINGS, TINY)
+    return Dataset(images, labels[:, 0].copy(), _classes.THINGS, TINY)
 
 
 def cifar100(*, split, folder=None, labels="fine"):
@@ -88,7 +88,7 @@ def cifar100(*, split, folder=None, labels="fine"):
     _choose("labels", labels, ("coarse", "fine"))
     layout = _Layout("cifar-100", "cifar-100-binary", "cifar-100-python", (20, 100), CIFAR_COUNTS[split])
     images, both = _cifar(layout, [split], folder)
-    names = classes.COARSE if labels == "coarse" else classes.FINE
+    names = _classes.COARSE if labels == "coarse" else _classes.FINE
     return Dataset(images, both[:, 0 if labels == "coarse" else 1].copy(), names, TINY)
 
 
@@ -108,7 +108,7 @@ def _choose(name, value, allowed):
 
 def _idx(name, split, folder, digests, names, source):
     parts = tuple(f"{name}/{PREFIX[split]}-{part}-ubyte" for part in ("images-idx3", "labels-idx1"))
-    _, paths = local.find(name, [parts], folder)
+    _, paths = _local.find(name, [parts], folder)
     count = COUNTS[split]
     pixels = idx.read(paths[0], shape=(count, 28, 28), sha256=digests[0])
     labels = idx.read(paths[1], shape=(count,), sha256=digests[1])
@@ -123,7 +123,7 @@ def _cifar(layout, parts, folder):
     """(images float32, labels): file after file into one array, so that only one file is held twice."""
     binary = tuple(f"{layout.binary}/{part}.bin" for part in parts)
     pickled = tuple(f"{layout.pickled}/{part}" for part in parts)
-    index, paths = local.find(layout.name, [binary, pickled], folder)
+    index, paths = _local.find(layout.name, [binary, pickled], folder)
     read = (cifar.read_binary, cifar.read_pickle)[index]
     images = np.empty((len(parts) * layout.count, cifar.SIDE, cifar.SIDE, 3), np.float32)
     labels = np.empty((len(images), len(layout.classes)), np.int32)
