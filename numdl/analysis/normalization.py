@@ -11,6 +11,7 @@ from jax import lax
 
 from numdl import checks
 from numdl.networks import core
+from numdl.precision import widen
 from numdl.records import record
 
 
@@ -65,6 +66,8 @@ def correlation(network, params, x):
 
         sum_{a != b} y_a . y_b / (N - 1) / sum_a |y_a|^2
 
+    In float32 at least; nan where the states are 0.
+
     Raises
     ------
     ValueError                  fewer than 2 examples
@@ -97,7 +100,7 @@ def _growth(network, keys, x, batch_size):
 @jax.jit
 def _correlation(network, params, x):
     def one(y):
-        y = y.reshape(y.shape[0], -1)
+        y, _ = _unscaled(y.reshape(y.shape[0], -1))
         squares = jnp.sum(y**2)
         return (jnp.sum(jnp.sum(y, axis=0) ** 2) - squares) / (y.shape[0] - 1) / squares
 
@@ -105,8 +108,14 @@ def _correlation(network, params, x):
 
 
 def _log_square(y):
-    """log |y|^2 with the largest entry taken out before squaring; -inf at 0."""
-    wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
-    largest = jnp.max(jnp.abs(wide))
+    """log |y|^2; -inf at 0."""
+    y, scale = _unscaled(y)
+    return jnp.log(jnp.sum(y**2)) + 2 * jnp.log(scale)
+
+
+def _unscaled(y):
+    """y in float32 at least, without its largest entry, and that: squares would leave the range; 1 for zeros."""
+    y = widen(y)
+    largest = jnp.max(jnp.abs(y))
     scale = jnp.where(largest > 0, largest, jnp.ones_like(largest))
-    return jnp.log(jnp.sum((wide / scale) ** 2)) + 2 * jnp.log(scale)
+    return y / scale, scale

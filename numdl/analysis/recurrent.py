@@ -13,6 +13,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from numdl import checks
+from numdl.precision import widen
 from numdl.records import record
 
 
@@ -118,17 +119,17 @@ def _through_time(step, params, start, inputs):
             log_scale = log_scale + log_factor
             return (product, log_scale), (log_scale + _log_spectral(product), _log_spectral(jacobian))
 
-        size = ravel_pytree(start)[0].size
-        dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(start)), jnp.float32)
-        first = (jnp.eye(size, dtype=dtype), jnp.zeros((), dtype))
+        size, dtype = ravel_pytree(start)[0].size, jnp.result_type(*jax.tree.leaves(start))
+        first = widen((jnp.eye(size, dtype=dtype), jnp.zeros((), dtype)))
         return lax.scan(back, first, (before, inputs), reverse=True)[1]
 
     return _each_example(example, start, inputs)
 
 
 def _jacobian(step, params, carry, x):
+    """The step's own Jacobian, in its dtype; in float32 at least for what is made of it."""
     flat, back = ravel_pytree(carry)
-    return jax.jacfwd(lambda y: ravel_pytree(step(params, back(y), x))[0])(flat)
+    return widen(jax.jacfwd(lambda y: ravel_pytree(step(params, back(y), x))[0])(flat))
 
 
 @functools.partial(jax.jit, static_argnames="field")
@@ -141,7 +142,7 @@ def _carousel(step, params, start, inputs, field):
                 return getattr(one(params, carry._replace(**{field: c}), x), field).ravel()
 
             c = getattr(carry, field)
-            jacobian = jax.jacfwd(memory)(c).reshape(c.size, c.size)
+            jacobian = widen(jax.jacfwd(memory)(c).reshape(c.size, c.size))
             own = jnp.diagonal(jacobian)
             leak = jnp.max(jnp.abs(jacobian - jnp.diag(own)))
             return one(params, carry, x), (jnp.log(jnp.abs(own)), leak)

@@ -220,6 +220,26 @@ def test_twins_agree_at_infinite_width():
 
 
 @pytest.mark.float32
+@pytest.mark.parametrize("dtype, scale", [("float16", 1e3), ("bfloat16", 1e25), ("float32", 1e-30)])
+def test_kernels_of_any_scale_and_of_zero_are_compared(dtype, scale):
+    rows = np.random.default_rng(0).normal(size=(2, 5, 3))
+    a, b = (jnp.asarray(m @ m.T, dtype) * jnp.asarray(scale, dtype) for m in rows)
+    p, q = (np.asarray(m, np.float64) for m in (a, b))
+    cosine = np.sum(p * q) / np.sqrt(np.sum(p * p) * np.sum(q * q))
+    np.testing.assert_allclose(measured.alignment(a, b, centered=False), cosine, rtol=1e-5)
+    np.testing.assert_allclose(measured.drift(a, b), np.linalg.norm(q - p) / np.linalg.norm(p), rtol=1e-5)
+    zero = jnp.zeros_like(a)
+    for centered in (True, False):
+        assert np.isnan(measured.alignment(zero, b, centered=centered))
+        assert np.isnan(measured.alignment(a, zero, centered=centered))
+    assert np.isposinf(measured.drift(zero, b)) and np.isnan(measured.drift(zero, zero))
+    assert measured.drift(a, zero) == 1
+    assert np.isnan(measured.alignment(np.full((5, 5), 3.0), b))  # centering leaves nothing
+    targets = jnp.full((2, 40), 100.0, dtype)
+    np.testing.assert_array_equal(measured.target_kernel(targets), np.full((2, 2), 4e5))
+
+
+@pytest.mark.float32
 def test_alignment_and_drift():
     rng = np.random.default_rng(0)
     a, b = (m @ m.T for m in rng.normal(size=(2, 6, 4)))

@@ -109,6 +109,21 @@ def test_correlation_of_a_known_batch(key):
     np.testing.assert_allclose(measured.correlation(net, params, x), [-2 / 2 / 6], rtol=1e-5)
 
 
+@pytest.mark.float32
+@pytest.mark.parametrize("dtype, scale", [("float16", 300.0), ("bfloat16", 1e20), ("float32", 1e25)])
+def test_correlation_is_summed_in_single_precision_at_any_scale(key, dtype, scale):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 700)) + 0.5, dtype)
+    states = jnp.stack([x, jnp.asarray(scale, dtype) * x, jnp.zeros_like(x)])
+    net = core.Network(lambda key, x: states, lambda params, x, probes=None: (params,), lambda params, y: y)
+    found = measured.correlation(net, states, x)
+    assert found.dtype == jnp.float32
+    for y, value in zip(states[:2], found[:2], strict=True):
+        y = np.asarray(y, np.float64)
+        gram = y @ y.T
+        np.testing.assert_allclose(value, (gram.sum() - np.trace(gram)) / 5 / np.trace(gram), rtol=1e-5)
+    assert np.isnan(found[2])
+
+
 def test_bad_input_is_named(key):
     net = normalization.network(width=3, depth=1, outputs=1, activation=jnp.tanh, weight_variance=1.0)
     x = jnp.ones((4, 2))

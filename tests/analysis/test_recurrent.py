@@ -139,6 +139,28 @@ def test_a_memory_that_mixes_units_is_told():
     np.testing.assert_allclose(carousel.leak, 0.5)
 
 
+@pytest.mark.float32
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_accumulated_in_single(dtype):
+    # A cell that is exact in half precision: only the accumulation could lose anything.
+    gate, steps = 0.75, 300
+    start = recurrent.Memory(jnp.zeros((1, 2), dtype), jnp.ones((1, 2), dtype))
+    inputs = jnp.zeros((steps, 1, 1), dtype)
+
+    def step(params, carry, x):
+        return recurrent.Memory(carry.hidden, jnp.asarray(gate, dtype) * carry.cell)
+
+    carousel = measured.carousel(step, {}, start, inputs)
+    assert carousel.log_gradient.dtype == carousel.leak.dtype == jnp.float32
+    expected = np.arange(1, steps + 1) * np.log(gate)
+    np.testing.assert_allclose(carousel.log_gradient[:, 0, 0], expected, rtol=1e-5)
+    turn = jnp.array([[0.0, 0.5], [-1.0, 0.0]], dtype)
+    through = measured.gradient_through_time(lambda params, h, x: h @ turn, {}, start.cell, inputs)
+    assert through.log_norm.dtype == through.log_step.dtype == jnp.float32
+    np.testing.assert_allclose(through.log_step, 0.0, atol=1e-5)
+    np.testing.assert_allclose(through.log_norm[0, 0], steps / 2 * np.log(0.5), rtol=1e-5)
+
+
 def test_bad_input_is_named():
     cell, params, start, inputs = setting("gru")
     with pytest.raises(TypeError, match=r"step .*got 3"):

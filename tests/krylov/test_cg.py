@@ -106,6 +106,22 @@ def test_negative_curvature_and_nan_are_told():
     assert broken.breakdown and not broken.converged and np.all(np.isfinite(joined(broken.solution)))
 
 
+def test_a_right_hand_side_of_zero_is_solved_by_zero():
+    matrix = symmetric([1, 2, 3, 4, 5, 6, 7, 8.0])
+    nothing = np.zeros(8)
+    for tolerance in (0.0, 1e-3):
+        found = solve(matrix, nothing, tolerance=tolerance)
+        np.testing.assert_array_equal(joined(found.solution), nothing)
+        assert found.converged and found.iterations == 0 and not (found.breakdown or found.negative_curvature)
+    step = in_ball(matrix, nothing, 1.0)
+    np.testing.assert_array_equal(joined(step.step), nothing)
+    assert step.converged and not (step.boundary or step.breakdown or step.negative_curvature)
+    assert step.norm == step.decrease == 0
+    least = cg.cgls(lambda v: matrix @ v, lambda u: matrix.T @ u, jnp.zeros(8, WIDEST), iterations=3, tolerance=1e-3)
+    np.testing.assert_array_equal(least.solution, nothing)
+    assert least.converged and least.iterations == 0 and not least.breakdown
+
+
 def test_vmap_is_one_by_one():
     matrix = symmetric([1, 2, 3, 4, 5, 6, 7, 8.0])
     many = np.random.default_rng(2).standard_normal((3, 8))

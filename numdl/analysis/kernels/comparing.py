@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 from numdl import checks, trees
 from numdl.analysis import parts
 from numdl.analysis.kernels import doors, tangent
+from numdl.precision import widen
 from numdl.records import record
 
 
@@ -60,19 +61,26 @@ def target_kernel(targets):
     targets = jnp.asarray(checks.shape("targets", targets, (None,)) if whole else targets)
     if whole:
         return (targets[:, None] == targets[None, :]).astype(jnp.zeros(()).dtype)
-    rows = targets.reshape(targets.shape[0], -1)
+    rows = widen(targets).reshape(targets.shape[0], -1)
     return rows @ rows.T
 
 
 def drift(kernel0, kernel):
-    """MEASURED |K - K0| / |K0| in the Frobenius norm, how far a kernel has moved: [...], leading axes of `kernel`."""
+    """MEASURED |K - K0| / |K0| in the Frobenius norm, how far a kernel has moved: [...], leading axes of `kernel`.
+
+    In float32 at least. From a kernel K0 that is 0: inf, and nan where K is 0 too.
+    """
     kernel0 = checks.array("kernel0", kernel0, least_ndim=2)
     kernel = checks.array("kernel", kernel, least_ndim=kernel0.ndim)
     checks.shape("kernel", kernel, (*(None,) * (kernel.ndim - kernel0.ndim), *kernel0.shape))
-    kernel0, kernel = jnp.asarray(kernel0), jnp.asarray(kernel)
+    kernel0, kernel = widen((kernel0, kernel))
+    largest = jnp.max(jnp.abs(kernel0), initial=0.0)
+    scale = jnp.where(largest > 0, largest, jnp.ones_like(largest))  # squares would leave the range
     flat = kernel.reshape(*kernel.shape[: kernel.ndim - kernel0.ndim], -1)
-    base = kernel0.reshape((1,) * (flat.ndim - 1) + (-1,))
-    return jnp.linalg.norm(flat - base, axis=-1) / jnp.linalg.norm(kernel0.ravel())
+    base = kernel0.reshape((1,) * (flat.ndim - 1) + (-1,)) / scale
+    moved = jnp.linalg.norm(flat / scale - base, axis=-1) / jnp.linalg.norm(base)
+    # Of a K0 that is 0 by hand, as squares of what has moved may underflow.
+    return jnp.where(largest > 0, moved, jnp.where(jnp.any(flat != 0, axis=-1), jnp.inf, jnp.nan))
 
 
 def linearize(apply, params, *, frozen=()):
@@ -174,7 +182,8 @@ def _centered(kernel):
 
 def _unit(kernel, centered):
     """The kernel divided by its norm; nan where centering leaves rounding only."""
-    kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    kernel = widen(kernel)
+    kernel = kernel / jnp.max(jnp.abs(kernel), initial=0.0)  # squares would leave the range; 0 becomes nan
     part = _centered(kernel) if centered else kernel
     size, least = jnp.linalg.norm(part), 8 * jnp.finfo(part.dtype).eps * jnp.linalg.norm(kernel)
     return jnp.where(size > least, part / jnp.where(size > least, size, jnp.ones_like(size)), jnp.nan)
