@@ -121,14 +121,16 @@ def _measure(traced, cost, rank_examples, optimizer, params, x, constants, cost_
     )
 
     def forward(sinks, chosen):
-        heard = dict(zip(moving, listening.at(careful, tuple(chosen), sinks[1])))
+        heard = dict(zip(moving, chosen))
+        heard |= dict(zip(apart, listening.at(careful, tuple(heard[i] for i in apart), sinks[1])))
         heard = jax.tree.unflatten(structure, [heard.get(i, leaf) for i, leaf in enumerate(leaves)])
         options = {"visit": visit, "weigh": weigh, "watch": _at_nonlinearity, "given": sinks[0], "constants": constants}
         outputs, found = traced.run(heard, x, **options)
         return (cost(outputs, cost_constants) if cost else None), found
 
     chosen = [leaves[i] for i in moving]
-    sinks = tuple(_sinks(layer) for layer in traced.layers), tuple(listening.sink(leaf.dtype) for leaf in chosen)
+    apart = [i for i in moving if i not in traced.only_uses]  # the gradient of the others is that of a layer's weight
+    sinks = tuple(map(_sinks, traced.layers)), tuple(listening.sink(leaves[i].dtype) for i in apart)
     heard, gradients = None, None
     if cost is None:
         value, found = forward(sinks, chosen)
@@ -137,7 +139,11 @@ def _measure(traced, cost, rank_examples, optimizer, params, x, constants, cost_
         (value, found), (heard, *gradients) = jax.value_and_grad(forward, wanted, has_aux=True)(sinks, chosen)
     updates = _updates(optimizer, structure, dict(zip(moving, chosen)), gradients) if gradients else None
     flow, good = layer_rows(traced, careful, value, found, heard and heard[0])
-    parts, fine = leaf_rows(careful, flow["state_rms"].dtype, leaves, moving, heard and heard[1], updates)
+    if heard:
+        alone = dict(zip(apart, heard[1]))
+        layers = traced.only_uses
+        heard = [alone[i] if i in alone else listening.together(careful, heard[0][layers[i]][1]) for i in moving]
+    parts, fine = leaf_rows(careful, flow["state_rms"].dtype, leaves, moving, heard, updates)
     return LayerFlow(
         **flow, **parts, leaf_names=traced.parameters, leaf_shapes=tuple(x.shape for x in leaves), leaf_uses=traced.uses
     ), good & fine

@@ -120,6 +120,15 @@ def _size(careful, size):
     return scale * jnp.sqrt(jnp.mean((size / scale) ** 2)), jnp.sum(~jnp.isfinite(size), dtype=size.dtype)
 
 
+def together(careful, sizes):
+    """The size of all arrays whose sizes are [..., 2], each of as many numbers."""
+    first, second = sizes[..., 0].ravel(), sizes[..., 1].ravel()
+    if not careful:
+        return jnp.stack([jnp.mean(first), jnp.max(second)])
+    scale = _scale(jnp.max(first))
+    return jnp.stack([scale * jnp.sqrt(jnp.mean((first / scale) ** 2)), jnp.sum(second)])
+
+
 def rms(careful, size, largest):
     """(rms, whether it can be trusted) of sizes: squares near the ends of the range cannot, an exact zero can."""
     if careful:

@@ -32,6 +32,7 @@ from numdl.tracing.finding import Axes, Finder, Layer, roles
 from numdl.tracing.inputs import example_axes
 from numdl.tracing.programs import TAP, calls, flatten
 from numdl.tracing.running import Visit, run_program
+from numdl.tracing.uses import only_uses
 
 __all__ = ["Axes", "Layer", "Traced", "example_axes", "place", "tap", "trace"]
 
@@ -61,8 +62,8 @@ def trace(apply, params, x, *, examples=None):
     still = [
         None if jax.dtypes.issubdtype(aval.dtype, np.inexact) else aval.dtype for aval in closed.in_avals[: len(paths)]
     ]
-    uses = finder.uses.told(program, layers, still)
-    return Traced(program, layers, tuple(finder.not_entered), outputs, paths, count, uses)
+    told = finder.uses.told(program, layers, still), only_uses(program, len(paths))
+    return Traced(program, layers, tuple(finder.not_entered), outputs, paths, count, *told)
 
 
 def place(apply, visit, *, weigh=None):
@@ -97,6 +98,7 @@ class Traced:
     parameters: tuple  # paths of all parameter leaves
     examples: int | None  # how many x holds; None: which of its axes has them is not known
     uses: tuple  # of each leaf: texts, the names of the layers that contract it, or how else it is used
+    only_uses: dict  # leaf -> layer, for leaves that are the weight of this layer as they are, and nothing else
 
     def roles(self):
         """What the axes of each contracted parameter leaf do: {path: Axes}, as the leaf is stored.

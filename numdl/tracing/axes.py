@@ -4,9 +4,10 @@ import math
 from typing import NamedTuple
 
 from numdl.tracing import layouts
-from numdl.tracing.programs import bodies, flatten, scan_counts
+from numdl.tracing.programs import CUSTOM, REMAT, bodies, flatten, scan_counts
 from numdl.tracing.rules import RULES, after
 
+_CALLS = REMAT | CUSTOM | {"custom_vmap_call"}
 EXAMPLES = -1  # the source that stands for x's examples; a parameter leaf is its index
 
 
@@ -76,13 +77,13 @@ class Follower:
             outputs = [self.follow(body, values[1:]) for body in inner]
             return [combine(several, shape) for several, shape in zip(zip(*outputs), shapes)]
         before = [shape_of(program, slot) for slot in step.reads]
-        if inner and _is_called(inner[0], before, shapes):
+        if step.name in _CALLS and inner and _is_called(inner[0], before, shapes):
             return self.follow(inner[0], values[len(values) - len(inner[0].inputs) :])
         return self.plain(program, step, values, shapes)
 
     def plain(self, program, step, values, shapes):
         """The values after one primitive: its rule is asked for every source."""
-        made = _mixed(values)
+        made = mixed(values)
         before = [shape_of(program, slot) for slot in step.reads]
         sources = [EXAMPLES] if made.data else made.layouts
         found = {
@@ -131,6 +132,16 @@ class Follower:
             inputs = [*inputs[:consts], *new, *inputs[consts + carries :]]
         return [*carried, *outputs[carries:]]
 
+    def guess(self, program, step, body, values):
+        """Values in a body that is not called with the step's operands: what they are made of, no axes."""
+        if body.values:
+            return
+        before = [shape_of(program, slot) for slot in step.reads]
+        inside = [_shape(body, slot) for slot in body.inputs]
+        called = inside == before[len(before) - len(inside) :] and step.name in _CALLS
+        blanket = [mixed(values)._replace(layouts={})] * len(inside)
+        self.follow(body, values[len(values) - len(inside) :] if called else blanket)
+
     def inner(self, step):
         """The programs inside a step; one that holds no layer is flattened once for all steps that share its jaxpr."""
         if step.inner:
@@ -150,7 +161,7 @@ def read(known, reads):
 
 def combine(values, shape):
     """The value of what is one of these, or computed elementwise from them."""
-    made = _mixed(values)
+    made = mixed(values)
     sources = [EXAMPLES] if made.data else made.layouts
     found = {
         source: layouts.join([value.layouts.get(source) for value in values], shape)
@@ -172,7 +183,8 @@ def _is_called(body, before, shapes):
     return inside == before[len(before) - len(inside) :] and [shape_of(body, slot) for slot in body.outputs] == shapes
 
 
-def _mixed(values):
+def mixed(values):
+    """What a value computed from these is made of; its layouts are still to be found."""
     if any(value.data for value in values):
         return Value(True)
     largest = max(values, key=lambda value: value.size)

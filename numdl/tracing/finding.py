@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from numdl.tracing import activity, geometry, layouts
-from numdl.tracing.axes import NOTHING, combine, read, shape_of
+from numdl.tracing.axes import NOTHING, read, shape_of
 from numdl.tracing.geometry import Axes, Sight
 from numdl.tracing.programs import CONTRACTIONS, CUSTOM, REMAT, TAP, is_tap
 from numdl.tracing.rules import after
@@ -156,9 +156,7 @@ class Finder:
         """A loop of unknown length or a custom rule: not entered; a custom call with one layer is that layer."""
         scout = Finder(self.follower, self.paths, self.examples)
         for body in step.inner:
-            if not body.values:
-                inner = values if len(values) >= len(body.inputs) else [combine(values, ())] * len(body.inputs)
-                self.follower.follow(body, inner[len(inner) - len(body.inputs) :])
+            self.follower.guess(program, step, body, values)
             scout.search(body, steps)
         weights = [i for i, value in enumerate(values) if value.made]
         only = scout.layers[0] if len(scout.layers) == 1 else None

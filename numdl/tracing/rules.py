@@ -87,6 +87,18 @@ def _concatenate(params, given, before, shapes):
     return found._replace(axes=_put(found.axes, along, stacked(pieces)))
 
 
+def _stack(params, given, before, shapes):
+    found, axis = join(given, before[0]), params.get("axis", params.get("dimension", 0))
+    axes = (*found.axes[:axis], other(shapes[0][axis]), *found.axes[axis:])
+    return found._replace(axes=axes)
+
+
+def _tile(params, given, before, shapes):
+    """Copies one after the other: an axis that is repeated becomes copies, the major part, times what it was."""
+    pairs = zip(given[0].axes, before[0], shapes[0])
+    return given[0]._replace(axes=tuple(p if a == b else merged((*other(b // a), *p)) for p, a, b in pairs))
+
+
 def _pad(params, given, before, shapes):
     one = given[0]
     if one is None:
@@ -165,8 +177,8 @@ def _window(params, given, before, shapes):
 
 def _leading(params, given, before, shapes):
     """Linear algebra of matrices along the last two axes."""
-    one = join(given, before[0])
-    return [one._replace(axes=tuple([*one.axes[: len(s) - 2], *blank(s[-2:])][: len(s)])) for s in shapes]
+    one, count = join(given, before[0]), len(before[0]) - 2
+    return [one._replace(axes=(*one.axes[:count], *blank(shape[count:]))) for shape in shapes]
 
 
 def _fourier(params, given, before, shapes):
@@ -254,7 +266,15 @@ def _gather(params, given, before, shapes):
         for axis, source in paired.items():
             target = batch[source]
             axes[target] = operand.axes[axis] if followed(operand.axes[axis]) else axes[target]
-        picked = [part.axis for a in numbers.collapsed_slice_dims for part in operand.axes[a] if part.axis is not None]
+        open_ = [
+            t for i, t in enumerate(batch) if i not in paired.values() and not followed(axes[t]) and shapes[0][t] > 1
+        ]
+        picked = []
+        for axis in numbers.collapsed_slice_dims:
+            if open_ and followed(operand.axes[axis]):  # several entries are picked: the axis in another order
+                axes[open_[0]] = inexact(operand.axes[axis], shapes[0][open_[0]])
+            else:
+                picked += [part.axis for part in operand.axes[axis] if part.axis is not None]
         taken = (*taken, *(axis for axis in picked if axis not in taken))
         lost = lost or operand.lost
     known = any(map(followed, axes))
@@ -306,6 +326,8 @@ RULES = {
     "reshape": _reshape,
     "broadcast_in_dim": _broadcast,
     "concatenate": _concatenate,
+    "stack": _stack,
+    "tile": _tile,
     "pad": _pad,
     "slice": _slice,
     "split": _split,

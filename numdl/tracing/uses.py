@@ -1,7 +1,7 @@
 """What each parameter leaf is used for: the layers that contract it, or how else it meets data."""
 
 from numdl.tracing.axes import Follower, read
-from numdl.tracing.programs import CONTRACTIONS, CUSTOM, scan_counts
+from numdl.tracing.programs import CONTRACTIONS, CUSTOM, REMAT, scan_counts
 
 _LOOKUPS = {"gather": "embedding: gather", "dynamic_slice": "lookup: dynamic_slice"}
 _SUMS = {"add", "add_any", "sub"}
@@ -67,6 +67,29 @@ class Uses:
             kept = () if dtype is None else (f"not floating: {dtype}",)
             told.append((*kept, *dict.fromkeys(layers[each].name if isinstance(each, int) else each for each in found)))
         return tuple(told)
+
+
+def only_uses(program, count):
+    """{leaf: layer} of the leaves that are, as they are, the weight of one layer and nothing else, one entry a step."""
+    known = {}
+    found = {leaf: _only_use(program, slot, known) for leaf, slot in enumerate(program.inputs[:count])}
+    return {leaf: layer for leaf, layer in found.items() if layer is not None}
+
+
+def _only_use(program, slot, known):
+    if id(program) not in known:
+        known[id(program)] = program.readers()
+    readers = known[id(program)][slot]
+    if len(readers) != 1 or readers[0] is None or list(readers[0].reads).count(slot) != 1:
+        return None
+    (step,) = readers
+    place = list(step.reads).index(slot)
+    if step.weight is not None:
+        return step.weight[1] if step.weight[0] == place else None
+    scanned = step.name == "scan" and step.entered and place >= sum(scan_counts(step.params))
+    if scanned or (step.name in REMAT and step.entered):
+        return _only_use(step.inner[0], step.inner[0].inputs[place], known)
+    return None
 
 
 def _text(program, step, place, values):
