@@ -182,6 +182,12 @@ def test_a_mean_is_not_refused_where_its_curvature_is_rounding():
         return jnp.mean(jax.nn.softplus(-40.0 - batch[0] @ params))
 
     curvature.hessian(saturated, PARAMS, (X, Y), chunk=4)
+
+    def cross_entropy(params, batch):
+        return -jnp.mean(jax.nn.log_softmax(batch[0] @ params)[:, 0])
+
+    for size in (1e3, 1e5):  # probabilities are 0 and 1 but for rounding, which differs with the number of examples
+        curvature.hessian(cross_entropy, size * PARAMS, (X, Y), chunk=4)
     curvature.hessian(lambda params, batch: jnp.mean(batch[0] @ params), PARAMS, (X, Y), chunk=4)  # no curvature at all
 
 

@@ -8,7 +8,8 @@
     restrict, blocks                                    diagonal blocks by the path of the parameters
     needs                                               the memory of a call, before it is made
 
-`loss` is a function of the parameters and the data, a mean over examples, nothing random, batch statistics frozen.
+`loss` is a function of the parameters and the data, nothing random, batch statistics frozen. With `chunk` it is a mean
+over examples, a sum (`reduction="sum"`), or returns a pair (sum, weight); that is verified.
 Data is an argument: the second call with other parameters or data of the same shapes compiles nothing.
 """
 
