@@ -158,13 +158,13 @@ def _verified(evidence, weight, bias, text):
     if not count:
         return weight, text
     given, entries = evidence.weight_variance[inner], evidence.entries[inner]
-    close = np.abs(given / weight - 1) <= 0.01 + 3 * np.sqrt(2 / entries)
-    same = abs(bias - evidence.bias_variance) <= 1e-12
-    if close.all() and same:
+    each = np.abs(given / weight - 1) <= 0.005 + 3 * np.sqrt(2 / entries)
+    mean = abs(np.mean(given) / weight - 1) <= 0.005 + 2 * np.sqrt(2 * np.sum(1 / entries)) / count
+    if each.all() and mean and abs(bias - evidence.bias_variance) <= 1e-12:
         said = f"{f.name}: fan_in * Var(W) = {weight:.6g} keeps squared gradients where lengths settle,"
         return weight, f"{said} and it is already so."
     now, then = np.log(evidence.gradient_gain[inner]).sum(), _total(evidence, weight, bias, count)
-    if np.isfinite(now) and abs(then) > max(abs(now) / 2, 0.05 * count):
+    if np.isfinite(now) and abs(then) > max(abs(now) * 2 / 3, 0.05 * count):
         pace = math.exp(then / count)
         return np.nan, (
             f"{f.name}: no weight variance is advised: {weight:.6g} keeps squared gradients where lengths settle, but "

@@ -170,7 +170,7 @@ def _from_call(found, notes, activation, bias_variance):
         ]
     if not np.isfinite(gradients).all() or not (gradients > 0).all():
         notes = [*notes, "gradients are 0 or unknown at some layers: their gains are not numbers there"]
-    name = common.name if common else "identity" if begins.all() else "unknown"
+    name = common.name if common else "identity" if begins.all() else recognition.names(seen)
     judged = common, unknown, tuple(row.breaks for row in found), begins, sums[1][0], square
     logs = _backwards(chain, begins)
     return _explanation(all_weights, notes, name, lengths, gains, sums, predicted, logs, judged, bias_variance)
@@ -230,28 +230,16 @@ def _explanation(found, notes, activation, lengths, gains, sums, predicted, log_
         np.array([getattr(w, name) for w in found], float)
         for name in ("fan_in", "fan_out", "variance", "bias_variance", "bias_mean")
     )
-    f, unknown, breaks, begins, measured_log, square = judged
     known = bias[np.isfinite(bias)]
-    evidence = Evidence(
-        activation=f,
-        unknown=unknown,
-        names=tuple(w.name for w in found),
-        breaks=breaks,
-        begins=begins,
-        weight_variance=fan_in * variance,
-        entries=np.array([w.entries for w in found], float),
-        gradient_gain=predicted[1],
-        measured_log=float(measured_log),
-        bias_variance=bias_variance if bias_variance is not None else float(known.mean()) if known.size else 0.0,
-        input_square=square,
-    )
+    own = float(known.mean()) if known.size else 0.0
+    evidence = _evidence(found, judged, predicted[1], own if bias_variance is None else bias_variance)
     weight_variance, set_bias, advice = advise(evidence)
     return Explanation(
         names=evidence.names,
         shapes=tuple(w.shape for w in found),
         laws=tuple(w.laws[0] if len(w.laws) == 1 and not w.laws[0].startswith("~") else "unknown" for w in found),
         candidates=tuple(w.laws for w in found),
-        breaks=breaks,
+        breaks=evidence.breaks,
         activation=activation,
         measured=gains is not predicted,
         advice=advice,
@@ -272,6 +260,23 @@ def _explanation(found, notes, activation, lengths, gains, sums, predicted, log_
         predicted_log_gradient=log_predicted,
         set_weight_variance=weight_variance,
         set_bias_variance=set_bias,
+    )
+
+
+def _evidence(found, judged, gradient_gain, bias_variance):
+    f, unknown, breaks, begins, measured_log, square = judged
+    return Evidence(
+        activation=f,
+        unknown=unknown,
+        names=tuple(w.name for w in found),
+        breaks=breaks,
+        begins=begins,
+        weight_variance=np.array([w.fan_in * w.variance for w in found], float),
+        entries=np.array([w.entries for w in found], float),
+        gradient_gain=gradient_gain,
+        measured_log=float(measured_log),
+        bias_variance=bias_variance,
+        input_square=square,
     )
 
 

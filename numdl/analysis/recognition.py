@@ -71,3 +71,9 @@ def common(found):
         return None, "No activation was given or recognised between the layers: activation= says which."
     named = ", ".join(sorted(kind.name for kind in kinds))
     return None, f"Several activations lie between the layers ({named}): no one weight variance serves them."
+
+
+def names(found):
+    """What was recognised, in one word or several; "unknown" where something was not."""
+    kinds = sorted({kind.name if kind else "unknown" for kind in found})
+    return ", ".join(kinds) or "unknown"

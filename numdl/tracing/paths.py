@@ -9,44 +9,28 @@ import dataclasses
 import itertools
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from numdl.tracing.programs import CONTRACTIONS, CUSTOM, REMAT, bodies, flatten, scan_counts
 from numdl.tracing.scalars import evaluate, is_elementwise
-
-_MOVES = frozenset(
-    (
-        *("reshape", "transpose", "squeeze", "expand_dims", "rev", "broadcast_in_dim", "name", "pad", "pvary"),
-        *("optimization_barrier", "sharding_constraint", "device_put"),
-    )
+from numdl.tracing.trails import (
+    KEPT,
+    MOVES,
+    PARTS,
+    Fixed,
+    Trail,
+    after,
+    composed,
+    constant,
+    is_after_a_layer,
+    moved,
+    newest,
+    number_of,
+    size_of,
+    start,
+    unknown,
 )
-_KEPT = _MOVES - {"pad"} | {"convert_element_type", "copy", "copy_p", "reduce_precision"}
-_PARTS = frozenset(("slice", "dynamic_slice", "split", "gather"))
+
 _REDUCTIONS = ("reduce_", "argm", "cum", "select_and_scatter", "select_and_gather", "top_k", "sort")
 _MOST_STEPS = 400  # of one elementwise function: longer ones are followed and not tabulated
-
-
-class Fixed(NamedTuple):
-    """A value that does not depend on x."""
-
-    leaf: str | None = None  # the largest parameter leaf in it
-    size: int = 0  # how many different numbers, copies by broadcasting not counted
-    number: float | None = None  # if it is one known number everywhere
-    made: str = "derived"  # "leaf": moved and cast only; "part": cut as well; "scaled": times one number; "derived"
-    levels: tuple = ()  # which of the scans around it go through it, the outermost being 0
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Trail:
-    """A value that depends on x: an elementwise function of one earlier value, and what lies between."""
-
-    source: Any  # index of a layer, ("input", leaf of x), ("lookup", leaf), ("carry", scan, place), ("mix", count)
-    form: tuple = ()  # how it was moved and cut since then
-    function: Any = None  # on NumPy arrays; None: the identity
-    steps: int = 0  # of the function
-    between: frozenset = frozenset()
-    reduced: bool = False  # a sum or maximum over some of its axes
-    upstream: frozenset = frozenset()  # all sources it depends on
 
 
 class Path(NamedTuple):
@@ -71,9 +55,9 @@ def paths(program, layers, parameters):
     """The `Found` of a program; `parameters` are the paths of the leaves that come first among its inputs."""
     walker = _Walker(layers)
     inputs = [
-        Fixed(parameters[i], _size(program, slot), None, "leaf")
+        Fixed(parameters[i], size_of(program, slot), None, "leaf")
         if i < len(parameters)
-        else _start(("input", i - len(parameters)))
+        else start(("input", i - len(parameters)))
         for i, slot in enumerate(program.inputs)
     ]
     walker.run(program, inputs)
@@ -89,13 +73,13 @@ class _Walker:
 
     def run(self, program, inputs):
         """The values of the outputs, given those of the inputs."""
-        known = {slot: _constant(program.constants[i]) for slot, i in program.captured.items()}
+        known = {slot: constant(program.constants[i]) for slot, i in program.captured.items()}
         known |= dict(zip(program.inputs, inputs))
         for step in program.steps:
-            values = [known[r] if isinstance(r, int) else _constant(r.val) for r in step.reads]
+            values = [known[r] if isinstance(r, int) else constant(r.val) for r in step.reads]
             for slot, value in zip(step.writes, self.step(program, step, values)):
                 known[slot] = self.placed(program, slot, value)
-        return [known[r] if isinstance(r, int) else _constant(r.val) for r in program.outputs]
+        return [known[r] if isinstance(r, int) else constant(r.val) for r in program.outputs]
 
     def placed(self, program, slot, value):
         """From a layer's state on, the state is the source."""
@@ -133,12 +117,12 @@ class _Walker:
         """What is computed from parameters and constants."""
         numbers = [value.number for value in values]
         if is_elementwise(step.name) and values and None not in numbers:
-            return [Fixed(number=_float(evaluate(step.name, step.params, numbers))) for _ in step.writes]
+            return [Fixed(number=number_of(evaluate(step.name, step.params, numbers))) for _ in step.writes]
         largest = max(values, key=lambda v: v.size if v.leaf else -1, default=Fixed())
-        sizes = [_size(program, slot) for slot in step.writes]
-        if step.name in _KEPT and len(values) == 1:
+        sizes = [size_of(program, slot) for slot in step.writes]
+        if step.name in KEPT and len(values) == 1:
             return [largest._replace(size=min(largest.size, size)) for size in sizes]
-        if step.name in _PARTS and values[0].leaf:
+        if step.name in PARTS and values[0].leaf:
             made = "part" if values[0].made == "leaf" else values[0].made
             return [values[0]._replace(size=min(values[0].size, size), made=made) for size in sizes]
         if step.name in ("mul", "div") and values[0].leaf and values[0].made != "derived" and numbers[1] is not None:
@@ -165,10 +149,10 @@ class _Walker:
         name, first = step.name, trails[0]
         if name == "gather":
             return [self.gathered(step, values)]
-        if name in _MOVES and name != "pad" and len(values) == len(step.writes):
-            return [value if isinstance(value, Fixed) else _moved(value, step) for value in values]
-        if name in _MOVES | _PARTS and values[0] is first and len(trails) == 1:
-            return [_moved(first, step, place) for place, _ in enumerate(step.writes)]
+        if name in MOVES and name != "pad" and len(values) == len(step.writes):
+            return [value if isinstance(value, Fixed) else moved(value, step) for value in values]
+        if name in MOVES | PARTS and values[0] is first and len(trails) == 1:
+            return [moved(first, step, place) for place, _ in enumerate(step.writes)]
         if is_elementwise(name):
             return [self.elementwise(program, step, values, trails)]
         if name.startswith(_REDUCTIONS) and len(trails) == 1:
@@ -182,7 +166,7 @@ class _Walker:
         """Entries of data at fixed places are a part; entries of a table at places that x says are a new input."""
         operand, indices = values[:2]
         if isinstance(operand, Trail):
-            return _moved(operand, step) if isinstance(indices, Fixed) else self.mixed(values, "gather")
+            return moved(operand, step) if isinstance(indices, Fixed) else self.mixed(values, "gather")
         source = ("lookup", operand.leaf)
         return Trail(source, upstream=indices.upstream | {source})
 
@@ -193,7 +177,7 @@ class _Walker:
         if not alike:
             return self.combined(step, trails)
         between, first = frozenset().union(*(trail.between for trail in trails)), trails[0]
-        if step.name == "stop_gradient":
+        if step.name == "stop_gradient" and not first.reduced:
             between |= {"a stopped gradient"}
         arguments = []
         for value in values:
@@ -209,7 +193,7 @@ class _Walker:
         if first.reduced:  # the mean's 1 / n and the like are no activation
             return dataclasses.replace(first, between=between)
         steps = 1 + sum(trail.steps for trail in trails)
-        function = _composed(step, values, arguments) if steps <= _MOST_STEPS else _unknown
+        function = composed(step, values, arguments) if steps <= _MOST_STEPS else unknown
         return dataclasses.replace(first, function=function, steps=steps, between=between)
 
     def of_parameter(self, step, trail, value):
@@ -235,7 +219,7 @@ class _Walker:
         if not whole:
             return dataclasses.replace(self.mixed(trails, None), reduced=True)
         reduced = [trail for trail in trails if trail.reduced]
-        if reduced and all(_newest(trail) & each.upstream for trail in reduced for each in whole):
+        if reduced and all(newest(trail) & each.upstream for trail in reduced for each in whole):
             made = self.mixed(trails, "normalization")
             return dataclasses.replace(made, between=made.between - {"pooling"})
         if step.name not in ("add", "add_any", "sub"):
@@ -251,8 +235,8 @@ class _Walker:
         if label == "branch" and len({id(trail) for trail in trails}) == 1 and len(trails) == len(values):
             return trails[0]
         # What happens to x before the first layer is no matter of the chain.
-        after = [trail for trail in trails if _is_after_a_layer(trail)] or trails
-        between = frozenset().union(*(trail.between for trail in after)) | ({label} if label else set())
+        counted = [trail for trail in trails if is_after_a_layer(trail)] or trails
+        between = frozenset().union(*(trail.between for trail in counted)) | ({label} if label else set())
         source = ("mix", next(self.count))
         upstream = frozenset().union(*(trail.upstream for trail in trails)) | {source}
         return Trail(source, between=between, upstream=upstream)
@@ -264,7 +248,7 @@ class _Walker:
         rest = [self.step_of(value, step.params["length"]) for value in values[consts + carries :]]
         moving = {i for i, value in enumerate(initial) if isinstance(value, Trail)}
         while True:
-            carried = [_start(("carry", scan, i)) if i in moving else initial[i] for i in range(carries)]
+            carried = [start(("carry", scan, i)) if i in moving else initial[i] for i in range(carries)]
             carried = [
                 dataclasses.replace(c, upstream=c.upstream | v.upstream) if isinstance(v, Trail) else c
                 for c, v in zip(carried, initial)
@@ -293,86 +277,17 @@ class _Walker:
         initial = self.carries[value.source][0]
         if isinstance(initial, Fixed):
             return dataclasses.replace(value, source=("mix", next(self.count)))
-        return _after(value, initial)
+        return after(value, initial)
 
     def resolved(self, trail, seen=frozenset()):
         """The `Path` of an operand: a carry is what the step before made of it, at first what came in."""
-        starts = not _is_after_a_layer(trail)
+        starts = not is_after_a_layer(trail)
         plain = Path(trail.source, trail.function, trail.between, starts)
         if trail.source not in self.carries or trail.source in seen:
             return plain
         initial, made = self.carries[trail.source]
         seen = seen | {trail.source}
-        first = self.resolved(_after(trail, initial), seen) if isinstance(initial, Trail) else None
+        first = self.resolved(after(trail, initial), seen) if isinstance(initial, Trail) else None
         if isinstance(made, Fixed) or (made.source == trail.source and made.function is None and not made.between):
             return first or plain  # handed on unchanged
-        return self.resolved(_after(trail, made), seen)._replace(first=first)
-
-
-def _after(trail, before):
-    """A trail that goes on from where another one ended."""
-    if trail.function is None or before.function is None:
-        function = trail.function or before.function
-    else:
-        outer, inner = trail.function, before.function
-        function = lambda t: outer(inner(t))  # noqa: E731
-    return Trail(
-        before.source,
-        (*before.form, *trail.form),
-        function,
-        trail.steps + before.steps,
-        trail.between | before.between,
-        trail.reduced or before.reduced,
-        trail.upstream | before.upstream,
-    )
-
-
-def _start(source):
-    return Trail(source, upstream=frozenset({source}))
-
-
-def _moved(trail, step, place=0):
-    settings = {k: v for k, v in step.params.items() if k not in ("sharding", "name")}
-    return dataclasses.replace(trail, form=(*trail.form, (step.name, str(settings), place)))
-
-
-def _is_after_a_layer(trail):
-    return any(isinstance(source, int) for source in trail.upstream)
-
-
-def _newest(trail):
-    """The last layer that the value depends on; without one, all that it depends on."""
-    layers = [source for source in trail.upstream if isinstance(source, int)]
-    return {max(layers)} if layers else trail.upstream
-
-
-def _composed(step, values, arguments):
-    trails = [isinstance(value, Trail) for value in values]
-
-    def function(t):
-        made = [
-            (t if inner is None else inner(t)) if moves else np.full(np.shape(t), number)
-            for moves, (inner, number) in zip(trails, arguments)
-        ]
-        return evaluate(step.name, step.params, made)
-
-    return None if step.name in _KEPT and arguments[0][0] is None else function
-
-
-def _unknown(t):
-    return np.full(np.shape(t), np.nan)
-
-
-def _constant(value):
-    """A literal or an array that was closed over."""
-    if np.size(value) == 1 and getattr(getattr(value, "dtype", np.dtype(float)), "kind", "O") in "fiubV":
-        return Fixed(number=_float(value))
-    return Fixed(size=int(np.size(value)))
-
-
-def _float(value):
-    return float(np.asarray(value).reshape(-1)[0])
-
-
-def _size(program, slot):
-    return int(np.prod(getattr(program.avals[slot], "shape", ()), dtype=int))
+        return self.resolved(after(trail, made), seen)._replace(first=first)
