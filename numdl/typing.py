@@ -3,6 +3,7 @@
 Arrays, keys and pytrees are jaxtyping's: `Array`, `ArrayLike`, `Float`, `Key`, `PyTree`.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,3 +14,4 @@ Loss = Callable[[PyTree, PyTree], Array]  # (params, batch) -> real scalar, a me
 LossOfOutputs = Callable[[PyTree], Array]  # outputs -> real scalar
 Field = Callable[[Any, PyTree, PyTree], PyTree]  # (t, y, theta) -> dy/dt, like y
 Matvec = Callable[[PyTree], PyTree]  # v -> A v, like v
+StrPath = str | os.PathLike[str]  # where a file or a folder lies

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "theory": GROUND,
     "analysis": GROUND | {"networks.core", "networks._segments"},
     "optimize": GROUND,
-    "data": {"lazy", "checks"},
+    "data": {"lazy", "checks", "typing"},
     "plotting": GROUND,
     "reporting": GROUND,
     "audit": GROUND | {"theory", "analysis", "networks", "ode", "optimize", "plotting", "reporting"},

@@ -7,18 +7,17 @@ page, section, ...      self-contained HTML, every text escaped by construction
 
 from numdl.reporting._claims import Claim, Score, claims_text, margins_text, scoreboard_text
 from numdl.reporting._machine import environment, versions
+from numdl.reporting._markup import prose, tag
 from numdl.reporting._pages import (
     claims_table,
     details,
     figure_image,
     glossary,
     page,
-    prose,
     run_section,
     scoreboard,
     section,
     table,
-    tag,
 )
 from numdl.reporting._runs import Run, digest, load, save, writable
 

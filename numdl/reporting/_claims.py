@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import textwrap
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -132,8 +133,19 @@ class Score(NamedTuple):
         return min((claim.margin for claim in self.claims), default=math.inf)
 
 
-def claims_text(claims):
-    """The claims as a table for a terminal, one line for the numbers and one for the sentence."""
+def claims_text(claims: Sequence[Claim]) -> str:
+    """The claims as a table for a terminal, one line for the numbers and one for the sentence.
+
+    Parameters
+    ----------
+    claims : list of Claim
+    Returns
+    -------
+    str                     lines: verdict, expected, measured, tolerance, margin
+    Raises
+    ------
+    TypeError               not a list of Claim
+    """
     claims = checked_claims(claims)
     rows = [("", "expected", "measured", "tolerance", "margin")]
     rows += [
@@ -147,8 +159,16 @@ def claims_text(claims):
     return "\n".join(lines)
 
 
-def margins_text(rows):
-    """Every claim of (name, claims, ...) with its margin, the smallest first."""
+def margins_text(rows: Iterable[tuple]) -> str:
+    """Every claim of all experiments with its margin, the smallest first.
+
+    Parameters
+    ----------
+    rows : list of tuples   (name, claims, ...) of each experiment, a `Score` for one
+    Returns
+    -------
+    str                     lines: margin in standard errors, verdict, experiment, measured, limit, claim
+    """
     found = sorted(((c.margin, row[0], c) for row in rows for c in row[1]), key=lambda entry: entry[:2])
     lines = [("margin", "", "experiment", "measured", "limit", "claim")]
     for margin, name, c in found:
@@ -167,8 +187,17 @@ def checked_claims(claims):
     return list(claims)
 
 
-def scoreboard_text(rows):
-    """Claims held, smallest margin, seconds, maps and memory of each (name, claims, seconds, ...) and in all."""
+def scoreboard_text(rows: Iterable[tuple]) -> str:
+    """Claims held, smallest margin, seconds, maps and memory, for each experiment and in all.
+
+    Parameters
+    ----------
+    rows : list of tuples   (name, claims, seconds, maps, memory, problem), the fields of `Score`; the last three may
+                            be left out
+    Returns
+    -------
+    str                     one line for each experiment and a total; "FAIL" where a claim does not hold
+    """
     rows = [Score(*row) for row in rows]
     total = Score(
         "total", [claim for row in rows for claim in row.claims], sum(row.seconds for row in rows),

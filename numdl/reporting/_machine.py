@@ -12,10 +12,20 @@ import jax
 import numpy as np
 
 import numdl
+from numdl.typing import StrPath
 
 
-def environment(source=None):
-    """Versions, device and settings that a result may depend on."""
+def environment(source: StrPath | None = None) -> dict:
+    """Versions, device and settings that a result may depend on.
+
+    Parameters
+    ----------
+    source : path or None   a file of the repository whose revision is recorded; None: numdl's own
+    Returns
+    -------
+    dict                    what `versions` gives, and the device, the number of CPUs, git's revision (None outside a
+                            repository), and when the run was finished (UTC)
+    """
     return versions() | {
         "device": jax.devices()[0].device_kind,
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -24,8 +34,14 @@ def environment(source=None):
     }
 
 
-def versions():
-    """What a repeated run must have in common with the first: versions, numdl's own source, x64. Starts no device."""
+def versions() -> dict:
+    """What a repeated run must have in common with the first: versions, numdl's own source, x64. Starts no device.
+
+    Returns
+    -------
+    dict                    versions of numdl, jax, jaxlib, numpy and python; "library", the first 12 hexadecimal digits
+                            of the SHA-256 of numdl's source; "x64"
+    """
     import jaxlib
 
     return {

@@ -7,24 +7,26 @@ Every piece is a `Markup`; any other value is text and is escaped where it enter
 
 import base64
 import functools
-import html
 import importlib.resources
 import re
-import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from numdl import checks
-from numdl.reporting._claims import checked_claims, margin_text
-from numdl.reporting._runs import image
+from numdl.reporting._claims import Claim, Score, checked_claims, margin_text
+from numdl.reporting._encoding import image
+from numdl.reporting._markup import Markup, formula, inline, prose, tag
+from numdl.reporting._runs import Run
 
-VOID = ("br", "hr", "img", "meta")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-class Markup(str):
-    """Text that is HTML already; everything else is escaped on its way in."""
-
-
-def page(title, sections, *, intro="", lead=(), contents=True):
+def page(
+    title: str, sections: Sequence["Section"], *, intro: str = "", lead: Sequence[Markup] = (), contents: bool = True
+) -> str:
     """A whole page as text: title, introduction, what `lead` holds, a table of contents, the sections.
 
     Parameters
@@ -34,6 +36,9 @@ def page(title, sections, *, intro="", lead=(), contents=True):
     intro : str                 prose for a reader who knows nothing yet
     lead : list of Markup       what comes before the contents: a scoreboard, a verdict
     contents : bool             list the sections, where `lead` does not link them already
+    Returns
+    -------
+    str                         the page's HTML, to be written as UTF-8
     """
     titles = [(part.anchor, part.title) for part in sections]
     links = tag("nav", *(tag("a", formula(name), href=f"#{to}") for to, name in titles), aria_label="Contents")
@@ -57,18 +62,38 @@ class Section(Markup):
     anchor: str
 
 
-def section(title, *children):
-    """A section with a heading and an anchor made from it."""
+def section(title: str, *children: Any) -> Section:
+    """A section with a heading and an anchor made from it.
+
+    Parameters
+    ----------
+    title : str                 the heading
+    *children : Markup or text  what it holds; text is escaped
+    Returns
+    -------
+    Section                     markup, with the title and the anchor that the contents list links to
+    """
     anchor = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "section"
     made = Section(tag("section", tag("h2", formula(title)), *children, id=anchor))
     made.title, made.anchor = title, anchor
     return made
 
 
-def run_section(run, *, title, parts, symbols=None):
+def run_section(run: Run, *, title: str, parts: dict, symbols: dict | None = None) -> Section:
     """One run: question, theory beside measurement, figure, where they agree, claims, config, environment.
 
-    `parts` holds the texts "Question", "Prediction", "Measurement" and "Verdict"; `symbols` a glossary.
+    Parameters
+    ----------
+    run : Run                   of `load` or `save`
+    title : str                 the heading
+    parts : dict                the texts "Question", "Prediction", "Measurement" and "Verdict" (which may be empty)
+    symbols : dict or None      a glossary, symbol -> meaning
+    Returns
+    -------
+    Section                     for `page`
+    Raises
+    ------
+    KeyError                    one of the four parts is missing
     """
     about = {k: v for k, v in run.environment.items() if k != "files"}
     picture = run.folder / "figure.svg"
@@ -102,8 +127,19 @@ def agreement(claims):
     )
 
 
-def claims_table(claims):
-    """The claims: what holds in words and a sign, expected beside measured, and where the tolerance comes from."""
+def claims_table(claims: Sequence[Claim]) -> Markup:
+    """The claims: what holds in words and a sign, expected beside measured, and where the tolerance comes from.
+
+    Parameters
+    ----------
+    claims : list of Claim
+    Returns
+    -------
+    Markup                      a table, a row for each claim
+    Raises
+    ------
+    TypeError                   not a list of Claim
+    """
     rows = []
     for c in checked_claims(claims):
         mark = tag("span", "✓ holds" if c.holds else "✗ fails", class_="yes" if c.holds else "no")
@@ -113,8 +149,21 @@ def claims_table(claims):
     return table(("verdict", "claim", "expected", "measured", "tolerance", "margin"), rows, class_="claims")
 
 
-def scoreboard(scores, titles, links=None):
-    """Verdict, claims, smallest margin, seconds, maps of each `Score`; titles link to `links`, or to their sections."""
+def scoreboard(scores: Sequence[Score], titles: Sequence[str], links: Sequence[str] | None = None) -> Markup:
+    """Verdict, claims, smallest margin, seconds and maps of each experiment, as a table.
+
+    Parameters
+    ----------
+    scores : list of Score      one for each experiment
+    titles : list of str        their titles, as many
+    links : list of str         where each title leads; an empty text: nowhere. None: to the section of that title
+    Returns
+    -------
+    Markup                      a table, a row for each score
+    Raises
+    ------
+    ValueError                  another number of titles than scores
+    """
     rows = []
     for i, (score, title) in enumerate(zip(scores, titles, strict=True)):
         address = links[i] if links else f"#{section(title).anchor}"
@@ -127,8 +176,22 @@ def scoreboard(scores, titles, links=None):
     return table(("verdict", "experiment", "claims", "margin", "time", "maps"), rows, class_="score")
 
 
-def table(header, rows, *, class_=None):
-    """A table; on a narrow screen each row becomes a card whose cells carry their column's name."""
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, class_: str | None = None) -> Markup:
+    """A table; on a narrow screen each row becomes a card whose cells carry their column's name.
+
+    Parameters
+    ----------
+    header : tuple of str       the columns' names
+    rows : list of tuples       cells, Markup or text, as many as the header has names
+    class_ : str or None        CSS class of the table
+    Returns
+    -------
+    Markup
+    Raises
+    ------
+    TypeError                   rows that are not a list of tuples
+    ValueError                  a row with another number of cells than the header
+    """
     header, rows = tuple(header), _rows(header, rows)
     head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in header)))
     body = [
@@ -147,8 +210,21 @@ def _rows(header, rows):
     return rows
 
 
-def figure_image(figure, *, alt, caption=None):
-    """A matplotlib figure, or the bytes of an SVG, as an image inside the page."""
+def figure_image(figure: "Figure | bytes", *, alt: str, caption: str | None = None) -> Markup:
+    """A matplotlib figure, or the bytes of an SVG, as an image inside the page.
+
+    Parameters
+    ----------
+    figure : Figure or bytes    of matplotlib, or an SVG file's content
+    alt : str                   what the picture shows, for those who do not see it; not empty
+    caption : str or None       a line below it
+    Returns
+    -------
+    Markup                      the picture is part of the page: nothing is loaded
+    Raises
+    ------
+    TypeError, ValueError       an empty `alt`, or a figure that is neither
+    """
     checks.instance("alt", alt, str, hint="not empty")
     if not alt.strip():
         raise checks.BadValue(f"alt must be a text that is not empty; got {alt!r}")
@@ -159,49 +235,33 @@ def figure_image(figure, *, alt, caption=None):
     return tag("figure", tag("img", src=data, alt=alt), tag("figcaption", caption) if caption else "")
 
 
-def glossary(symbols):
-    """Symbols and what they mean."""
+def glossary(symbols: dict) -> Markup:
+    """Symbols and what they mean, as a list.
+
+    Parameters
+    ----------
+    symbols : dict              symbol ("chi_1") -> meaning (text, with `code` between backticks)
+    Returns
+    -------
+    Markup
+    """
     return tag(
         "dl", *(tag("div", tag("dt", formula(symbol)), tag("dd", inline(text))) for symbol, text in symbols.items())
     )
 
 
-def details(summary, *children):
-    """Something folded away until it is asked for."""
+def details(summary: str, *children: Any) -> Markup:
+    """Something folded away until it is asked for.
+
+    Parameters
+    ----------
+    summary : str               the line that is always visible
+    *children : Markup or text  what unfolds
+    Returns
+    -------
+    Markup
+    """
     return tag("details", tag("summary", summary), *children)
-
-
-def prose(text):
-    """Paragraphs at blank lines; lines that begin with "- " are a list; indented lines are a formula, kept as set."""
-    blocks = re.split(r"\n\s*\n", text.strip("\n"))
-    return Markup("".join(_block(block) for block in blocks if block.strip()))
-
-
-def inline(text):
-    """One paragraph's text, with `code` between backticks."""
-    pieces = re.split(r"``([^`]+)``|`([^`]+)`", text)
-    made = []
-    for i in range(0, len(pieces), 3):
-        made.append(formula(pieces[i]))
-        made += [tag("code", code) for code in pieces[i + 1 : i + 3] if code]
-    return Markup("".join(made))
-
-
-def formula(text):
-    """Text with indices set low and powers high: K_3, q_{l+1}, chi_1, n^2; names such as fan_in stay as they are."""
-    text = re.sub(r"(?<![A-Za-z0-9_])([^\W\d_]+_[0-9]+|[^\W\d_]_[A-Za-z])(?![A-Za-z0-9_])", _low, html.escape(text))
-    text = re.sub(r"(?<=\w)_\{([^{}]*)\}", r"<sub>\1</sub>", text)
-    return Markup(re.sub(r"(?<=[\w)\]|])\^(?:\{([^{}]*)\}|(-?[0-9]+|[A-Za-z](?![A-Za-z0-9_])))", _high, text))
-
-
-def tag(name, /, *children, **attributes):
-    """One element; texts among children and attributes are escaped, None and empty ones are left out."""
-    shown = {k.rstrip("_").replace("_", "-"): v for k, v in attributes.items() if v is not None}
-    opened = name + "".join(f' {k}="{html.escape(str(v))}"' for k, v in shown.items())
-    if name in VOID:
-        return Markup(f"<{opened}>")
-    inner = "".join(c if isinstance(c, Markup) else html.escape(str(c)) for c in children if c is not None)
-    return Markup(f"<{opened}>{inner}</{name}>")
 
 
 def _mark(score):
@@ -209,43 +269,8 @@ def _mark(score):
     return tag("span", text, class_="yes" if score.good else "no")
 
 
-def _low(match):
-    base, index = match[1].split("_")
-    return f"{base}<sub>{index}</sub>"
-
-
-def _high(match):
-    return f"<sup>{match[1] or match[2]}</sup>"
-
-
 def _half(heading, text):
     return tag("div", tag("h3", heading), prose(text))
-
-
-def _block(block):
-    """One block's runs of lines of one kind: text, list or formula."""
-    runs, kind = [], None
-    for line in block.split("\n"):
-        now = "list" if line.startswith("- ") or (kind == "list" and line.startswith(" ")) else "text"
-        now = "formula" if now == "text" and line.startswith("    ") else now
-        if now != kind:
-            runs.append((now, []))
-        runs[-1][1].append(line)
-        kind = now
-    return "".join({"list": _list, "text": _paragraph, "formula": _formula}[kind](lines) for kind, lines in runs)
-
-
-def _list(lines):
-    items = re.split(r"\n(?=- )", "\n".join(lines))
-    return tag("ul", *(tag("li", inline(" ".join(item[2:].split()))) for item in items))
-
-
-def _paragraph(lines):
-    return tag("p", inline(" ".join(" ".join(lines).split())))
-
-
-def _formula(lines):
-    return tag("pre", formula(textwrap.dedent("\n".join(lines))))
 
 
 def _short(value):

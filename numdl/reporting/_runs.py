@@ -17,21 +17,25 @@ import dataclasses
 import hashlib
 import io
 import json
-import math
 import os
 import pathlib
 import re
 import shutil
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from numdl import checks
 from numdl.reporting._claims import Claim, Score, checked_claims
+from numdl.reporting._encoding import arrays, image, jsonable, npz, strict_json
 from numdl.reporting._machine import environment
+from numdl.typing import StrPath
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,79}")
-_FIELD = re.compile(r"[^./\\:\x00-\x1f][^/\\:\x00-\x1f]{0,79}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,23 +76,37 @@ class Run:
         return f"Run {self.name}: {self.held} of {len(self.claims)} claims hold, {self.seconds:.1f} s, {self.folder}"
 
 
-def save(results, *, name, config, record, claims, seconds, figure=None, source=None, used=None):
+def save(
+    results: StrPath,
+    *,
+    name: str,
+    config: Any,
+    record: Any,
+    claims: Sequence[Claim],
+    seconds: float,
+    figure: "Figure | None" = None,
+    source: StrPath | None = None,
+    used: dict | None = None,
+) -> Run:
     """Write a run's folder, whole or not at all, and return it as a `Run`.
 
     Parameters
     ----------
     results : path          the folder over all runs; made if it is not there
     name : str              the experiment: small letters, digits, underscores
-    config : dataclass      frozen values; their digest names the folder, so that an equal config replaces its run
+    config : dataclass      (or dict) of frozen values; their digest names the folder: an equal config replaces its run
     record : dataclass      arrays; nested records and tuples are stored under their field path
-    claims : list of Claim
-    seconds : float         how long the run took
+    claims : list of Claim  what is claimed of the record
+    seconds : float         how long the run took, >= 0
     figure : Figure         a matplotlib figure, or None
     source : path           the experiment's file, copied as it is, or None
     used : dict             more facts for environment.json: "peak_memory" in bytes, "peak_maps"
+    Returns
+    -------
+    Run                     as `load` reads it
     Raises
     ------
-    ValueError, TypeError   a name that could leave the folder, a field that is no array
+    ValueError, TypeError   a name that could leave the folder, a field that is not an array
     OSError                 the folder cannot be written
     """
     _checked(name)
@@ -99,9 +117,9 @@ def save(results, *, name, config, record, claims, seconds, figure=None, source=
     if figure is not None and not hasattr(figure, "savefig"):
         raise checks.BadType(f"figure must be a figure of matplotlib or None; got {figure!r:.60}")
     files = {
-        "config.json": _json(jsonable(config, "config")),
-        "claims.json": _json(jsonable([claim.as_dict() for claim in claims], "claims")),
-        "record.npz": _npz(arrays(record)),
+        "config.json": strict_json(jsonable(config, "config")),
+        "claims.json": strict_json(jsonable([claim.as_dict() for claim in claims], "claims")),
+        "record.npz": npz(arrays(record)),
     }
     if figure is not None:
         files |= {"figure.svg": image(figure, "svg"), "figure.png": image(figure, "png")}
@@ -115,16 +133,22 @@ def save(results, *, name, config, record, claims, seconds, figure=None, source=
         **(used or {}),
         "files": sums,
     }
-    files["environment.json"] = _json(jsonable(about, "environment"))
+    files["environment.json"] = strict_json(jsonable(about, "environment"))
     folder = writable(results / name) / digest(config)
     with _lock(folder):
         _publish(folder, files)
     return load(folder)
 
 
-def load(folder):
+def load(folder: StrPath) -> Run:
     """Read a run's folder; no code is run, and every file must still have the digest it was written with.
 
+    Parameters
+    ----------
+    folder : path           results/<name>/<digest of the config>
+    Returns
+    -------
+    Run                     name, config, claims, arrays by field path, environment
     Raises
     ------
     FileNotFoundError       there is no run
@@ -143,9 +167,15 @@ def load(folder):
     return Run(about["name"], folder, json.loads(files["config.json"]), claims, values, about)
 
 
-def writable(folder):
+def writable(folder: StrPath) -> pathlib.Path:
     """The folder, made if needed and tried by writing into it: call this before anything is computed.
 
+    Parameters
+    ----------
+    folder : path           where results are to go
+    Returns
+    -------
+    Path                    the same
     Raises
     ------
     OSError                 one line that names the folder and why it cannot be written
@@ -161,91 +191,21 @@ def writable(folder):
     return folder
 
 
-def digest(config):
-    """The first 12 hexadecimal digits of the SHA-256 of the config's strict JSON."""
+def digest(config: Any) -> str:
+    """The first 12 hexadecimal digits of the SHA-256 of the config's strict JSON: the name of its run's folder.
+
+    Parameters
+    ----------
+    config : dataclass or dict      frozen values
+    Returns
+    -------
+    str                     equal for equal configs
+    Raises
+    ------
+    TypeError               neither of them, or a value that JSON cannot hold
+    """
     _checked_config(config)
-    return hashlib.sha256(_json(jsonable(config, "config"))).hexdigest()[:12]
-
-
-def image(figure, form):
-    """A figure's bytes as "svg" or "png"; equal figures give equal bytes."""
-    import matplotlib
-
-    held = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "numdl"}):
-        figure.savefig(held, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
-    return held.getvalue()
-
-
-def arrays(record):
-    """A record's arrays by field path, nested records and tuples included; a tuple of texts is an array of texts."""
-    found = {}
-    _collect(record, (), found)
-    return found
-
-
-def jsonable(value, path):
-    """`value` in the types of strict JSON: tuples are lists, numbers that are not finite are strings."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): jsonable(entry, f"{path}.{key}") for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(entry, f"{path}[{i}]") for i, entry in enumerate(value)]
-    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        return jsonable(np.asarray(value).tolist(), path)
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    raise checks.BadType(f"{path} must be a number, a text, or lists and records of them; got {value!r}")
-
-
-def _collect(value, path, found):
-    if not (callable(value) or isinstance(value, (str, np.ndarray, np.generic, jax.Array))):
-        parts = _parts(value)
-        if parts is not None:
-            for name, part in parts:
-                _collect(part, (*path, _checked_field(name)), found)
-            return
-    if value is not None:
-        found[".".join(path) or "value"] = _array(value, ".".join(path))
-
-
-def _parts(value):
-    if dataclasses.is_dataclass(value):
-        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-    if hasattr(value, "_asdict"):
-        return list(value._asdict().items())
-    if isinstance(value, dict):
-        return list(value.items())
-    plain = isinstance(value, (list, tuple)) and all(isinstance(entry, (str, int, float)) for entry in value)
-    return list(enumerate(value)) if isinstance(value, (list, tuple)) and not plain else None
-
-
-def _array(value, path):
-    if checks.is_key(value):
-        value = jax.random.key_data(value)
-    if callable(value):  # an activation or a function among the static fields: its name says which
-        value = getattr(value, "name", None) or getattr(value, "__qualname__", type(value).__name__)
-    array = np.asarray(value)
-    if array.dtype.kind == "V":  # bfloat16 and its like have no npz form
-        array = array.astype(np.float32)
-    if array.dtype.kind not in "biufcU":
-        raise checks.BadType(f"record.{path} must be an array of numbers or texts; got {value!r}")
-    return array
-
-
-def _npz(values):
-    held = io.BytesIO()
-    np.savez_compressed(held, **values)
-    return held.getvalue()
-
-
-def _json(value):
-    return (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    return hashlib.sha256(strict_json(jsonable(config, "config"))).hexdigest()[:12]
 
 
 def _checked(name):
@@ -257,12 +217,6 @@ def _checked(name):
 def _checked_config(config):
     if not isinstance(config, dict) and (not dataclasses.is_dataclass(config) or isinstance(config, type)):
         raise checks.BadType(f"config must be a dataclass or a dict of plain values; got {config!r:.60}")
-
-
-def _checked_field(name):
-    if not _FIELD.fullmatch(str(name)):
-        raise checks.BadValue(f"a record's field must be a name without slashes, colons or a leading dot; got {name!r}")
-    return str(name)
 
 
 def _checked_file(file):
