@@ -5,7 +5,10 @@ their attention differs: the spread falls like its own cube, doubly exponentiall
 Twin: analysis.attention. Natural logarithms, float64 NumPy.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+from jaxtyping import ArrayLike
 
 from numdl import checks
 from numdl.precision import float64
@@ -20,16 +23,24 @@ class RankCollapse:
     log_threshold: float  # below this diameter the cubic bound contracts for ever
 
 
-def rank_collapse(*, diameter, depth, query_key_norm, value_norm, head_width, skip=False):
-    """PREDICTED bound on the tokens' diameter after l = 0..depth attention layers; for every input.
+def rank_collapse(
+    *,
+    diameter: ArrayLike,
+    depth: int,
+    query_key_norm: ArrayLike | Sequence[float],
+    value_norm: ArrayLike | Sequence[float],
+    head_width: int,
+    skip: bool = False,
+) -> RankCollapse:
+    """PREDICTED rank collapse: attention's bound on the tokens' diameter after l = 0..depth layers; for every input.
 
         D' <= V D tanh(A D**2 / (4 sqrt(k)))  <=  A V D**3 / (4 sqrt(k))         [+ D with skips]
         A = |W_Q W_K'|_2,  V = |W_V W_O|_2,  D = max_ij |x_i - x_j|,  k = head_width
 
-    Why: two attention rows differ by factors exp((x_i - x_j) W_Q W_K' x_s' / sqrt(k)), whose logarithm varies over s
-    by at most A D**2 / sqrt(k); their total variation is then at most tanh of a quarter of that, and moving so much
-    mass between tokens moves the mean by at most V D. The bounds of several heads add up. Every token must see all:
-    under a causal mask the rows differ by more.
+    Why token uniformity: two attention rows differ by factors exp((x_i - x_j) W_Q W_K' x_s' / sqrt(k)), whose logarithm
+    varies over s by at most A D**2 / sqrt(k); their total variation is then at most tanh of a quarter of that, and
+    moving this mass between tokens moves the mean by at most V D. The bounds of several heads add up. Every token must
+    see all: under a causal mask the rows differ by more.
 
     Parameters
     ----------
@@ -40,10 +51,10 @@ def rank_collapse(*, diameter, depth, query_key_norm, value_norm, head_width, sk
     skip : bool                 x + attention(x); the bound then only says how fast tokens may part
     Raises
     ------
-    ValueError                  a negative number, depth < 1, other shapes
+    ValueError, TypeError       a negative number, depth < 1, other shapes
     Source: the cubic rate: Dong, Cordonnier & Loukas 2021, arXiv:2103.03404, theorem 2.2; this constant, in spectral
     norms and without its condition on the size of the scores, as derived above.
-    Twin: analysis.attention.rank_collapse
+    Twin: analysis.attention.rank_collapse.    Experiment: b9.
     """
     depth, width = checks.whole("depth", depth), checks.whole("head_width", head_width)
     skip = checks.flag("skip", skip)

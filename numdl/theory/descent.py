@@ -13,10 +13,12 @@ with its preconditioner at rest: its eigenvalues are those of the *preconditione
 Twin: analysis.descent.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import ArrayLike, Float64
 
 from numdl import checks, trees
 
@@ -31,18 +33,27 @@ class Tuning(NamedTuple):
     rate: float  # factor of the error per step, in the limit of many steps
 
 
-def sharpness_limit(method, *, learning_rate, momentum=0.0):
-    """PREDICTED largest eigenvalue of the Hessian at which the method is stable: the edge of stability.
+def sharpness_limit(
+    method: str, *, learning_rate: ArrayLike, momentum: ArrayLike = 0.0
+) -> Float64[np.ndarray, "..."] | np.float64:
+    """PREDICTED largest eigenvalue of the Hessian (sharpness) at which the method is stable: the edge of stability.
 
-        gradient_descent 2 / eta,                        polyak (2 + 2 b) / eta,
+        gradient_descent 2/eta,                          polyak (2 + 2 b) / eta,
         nesterov (2 + 2 b) / ((1 + 2 b) eta),            adam (2 + 2 b) / ((1 - b) eta), that is 38 / eta at b = 0.9
 
     Parameters
     ----------
     method : str                one of METHODS
-    learning_rate : scalar      eta > 0
+    learning_rate : scalar or array     eta > 0
     momentum : scalar           b, 0 <= b < 1; beta_1 of adam; 0 for gradient_descent
+    Returns
+    -------
+    shaped like learning_rate
+    Raises
+    ------
+    ValueError, TypeError       no such method, a momentum outside [0, 1), a learning rate that is not positive
     Source: Cohen et al. 2021, arXiv:2103.00065, eq. (1) and appendix B; Cohen et al. 2022, arXiv:2207.14484.
+    Twin: analysis.descent.sharpness.    Experiment: d7.
     """
     b = _momentum(method, momentum)
     learning_rate = checks.positive("learning_rate", learning_rate)
@@ -55,35 +66,67 @@ def sharpness_limit(method, *, learning_rate, momentum=0.0):
     return limit / np.asarray(learning_rate, np.float64)
 
 
-def growth(eigenvalues, *, method, learning_rate, momentum=0.0):
-    """PREDICTED factor of a mode's size per step, in the limit of many steps: the largest |r| with r^2 - t r + d = 0.
+def growth(
+    eigenvalues: ArrayLike, *, method: str, learning_rate: ArrayLike, momentum: ArrayLike = 0.0
+) -> Float64[np.ndarray, "..."] | np.float64:
+    """PREDICTED convergence rate of a mode: the factor of its size per step, in the limit of many steps.
+
+        growth = max |r|,    r^2 - t r + d = 0
+
+    with t and d from the table of the module.
 
     Parameters
     ----------
     eigenvalues : array         of the Hessian, any shape and sign
+    method : str                one of METHODS
+    learning_rate : scalar      > 0
+    momentum : scalar           b, 0 <= b < 1; 0 for gradient_descent
     Returns
     -------
     array of that shape         below 1: converges, above 1: diverges
+    Raises
+    ------
+    ValueError, TypeError       no such method, a number out of its range, eigenvalues that are not finite
+    Source: elementary, the roots of the recurrence.
+    Twin: analysis.descent.path.    Experiment: d6.
     """
     trace, determinant = _step(eigenvalues, method, learning_rate, momentum)
     root = np.sqrt(trace.astype(complex) ** 2 - 4 * determinant)
     return np.maximum(np.abs(trace + root), np.abs(trace - root)) / 2
 
 
-def path(start, *, eigenvalues, steps, method, learning_rate, momentum=0.0):
-    """PREDICTED coordinates in the eigenbasis at every step on a quadratic, measured from its minimum.
+def path(
+    start: ArrayLike,
+    *,
+    eigenvalues: ArrayLike,
+    steps: int,
+    method: str,
+    learning_rate: ArrayLike,
+    momentum: ArrayLike = 0.0,
+) -> Float64[np.ndarray, "points n"]:
+    """PREDICTED path of gradient descent, heavy ball (polyak) or Nesterov on a quadratic, in its eigenbasis.
 
         x_{k+1} = t x_k - d x_{k-1},    x_{-1} = x_0
 
-    For nesterov these are the x_k; optax holds the points x_k + b (x_k - x_{k-1}) at which it takes the gradient.
+    measured from the minimum, t and d from the table of the module. For nesterov these are the x_k; optax holds the
+    points x_k + b (x_k - x_{k-1}) at which it takes the gradient.
 
     Parameters
     ----------
     start : array [n]           x_0
     eigenvalues : array [n]     of the Hessian
+    steps : int                 >= 0
+    method : str                one of METHODS
+    learning_rate : scalar      > 0
+    momentum : scalar           b, 0 <= b < 1; 0 for gradient_descent
     Returns
     -------
     array [steps + 1, n]
+    Raises
+    ------
+    ValueError, TypeError       no such method, a number out of its range, start of another shape than eigenvalues
+    Source: Polyak 1964; Nesterov 1983; the recurrences themselves.
+    Twin: analysis.descent.path.    Experiment: d6.
     """
     steps = checks.whole("steps", steps, least=0)
     trace, determinant = _step(eigenvalues, method, learning_rate, momentum)
@@ -96,16 +139,25 @@ def path(start, *, eigenvalues, steps, method, learning_rate, momentum=0.0):
     return states
 
 
-def tuning(method, *, least, largest):
-    """PREDICTED best learning rate and momentum on quadratics with eigenvalues between `least` and `largest`.
+def tuning(method: str, *, least: ArrayLike, largest: ArrayLike) -> Tuning:
+    """PREDICTED best learning rate and momentum on quadratics, and the convergence rate that they give.
 
-    With k = largest / least, the rates are (k - 1) / (k + 1), 1 - 2 / (sqrt(k) + 1) and 1 - 2 / sqrt(3 k + 1).
+        gradient_descent (k - 1) / (k + 1),   polyak 1 - 2 / (sqrt(k) + 1),   nesterov 1 - 2 / sqrt(3 k + 1)
+
+    with k = largest / least the condition number.
 
     Parameters
     ----------
-    method : str                gradient_descent, polyak or nesterov
-    least, largest : scalar     0 < least <= largest
+    method : str                gradient_descent, polyak (heavy ball) or nesterov
+    least, largest : scalar     bounds of the eigenvalues, 0 < least <= largest
+    Returns
+    -------
+    Tuning(learning_rate, momentum, rate)
+    Raises
+    ------
+    ValueError, TypeError       no such method, bounds that are not positive or not in order
     Source: Polyak 1964; Lessard, Recht & Packard 2016, arXiv:1408.3595, proposition 1.
+    Twin: analysis.descent.path.    Experiment: d6.
     """
     checks.one_of("method", method, METHODS[:3])
     checks.positive("least", least, shape=())
@@ -120,20 +172,26 @@ def tuning(method, *, least, largest):
     return Tuning(4 / (3 * largest + least), (root - 2) / (root + 2), 1 - 2 / root)
 
 
-def modified_loss(loss, *, learning_rate):
-    """PREDICTED loss whose gradient flow gradient descent follows, one order closer than that of the loss itself.
+def modified_loss(loss: Callable, *, learning_rate: ArrayLike) -> Callable:
+    """PREDICTED loss whose gradient flow gradient descent follows, by backward error analysis, one order closer.
 
         E(theta) + learning_rate / 4 |E'(theta)|^2
 
-    After n steps gradient descent is O(h) from the flow of E and O(h^2) from that of the modified loss, at time n h.
+    The second term is the implicit gradient regularization. After n steps gradient descent is O(h) from the flow of E
+    and O(h^2) from that of the modified loss, at time n h.
 
     Parameters
     ----------
-    loss : function             (params, ...) -> scalar, twice differentiable
+    loss : function             E, (params, ...) -> scalar, twice differentiable
+    learning_rate : scalar      h > 0
     Returns
     -------
     function                    of the same arguments; `jax.grad` it
+    Raises
+    ------
+    ValueError, TypeError       a learning rate that is not a positive scalar, a loss that is not a function
     Source: backward error analysis, Hairer & Lubich & Wanner, ch. IX; Barrett & Dherin 2021, arXiv:2009.11162, eq. (3).
+    Twin: analysis.descent.path.    Experiment: d8.
     """
     checks.function("loss", loss)
     checks.positive("learning_rate", learning_rate, shape=())
@@ -145,12 +203,15 @@ def modified_loss(loss, *, learning_rate):
     return modified
 
 
-def mode_strength(times, *, singular_value, start, depth):
+def mode_strength(
+    times: ArrayLike, *, singular_value: ArrayLike, start: ArrayLike, depth: int
+) -> Float64[np.ndarray, "..."] | np.float64:
     """PREDICTED strength of one mode of a deep linear network under gradient flow from balanced small weights.
 
         u' = D u^(2 - 2/D) (s - u),  u(0) = u_0;     D = 2:  u = s e^{2 s t} / (e^{2 s t} - 1 + s / u_0)
 
-    for the loss 1/2 E |W_D ... W_1 x - y|^2 with white inputs; t = learning_rate * step.
+    for the loss 1/2 E |W_D ... W_1 x - y|^2 with white inputs; t = learning_rate * step. From small u_0 modes are
+    learned one after the other: saddle-to-saddle dynamics.
 
     Parameters
     ----------
@@ -158,7 +219,14 @@ def mode_strength(times, *, singular_value, start, depth):
     singular_value : scalar     s > 0 of the correlation E y x'
     start : scalar              0 < u_0 < s, product of the layers' equal strengths at t = 0
     depth : int                 layers D >= 1
+    Returns
+    -------
+    u(t), shaped like times
+    Raises
+    ------
+    ValueError, TypeError       a negative time, start outside (0, s), depth < 1
     Source: Saxe, McClelland & Ganguli 2014, arXiv:1312.6120, eqs. (12) and (16).
+    Twin: analysis.descent.mode_strength.    Experiments: d9, b11.
     """
     times = checks.finite("times", checks.concrete("times", times), least=0.0)
     s, u0 = _mode(singular_value, start, depth)
@@ -175,10 +243,27 @@ def mode_strength(times, *, singular_value, start, depth):
     return s / (1 + np.exp(-logit))
 
 
-def learning_time(*, singular_value, start, end, depth):
-    """PREDICTED time t = learning_rate * steps in which a mode grows from `start` to `end`; see `mode_strength`.
+def learning_time(
+    *, singular_value: ArrayLike, start: ArrayLike, end: ArrayLike, depth: int
+) -> Float64[np.ndarray, "..."] | np.float64:
+    """PREDICTED learning time t = learning_rate * steps in which a mode grows from `start` to `end`.
 
-    D = 2:  ln(u (s - u_0) / (u_0 (s - u))) / (2 s)
+        t = int du / (D u^(2 - 2/D) (s - u));     D = 2:  t = ln(u (s - u_0) / (u_0 (s - u))) / (2 s)
+
+    Parameters
+    ----------
+    singular_value : scalar     s > 0 of the correlation E y x'
+    start : scalar              u_0, 0 < u_0 < s
+    end : scalar or array       u, u_0 <= u < s
+    depth : int                 layers D >= 1
+    Returns
+    -------
+    t, shaped like end
+    Raises
+    ------
+    ValueError, TypeError       start or end outside of their ranges, depth < 1
+    Source: Saxe, McClelland & Ganguli 2014, arXiv:1312.6120; see `mode_strength`.
+    Twin: analysis.descent.mode_strength.    Experiments: d9, b11.
     """
     s, u0 = _mode(singular_value, start, depth)
     end = checks.finite("end", checks.concrete("end", end), least=float(start))

@@ -11,16 +11,18 @@ Schoenholz 2017, arXiv:1712.08969. Twin: analysis.gradients. Everything is float
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import ArrayLike
 
 from numdl import activations, checks
 from numdl.activations import Activation
 from numdl.precision import float64
 from numdl.records import record
-from numdl.theory import propagation, roots
+from numdl.theory import _roots, propagation
 
 
 @record
@@ -59,31 +61,36 @@ class LogNorm:
 
 
 def growth(
-    x_variance,
+    x_variance: ArrayLike,
     *,
-    activation,
-    weight_variance,
-    bias_variance,
-    depth=None,
-    widths=None,
-    keep_probability=1.0,
-    readout_weight_variance=None,
-):
-    """PREDICTED mean squares of the gradients of y_L ... y_1 in a dense network, per unit, relative to the outputs'.
+    activation: Activation,
+    weight_variance: ArrayLike,
+    bias_variance: ArrayLike,
+    depth: int | None = None,
+    widths: Sequence[int] | None = None,
+    keep_probability: ArrayLike = 1.0,
+    readout_weight_variance: ArrayLike | None = None,
+) -> Growth:
+    """PREDICTED vanishing gradients and exploding gradients: mean squares per unit of those of y_L ... y_1.
 
         chi[l] = weight_variance / keep * E[f'(sqrt(q[l]) z)^2] * n[l+1] / n[l],     log_products[l] = sum ln chi[l:]
         q[1] = weight_variance * x_variance + b,     q[l+1] = weight_variance / keep * E[f(sqrt(q[l]) z)^2] + b
 
+    Backward propagation in a dense network, relative to the gradient of the outputs.
+
     Parameters
     ----------
     x_variance : scalar         mean of x**2 over the input's coordinates
+    activation : Activation     f
+    weight_variance, bias_variance : scalar     fan_in * Var(W_ij), b = Var(b_i)
     depth, widths : int, ints   L layers of one width and as many outputs; or the widths, as for `dense.network`
     keep_probability : scalar   dropout on f(y_l), kept values divided by it; in (0, 1]
     readout_weight_variance : scalar    of the last map; None: weight_variance
     Raises
     ------
-    ValueError                  depth and widths both or neither, a negative variance, a keep_probability outside (0, 1]
-    Source: Schoenholz et al. 2017, arXiv:1611.01232, on gradients and on dropout.    Twin: analysis.gradients.growth
+    ValueError, TypeError       depth and widths both or neither, a negative variance, a keep_probability outside (0, 1]
+    Source: Schoenholz et al. 2017, arXiv:1611.01232, on gradients and on dropout.
+    Twin: analysis.gradients.growth.    Experiments: b1, b4.
     """
     _check(activation, weight_variance, bias_variance, keep_probability)
     checks.variance("x_variance", checks.concrete("x_variance", x_variance), shape=())
@@ -93,44 +100,48 @@ def growth(
     kept = weight_variance / keep_probability
     q, slopes = _dense(weight_variance * x_variance + bias_variance, kept, bias_variance, ratios.size, activation)
     weights = np.append(np.full(ratios.size - 1, kept), last / keep_probability)
-    chi = roots.scaled(weights, slopes) * ratios
+    chi = _roots.scaled(weights, slopes) * ratios
     limit = propagation.fixed_point(activation=activation, weight_variance=kept, bias_variance=bias_variance)
     return Growth(q, chi, _log_products(chi), limit.chi_1, _scale(limit.chi_1))
 
 
 def residual_growth(
-    x_variance,
+    x_variance: ArrayLike,
     *,
-    depth,
-    step,
-    activation,
-    weight_variance,
-    bias_variance,
-    second_weight_variance=None,
-    x_mean=0.0,
-    keep_probability=1.0,
-    readout_gain=1.0,
-):
-    """PREDICTED mean squares of the gradients of y_L ... y_1 in a residual network, per unit, relative to the outputs'.
+    depth: int,
+    step: ArrayLike,
+    activation: Activation,
+    weight_variance: ArrayLike,
+    bias_variance: ArrayLike,
+    second_weight_variance: ArrayLike | None = None,
+    x_mean: ArrayLike = 0.0,
+    keep_probability: ArrayLike = 1.0,
+    readout_gain: ArrayLike = 1.0,
+) -> Growth:
+    """PREDICTED squared gradients of y_L ... y_1 per unit in a residual network: how to choose the residual scaling.
 
         one layer    y + h f(u)        chi = 1 + h^2 w E f'^2 / keep            u = y K + b,  q = w E y^2 + b
         two layers   y + h f(u) V      chi = 1 + h^2 w v E f'^2 / keep
         E y^2 <- E y^2 + 2 h E[y] E[f] + h^2 E f^2 / keep,   E y <- E y + h E f     (one layer; means over units)
         E y^2 <- E y^2 + h^2 v E f^2 / keep                                         (two layers)
 
-    chi[l] belongs to block l + 1, chi[L] to the readout. Two layers of relu: exact at every width. One layer: K meets
-    itself in f', an excess of order 1/width that grows with h and depth.
+    h = 1/sqrt(L) keeps the product bounded. Two layers of relu: exact at every width. One layer: K meets itself in f',
+    an excess of order 1/width that grows with h and depth.
 
     Parameters
     ----------
-    step : scalar or (L,)       h of each block; y_0 = x
+    x_variance, x_mean : scalar     mean of x**2 and of x over the input's coordinates; y_0 = x
+    depth : int                 L
+    step : scalar or (L,)       h of each block; chi[l] belongs to block l + 1, chi[L] to the readout
+    activation : Activation     f
+    weight_variance, bias_variance : scalar     w = fan_in * Var(K_ij), b = Var(b_i)
     second_weight_variance : scalar     v = fan_in * Var(V_ij); None: the one-layer block
-    x_mean : scalar             mean of x over its coordinates
+    keep_probability : scalar   of dropout, in (0, 1]
     readout_gain : scalar       g[L] / g[L+1]: 1 if y_L is the output
     Raises
     ------
-    ValueError                  depth < 1, a step of another shape, a negative variance, x_mean**2 > x_variance
-    Source: Yang & Schoenholz 2017, arXiv:1712.08969.    Twin: analysis.gradients.growth
+    ValueError, TypeError       depth < 1, a step of another shape, a negative variance, x_mean**2 > x_variance
+    Source: Yang & Schoenholz 2017, arXiv:1712.08969.    Twin: analysis.gradients.growth.    Experiment: b7.
     """
     _check(activation, weight_variance, bias_variance, keep_probability)
     depth = checks.whole("depth", depth)
@@ -148,17 +159,27 @@ def residual_growth(
     return Growth(q, chi, _log_products(chi), np.float64(np.nan), np.float64(np.nan))
 
 
-def dropout_fixed_point(*, activation, weight_variance, bias_variance, keep_probability):
-    """Where lengths and correlations settle under dropout, whose masks differ from pass to pass.
+def dropout_fixed_point(
+    *, activation: Activation, weight_variance: ArrayLike, bias_variance: ArrayLike, keep_probability: ArrayLike
+) -> DropoutFixedPoint:
+    """PREDICTED lengths and correlations in the end under dropout, whose masks differ from pass to pass.
 
         q = w/keep E[f(sqrt(q) z)^2] + b,     C(c) = (w E[f(u) f(v)] + b) / q,     chi_1 = w/keep E[f'(sqrt(q) z)^2]
         C(1) = 1 - w (1 - keep) / keep E[f^2] / q < 1
 
     so correlations never reach 1 and depth_scale_c stays finite at every weight variance: no critical point.
 
+    Parameters
+    ----------
+    activation : Activation     f
+    weight_variance, bias_variance : scalar     w = fan_in * Var(W_ij), b = Var(b_i)
+    keep_probability : scalar   share of the values that is kept, in (0, 1]
+    Returns
+    -------
+    DropoutFixedPoint
     Raises
     ------
-    ValueError                  a variance is negative or not finite, keep_probability outside (0, 1]
+    ValueError, TypeError       a variance that is negative or not finite, keep_probability outside (0, 1]
     Source: Schoenholz et al. 2017, arXiv:1611.01232, on dropout.
     """
     _check(activation, weight_variance, bias_variance, keep_probability)
@@ -173,25 +194,30 @@ def dropout_fixed_point(*, activation, weight_variance, bias_variance, keep_prob
     return DropoutFixedPoint(point.q, c, point.chi_1, chi_c, _scale(chi_c), _scale(point.chi_1))
 
 
-def log_norm(*, widths, weight_variance, activation):
+def log_norm(*, widths: Sequence[int], weight_variance: ArrayLike, activation: Activation) -> LogNorm:
     """PREDICTED law of ln g[l] / g[L+1] in a dense network of finite width; exact for one example and Gaussian weights.
 
         g[l] = w n[l+1] / n[l]^2 * chi^2_B * g[l+1],   independent layers,   B ~ Binomial(n[l], 1/2) active units (relu)
         Var ln g[l] / g[L+1] ~ 5 (1/n[l] + ... + 1/n[L]);     B = n and 2 (...) for identity
 
-    The active units may be drawn as if they were independent of the weights: signs of columns can be flipped without
-    changing the law of the rest. Biases do not matter if their law is symmetric. The mean lies below ln E by half the
-    variance, to leading order. A mean over several examples fluctuates less.
+    The log-norm variance is the sum of reciprocal widths. The active units may be drawn as if they were independent of
+    the weights: signs of columns can be flipped without changing the law of the rest. Biases do not matter if their law
+    is symmetric. The mean lies below ln E by half the variance, to leading order. A mean over several examples
+    fluctuates less.
 
     Parameters
     ----------
     widths : sequence of int    as for `dense.network`: input, n[1] ... n[L], outputs
-    weight_variance : scalar    of every layer but the first, the readout too
+    weight_variance : scalar    w, of every layer but the first, the readout too
     activation : Activation     relu or identity: for others lengths fluctuate too, and no closed form is known
+    Returns
+    -------
+    LogNorm                     fields [L]
     Raises
     ------
-    ValueError                  fewer than 3 widths, another activation, a weight_variance not above 0
-    Source: Hanin & Nica 2020, arXiv:1812.05994; Hanin 2018, arXiv:1801.03744.    Twin: analysis.gradients.growth
+    ValueError, TypeError       fewer than 3 widths, another activation, a weight_variance not above 0
+    Source: Hanin & Nica 2020, arXiv:1812.05994; Hanin 2018, arXiv:1801.03744.
+    Twin: analysis.gradients.growth.    Experiment: b6.
     """
     checks.instance("activation", activation, Activation, hint="activations.relu or activations.identity")
     checks.positive("weight_variance", checks.concrete("weight_variance", weight_variance), shape=())
@@ -295,7 +321,7 @@ def _log_products(chi):
 
 def _scale(chi):
     """-1 / ln chi, signed; inf where chi is 1 within rounding."""
-    if abs(chi - 1) <= roots.CRITICAL:
+    if abs(chi - 1) <= _roots.CRITICAL:
         return np.float64(math.inf)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.float64(-1 / np.log(chi))

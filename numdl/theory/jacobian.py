@@ -5,18 +5,26 @@
 Spectra are those of infinite width, where D and W are free: S-transforms multiply. Lyapunov exponents and product_norm
 are exact at every width. Source: Pennington, Schoenholz & Ganguli 2017, arXiv:1711.04735, and 2018, arXiv:1802.09979;
 Ruthotto & Haber, Numerical Methods for Deep Learning, lecture 6. Twin: analysis.jacobian. All is float64 NumPy.
+
+    >>> from numdl.theory import jacobian
+    >>> law = jacobian.product_norm(width=100, depth=10, entry_variance=0.01, excess_kurtosis=0.0)
+    >>> float(law.mean.round(1)), float(law.typical.round(1))  # typical growth is not mean growth
+    (100.0, 89.6)
+    >>> float(jacobian.largest_squared(depth=10, weight_variance=1.0, orthogonal=False).round(1))
+    28.5
 """
 
 import math
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import ArrayLike
 
 from numdl import checks, quadrature
 from numdl.activations import Activation
 from numdl.precision import float64
 from numdl.records import record
-from numdl.theory import roots
+from numdl.theory import _roots
 
 
 @record
@@ -67,27 +75,34 @@ class LyapunovExponents:
     variance: np.ndarray  # [n]  of one layer's contribution: over L layers, variance / L
 
 
-def product_norm(*, width, depth, entry_variance, excess_kurtosis=None, orthogonal=False, y=None):
-    """PREDICTED law of |K_L ... K_1 y|^2 for independent width x width matrices K with mean-zero entries; exact.
+def product_norm(
+    *,
+    width: int,
+    depth: int | ArrayLike,
+    entry_variance: ArrayLike,
+    excess_kurtosis: ArrayLike | None = None,
+    orthogonal: bool = False,
+    y: ArrayLike | None = None,
+) -> ProductNorm:
+    """PREDICTED product law: |K_L ... K_1 y|^2 of a random matrix product of width x width matrices; exact.
 
         iid entries:   E|z|^2 = (n s^2)^L |y|^2,   s^2 = entry_variance, n = width
                        (A, P) <- n s^4 [[n + 2, k], [3, k]] (A, P),  A = E|z|^4, P = E sum z_i^4, k = excess_kurtosis
-        Gaussian:      ln |z|^2 = ln |y|^2 + sum of L independent ln(s^2 chi^2_n)
+        Gaussian:      ln |z|^2 = ln |y|^2 + sum of L independent ln(s^2 chi^2_n), about log-normal
         orthogonal:    K = sqrt(n) s Q with Q Haar: |z|^2 = (n s^2)^L |y|^2 without any spread
 
     Parameters
     ----------
     width, depth : int              n and L; depth may be an array of ints, every field then has its shape
-    entry_variance : scalar         Var(K_ij)
+    entry_variance : scalar         Var(K_ij); the entries have mean 0
     excess_kurtosis : scalar        E K_ij^4 / s^4 - 3 >= -2: Gaussian 0, uniform -1.2, Rademacher -2 (iid entries only)
     orthogonal : bool               K is a scaled Haar matrix; its entries are not independent
     y : (n,) array or None          a fixed input; None: y ~ N(0, I)
-
     Raises
     ------
-    ValueError                      width or depth < 1, negative variance, excess_kurtosis < -2 or given with orthogonal
+    ValueError, TypeError           width or depth < 1, negative variance, excess_kurtosis < -2 or given with orthogonal
     Source: second moments of a quadratic form in iid entries; Hanin & Nica 2020, arXiv:1812.05994, for the logarithm.
-    Twin: analysis.jacobian.product_norm
+    Twin: analysis.products.product_norm.    Experiment: a1.
     """
     n = checks.whole("width", width)
     depths = np.asarray([checks.whole("depth", one) for one in np.ravel(_whole_array("depth", depth)).tolist()])
@@ -136,23 +151,31 @@ def singular_values(*, depth, q, activation, weight_variance, orthogonal):
         spread = second / first**2 - 1
         spread = np.where(np.abs(spread) < 1e-12, 0, spread)  # the quadrature's error
         relative = np.sum(spread + (0 if orthogonal else 1))
-        log_mean = np.sum(np.log(roots.scaled(weight_variance, first)))
+        log_mean = np.sum(np.log(_roots.scaled(weight_variance, first)))
         mean = np.exp(log_mean)
         return SquaredSingularValues(mean, relative * mean**2, relative, log_mean)
 
 
-def largest_squared(*, depth, weight_variance, orthogonal, active=1.0):
+def largest_squared(*, depth: int, weight_variance: ArrayLike, orthogonal: bool, active: ArrayLike = 1.0) -> np.float64:
     """PREDICTED upper edge of the squared singular values of D_1 W_1 ... D_L W_L, D = 0 or 1, at infinite width.
 
         Gaussian, active = 1:    w^L (L + 1)^(L+1) / L^L ~ w^L e (L + 1/2)
         else the minimum over z > 0 of x(z) = w^L (1 + z)/z (z + p)^L, over (1 + z)^L if orthogonal;   p = active
 
-    A finite network's largest value fluctuates about it by a few n^(-2/3), relatively.
+    The edge of the Jacobian spectrum. A finite network's largest value fluctuates about it by a few n^(-2/3),
+    relatively.
 
     Parameters
     ----------
+    depth : int                 L >= 1
+    weight_variance : scalar    w = fan_in * Var(W_ij) > 0
+    orthogonal : bool           the law of the weights: Haar matrices times sqrt(w), or Gaussian
     active : scalar             share of slopes that are 1: 1 linear, 1/2 relu, P(|u| < 1) hard_tanh; in (0, 1]
-    Source: Pennington et al. 2018, arXiv:1802.09979.    Twin: analysis.jacobian.extremes
+    Raises
+    ------
+    ValueError, TypeError       depth < 1, a weight variance that is not positive, a share outside (0, 1]
+    Source: Pennington et al. 2018, arXiv:1802.09979.
+    Twins: analysis.jacobian.singular_values, analysis.jacobian.extremes.    Experiment: b5.
     """
     depth = checks.whole("depth", depth)
     checks.positive("weight_variance", checks.concrete("weight_variance", weight_variance), shape=())
@@ -161,7 +184,7 @@ def largest_squared(*, depth, weight_variance, orthogonal, active=1.0):
     return np.float64(weight_variance) ** depth * math.exp(_log_edge(depth, active, orthogonal))
 
 
-def product_density(*, depth, weight_variance, points):
+def product_density(*, depth: int, weight_variance: ArrayLike, points: int) -> SpectralDensity:
     """PREDICTED density of the squared singular values of a product of L Gaussian matrices at infinite width.
 
         s^2 = w^L sin^(L+1)((L+1) t) / (sin t sin^L(L t)),   density = sin^2 t sin^(L-1)(L t) / (pi w^L sin^L((L+1) t))
@@ -170,8 +193,17 @@ def product_density(*, depth, weight_variance, points):
 
     Parameters
     ----------
+    depth : int                 L >= 1
+    weight_variance : scalar    w = fan_in * Var(W_ij) > 0
     points : int                number of points, dense at both edges; t is equispaced
+    Returns
+    -------
+    SpectralDensity             [points]
+    Raises
+    ------
+    ValueError, TypeError       depth or points < 1, a weight variance that is not positive
     Source: Penson & Zyczkowski 2011, arXiv:1103.3453; Forrester & Liu 2014, arXiv:1404.7065, for the parameter t.
+    Twin: analysis.jacobian.spectra.    Experiment: b5.
     """
     depth, points = checks.whole("depth", depth), checks.whole("points", points)
     checks.positive("weight_variance", checks.concrete("weight_variance", weight_variance), shape=())
@@ -183,19 +215,27 @@ def product_density(*, depth, weight_variance, points):
     return SpectralDensity(np.exp(log_x), np.exp(log_density))
 
 
-def lyapunov_exponents(*, width, entry_variance):
+def lyapunov_exponents(*, width: int, entry_variance: ArrayLike) -> LyapunovExponents:
     """PREDICTED Lyapunov exponents of products of Gaussian matrices; exact at every width and depth.
 
         exponents[i] = (ln(2 s^2) + psi((n - i) / 2)) / 2,     variance[i] = psi'((n - i) / 2) / 4,     i = 0..n-1
 
-    s^2 = entry_variance. The i-th diagonal entry of R in K Q = Q' R is s chi_{n-i}, independent from layer to layer. At
-    small n other laws of the entries have other exponents.
+    s^2 = entry_variance. The i-th diagonal entry of R in K Q = Q' R is s chi_{n-i}, independent from layer to layer:
+    the variance of the i-th Lyapunov exponent over L layers is variance[i] / L. At small n other laws of the entries have
+    other exponents.
 
     Parameters
     ----------
     width : int                 n
     entry_variance : scalar     Var(K_ij) > 0
-    Source: Newman 1986, Comm. Math. Phys. 103; Cohen & Newman 1984.    Twin: analysis.jacobian.lyapunov_exponents
+    Returns
+    -------
+    LyapunovExponents           [n], descending
+    Raises
+    ------
+    ValueError, TypeError       width < 1, a variance that is not positive
+    Source: Newman 1986, Comm. Math. Phys. 103; Cohen & Newman 1984.
+    Twin: analysis.products.lyapunov_exponents.    Experiment: a1.
     """
     from scipy.special import polygamma
 

@@ -7,17 +7,27 @@ sqrt(bias_variance) times one, and all of them are trained. "Depth D" is D hidde
     K_{l+1} = weight_variance E[f(u) f(v)] + bias_variance     (u, v) Gaussian with covariance K_l
     Theta_{l+1} = K_{l+1} + weight_variance E[f'(u) f'(v)] Theta_l
 
+    >>> import numpy as np
+    >>> from numdl import activations
+    >>> from numdl.theory import kernels
+    >>> x = np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> physics = {"activation": activations.relu, "weight_variance": 2.0, "bias_variance": 0.0}
+    >>> kernels.ntk(x, x, depth=3, **physics).round(3).tolist()
+    [[4.0, 1.06], [1.06, 4.0]]
+
 Twin: analysis.kernels. Everything is float64 NumPy.
 Source: Lee et al. 2018, arXiv:1711.00165; Jacot et al. 2018, arXiv:1806.07572.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import ArrayLike, Float64
 
 from numdl import checks
 from numdl.activations import Activation
@@ -41,42 +51,119 @@ class Posterior(NamedTuple):
     variance: np.ndarray  # [M]: of the function, without the noise
 
 
-def nngp(x1, x2, *, depth, activation, weight_variance, bias_variance):
-    """PREDICTED covariance of the outputs at x1 and x2 over random networks: K_D of the module's docstring.
+def nngp(
+    x1: ArrayLike,
+    x2: ArrayLike,
+    *,
+    depth: int,
+    activation: Activation,
+    weight_variance: ArrayLike,
+    bias_variance: ArrayLike,
+) -> Float64[np.ndarray, "N1 N2"]:
+    """PREDICTED covariance of the outputs at x1 and x2 over random networks: the NNGP kernel K_D.
+
+        K_0 = weight_variance x x' / d + bias_variance
+        K_{l+1} = weight_variance E[f(u) f(v)] + bias_variance,     (u, v) Gaussian with covariance K_l
 
     Parameters
     ----------
-    x1 : array [N1, d]
-    x2 : array [N2, d]
+    x1 : array [N1, d]          inputs
+    x2 : array [N2, d]          inputs
     depth : int                 hidden layers D >= 0
-    activation : Activation     a closed form costs nanoseconds per pair and layer, quadrature about a millisecond
+    activation : Activation     f; a closed form costs nanoseconds per pair and layer, quadrature about a millisecond
     weight_variance : scalar    fan_in * Var(W_ij)
     bias_variance : scalar      Var(b_i)
     Returns
     -------
-    array [N1, N2]
+    array [N1, N2], float64
+    Raises
+    ------
+    ValueError, TypeError       depth < 0, a negative variance, inputs of other shapes or not finite, no Activation
+    Source: Lee et al. 2018, arXiv:1711.00165.
+    Twin: analysis.kernels.nngp.    Experiments: e3, e4.
     """
     return dense(
         x1, x2, depth=depth, activation=activation, weight_variance=weight_variance, bias_variance=bias_variance
     ).nngp
 
 
-def ntk(x1, x2, *, depth, activation, weight_variance, bias_variance):
-    """PREDICTED neural tangent kernel of a wide dense network: Theta_D; arguments as for `nngp`."""
+def ntk(
+    x1: ArrayLike,
+    x2: ArrayLike,
+    *,
+    depth: int,
+    activation: Activation,
+    weight_variance: ArrayLike,
+    bias_variance: ArrayLike,
+) -> Float64[np.ndarray, "N1 N2"]:
+    """PREDICTED neural tangent kernel (NTK) of a wide dense network, Theta_D, by the tangent-kernel recursion.
+
+        Theta_0 = K_0,     Theta_{l+1} = K_{l+1} + weight_variance E[f'(u) f'(v)] Theta_l
+
+    The NTK recursion: K_l as in `nngp`, (u, v) Gaussian with covariance K_l; every weight and bias is trained.
+
+    Parameters
+    ----------
+    x1, x2 : array [N1, d], [N2, d]     inputs
+    depth : int                 hidden layers D >= 0
+    activation : Activation     f
+    weight_variance, bias_variance : scalar     fan_in * Var(W_ij), Var(b_i)
+    Returns
+    -------
+    array [N1, N2], float64
+    Raises
+    ------
+    ValueError, TypeError       as for `nngp`
+    Source: Jacot et al. 2018, arXiv:1806.07572.
+    Twin: analysis.kernels.ntk.    Experiments: e3, e4.
+    """
     return dense(
         x1, x2, depth=depth, activation=activation, weight_variance=weight_variance, bias_variance=bias_variance
     ).ntk
 
 
-def dense(x1, x2, *, depth, activation, weight_variance, bias_variance):
-    """PREDICTED `Kernels` of a dense network, both from one recursion; arguments as for `nngp`."""
+def dense(
+    x1: ArrayLike,
+    x2: ArrayLike,
+    *,
+    depth: int,
+    activation: Activation,
+    weight_variance: ArrayLike,
+    bias_variance: ArrayLike,
+) -> Kernels:
+    """PREDICTED `Kernels` of a dense network: `nngp` and `ntk` from one recursion.
+
+    Parameters
+    ----------
+    x1, x2 : array [N1, d], [N2, d]     inputs
+    depth : int                 hidden layers D >= 0
+    activation : Activation     f
+    weight_variance, bias_variance : scalar     fan_in * Var(W_ij), Var(b_i)
+    Returns
+    -------
+    Kernels(nngp, ntk), each [N1, N2], float64
+    Raises
+    ------
+    ValueError, TypeError       as for `nngp`
+    Source: Lee et al. 2018, arXiv:1711.00165; Jacot et al. 2018, arXiv:1806.07572.
+    Twins: analysis.kernels.nngp, analysis.kernels.ntk.    Experiments: e3, e4.
+    """
     _check(x1, x2, depth, activation, weight_variance=weight_variance, bias_variance=bias_variance)
     return _run(_dense_layer, x1, x2, depth, activation, weight_variance, bias_variance, weight_variance, 0.0)
 
 
 def residual(
-    x1, x2, *, depth, step, activation, weight_variance, second_weight_variance, bias_variance, readout_weight_variance
-):
+    x1: ArrayLike,
+    x2: ArrayLike,
+    *,
+    depth: int,
+    step: ArrayLike,
+    activation: Activation,
+    weight_variance: ArrayLike,
+    second_weight_variance: ArrayLike,
+    bias_variance: ArrayLike,
+    readout_weight_variance: ArrayLike,
+) -> Kernels:
     """PREDICTED `Kernels` of a residual network of two-layer blocks, y_{l+1} = y_l + h f(y_l W + b) V, no bias on V.
 
         Z = weight_variance C_l + bias_variance,    T = Z + weight_variance S_l
@@ -87,12 +174,21 @@ def residual(
 
     Parameters
     ----------
-    depth : int                     blocks D >= 0
-    step : scalar                   h
-    second_weight_variance : scalar v = fan_in * Var(V_ij)
+    x1, x2 : array [N1, d], [N2, d]     inputs
+    depth : int                 blocks D >= 0
+    step : scalar               h
+    activation : Activation     f
+    weight_variance, bias_variance : scalar     fan_in * Var(W_ij), Var(b_i)
+    second_weight_variance : scalar     v = fan_in * Var(V_ij)
     readout_weight_variance : scalar    r
-    the others                      as for `nngp`
+    Returns
+    -------
+    Kernels(nngp, ntk), each [N1, N2], float64
+    Raises
+    ------
+    ValueError, TypeError       as for `nngp`; a step that is not finite
     Source: Yang & Schoenholz 2017, arXiv:1712.08969 (C); the chain rule (S).
+    Twins: analysis.kernels.nngp, analysis.kernels.ntk.
     """
     _check(
         x1,
@@ -111,25 +207,37 @@ def residual(
     return Kernels(outputs, outputs + readout_weight_variance * inner.ntk)
 
 
-def gradient_flow(train, cross, targets, *, times, train_start=0.0, cross_start=0.0):
-    """PREDICTED functions during training of a wide network by gradient flow on the mean squared error.
+def gradient_flow(
+    train: ArrayLike,
+    cross: ArrayLike,
+    targets: ArrayLike,
+    *,
+    times: ArrayLike | Sequence[float],
+    train_start: ArrayLike = 0.0,
+    cross_start: ArrayLike = 0.0,
+) -> tuple[Float64[np.ndarray, "T N k"], Float64[np.ndarray, "T M k"]]:
+    """PREDICTED functions during the lazy training of a wide network by gradient flow on the mean squared error.
 
         f_t(X) = y + exp(-t Theta / N) (f_0(X) - y)
         f_t(x) = f_0(x) - Theta(x, X) Theta^{-1} (1 - exp(-t Theta / N)) (f_0(X) - y)
 
-    for the loss 1 / (2 N) sum |f - y|^2; t = learning rate * step. Singular directions of Theta do not move.
+    for the loss 1 / (2 N) sum |f - y|^2; t = learning rate * step. Singular directions of Theta do not move. A finite
+    network leaves this path by its linearization error and kernel drift.
 
     Parameters
     ----------
-    train : array [N, N]            Theta(X, X)
-    cross : array [M, N]            Theta(x, X)
-    targets : array [N, k]
-    times : array [T]               t >= 0; inf is allowed
-    train_start, cross_start : arrays [N, k], [M, k] or 0      the functions at t = 0
+    train, cross : array [N, N], [M, N]         Theta(X, X) and Theta(x, X)
+    targets : array [N, k]      y
+    times : array [T]           t >= 0; inf is allowed
+    train_start, cross_start : array [N, k], [M, k] or 0      the functions at t = 0
     Returns
     -------
     on_train [T, N, k], on_cross [T, M, k]
+    Raises
+    ------
+    ValueError, TypeError       train not symmetric and positive semidefinite, other shapes, a negative time
     Source: Lee et al. 2019, arXiv:1902.06720, eqs. (8), (9).
+    Twin: analysis.kernels.drift.    Experiments: e3, e5.
     """
     known = np.asarray(checks.array("times", checks.concrete("times", times)), np.float64)
     if np.isnan(known).any() or (known < 0).any():
@@ -145,10 +253,25 @@ def gradient_flow(train, cross, targets, *, times, train_start=0.0, cross_start=
     return on_train, start - np.einsum("xm,tm,mk->txk", cross @ vectors, moved, gap)
 
 
-def regression(train, cross, targets, *, ridge=0.0):
-    """PREDICTED functions after infinite training from f_0 = 0: cross (train + ridge I)^+ targets, [M, k].
+def regression(
+    train: ArrayLike, cross: ArrayLike, targets: ArrayLike, *, ridge: ArrayLike = 0.0
+) -> Float64[np.ndarray, "M k"]:
+    """PREDICTED functions after infinite training from f_0 = 0: kernel (ridge) regression.
 
-    `ridge` >= 0; at 0 the pseudoinverse, by eigenvalues above rounding.
+        f = cross (train + ridge I)^+ targets
+
+    Parameters
+    ----------
+    train, cross : array [N, N], [M, N]     Theta(X, X) and Theta(x, X)
+    targets : array [N, k]      y
+    ridge : scalar              >= 0; at 0 the pseudoinverse, by eigenvalues above rounding
+    Returns
+    -------
+    array [M, k], float64
+    Raises
+    ------
+    ValueError, TypeError       train not symmetric and positive semidefinite, other shapes, a negative ridge
+    Source: elementary, kernel ridge regression.
     """
     checks.variance("ridge", checks.concrete("ridge", ridge), shape=())
     return _regression(*_spectrum(train, cross, targets), ridge)
@@ -163,20 +286,26 @@ def _inverse(values, ridge):
     return np.where(values > 0, 1 / np.where(values > 0, values + ridge, 1.0), 0.0)
 
 
-def posterior(train, cross, own, targets, *, noise_variance):
-    """PREDICTED Gaussian process (of the NNGP kernel, say) given noisy targets.
+def posterior(
+    train: ArrayLike, cross: ArrayLike, own: ArrayLike, targets: ArrayLike, *, noise_variance: ArrayLike
+) -> Posterior:
+    """PREDICTED Gaussian process (of the NNGP kernel, for example) given noisy targets.
+
+        mean = cross (train + s I)^+ targets,    variance = own - diag(cross (train + s I)^+ cross'),    s = noise
 
     Parameters
     ----------
-    train, cross, own : arrays [N, N], [M, N], [M]      K(X, X), K(x, X) and K(x, x)
-    noise_variance : scalar                             of the targets, >= 0
+    train, cross, own : array [N, N], [M, N], [M]       K(X, X), K(x, X) and K(x, x)
+    targets : array [N, k]      y
+    noise_variance : scalar     s, of the targets, >= 0
     Returns
     -------
-    Posterior(mean, variance)                           nan where the three do not come from one kernel: no Gaussian
-                                                        process has covariances that leave a negative variance
+    Posterior(mean [M, k], variance [M])    nan where the three do not come from one kernel: no Gaussian process has
+                                            covariances that leave a negative variance
     Raises
     ------
-    ValueError                                          train has negative eigenvalues: it is not a covariance
+    ValueError, TypeError       train has negative eigenvalues: it is not a covariance; other shapes, a negative noise
+    Source: Lee et al. 2018, arXiv:1711.00165; Rasmussen & Williams 2006, chapter 2.
     """
     checks.variance("noise_variance", checks.concrete("noise_variance", noise_variance), shape=())
     values, vectors, targets, cross = _spectrum(train, cross, targets)

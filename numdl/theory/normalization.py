@@ -13,27 +13,27 @@ from numdl.activations import Activation
 from numdl.precision import float64
 
 
-def gradient_growth(*, activation, batch_size=None):
-    """PREDICTED factor by which the mean squared gradient grows with every layer, from the outputs to the input.
+def gradient_growth(*, activation: Activation, batch_size: int | None = None) -> np.float64:
+    """PREDICTED gradient explosion of batch normalization: the factor of the mean squared gradient, per layer back.
 
         batch_size None:   g = E f'(z)**2 / Var f(z) >= 1, equal for a linear f only;   relu: pi / (pi - 1) = 1.467
         batch_size B:      g = B T / ((m - k) (B - 1) (B - 3)),   T = m (B - 3 + 2/B) + (1 - 1/B) (k + p)
                            m = E f(z)**2, k = E f(u) f(v), p = E f'(u) f'(v), corr(u, v) = -1 / (B - 1)
                            identity: (B - 2) / (B - 3)
 
-    Derivation: a step back multiplies by sqrt(B)/r (G - u u') diag(f'), where G = I - 1 1'/B and r**2 is
-    (m - k) chi**2 with B - 1 degrees of freedom, of which E 1/r**2 = 1 / ((m - k) (B - 3)). The covariance of the
-    gradients is a multiple of G; T is the mean trace of diag(f') G diag(f') (G - u u').
+    Derivation of batch norm's growth: a step back multiplies by sqrt(B)/r (G - u u') diag(f'), where G = I - 1 1'/B and
+    r**2 is (m - k) chi**2 with B - 1 degrees of freedom, of which E 1/r**2 = 1 / ((m - k) (B - 3)). The covariance of
+    the gradients is a multiple of G; T is the mean trace of diag(f') G diag(f') (G - u u').
 
     Parameters
     ----------
-    activation : Activation
+    activation : Activation     f
     batch_size : int or None    B >= 4, for activations f(x) = |x| f(sign x) only; None: the limit of large batches
     Raises
     ------
-    ValueError                  B < 4, or a B where f is not homogeneous; E 1/r**2 is infinite at B <= 3
+    ValueError, TypeError       B < 4, or a B where f is not homogeneous; E 1/r**2 is infinite at B <= 3; a constant f
     Source: Yang et al. 2019, arXiv:1902.08129; finite B as derived above.
-    Twin: analysis.normalization.gradient_growth
+    Twin: analysis.normalization.gradient_growth.    Experiment: b10.
     """
     checks.instance("activation", activation, Activation, hint="such as activations.relu")
     if batch_size is None:
@@ -44,14 +44,22 @@ def gradient_growth(*, activation, batch_size=None):
     return np.float64(b * trace / ((m - k) * (b - 1) * (b - 3)))
 
 
-def correlation(*, activation, batch_size=None):
+def correlation(*, activation: Activation, batch_size: int | None = None) -> np.float64:
     """PREDICTED correlation of two examples' pre-activations, deep in the network: (mean product) / (mean square).
 
         batch_size None:   (E f(z))**2 / E f(z)**2;   relu: 1 / pi
         batch_size B:      E f(u) f(v) / E f(z)**2,   corr(u, v) = -1 / (B - 1)   (homogeneous f only)
 
     It is reached after one layer from a batch that is itself symmetric under rotations of the centred examples.
-    Raises as `gradient_growth` does.   Source: as there.   Twin: analysis.normalization.correlation
+
+    Parameters
+    ----------
+    activation : Activation     f
+    batch_size : int or None    B >= 4; None: the limit of large batches
+    Raises
+    ------
+    ValueError, TypeError       B < 4, or a B where f is not homogeneous
+    Source: Yang et al. 2019, arXiv:1902.08129.    Twin: analysis.normalization.correlation.    Experiment: b10.
     """
     checks.instance("activation", activation, Activation, hint="such as activations.relu")
     if batch_size is None:

@@ -4,6 +4,7 @@ Everything is a natural logarithm, so that no number of steps leaves the range. 
 """
 
 import numpy as np
+from jaxtyping import ArrayLike, Float64
 
 from numdl import activations, checks, quadrature
 from numdl.activations import Activation
@@ -33,13 +34,13 @@ class TransientGrowth:
     log_kreiss: float  # ln of a lower bound on sup_k |W^k|_2, from the resolvent
 
 
-def gradient_through_time(*, steps, largest_singular_value, largest_slope):
-    """PREDICTED upper bound on ln |dh_T/dh_t|_2 of h_t = f(h_{t-1} W + x_t U + b), for t = 0..T-1.
+def gradient_through_time(*, steps: int, largest_singular_value: ArrayLike, largest_slope: ArrayLike) -> ThroughTime:
+    """PREDICTED bound of backpropagation through time: ln |dh_T/dh_t|_2 of h_t = f(h_{t-1} W + x_t U + b), t = 0..T-1.
 
         |dh_T/dh_t| <= (largest_slope * largest_singular_value)**(T - t)
 
-    Below 1 the gradient vanishes whatever the inputs; above 1 it may explode or may not (non-normal W, slopes below
-    their largest): necessary, not sufficient.
+    Below 1 the recurrent gradient vanishes whatever the inputs; above 1 it may explode or may not (non-normal W, slopes
+    below their largest): necessary, not sufficient.
 
     Parameters
     ----------
@@ -48,9 +49,9 @@ def gradient_through_time(*, steps, largest_singular_value, largest_slope):
     largest_slope : scalar      sup |f'|: 1 for tanh, 1/4 for sigmoid; see `largest_slope`
     Raises
     ------
-    ValueError                  steps < 1, a negative number
+    ValueError, TypeError       steps < 1, a negative number
     Source: Pascanu, Mikolov & Bengio 2013, arXiv:1211.5063, section 2.1.
-    Twin: analysis.recurrent.gradient_through_time
+    Twin: analysis.recurrent.gradient_through_time.    Experiment: b8.
     """
     steps = checks.whole("steps", steps)
     singular = float(checks.variance("largest_singular_value", largest_singular_value, shape=()))
@@ -61,10 +62,17 @@ def gradient_through_time(*, steps, largest_singular_value, largest_slope):
 
 
 @float64
-def largest_slope(activation):
+def largest_slope(activation: Activation) -> np.float64:
     """PREDICTED sup |f'(x)| of an Activation: 1 for tanh and relu, 1/4 for sigmoid, 1.129 for gelu, inf where f jumps.
 
     A search over |x| <= 20, refined around the largest value found; it includes both sides of every kink.
+
+    Parameters
+    ----------
+    activation : Activation     f
+    Raises
+    ------
+    TypeError                   no Activation
     """
     checks.instance("activation", activation, Activation, hint="such as activations.tanh")
     kinks = np.array([kink + side for kink in activation.kinks for side in (-1e-9, 0.0, 1e-9)])
@@ -80,7 +88,7 @@ def largest_slope(activation):
     return np.float64(best)
 
 
-def transient_growth(matrix, *, steps):
+def transient_growth(matrix: ArrayLike, *, steps: int) -> TransientGrowth:
     """PREDICTED ln |W^k|_2 for k = 1..steps: a linear recurrent network's gradient through time, exactly.
 
         |W^k| ~ radius**k in the end;  |W^k| <= sigma_max**k;  sup_k |W^k| >= sup_{|z| > 1} (|z| - 1) |(z - W)^-1|
@@ -89,13 +97,17 @@ def transient_growth(matrix, *, steps):
 
     Parameters
     ----------
-    matrix : array [n, n]
-    steps : int
+    matrix : array [n, n]       W
+    steps : int                 powers, >= 1
+    Returns
+    -------
+    TransientGrowth
     Raises
     ------
-    ValueError                  not square, not finite, steps < 1
+    ValueError, TypeError       not square, not finite, steps < 1
     Source: Trefethen & Embree 2005, Spectra and Pseudospectra, sections 14, 18 (Kreiss matrix theorem).
-    Twin: analysis.recurrent.gradient_through_time, on a cell with the identity as activation
+    Twin: analysis.recurrent.gradient_through_time, on a cell with the identity as activation.
+    Experiment: b8.
     """
     steps = checks.whole("steps", steps)
     w = checks.array("matrix", checks.concrete("matrix", matrix), ndim=2)
@@ -111,7 +123,7 @@ def transient_growth(matrix, *, steps):
     return TransientGrowth(log_norm, log_radius, float(log_norm[0]), log_peak, peak, _log_kreiss(w, radius))
 
 
-def carousel(*, steps, forget_bias, gate_variance):
+def carousel(*, steps: int, forget_bias: ArrayLike, gate_variance: ArrayLike) -> Float64[np.ndarray, "steps"]:
     """PREDICTED mean of ln of the gradient along an LSTM's cell state, over 1..steps steps: the error carousel.
 
         c_t = f_t * c_{t-1} + ...,   ln d c_k / d c_0 = sum_{t <= k} ln f_t,   f_t = sigmoid(forget_bias + a_t)
@@ -121,16 +133,17 @@ def carousel(*, steps, forget_bias, gate_variance):
 
     Parameters
     ----------
-    steps : int
-    forget_bias : scalar
+    steps : int                 >= 1
+    forget_bias : scalar        mean of the forget gate's pre-activation
     gate_variance : scalar      variance of the forget gate's pre-activation around forget_bias
     Returns
     -------
     log_gradient : array [steps], float64
     Raises
     ------
-    ValueError                  steps < 1, a negative variance
-    Source: Hochreiter & Schmidhuber 1997, section 4; Gers et al. 2000.   Twin: analysis.recurrent.carousel
+    ValueError, TypeError       steps < 1, a negative variance
+    Source: Hochreiter & Schmidhuber 1997, section 4; Gers et al. 2000.
+    Twin: analysis.recurrent.carousel.    Experiment: b8.
     """
     steps = checks.whole("steps", steps)
     bias = float(checks.finite("forget_bias", forget_bias, shape=()))

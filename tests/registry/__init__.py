@@ -39,7 +39,6 @@ INTERNAL = {
     "networks.fields",
     "networks.stages",
     "tanh_sinh",
-    "theory.roots",
 }
 # Functions whose good call needs what a test does not have: files, a record, an axes.
 NOT_RUN = (
