@@ -221,8 +221,8 @@ def lyapunov_exponents(*, width: int, entry_variance: ArrayLike) -> LyapunovExpo
         exponents[i] = (ln(2 s^2) + psi((n - i) / 2)) / 2,     variance[i] = psi'((n - i) / 2) / 4,     i = 0..n-1
 
     s^2 = entry_variance. The i-th diagonal entry of R in K Q = Q' R is s chi_{n-i}, independent from layer to layer:
-    the variance of the i-th Lyapunov exponent over L layers is variance[i] / L. At small n other laws of the entries have
-    other exponents.
+    the variance of the i-th Lyapunov exponent over L layers is variance[i] / L. At small n other laws of the
+    entries have other exponents.
 
     Parameters
     ----------
