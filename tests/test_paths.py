@@ -8,7 +8,7 @@ from jax import lax
 
 from numdl import activations, tracing
 from numdl.analysis.recognition import recognised
-from numdl.tracing.paths import paths
+from numdl.tracing._paths import paths
 
 GRID = np.array([-2.0, -0.5, 0.25, 1.0, 3.0])
 WIDTH = 4

@@ -12,7 +12,7 @@ import numpy as np
 from numdl import checks
 from numdl.analysis import layers, weights
 from numdl.analysis.recognition import recognised
-from numdl.tracing.paths import paths
+from numdl.tracing._paths import paths
 
 
 class Row(NamedTuple):

@@ -26,13 +26,13 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from numdl import checks, trees
-from numdl.tracing import inputs
-from numdl.tracing.axes import Follower, data, parameter
-from numdl.tracing.finding import Axes, Finder, Layer, roles
-from numdl.tracing.inputs import example_axes
-from numdl.tracing.programs import TAP, calls, flatten
-from numdl.tracing.running import Visit, run_program
-from numdl.tracing.uses import only_uses
+from numdl.tracing import _inputs
+from numdl.tracing._axes import Follower, data, parameter
+from numdl.tracing._finding import Axes, Finder, Layer, roles
+from numdl.tracing._inputs import example_axes
+from numdl.tracing._programs import TAP, calls, flatten
+from numdl.tracing._running import Visit, run_program
+from numdl.tracing._uses import only_uses
 
 __all__ = ["Axes", "Layer", "Traced", "example_axes", "place", "tap", "trace"]
 
@@ -48,7 +48,7 @@ def trace(apply, params, x, *, examples=None):
     closed, outputs = jax.make_jaxpr(apply, return_shape=True)(params, x)
     paths = trees.names(params)
     shapes = [tuple(aval.shape) for aval in closed.in_avals]
-    axes, count = inputs.find_axes(x, examples)
+    axes, count = _inputs.find_axes(x, examples)
     program, follower = flatten(closed, []), Follower()
     follower.follow(
         program,

@@ -20,7 +20,7 @@ from numdl import checks, trees
 from numdl.analysis import parts
 from numdl.analysis.curvature import kinds, reduction
 from numdl.records import record, static
-from numdl.tracing.programs import bodies
+from numdl.tracing._programs import bodies
 
 
 @record

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from numdl.tracing.programs import CONTRACTIONS, REMAT, scan_counts
+from numdl.tracing._programs import CONTRACTIONS, REMAT, scan_counts
 
 _MOVES = {"reshape", "squeeze", "transpose", "convert_element_type", "copy", "slice"}
 

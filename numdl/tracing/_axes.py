@@ -3,9 +3,9 @@
 import math
 from typing import NamedTuple
 
-from numdl.tracing import layouts
-from numdl.tracing.programs import CUSTOM, REMAT, bodies, flatten, scan_counts
-from numdl.tracing.rules import RULES, after
+from numdl.tracing import _layouts
+from numdl.tracing._programs import CUSTOM, REMAT, bodies, flatten, scan_counts
+from numdl.tracing._rules import RULES, after
 
 _CALLS = REMAT | CUSTOM | {"custom_vmap_call"}
 EXAMPLES = -1  # the source that stands for x's examples; a parameter leaf is its index
@@ -35,16 +35,16 @@ NOTHING = Value()
 
 def parameter(index, shape):
     """The value of a leaf of the parameters."""
-    return Value(False, index, math.prod(shape), {index: layouts.start(shape, range(len(shape)))})
+    return Value(False, index, math.prod(shape), {index: _layouts.start(shape, range(len(shape)))})
 
 
 def data(shape, axis):
     """The value of a leaf of x; `axis` is that of the examples, None if it has none."""
     if axis is None:
         return Value(True)
-    parts = list(layouts.blank(shape))
-    parts[axis] = (layouts.Part(0, 1, shape[axis]),)
-    return Value(True, layouts={EXAMPLES: layouts.Layout(tuple(parts))})
+    parts = list(_layouts.blank(shape))
+    parts[axis] = (_layouts.Part(0, 1, shape[axis]),)
+    return Value(True, layouts={EXAMPLES: _layouts.Layout(tuple(parts))})
 
 
 class Follower:
@@ -164,7 +164,7 @@ def combine(values, shape):
     made = mixed(values)
     sources = [EXAMPLES] if made.data else made.layouts
     found = {
-        source: layouts.join([value.layouts.get(source) for value in values], shape)
+        source: _layouts.join([value.layouts.get(source) for value in values], shape)
         for source in sources
         if any(source in value.layouts for value in values)
     }
@@ -197,7 +197,7 @@ def _scanned(value):
     found = {}
     for source, layout in value.layouts.items():
         taken = [part.axis for part in layout.axes[0] if part.axis is not None]
-        found[source] = layouts.Layout(layout.axes[1:], (*layout.taken, *taken), layout.lost)
+        found[source] = _layouts.Layout(layout.axes[1:], (*layout.taken, *taken), layout.lost)
     return value._replace(layouts=found)
 
 
@@ -205,10 +205,10 @@ def _stacked(value, first, length, shape):
     """A scan's stacked output: its first axis runs with what was scanned over."""
     found = {}
     for source, layout in value.layouts.items():
-        parts = first.get(source, layouts.other(length))
+        parts = first.get(source, _layouts.other(length))
         axes = {part.axis for part in parts}
         taken = tuple(axis for axis in layout.taken if axis not in axes)
-        found[source] = layouts.Layout((parts, *layout.axes), taken, layout.lost)
+        found[source] = _layouts.Layout((parts, *layout.axes), taken, layout.lost)
     size = value.size * length if value.made else value.size
     return value._replace(layouts=found, size=min(size, math.prod(shape)))
 

@@ -1,7 +1,7 @@
 """What each parameter leaf is used for: the layers that contract it, or how else it meets data."""
 
-from numdl.tracing.axes import Follower, read
-from numdl.tracing.programs import CONTRACTIONS, CUSTOM, REMAT, scan_counts
+from numdl.tracing._axes import Follower, read
+from numdl.tracing._programs import CONTRACTIONS, CUSTOM, REMAT, scan_counts
 
 _LOOKUPS = {"gather": "embedding: gather", "dynamic_slice": "lookup: dynamic_slice"}
 _SUMS = {"add", "add_any", "sub"}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.tracing.programs import REMAT, calls, scan_counts
+from numdl.tracing._programs import REMAT, calls, scan_counts
 
 
 @dataclasses.dataclass(frozen=True)

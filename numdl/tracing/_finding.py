@@ -5,12 +5,12 @@ import dataclasses
 import math
 from typing import Any
 
-from numdl.tracing import activity, geometry, layouts
-from numdl.tracing.axes import NOTHING, read, shape_of
-from numdl.tracing.geometry import Axes, Sight
-from numdl.tracing.programs import CONTRACTIONS, CUSTOM, REMAT, TAP, is_tap
-from numdl.tracing.rules import after
-from numdl.tracing.uses import Uses
+from numdl.tracing import _activity, _geometry, _layouts
+from numdl.tracing._axes import NOTHING, read, shape_of
+from numdl.tracing._geometry import Axes, Sight
+from numdl.tracing._programs import CONTRACTIONS, CUSTOM, REMAT, TAP, is_tap
+from numdl.tracing._rules import after
+from numdl.tracing._uses import Uses
 
 _MOVES = {"reshape", "squeeze", "transpose", "convert_element_type", "copy"}
 
@@ -44,7 +44,7 @@ class Layer:
     @property
     def of_examples(self):
         """Whether each number of the state belongs to one example that is known."""
-        return self.note is None or self.note == geometry.ONE_AT_A_TIME
+        return self.note is None or self.note == _geometry.ONE_AT_A_TIME
 
 
 class Finder:
@@ -77,7 +77,7 @@ class Finder:
         shapes = [shape_of(program, slot) for slot in step.reads]
         weight = next((i for i, value in enumerate(values) if value.made), None)
         conv = step.name == "conv_general_dilated"
-        found = (geometry.convolution if conv else geometry.dense)(step.params, shapes, weight)
+        found = (_geometry.convolution if conv else _geometry.dense)(step.params, shapes, weight)
         if found is None:
             return None
         out = program.avals[step.writes[0]]
@@ -87,12 +87,12 @@ class Finder:
             step.weight, value = (weight, len(self.layers)), values[weight]
             self.uses.layer(value.layouts, len(self.layers))
             leaf = self.paths[value.leaf]
-            made_of = tuple((self.paths[i], geometry.roles_of(found, each)) for i, each in value.layouts.items())
+            made_of = tuple((self.paths[i], _geometry.roles_of(found, each)) for i, each in value.layouts.items())
             kind, shape = "conv" if conv else "dense", shapes[weight]
             layer = dataclasses.replace(
                 layer, name=leaf, kind=kind, weight_shape=shape, leaf=leaf, made_of=made_of
             )  # fmt: skip
-            own = [any(layouts.followed(each.axes[a]) for each in value.layouts.values()) for a in range(len(shape))]
+            own = [any(_layouts.followed(each.axes[a]) for each in value.layouts.values()) for a in range(len(shape))]
             shared = found.roles.get("groups", ())  # copies by broadcasting have no units of their own
             units = tuple(axis for axis in units if axis >= len(shared) or conv or own[shared[axis]])
         return self.put(program, step.writes[0], layer, units, readers)
@@ -104,10 +104,10 @@ class Finder:
 
     def put(self, program, slot, layer, units, readers, tapped=False):
         """Place the layer at this slot or, past transpositions and a bias, at a later one; its index."""
-        tags = layouts.start(program.avals[slot].shape, units)
+        tags = _layouts.start(program.avals[slot].shape, units)
         if not tapped:
             slot, tags = _advance(program, slot, tags, readers)
-        name, at, tags_there = activity.find(program, slot, tags, readers)
+        name, at, tags_there = _activity.find(program, slot, tags, readers)
         sight, index = self.sight(program, slot, tags), len(self.layers)
         program.places.setdefault(slot, []).append(index)
         program.order.append(index)
@@ -129,9 +129,9 @@ class Finder:
         if self.examples is None:
             note = "which leaves of x have examples is not known"
             return Sight(
-                shape, tuple(a for a, parts in enumerate(tags.axes) if layouts.followed(parts)), None, None, note
+                shape, tuple(a for a, parts in enumerate(tags.axes) if _layouts.followed(parts)), None, None, note
             )
-        return geometry.sight(shape, program.values[slot].examples, tags, self.examples)
+        return _geometry.sight(shape, program.values[slot].examples, tags, self.examples)
 
     def enter(self, program, step, values, readers, steps):
         """Look inside scan, remat and cond; for anything else look whether there is a layer, and how many.

@@ -9,9 +9,9 @@ import dataclasses
 import itertools
 from typing import Any, NamedTuple
 
-from numdl.tracing.programs import CONTRACTIONS, CUSTOM, REMAT, bodies, flatten, scan_counts
-from numdl.tracing.scalars import evaluate, is_elementwise
-from numdl.tracing.trails import (
+from numdl.tracing._programs import CONTRACTIONS, CUSTOM, REMAT, bodies, flatten, scan_counts
+from numdl.tracing._scalars import evaluate, is_elementwise
+from numdl.tracing._trails import (
     KEPT,
     MOVES,
     PARTS,

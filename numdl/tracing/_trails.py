@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdl.tracing.scalars import evaluate
+from numdl.tracing._scalars import evaluate
 
 MOVES = frozenset(
     (

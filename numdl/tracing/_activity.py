@@ -10,10 +10,10 @@ import collections
 import jax.extend.core as jex
 import numpy as np
 
-from numdl.tracing import scalars
-from numdl.tracing.axes import NOTHING
-from numdl.tracing.programs import CUSTOM, bodies, flatten
-from numdl.tracing.rules import REDUCTIONS, after
+from numdl.tracing import _scalars
+from numdl.tracing._axes import NOTHING
+from numdl.tracing._programs import CUSTOM, bodies, flatten
+from numdl.tracing._rules import REDUCTIONS, after
 
 _MOVES = {"reshape", "squeeze", "transpose", "convert_element_type", "copy", "name", "reduce_precision"}
 _SUMS = {"add", "add_any", "sub"}
@@ -46,7 +46,7 @@ def _is_statistic(program, step, readers, depth):
     """Whether all that comes of this step are sums, means or maxima."""
     if step.name in REDUCTIONS:
         return True
-    if depth == 0 or step.name not in scalars.FUNCTIONS:
+    if depth == 0 or step.name not in _scalars.FUNCTIONS:
         return False
     after = [reader for write in step.writes for reader in readers[write]]
     return bool(after) and all(
@@ -77,7 +77,7 @@ def _is_shared(program, read):
 
 def _function(program, slot, readers):
     """The name of the function that the steps after this slot compute of it alone, up to where one value comes out."""
-    values, done = {slot: scalars.GRID}, set()
+    values, done = {slot: _scalars.GRID}, set()
     for _ in range(_LONGEST):
         step = next((s for each in values for s in readers[each] if _ready(program, s, values, done)), None)
         if step is None:
@@ -89,7 +89,7 @@ def _function(program, slot, readers):
         values.update(zip(step.writes, found))
         out = [each for each in values if any(s is None or id(s) not in done for s in readers[each])]
         if out == [step.writes[0]] and step.name not in _MOVES:
-            name = scalars.named(values[out[0]])
+            name = _scalars.named(values[out[0]])
             if name is not None:
                 return name
     return None
@@ -97,7 +97,7 @@ def _function(program, slot, readers):
 
 def _ready(program, step, values, done):
     """Whether a step reads known values and constants only."""
-    if step is None or id(step) in done or (step.name not in scalars.FUNCTIONS and step.name not in CUSTOM):
+    if step is None or id(step) in done or (step.name not in _scalars.FUNCTIONS and step.name not in CUSTOM):
         return False
     return all(_number(program, each, values) is not None for each in step.reads)
 
@@ -119,8 +119,8 @@ def _constant(program, read):
         return None
     if step.name == "broadcast_in_dim":
         return _constant(program, step.reads[0])
-    given = [_constant(program, each) for each in step.reads] if step.name in scalars.FUNCTIONS else [None]
-    return None if any(each is None for each in given) else scalars.FUNCTIONS[step.name](step.params, *given)
+    given = [_constant(program, each) for each in step.reads] if step.name in _scalars.FUNCTIONS else [None]
+    return None if any(each is None for each in given) else _scalars.FUNCTIONS[step.name](step.params, *given)
 
 
 def _is_real(aval):
@@ -131,7 +131,7 @@ def _evaluated(program, step, values):
     """What a step makes of these numbers: a list; None where that is not known."""
     given = [_number(program, each, values) for each in step.reads]
     if step.name not in CUSTOM:
-        found = scalars.FUNCTIONS[step.name](step.params, *given)
+        found = _scalars.FUNCTIONS[step.name](step.params, *given)
         return None if found is None else [found]
     body = flatten(next(bodies(step.equation)), [])
     body.values = collections.defaultdict(lambda: NOTHING)

@@ -1,7 +1,7 @@
 """What each primitive does to axes: `after` gives its outputs' layouts for one source, given those of its inputs."""
 
-from numdl.tracing import layouts
-from numdl.tracing.layouts import Layout, blank, drop, followed, inexact, join, merged, other, reshape, stacked
+from numdl.tracing import _layouts
+from numdl.tracing._layouts import Layout, blank, drop, followed, inexact, join, merged, other, reshape, stacked
 
 # fmt: off
 _ELEMENTWISE = {
@@ -40,7 +40,7 @@ def _unknown(name, given, shape):
     taken = join(given, ()).taken
     if not shape:
         return Layout((), taken)
-    known = any(layout is not None and (layouts.is_followed(layout) or layout.lost) for layout in given)
+    known = any(layout is not None and (_layouts.is_followed(layout) or layout.lost) for layout in given)
     return Layout(blank(shape), taken, f"{name} is not followed" if known else None)
 
 
@@ -113,13 +113,13 @@ def _pad(params, given, before, shapes):
 def _slice(params, given, before, shapes):
     one, strides = given[0], params["strides"] or (1,) * len(before[0])
     bounds = zip(one.axes, before[0], params["start_indices"], params["limit_indices"], strides)
-    return one._replace(axes=tuple(layouts.cut(*bound) for bound in bounds))
+    return one._replace(axes=tuple(_layouts.cut(*bound) for bound in bounds))
 
 
 def _split(params, given, before, shapes):
     axis, one, begin, found = params["axis"], given[0], 0, []
     for shape in shapes:
-        parts = layouts.cut(one.axes[axis], before[0][axis], begin, begin + shape[axis])
+        parts = _layouts.cut(one.axes[axis], before[0][axis], begin, begin + shape[axis])
         found.append(one._replace(axes=_put(one.axes, axis, parts)))
         begin += shape[axis]
     return found

@@ -5,7 +5,7 @@ import math
 from fractions import Fraction
 from typing import NamedTuple
 
-from numdl.tracing import layouts
+from numdl.tracing import _layouts
 
 ONE_AT_A_TIME = "it is of one example at a time"
 
@@ -141,7 +141,7 @@ def sight(shape, examples, units, count):
     unfolded = tuple(size for size, _, _ in pieces)
     seen = (count, *(unfolded[i] for i in rest))
     flags = tuple(1 + k for k, i in enumerate(rest) if pieces[i][2])
-    axis = next(axis for axis, parts in enumerate(examples.axes) if layouts.followed(parts))
+    axis = next(axis for axis, parts in enumerate(examples.axes) if _layouts.followed(parts))
     order = (*where, *rest)
     plain = unfolded == tuple(shape) == seen and order == tuple(range(len(shape)))
     return Sight(seen, flags, axis, None if plain else View(tuple(shape), unfolded, order, seen))
@@ -150,9 +150,9 @@ def sight(shape, examples, units, count):
 def _pieces(shape, examples, units):
     """(size, the part of the examples or None, whether it is units) of each axis, those with examples unfolded."""
     for axis, size in enumerate(shape):
-        parts = examples.axes[axis] if examples is not None else layouts.other(size)
-        if not layouts.followed(parts):
-            yield size, None, layouts.followed(units.axes[axis])
+        parts = examples.axes[axis] if examples is not None else _layouts.other(size)
+        if not _layouts.followed(parts):
+            yield size, None, _layouts.followed(units.axes[axis])
             continue
         begin = 1
         for part in parts:
@@ -173,7 +173,7 @@ def _overlaps(parts, begin, end):
 
 
 def _unit_axes(units):
-    return tuple(axis for axis, parts in enumerate(units.axes) if layouts.followed(parts))
+    return tuple(axis for axis, parts in enumerate(units.axes) if _layouts.followed(parts))
 
 
 def _why_not(examples, parts, count):
