@@ -41,7 +41,7 @@ def whole(name, value, *, least=1, most=None):
 def wholes(name, values, *, least=1, fewest=1):
     """A tuple of ints, each as in `whole`, from a sequence of at least `fewest`."""
     try:
-        items = None if isinstance(values, str | bytes | dict) else tuple(values)
+        items = None if isinstance(values, str | bytes | dict | set | frozenset) else tuple(values)
     except TypeError:
         items = None
     if items is None:

@@ -50,7 +50,7 @@ def read(path, *, shape=None, sha256=None, most_bytes=_files.MOST):
 
 
 def _dimensions(shape):
-    if isinstance(shape, str) or not hasattr(shape, "__iter__"):
+    if isinstance(shape, str | dict | set | frozenset) or not hasattr(shape, "__iter__"):
         raise checks.BadType(f"shape must be a tuple of integers >= 1; got {shape!r}")
     shape = tuple(shape)
     if not shape:

@@ -1,7 +1,7 @@
 """The record `Network` and what follows from its functions alone; `core` is the face, and says what a network is."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.tree_util import Partial
+from jaxtyping import Array, ArrayLike, Num, PyTree
 
 from numdl import checks
 
@@ -28,16 +29,39 @@ class Network(NamedTuple):
         return self.readout(params, last_state(self.states(params, x), x))
 
 
-def traceable(network):
-    """The same network as an argument of jitted functions: plain functions become Partials, known by identity."""
+def traceable(network: Network) -> Network:
+    """The same network as an argument of jitted functions: plain functions become Partials, known by identity.
+
+    Parameters
+    ----------
+    network : Network
+    Returns
+    -------
+    Network                     computing the same
+    Raises
+    ------
+    TypeError                   not a Network
+    """
     checks.instance("network", network, Network, hint="made by a builder such as dense.network")
     return Network(*(f if isinstance(f, Partial) else Partial(f) for f in network))
 
 
-def fitting(network, params, x):
+def fitting(network: Network, params: PyTree, x: PyTree) -> tuple[Network, PyTree, PyTree]:
     """(network, params, x) for a jitted function: x has examples, and params are like what the network draws for x.
 
     Shapes that only broadcast to the right ones would give numbers of another network without a word.
+
+    Parameters
+    ----------
+    network : Network
+    params : pytree             with the structure and shapes of network.init(key, x); frozen statistics may be beside
+    x : array [N, ...]          N >= 1; a lifted function may take a pytree
+    Returns
+    -------
+    (Network, pytree, pytree)   checked, native arrays
+    Raises
+    ------
+    ValueError, TypeError       not a Network, x without examples, params that do not fit
     """
     network, x = traceable(network), checks.leaves("x", x)
     for leaf in jax.tree.leaves(x):
@@ -54,8 +78,20 @@ def fitting(network, params, x):
     return network, checks.leaves("params", params, empty=True), x
 
 
-def one_example(x, start=0):
-    """x, checked: an array [1, ...], floating-point where start = 0 differentiates it, else any numbers (tokens)."""
+def one_example(x: Num[ArrayLike, "..."], start: int = 0) -> Num[ArrayLike, "1 ..."]:
+    """x, checked: an array [1, ...], floating-point where start = 0 differentiates it, else any numbers (tokens).
+
+    Parameters
+    ----------
+    x : array [1, ...]
+    start : int                 the layer that the caller starts at
+    Returns
+    -------
+    array [1, ...]
+    Raises
+    ------
+    ValueError, TypeError       several examples, no axis, not of numbers
+    """
     if np.ndim(start) == 0 and start == 0:
         x = checks.floating("x", x, least_ndim=1)
     x = checks.array("x", x, kind="number", least_ndim=1)
@@ -64,37 +100,96 @@ def one_example(x, start=0):
     return x
 
 
-def last_state(states, x):
-    """y_L, the state that the readout reads; x where there is no layer."""
+def last_state(states: Sequence[Array], x: PyTree) -> PyTree:
+    """y_L, the state that the readout reads; x where there is no layer.
+
+    Parameters
+    ----------
+    states : tuple of arrays [layers, N, ...]    of `network.states`
+    x : array [N, ...]          what it was called with
+    Returns
+    -------
+    array [N, ...]
+    Raises
+    ------
+    TypeError                   states that are not a tuple of stretches
+    """
     states = _stretches(states)
     return states[-1][-1] if states else x
 
 
-def layer_count(states):
-    """The number of layers L in a tuple of stretches."""
+def layer_count(states: Sequence[Array | jax.ShapeDtypeStruct]) -> int:
+    """The number of layers L in a tuple of stretches.
+
+    Parameters
+    ----------
+    states : tuple of arrays [layers, N, ...]    or of their shapes
+    Returns
+    -------
+    int
+    Raises
+    ------
+    TypeError                   states that are not a tuple of stretches
+    """
     states = _stretches(states)
     return sum(stretch.shape[0] for stretch in states)
 
 
-def per_layer(function, states):
+def per_layer(function: Callable[[Array], PyTree], states: Sequence[Array]) -> PyTree:
     """`function` of every layer's array [N, ...], stacked into [L, ...]; shape [0] where there is no layer.
 
-    The results of all layers must have one shape: a scalar each gives [L].
+    The results of all layers must have one shape, a scalar each gives [L].
+
+    Parameters
+    ----------
+    function : function         y [N, ...] -> array or pytree of arrays
+    states : tuple of arrays [layers, N, ...]
+    Returns
+    -------
+    array or pytree [L, ...]
+    Raises
+    ------
+    TypeError                   states that are not a tuple of stretches, a function that does not take one array
     """
     checks.accepts("function", function, 1, "function(y)")
     parts = [jax.vmap(function)(stretch) for stretch in _stretches(states)]
     return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts) if parts else jnp.zeros((0,))
 
 
-def zero_probes(network, params, x):
-    """One zero array for each stretch, shaped like the states of this input."""
+def zero_probes(network: Network, params: PyTree, x: PyTree) -> tuple[Array, ...]:
+    """One zero array for each stretch, shaped like the states of this input.
+
+    Parameters
+    ----------
+    network : Network
+    params : pytree             of `network.init`
+    x : array [N, ...]          the batch; a lifted function may take a pytree
+    Returns
+    -------
+    tuple of arrays [layers, N, ...]
+    Raises
+    ------
+    ValueError, TypeError       not a Network, params or x that do not fit it
+    """
     network, params, x = fitting(network, params, x)
     shapes = jax.eval_shape(network.states, params, x)
     return tuple(jnp.zeros(stretch.shape, stretch.dtype) for stretch in shapes)
 
 
-def split_probes(probes, stretches):
-    """For builders: one probe or None for each stretch, their number checked."""
+def split_probes(probes: Sequence[Array | None] | None, stretches: int) -> tuple[Array | None, ...]:
+    """For builders: one probe or None for each stretch, their number checked.
+
+    Parameters
+    ----------
+    probes : tuple of arrays [layers, N, ...]    or None, no probes at all
+    stretches : int             how many stretches the network has, >= 0
+    Returns
+    -------
+    tuple                       one entry for each stretch
+    Raises
+    ------
+    ValueError, TypeError       another number of probes
+    """
     stretches = checks.whole("stretches", stretches, least=0)
     if probes is None:
         return (None,) * stretches

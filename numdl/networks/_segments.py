@@ -5,16 +5,30 @@ adds its argument as a probe, so its derivative at zero is the Jacobian dy_stop 
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from numdl import checks
 from numdl.networks import _record
 
 
-def segment(shapes, start, stop):
-    """(start, stop), checked against the layers that states of these shapes have."""
+def segment(shapes: Sequence[Array | jax.ShapeDtypeStruct], start: int, stop: int) -> tuple[int, int]:
+    """(start, stop), checked against the layers that states of these shapes have.
+
+    Parameters
+    ----------
+    shapes : tuple of arrays [layers, N, ...]    the states, or their shapes
+    start, stop : int           0 <= start < stop <= L + 1
+    Returns
+    -------
+    (int, int)
+    Raises
+    ------
+    ValueError, TypeError       out of range, not whole numbers
+    """
     depth = _record.layer_count(shapes)
     start = checks.whole("start", start, least=0, most=depth)
     return start, checks.whole("stop", stop, least=start + 1, most=depth + 1)

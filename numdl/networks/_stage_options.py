@@ -89,6 +89,15 @@ def settings(motion, widths, depth, bias_variance, adjoint, options):
     )
 
 
+def inner_width(block, hidden):
+    """The width asked for inside a block, checked; None where it is the stage's own."""
+    if hidden is None:
+        return None
+    if block not in ("two_layer", "symmetric"):
+        raise checks.BadValue(f"hidden must be None unless block is two_layer or symmetric; got {hidden} for {block}")
+    return checks.whole("hidden", hidden)
+
+
 def _complete(options):
     unknown = [name for name in options if name not in DEFAULTS]
     if unknown:
@@ -106,10 +115,11 @@ def _laws(options):
 
 
 def _clock(step, time):
-    if (step is None) == (time is None):
+    clocks = {"step": step, "time": time}
+    given = {name: checks.finite(name, value, shape=()) for name, value in clocks.items() if value is not None}
+    if len(given) != 1:
         raise checks.BadValue(f"exactly one of step and time must be given; got step={step!r}, time={time!r}")
-    checks.finite("time" if step is None else "step", time if step is None else step, shape=())
-    return {"step": step, "time": time}
+    return clocks | given
 
 
 def _adjoint(scheme, adjoint):

@@ -13,12 +13,14 @@ the leaves of "layers" stacked along depth.
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.tree_util import Partial
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
 from numdl import checks
 from numdl.networks import _affine
@@ -29,23 +31,56 @@ from numdl.records import record, static
 SELECTIONS = ("soft", "top_1", "gumbel")
 
 
-def soft(scores):
-    """The softmax over keys."""
+def soft(scores: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
+    """The softmax over keys.
+
+    Parameters
+    ----------
+    scores : array [..., keys]
+    Returns
+    -------
+    array [..., keys]           rows that sum to one
+    Raises
+    ------
+    ValueError, TypeError       empty scores, or not of floating-point numbers
+    """
     scores = checks.floating("scores", scores)
     return jax.nn.softmax(scores, axis=-1)
 
 
-def top_1(scores):
-    """One for the best key, the first of equals, and 0 for all others; the derivative is that of `soft`."""
+def top_1(scores: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
+    """One for the best key, the first of equals, and 0 for all others; the derivative is that of `soft`.
+
+    Parameters
+    ----------
+    scores : array [..., keys]
+    Returns
+    -------
+    array [..., keys]           one-hot rows (hardmax)
+    Raises
+    ------
+    ValueError, TypeError       empty scores, or not of floating-point numbers
+    """
     scores = checks.floating("scores", scores)
     return _straight_through(scores, soft(scores))
 
 
-def gumbel(key, scores, *, temperature):
+def gumbel(key: Key[Array, ""], scores: Float[ArrayLike, "..."], *, temperature: ScalarLike) -> Float[Array, "..."]:
     """One key, drawn with the probabilities of `soft`; the derivative is that of a softmax at `temperature`.
 
         argmax(scores + noise),   noise = -log(-log(uniform))
 
+    Parameters
+    ----------
+    key : key                   of the noise
+    scores : array [..., keys]
+    temperature : scalar        > 0
+    Returns
+    -------
+    array [..., keys]           one-hot rows
+    Raises
+    ------
+    ValueError, TypeError       a temperature that is not positive, empty scores, or not of floating-point numbers
     Source: Jang, Gu & Poole 2017, arXiv:1611.01144 (straight-through); Maddison et al. 2017, arXiv:1611.00712.
     """
     checks.key("key", key)
@@ -55,13 +90,32 @@ def gumbel(key, scores, *, temperature):
     return _straight_through(perturbed, soft(perturbed / temperature))
 
 
-def attend(queries, keys, values, *, weights=soft, causal=False):
-    """The values mixed by the weights of their keys: [..., T, k], [..., S, k], [..., S, v] -> [..., T, v].
+def attend(
+    queries: Float[ArrayLike, "*batch T k"],
+    keys: Float[ArrayLike, "*batch S k"],
+    values: Float[ArrayLike, "*batch S v"],
+    *,
+    weights: Callable[[Array], Array] = soft,
+    causal: bool = False,
+) -> Float[Array, "*batch T v"]:
+    """Scaled dot-product attention: the values mixed by the weights of their keys.
+
+        weights(queries keys' / sqrt(k)) values
 
     Parameters
     ----------
+    queries : array [..., T, k]
+    keys : array [..., S, k]
+    values : array [..., S, v]
     weights : function          scores [..., T, S] -> rows that sum to one
     causal : bool               query t sees the keys 0..t only
+    Returns
+    -------
+    array [..., T, v]
+    Raises
+    ------
+    ValueError, TypeError       shapes that do not fit, arrays not of floating-point numbers, weights not a function
+    Source: Vaswani et al. 2017, arXiv:1706.03762.
     """
     queries, keys, values = (
         checks.floating(name, array, least_ndim=2)
@@ -79,10 +133,30 @@ def attend(queries, keys, values, *, weights=soft, causal=False):
     return jnp.einsum("...ts,...sv->...tv", weights(scores), values)
 
 
-def self_attention(params, x, *, weights=soft, causal=False):
-    """Multi-head self-attention of tokens [..., T, d]; the heads are the first axis of the parameters.
+def self_attention(
+    params: dict[str, Array],
+    x: Float[ArrayLike, "*batch T d"],
+    *,
+    weights: Callable[[Array], Array] = soft,
+    causal: bool = False,
+) -> Float[Array, "*batch T e"]:
+    """Multi-head self-attention of tokens; the heads are the first axis of the parameters.
 
-    params : {"query": [H, d, k], "key": [H, d, k], "value": [H, d, v], "output": [H, v, d]}
+        sum over heads of weights(x W_Q (x W_K)' / sqrt(k)) x W_V W_O
+
+    Parameters
+    ----------
+    params : dict               {"query": [H, d, k], "key": [H, d, k], "value": [H, d, v], "output": [H, v, e]}
+    x : array [..., T, d]
+    weights : function          scores [..., T, T] -> rows that sum to one
+    causal : bool               token t sees tokens 0..t only
+    Returns
+    -------
+    array [..., T, e]
+    Raises
+    ------
+    ValueError, TypeError       shapes that do not fit, a missing map, weights not a function
+    Source: Vaswani et al. 2017, arXiv:1706.03762.
     """
     x, params = checks.floating("x", x, least_ndim=2), _projections(params, np.shape(x)[-1])
     checks.accepts("weights", weights, 1, "weights(scores)")
@@ -94,32 +168,38 @@ def self_attention(params, x, *, weights=soft, causal=False):
 
 def network(
     *,
-    depth,
-    heads,
-    head_width,
-    outputs,
-    query_key_weights,
-    value_weights,
-    skip,
-    mlp_width=None,
-    mlp_weights=None,
-    activation=None,
-    selection="soft",
-    key=None,
-    temperature=1.0,
-    causal=False,
-):
-    """A stack of attention layers on token matrices [N, tokens, d], d from the input.
+    depth: int,
+    heads: int,
+    head_width: int,
+    outputs: int,
+    query_key_weights: Initializer,
+    value_weights: Initializer,
+    skip: bool,
+    mlp_width: int | None = None,
+    mlp_weights: Initializer | None = None,
+    activation: Callable[[Array], Array] | None = None,
+    selection: str = "soft",
+    key: Key[Array, ""] | None = None,
+    temperature: ScalarLike = 1.0,
+    causal: bool = False,
+) -> Network:
+    """A stack of attention layers (a transformer without normalization) on token matrices, d from the input.
 
     Parameters
     ----------
-    depth, heads, head_width, outputs : int    head_width is k and v
+    depth, heads, head_width, outputs : int    each >= 1; head_width is k and v
     query_key_weights, value_weights : Initializer    of W_Q, W_K (d, k); of W_V (d, v), W_O (heads * v, d) and readout
     skip : bool                 add the input to the attention's output, and to the MLP's
-    mlp_width, mlp_weights, activation    of an MLP after the attention, d -> mlp_width -> d; None: no MLP
+    mlp_width : int             of an MLP after the attention, d -> mlp_width -> d; without one if None
+    mlp_weights : Initializer   of both its maps
+    activation : function       between them, elementwise
     selection : str             soft, top_1 or gumbel
-    key, temperature            for gumbel: the same key draws the same noise in every call, fresh for each layer
+    key : key                   for gumbel; it draws the same noise in every call, fresh for each layer
+    temperature : scalar        for gumbel, > 0
     causal : bool               token t sees tokens 0..t only
+    Returns
+    -------
+    Network                     x [N, tokens, d] -> outputs [N, outputs]
     Raises
     ------
     ValueError, TypeError       a size below 1, an MLP without weights or activation, gumbel without key
@@ -151,22 +231,26 @@ class SplitTokens:
     log_scale: jax.Array  # [L + 1, N]
 
 
-def split_states(params, x, *, skip):
+def split_states(params: PyTree, x: Float[ArrayLike, "N tokens d"], *, skip: bool) -> SplitTokens:
     """The states of a soft, uncausal stack without MLP, input first, with deviations exact at any size.
 
         E_ij = r_i A r_j' / sqrt(k),  b_j = m A r_j' / sqrt(k),  q = softmax(b),  P = softmax(b + E)
         mean' = (m + q R) W_V W_O [+ m],   deviation' = (P - q) R W_V W_O [+ R],   P - q = q expm1(E - log sum q e^E)
 
-    In the plain states the deviation drowns in the rounding of the mean after about three layers.
+    In the plain states the deviation drowns in the rounding of the mean after about three layers (rank collapse).
 
     Parameters
     ----------
-    params                      of `network` with selection="soft", causal=False, mlp_width=None
+    params : pytree             of `network` with selection="soft", causal=False, mlp_width=None
     x : array [N, tokens, d]
     skip : bool                 as in `network`
+    Returns
+    -------
+    SplitTokens                 leading axis, the states 0..L
     Raises
     ------
-    ValueError                  parameters with an MLP
+    ValueError, TypeError       parameters with an MLP or of another network, x with other axes
+    Source: own; the softmax does not see what is added to a whole row.
     """
     x, skip, params = checks.floating("x", x, ndim=3), checks.flag("skip", skip), checks.leaves("params", params)
     if not isinstance(params, dict) or "layers" not in params:

@@ -15,11 +15,14 @@ Source: Huang, Liu, van der Maaten & Weinberger 2017, arXiv:1608.06993, eq. (2),
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree, ScalarLike
 
 from numdl import checks, precision
 from numdl.networks import _affine, initializers
@@ -28,19 +31,35 @@ from numdl.networks.initializers import Initializer
 from numdl.records import record, static
 
 
-def network(*, width, growth, depth, outputs, activation, weight_variance, bias_variance, dtype=None):
-    """A densely connected network: an affine map to `width` features, then `depth` layers of `growth` new ones each.
+def network(
+    *,
+    width: int,
+    growth: int,
+    depth: int,
+    outputs: int,
+    activation: Callable[[Array], Array],
+    weight_variance: ScalarLike,
+    bias_variance: ScalarLike,
+    dtype: DTypeLike | None = None,
+) -> Network:
+    """A densely connected network (DenseNet): a map to `width` features, then `depth` layers of `growth` new ones.
+
+        y_{l+1} = activation([y_1, y_2, ..., y_l]) W_{l+1} + b_{l+1}
 
     Parameters
     ----------
-    width, growth, depth, outputs : int
+    width, growth, depth, outputs : int    each >= 1
     activation : function       elementwise
-    weight_variance : scalar    fan_in * Var(W_ij), Gaussian; fan_in is what the layer reads, n_l
-    bias_variance : scalar      Var(b_i), Gaussian
+    weight_variance : scalar    fan_in * Var(W_ij), Gaussian, >= 0; fan_in is what the layer reads, n_l
+    bias_variance : scalar      Var(b_i), Gaussian, >= 0
     dtype : dtype               of the parameters; the input's if None
+    Returns
+    -------
+    Network                     x [N, features] -> outputs [N, outputs]
     Raises
     ------
     ValueError, TypeError       a size below 1, a negative variance
+    Source: Huang, Liu, van der Maaten & Weinberger 2017, arXiv:1608.06993, eq. (2), without normalization.
     """
     sizes = {"width": width, "growth": growth, "depth": depth, "outputs": outputs}
     settings = _Settings(
@@ -53,8 +72,19 @@ def network(*, width, growth, depth, outputs, activation, weight_variance, bias_
     return Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout, settings))
 
 
-def parameter_count(params):
-    """How many parameters the outputs depend on: all but the rows of kernels that no layer reads."""
+def parameter_count(params: PyTree) -> int:
+    """How many parameters the outputs depend on: all but the rows of kernels that no layer reads.
+
+    Parameters
+    ----------
+    params : pytree             of `network`'s init
+    Returns
+    -------
+    int
+    Raises
+    ------
+    ValueError, TypeError       params of another network, leaves that are not arrays
+    """
     params = checks.leaves("params", params)
     if not isinstance(params, dict) or "kernel" not in params.get("layers", ()):
         raise checks.BadValue(f"params must be those of a concatenated network, with layers; got {params}")

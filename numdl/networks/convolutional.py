@@ -15,11 +15,14 @@ own convolution is many times slower within a scan. Pooling is a mean or maximum
 import functools
 import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, ScalarLike
 
 from numdl import checks
 from numdl.networks import _affine
@@ -42,29 +45,32 @@ class Stage(NamedTuple):
 
 def network(
     *,
-    stages,
-    outputs,
-    activation,
-    bias_variance,
-    hidden=(),
-    weight_variance=None,
-    initializer=None,
-    pooling="average",
-    dtype=None,
-):
+    stages: Sequence[Stage],
+    outputs: int,
+    activation: Callable[[Array], Array],
+    bias_variance: ScalarLike,
+    hidden: Sequence[int] = (),
+    weight_variance: ScalarLike | None = None,
+    initializer: Initializer | None = None,
+    pooling: str = "average",
+    dtype: DTypeLike | None = None,
+) -> Network:
     """A convolutional classifier: `stages` of convolutions, dense layers of the widths `hidden`, an affine readout.
 
     Parameters
     ----------
     stages : sequence of Stage      at least one
-    outputs : int
+    outputs : int                   >= 1
     activation : function           elementwise
     weight_variance : scalar        fan_in * Var of an entry, fan_in = height * width * channels of the window; Gaussian
     initializer : Initializer       any other law; exactly one of this and `weight_variance`
-    bias_variance : scalar          Var(b_i), Gaussian
-    hidden : sequence of int        may be empty
+    bias_variance : scalar          Var(b_i), Gaussian, >= 0
+    hidden : sequence of int        each >= 1; may be empty
     pooling : str                   average or max
     dtype : dtype                   of the parameters; the input's if None
+    Returns
+    -------
+    Network                         x [N, height, width, channels] -> outputs [N, outputs]
     Raises
     ------
     ValueError, TypeError           no stage, a size below 1, an even window that is padded, a negative variance, two
@@ -83,36 +89,76 @@ def network(
     return Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout, settings))
 
 
-def lenet5(*, padding="same", **settings):
+def lenet5(*, padding: str = "same", **settings: Any) -> Network:
     """LeNet-5 for pictures [N, 28, 28, 1], or [N, 32, 32, 1] with padding="valid": 6@5x5, 16@5x5, 120, 84, 10.
 
-    `settings` are those of `network`: activation, weight_variance, bias_variance, pooling. Simplified: every map of the
-    second convolution sees all six before it (the paper's table leaves out 36 of 96 pairs), pooling has no
-    coefficients, the last layer is affine. So there are 61,706 parameters and not 60,000.
+    Simplified: every map of the second convolution sees all six before it (the paper's table leaves out 36 of 96
+    pairs), pooling has no coefficients, the last layer is affine. That makes 61,706 parameters, not 60,000.
+
+    Parameters
+    ----------
+    padding : str                   of the first convolution, same or valid
+    **settings : keywords            of `network`, activation, weight_variance, bias_variance, pooling for example
+    Returns
+    -------
+    Network                         outputs [N, 10]
+    Raises
+    ------
+    ValueError, TypeError           another padding, what `network` refuses
     Source: LeCun, Bottou, Bengio & Haffner 1998, "Gradient-based learning applied to document recognition", fig. 2.
     """
     stages = (Stage(6, 5, 2, checks.one_of("padding", padding, PADDINGS)), Stage(16, 5, 2))
     return network(**{"stages": stages, "hidden": (120, 84), "outputs": 10} | settings)
 
 
-def lecun1990(**settings):
+def lecun1990(**settings: Any) -> Network:
     """The first convolutional network for digits, pictures [N, 28, 28, 1]: 4@5x5, pool, 12@5x5, pool, 10.
 
-    `settings` are those of `network`. Simplified: every map of the second convolution sees all four before it, and
-    pooling has no coefficients. So there are 3,246 parameters and not the paper's 2,578.
+    Simplified: every map of the second convolution sees all four before it, and pooling has no coefficients. That makes
+    3,246 parameters, not the paper's 2,578.
+
+    Parameters
+    ----------
+    **settings : keywords            of `network`, activation, weight_variance, bias_variance, pooling for example
+    Returns
+    -------
+    Network                         outputs [N, 10]
+    Raises
+    ------
+    ValueError, TypeError           what `network` refuses
     Source: LeCun et al. 1990, "Handwritten digit recognition with a back-propagation network", section 4.
     """
     return network(**{"stages": (Stage(4, 5, 2), Stage(12, 5, 2)), "outputs": 10} | settings)
 
 
-def convolve(y, kernel, *, padding="valid"):
+def convolve(
+    y: Float[ArrayLike, "N height width channels"],
+    kernel: Float[ArrayLike, "rows columns channels outputs"],
+    *,
+    padding: str = "valid",
+) -> Float[Array, "N new_height new_width outputs"]:
     """The convolution of y [N, H, W, C] with a kernel HWIO, stride 1: one matrix product.
 
-    z[n, i, j] = sum over a, b of y[n, i + a, j + b] @ kernel[a, b]         y with zeros around it if "same"
+        z[n, i, j] = sum over a, b of y[n, i + a, j + b] @ kernel[a, b]         y with zeros around it if "same"
+
+    Parameters
+    ----------
+    y : array [N, H, W, C]
+    kernel : array [h, w, C, outputs]
+    padding : str               valid, or same (zeros around y; h and w odd)
+    Returns
+    -------
+    array [N, H - h + 1, W - w + 1, outputs], or [N, H, W, outputs] if "same"
+    Raises
+    ------
+    ValueError, TypeError       not four axes, another number of channels, an unknown padding, a window
+                                that does not fit into y, or an even one with zeros around
+    Source: the definition (of the correlation, as all deep learning libraries have it).
     """
     y, kernel = checks.floating("y", y, ndim=4), checks.floating("kernel", kernel, ndim=4)
     checks.one_of("padding", padding, PADDINGS)
     height, width, channels, outputs = checks.shape("kernel", kernel, (None, None, y.shape[-1], None)).shape
+    _check_window(y.shape[1:3], (height, width), padding)
     if padding == "same":
         y = jnp.pad(y, ((0, 0), (height // 2,) * 2, (width // 2,) * 2, (0, 0)))
     rows, columns = y.shape[1] - height + 1, y.shape[2] - width + 1
@@ -125,6 +171,13 @@ def convolve(y, kernel, *, padding="valid"):
     patches = jnp.concatenate([seen[:, a : a + rows] for a in range(height)], axis=-1)
     z = patches @ _band(kernel, strip).reshape(height * length, strip * outputs)
     return z.reshape(y.shape[0], rows, columns, outputs)
+
+
+def _check_window(picture, window, padding):
+    if padding == "same" and not all(size % 2 for size in window):
+        raise checks.BadValue(f"kernel must have an odd height and width where padding is 'same'; got {window}")
+    if padding == "valid" and any(size > room for size, room in zip(window, picture, strict=True)):
+        raise checks.BadValue(f"kernel must fit into the height and width {picture} of y; got {window}")
 
 
 def _strip(columns, width, channels):

@@ -28,6 +28,7 @@ JAX function is a network too*: `lift(apply, params, x)` finds its layers and ma
 import functools
 
 import jax
+from jaxtyping import Array, ArrayLike, Float, Num, PyTree
 
 from numdl import checks
 from numdl.networks import _segments
@@ -44,6 +45,7 @@ from numdl.networks._record import (
 )
 from numdl.networks._segments import segment
 from numdl.networks.lift import lift
+from numdl.typing import LossOfOutputs
 
 __all__ = [
     "Network",
@@ -62,24 +64,32 @@ __all__ = [
 ]
 
 
-def state_gradients(network, params, x, loss):
-    """dloss/dy_l for every layer, as stretches shaped like the states.
+def state_gradients(network: Network, params: PyTree, x: PyTree, loss: LossOfOutputs) -> tuple[Array, ...]:
+    """dloss/dy_l for every layer (backpropagation through the states), as stretches shaped like the states.
 
         g_l = d loss(outputs) / d probe_l   at probes 0
 
     Parameters
     ----------
-    x : array [N, ...]
+    network : Network
+    params : pytree             of `network.init`
+    x : array [N, ...]          the batch; a lifted function may take a pytree
     loss : function             outputs [N, d_out] -> scalar. A mean over examples puts 1/N into every gradient.
+    Returns
+    -------
+    tuple of arrays [layers, N, ...]
     Raises
     ------
-    TypeError                   network is no Network, or loss is no function
+    ValueError, TypeError       not a Network, params or x that do not fit it, a loss that is not one real number
+    Source: the definition.
     """
     loss = checks.returning("loss", loss, 1, "loss(outputs)", scalar=True)
     return _state_gradients(*fitting(network, params, x), loss)
 
 
-def jacobian(network, params, x, *, start, stop):
+def jacobian(
+    network: Network, params: PyTree, x: Num[ArrayLike, "1 ..."], *, start: int, stop: int
+) -> Float[Array, "m n"]:
     """The matrix d y_stop / d y_start at one example, [size of y_stop, size of y_start].
 
     Layers count from 1; start = 0 is the input and stop = L + 1 the outputs. States with several axes are flattened.
@@ -87,11 +97,16 @@ def jacobian(network, params, x, *, start, stop):
 
     Parameters
     ----------
+    network : Network
+    params : pytree             of `network.init`
     x : array [1, ...]          one example; integers (tokens) where start >= 1
     start, stop : int           0 <= start < stop <= L + 1
+    Returns
+    -------
+    array [m, n]                m = size of y_stop, n = size of y_start
     Raises
     ------
-    ValueError                  several examples, or start and stop out of range
+    ValueError, TypeError       several examples, start and stop out of range, params that do not fit, not a Network
     """
     network, params, x = fitting(network, params, one_example(x, start))
     return _jacobian(network, params, x, *segment(jax.eval_shape(network.states, params, x), start, stop))

@@ -9,9 +9,12 @@ of "hidden" for each stretch. Depth is axis 0 of a leaf, and the network reads i
 
 import functools
 import itertools
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.tree_util import Partial
+from jax.typing import DTypeLike
+from jaxtyping import Array, ScalarLike
 
 from numdl import checks
 from numdl.networks import _affine
@@ -22,31 +25,37 @@ from numdl.records import record, static
 
 def network(
     *,
-    widths,
-    activation,
-    bias_variance,
-    weight_variance=None,
-    law=None,
-    initializer=None,
-    readout_weight_variance=None,
-    readout_bias_variance=None,
-    dtype=None,
-):
-    """A dense network with len(widths) - 2 hidden layers; two widths make a linear map, logistic regression.
+    widths: Sequence[int],
+    activation: Callable[[Array], Array],
+    bias_variance: ScalarLike,
+    weight_variance: ScalarLike | None = None,
+    law: str | None = None,
+    initializer: Initializer | None = None,
+    readout_weight_variance: ScalarLike | None = None,
+    readout_bias_variance: ScalarLike | None = None,
+    dtype: DTypeLike | None = None,
+) -> Network:
+    """A dense network (multilayer perceptron, fully connected) with len(widths) - 2 hidden layers.
+
+    Two widths make a linear map, logistic regression.
 
     Parameters
     ----------
-    widths : sequence of int    input, hidden layers, outputs
+    widths : sequence of int    input, hidden layers, outputs; each >= 1
     activation : function       elementwise; an Activation, to compare with theory
-    weight_variance : scalar    fan_in * Var(W_ij), dimensionless; exactly one of this and `initializer`
-    bias_variance : scalar      Var(b_i), Gaussian
+    weight_variance : scalar    fan_in * Var(W_ij), dimensionless, >= 0; exactly one of this and `initializer`
+    bias_variance : scalar      Var(b_i), Gaussian, >= 0
     law : str                   of the entries, if not normal: uniform, truncated_normal or rademacher
     initializer : Initializer   any other law, orthogonal for example
     readout_weight_variance, readout_bias_variance : scalar    of the last map, if different; the weights are Gaussian
     dtype : dtype               of the parameters; the input's if None
+    Returns
+    -------
+    Network                     x [N, widths[0]] -> outputs [N, widths[-1]]
     Raises
     ------
-    ValueError, TypeError       fewer than two widths, a negative variance, two laws for the weights or none
+    ValueError, TypeError       fewer than two widths, a width below 1, a negative variance, two laws for the weights or
+                                none, an activation that does not take one array, another dtype than a floating one
     """
     settings = _settings(
         checks.wholes("widths", widths),

@@ -17,23 +17,46 @@ antisymmetric, Hamiltonian); Ruthotto & Haber 2018, arXiv:1804.04272 (symmetric)
 """
 
 import functools
+from collections.abc import Callable
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from numdl.typing import Field
 
 BLOCKS = ("one_layer", "two_layer", "symmetric", "antisymmetric")
 WEIGHTS, SECOND, BIAS = "weights", "second_weights", "bias"  # who draws a leaf
 
 
 @functools.cache
-def single(block, activation):
-    """The field (t, y, theta) -> y' of this block; one function object for each block and activation."""
+def single(block: str, activation: Callable[[Array], Array]) -> Field:
+    """The field (t, y, theta) -> y' of this block; one function object for each block and activation.
+
+    Parameters
+    ----------
+    block : str                 of `BLOCKS`
+    activation : function       elementwise, hashable
+    Returns
+    -------
+    function                    (t, y [N, ..., n], theta) -> array like y; theta as `layout` says, and for the
+                                antisymmetric block with a scalar "damping"
+    """
     value = functools.partial(_FIELDS[block], activation)
     return lambda t, y, theta: value(theta, y)
 
 
 @functools.cache
-def hamiltonian(block, activation):
-    """The two fields of a Hamiltonian network, theta -> q' and p'."""
+def hamiltonian(block: str, activation: Callable[[Array], Array]) -> tuple[Field, Field]:
+    """The two fields of a Hamiltonian network, theta -> q' and p'.
+
+    Parameters
+    ----------
+    block : str                 one_layer or symmetric
+    activation : function       elementwise, hashable
+    Returns
+    -------
+    (function, function)        (t, p, theta) -> q' and (t, q, theta) -> p'; symmetric takes {"first", "second"}
+    """
     if block == "one_layer":
         return (
             lambda t, p, theta: _one_layer(activation, theta, p),
@@ -46,8 +69,17 @@ def hamiltonian(block, activation):
 
 
 @functools.cache
-def coupling(block, activation):
-    """The two fields of an additive coupling, each with parameters of its own."""
+def coupling(block: str, activation: Callable[[Array], Array]) -> tuple[Field, Field]:
+    """The two fields of an additive coupling, each with parameters of its own.
+
+    Parameters
+    ----------
+    block : str                 one_layer, two_layer or symmetric
+    activation : function       elementwise, hashable
+    Returns
+    -------
+    (function, function)        (t, p, theta) -> q' and (t, q, theta) -> p'; theta is {"first", "second"}
+    """
     value = functools.partial(_FIELDS[block], activation)
     return (
         lambda t, p, theta: value(theta["first"], p),
@@ -55,8 +87,19 @@ def coupling(block, activation):
     )
 
 
-def layout(block, width, hidden, window):
-    """What theta holds for one layer: {name: (shape, who draws it)}."""
+def layout(block: str, width: int, hidden: int | None, window: tuple[int, ...]) -> dict[str, tuple]:
+    """What theta holds for one layer.
+
+    Parameters
+    ----------
+    block : str                 of `BLOCKS`
+    width : int                 n
+    hidden : int                inside a two_layer or symmetric block; n if None
+    window : tuple              () dense, (height, width) convolutional
+    Returns
+    -------
+    dict                        {name: (shape, who draws it)}
+    """
     hidden = width if hidden is None else hidden
     leaves = {"kernel": ((*window, width, hidden), WEIGHTS), "bias": ((hidden,), BIAS)}
     if block == "two_layer":
@@ -64,22 +107,48 @@ def layout(block, width, hidden, window):
     return leaves
 
 
-def apply(kernel, y):
-    """y K: a product over the last axis, or the convolution with a window HWIO and zero padding."""
+def apply(kernel: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """y K: a product over the last axis, or the convolution with a window HWIO and zero padding.
+
+    Parameters
+    ----------
+    kernel : array [n, m] or [height, width, n, m]
+    y : array [N, n] or [N, H, W, n]
+    Returns
+    -------
+    array [N, m] or [N, H, W, m]
+    """
     return y @ kernel if kernel.ndim == 2 else convolve(y, kernel)
 
 
-def transpose(kernel):
-    """K^T, so that <apply(K, y), z> = <y, apply(K^T, z)>; for a window the axes are flipped and channels exchanged."""
+def transpose(kernel: Float[Array, "..."]) -> Float[Array, "..."]:
+    """K^T, so that <apply(K, y), z> = <y, apply(K^T, z)>; for a window the axes are flipped and channels exchanged.
+
+    Parameters
+    ----------
+    kernel : array [n, m] or [height, width, n, m]    the window of odd size
+    Returns
+    -------
+    array [m, n] or [height, width, m, n]
+    """
     return kernel.T if kernel.ndim == 2 else jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
 
 
-def convolve(y, kernel):
+def convolve(y: Float[Array, "N H W n"], kernel: Float[Array, "height width n m"]) -> Float[Array, "N H W m"]:
     """The convolution of y [N, H, W, C] with a window HWIO of odd size, stride 1, zero padding: one matrix product.
 
         z[n, i, j] = sum over a, b of y[n, i + a - height // 2, j + b - width // 2] @ kernel[a, b]
 
     On a CPU the gradient of jax's own convolution is 5 to 15 times slower within a scan.
+
+    Parameters
+    ----------
+    y : array [N, H, W, n]
+    kernel : array [height, width, n, m]    height and width odd
+    Returns
+    -------
+    array [N, H, W, m]
+    Source: the definition (of the correlation, as all deep learning libraries have it).
     """
     height, width, _, outputs = kernel.shape
     rows, columns = y.shape[1:3]

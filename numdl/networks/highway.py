@@ -13,11 +13,14 @@ Source: Srivastava, Greff & Schmidhuber 2015, arXiv:1505.00387, eq. (3).
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
 
 from numdl import checks
 from numdl.networks import _affine
@@ -28,32 +31,38 @@ from numdl.records import record, static
 
 def network(
     *,
-    width,
-    depth,
-    outputs,
-    activation,
-    bias_variance,
-    gate_bias,
-    weight_variance=None,
-    initializer=None,
-    gate_weight_variance=None,
-    dtype=None,
-):
+    width: int,
+    depth: int,
+    outputs: int,
+    activation: Callable[[Array], Array],
+    bias_variance: ScalarLike,
+    gate_bias: ScalarLike,
+    weight_variance: ScalarLike | None = None,
+    initializer: Initializer | None = None,
+    gate_weight_variance: ScalarLike | None = None,
+    dtype: DTypeLike | None = None,
+) -> Network:
     """A stack of `depth` highway layers of one width behind an affine map; the states are y_1 and y after each layer.
+
+        y_{l+1} = t * activation(y_l W + b) + (1 - t) * y_l,    t = sigmoid(y_l V + c)
 
     Parameters
     ----------
-    width, depth, outputs : int
+    width, depth, outputs : int     each >= 1
     activation : function           elementwise
-    weight_variance : scalar        fan_in * Var(W_ij), Gaussian; exactly one of this and `initializer`
+    weight_variance : scalar        fan_in * Var(W_ij), Gaussian, >= 0; exactly one of this and `initializer`
     bias_variance : scalar          Var(b_i), Gaussian, of all biases but the gates'
     gate_bias : scalar              c at the start; the paper takes -1 to -10, the deeper the lower
     initializer : Initializer       any other law of the weights
     gate_weight_variance : scalar   fan_in * Var(V_ij), Gaussian, if different
     dtype : dtype                   of the parameters; the input's if None
+    Returns
+    -------
+    Network                         x [N, features] -> outputs [N, outputs]
     Raises
     ------
     ValueError, TypeError           a size below 1, a negative variance, two laws or none, gate_bias not finite
+    Source: Srivastava, Greff & Schmidhuber 2015, arXiv:1505.00387, eq. (3).
     """
     sizes = (checks.whole(name, value) for name, value in (("width", width), ("depth", depth), ("outputs", outputs)))
     weights = _affine.law(weight_variance, initializer)
@@ -69,8 +78,21 @@ def network(
     return Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout))
 
 
-def gates(network, params, x):
-    """The transform gates t of every layer, [depth, N, width]: how much of each coordinate is new."""
+def gates(network: Network, params: PyTree, x: Float[ArrayLike, "N features"]) -> Float[Array, "depth N width"]:
+    """The transform gates t of every layer: how much of each coordinate is new.
+
+    Parameters
+    ----------
+    network : Network               made by `network`
+    params : pytree                 of `network.init`
+    x : array [N, features]
+    Returns
+    -------
+    array [depth, N, width]         entries in (0, 1)
+    Raises
+    ------
+    ValueError, TypeError           not a Network, params or x that do not fit it
+    """
     checks.instance("network", network, Network, hint="made by highway.network")
     network, params, x = fitting(network, params, x)
     first, stretch = network.states(params, x)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from numdl import checks
 from numdl.records import record
@@ -26,8 +27,8 @@ class Recall:
     settled: jax.Array  # [...] bool: the last step turned none over
 
 
-def hebbian(patterns):
-    """Weights that remember patterns.
+def hebbian(patterns: Float[ArrayLike, "P n"]) -> Float[Array, "n n"]:
+    """Weights that remember patterns (Hebb's rule).
 
         W_ij = sum over patterns of p_i p_j / n,    W_ii = 0
 
@@ -50,30 +51,61 @@ def hebbian(patterns):
     return jnp.where(jnp.eye(n, dtype=bool), jnp.zeros_like(weights), weights)
 
 
-def energy(weights, state):
-    """The energy -s W s / 2 of each state, [...]."""
+def energy(weights: Float[ArrayLike, "n n"], state: Float[ArrayLike, "*batch n"]) -> Float[Array, "*batch"]:
+    """The energy of each state.
+
+        -s W s / 2
+
+    Parameters
+    ----------
+    weights : array [n, n]
+    state : array [..., n]      entries -1 and 1
+    Returns
+    -------
+    array [...]
+    Raises
+    ------
+    ValueError, TypeError       an entry that is neither -1 nor 1, weights not finite, shapes that do not fit
+    Source: Hopfield 1982.
+    """
     weights, state = _admit(weights, state)
     return _energy(weights, state)
 
 
-def overlap(pattern, state):
-    """The mean of pattern_i state_i over units, [...]: 1 is perfect recall, 0 none, -1 the negative."""
+def overlap(pattern: Float[ArrayLike, "*batch n"], state: Float[ArrayLike, "*batch n"]) -> Float[Array, "*batch"]:
+    """The mean of pattern_i state_i over units, where 1 is perfect recall, 0 none and -1 the negative.
+
+    Parameters
+    ----------
+    pattern, state : array [..., n]    of one shape
+    Returns
+    -------
+    array [...]
+    Raises
+    ------
+    ValueError, TypeError       different shapes, arrays that are empty or not of floating-point numbers
+    """
     pattern, state = (jnp.asarray(checks.floating(*a, least_ndim=1)) for a in (("pattern", pattern), ("state", state)))
     checks.shape("state", state, pattern.shape)
     return jnp.mean(pattern * state, axis=-1)
 
 
-def synchronous(weights, state, *, steps):
+def synchronous(weights: Float[ArrayLike, "n n"], state: Float[ArrayLike, "*batch n"], *, steps: int) -> Recall:
     """Recall with all units at once in every step; it ends in a fixed point or in a cycle of two states.
+
+        s_i <- sign(sum_j W_ij s_j)
 
     Parameters
     ----------
     weights : array [n, n]      symmetric
-    state : array [..., n]      entries -1 and 1: where to start
+    state : array [..., n]      entries -1 and 1, where to start
     steps : int                 >= 1
     Returns
     -------
-    Recall                      leading axis of `energies` and `flips`: the steps
+    Recall                      leading axis of `energies` and `flips`, the steps
+    Raises
+    ------
+    ValueError, TypeError       an entry that is neither -1 nor 1, weights not finite, shapes that do not fit, steps < 1
     Source: Little 1974; Goles, Fogelman & Pellegrin 1985 (cycles of at most two).
     """
     weights, state = _admit(weights, state)
@@ -81,7 +113,9 @@ def synchronous(weights, state, *, steps):
     return _recall(weights, state, lambda s, _: _follow(s @ weights, s), None, steps)
 
 
-def asynchronous(weights, state, order):
+def asynchronous(
+    weights: Float[ArrayLike, "n n"], state: Float[ArrayLike, "*batch n"], order: Int[ArrayLike, "steps updates"]
+) -> Recall:
     """Recall with one unit at a time, in the order given: the energy never rises if W is symmetric, W_ii >= 0.
 
     Parameters
@@ -91,7 +125,7 @@ def asynchronous(weights, state, order):
     order : int array [steps, updates]      units 0..n-1; a step is `updates` single updates
     Returns
     -------
-    Recall                      `energies` and `flips` after each step of so many updates
+    Recall                      `energies` and `flips` after each step of this many updates
     Raises
     ------
     ValueError, TypeError       units that do not exist, no integers, shapes that do not fit
@@ -107,8 +141,21 @@ def asynchronous(weights, state, order):
     return _recall(weights, state, lambda s, units: lax.scan(one, s, units)[0], order, order.shape[0])
 
 
-def sweeps(key, units, count):
-    """An order for `asynchronous`, int32 [count, units]: every unit once in each sweep, shuffled anew."""
+def sweeps(key: Key[Array, ""], units: int, count: int) -> Int[Array, "count units"]:
+    """An order for `asynchronous`: every unit once in each sweep, shuffled anew.
+
+    Parameters
+    ----------
+    key : key                   of the shuffles
+    units : int                 n, >= 1
+    count : int                 sweeps, >= 1
+    Returns
+    -------
+    int32 array [count, units]
+    Raises
+    ------
+    ValueError, TypeError       a number below 1, not a typed key
+    """
     checks.key("key", key)
     checks.whole("units", units)
     checks.whole("count", count)

@@ -8,11 +8,14 @@ deviations, here law="truncated_normal". Variances are data of a compiled functi
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
+from jax.typing import DTypeLike
+from jaxtyping import ScalarLike
 
 from numdl import checks, precision
 from numdl.records import record, static
@@ -40,18 +43,21 @@ class Initializer:
         return self.sample(checks.key("key", key), tuple(shape), float_dtype("dtype", dtype))
 
 
-def variance_scaling(weight_variance, *, mode="fan_in", law="normal"):
+def variance_scaling(weight_variance: ScalarLike, *, mode: str = "fan_in", law: str = "normal") -> Initializer:
     """Independent entries with Var(W_ij) = weight_variance / fan.
 
     Parameters
     ----------
-    weight_variance : scalar    fan * Var(W_ij), dimensionless
+    weight_variance : scalar    fan * Var(W_ij), dimensionless, >= 0
     mode : str                  fan_in = product of all axes but the last; fan_out = last axis times the window;
                                 fan_average = their mean
     law : str                   normal, uniform, truncated_normal (a Gaussian cut at two deviations) or rademacher
+    Returns
+    -------
+    Initializer
     Raises
     ------
-    ValueError                  a negative or infinite variance, an unknown mode or law
+    ValueError, TypeError       a negative or infinite variance, an unknown mode or law
     Source: Glorot & Bengio 2010, eq. (12), (16); He et al. 2015, arXiv:1502.01852, eq. (10).
     """
     checks.variance("weight_variance", weight_variance, shape=())
@@ -60,12 +66,22 @@ def variance_scaling(weight_variance, *, mode="fan_in", law="normal"):
     return _independent(f"{law}, {mode}", law, mode, weight_variance)
 
 
-def orthogonal(weight_variance):
+def orthogonal(weight_variance: ScalarLike) -> Initializer:
     """Haar orthogonal matrices times a scale: fan_in * Var(W_ij) = weight_variance, rectangular ones too.
 
         W = sqrt(weight_variance * max(fan_in, fan_out) / fan_in) * Q,   Q'Q = I or QQ' = I
 
     so a square W preserves lengths at weight_variance = 1. A kernel HWIO is the matrix (H*W*I, O), reshaped.
+
+    Parameters
+    ----------
+    weight_variance : scalar    fan_in * Var(W_ij), dimensionless, >= 0
+    Returns
+    -------
+    Initializer
+    Raises
+    ------
+    ValueError, TypeError       a negative or infinite variance
     Source: Saxe et al. 2014, arXiv:1312.6120; Haar by QR with signs: Mezzadri 2007, arXiv:math-ph/0609050.
     """
     checks.variance("weight_variance", weight_variance, shape=())
@@ -77,29 +93,85 @@ def orthogonal(weight_variance):
     )
 
 
-def normal(entry_variance):
-    """Gaussian entries of this variance, whatever the shape."""
+def normal(entry_variance: ScalarLike) -> Initializer:
+    """Gaussian entries of this variance, whatever the shape.
+
+    Parameters
+    ----------
+    entry_variance : scalar     Var(W_ij), >= 0
+    Returns
+    -------
+    Initializer
+    Raises
+    ------
+    ValueError, TypeError       a negative or infinite variance
+    """
     return _fixed("normal", checks.variance("entry_variance", entry_variance, shape=()))
 
 
-def truncated_normal(entry_variance):
-    """Gaussian entries cut at two deviations; this is the variance after the cut."""
+def truncated_normal(entry_variance: ScalarLike) -> Initializer:
+    """Gaussian entries cut at two deviations.
+
+    Parameters
+    ----------
+    entry_variance : scalar     Var(W_ij) after the cut, >= 0
+    Returns
+    -------
+    Initializer
+    Raises
+    ------
+    ValueError, TypeError       a negative or infinite variance
+    """
     return _fixed("truncated_normal", checks.variance("entry_variance", entry_variance, shape=()))
 
 
-def rademacher(entry_variance):
-    """Entries plus or minus sqrt(entry_variance), each with probability one half."""
+def rademacher(entry_variance: ScalarLike) -> Initializer:
+    """Entries plus or minus sqrt(entry_variance), each with probability one half.
+
+    Parameters
+    ----------
+    entry_variance : scalar     Var(W_ij), >= 0
+    Returns
+    -------
+    Initializer
+    Raises
+    ------
+    ValueError, TypeError       a negative or infinite variance
+    """
     return _fixed("rademacher", checks.variance("entry_variance", entry_variance, shape=()))
 
 
-def uniform(half_width):
-    """Entries uniform in [-half_width, half_width), so of variance half_width**2 / 3."""
+def uniform(half_width: ScalarLike) -> Initializer:
+    """Entries uniform in [-half_width, half_width), so of variance half_width**2 / 3.
+
+    Parameters
+    ----------
+    half_width : scalar         >= 0
+    Returns
+    -------
+    Initializer
+    Raises
+    ------
+    ValueError, TypeError       a negative or infinite width
+    """
     checks.finite("half_width", half_width, least=0.0, shape=())
     return _fixed("uniform", half_width**2 / 3)
 
 
-def float_dtype(name, dtype):
-    """The dtype, if it is real floating point and available under the current flags."""
+def float_dtype(name: str, dtype: DTypeLike) -> np.dtype:
+    """The dtype, if it is real floating point and available under the current flags.
+
+    Parameters
+    ----------
+    name : str                  of the argument, for the message
+    dtype : dtype               "float32" or jnp.bfloat16, for example
+    Returns
+    -------
+    dtype
+    Raises
+    ------
+    ValueError, TypeError       not a dtype, not a floating one, float64 without jax_enable_x64
+    """
     dtype = checks.known_dtype(name, dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise checks.BadType(f"{name} must be a real floating-point dtype; got {dtype}")
@@ -108,8 +180,22 @@ def float_dtype(name, dtype):
     return dtype
 
 
-def fans(shape):
-    """(fan_in, fan_out) of weights (fan_in, fan_out) or of a kernel HWIO."""
+def fans(shape: Sequence[int]) -> tuple[int, int]:
+    """(fan_in, fan_out) of weights (fan_in, fan_out) or of a kernel HWIO.
+
+        fan_in = product of all axes but the last,   fan_out = last axis times the window
+
+    Parameters
+    ----------
+    shape : sequence of int     at least two, each >= 1
+    Returns
+    -------
+    (int, int)
+    Raises
+    ------
+    ValueError, TypeError       fewer than two axes, lengths below 1
+    Source: the definition.
+    """
     shape = checks.wholes("shape", shape)
     if len(shape) < 2:
         raise checks.BadValue(f"shape must have at least 2 axes, (fan_in, fan_out) or HWIO; got {tuple(shape)}")

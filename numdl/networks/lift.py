@@ -12,28 +12,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from jaxtyping import PyTree
 
 from numdl import checks, tracing
 from numdl.networks._record import Network
+from numdl.typing import Apply
 
 
-def lift(apply, params, x, *, examples=None):
+def lift(apply: Apply, params: PyTree, x: PyTree, *, examples: PyTree = None) -> Network:
     """`apply(params, x)` as a Network whose states are its layers' outputs, before the activations.
 
-    Its last state is the outputs: if `apply` does something after its last layer (a softmax, a norm), or the last layer
+    Its last state is the outputs. If `apply` does something after its last layer (a softmax, a norm), or the last layer
     is scanned, the outputs are added as one more state, so that the readout returns the last state as it is.
-    Each state costs one array: for a large model `analysis.layers.probe` measures without keeping any.
+    Each state costs one array; for a large model `analysis.layers.probe` measures without keeping any.
 
     Parameters
     ----------
     apply : function            apply(params, x) -> outputs, one array [N, ...]; examples along x's first axis
     params : pytree of arrays   the network's init returns it, whatever the key
-    x : array [N, ...]          an example batch: its shape and dtype are used; other N are traced anew
-    examples : pytree of axes, or paths   which leaves of x have the examples: `tracing.example_axes`
+    x : array [N, ...]          or a pytree, an example batch; its shape and dtype are used, other N are traced anew
+    examples : pytree of axes, or paths   which leaves of x have the examples, see `tracing.example_axes`
+    Returns
+    -------
+    Network                     one stretch [steps, N, ...] for each layer
     Raises
     ------
     ValueError                  no layer in `apply` (the parameter paths are listed)
-    TypeError                   apply is no function, or returns something else than one floating-point array
+    TypeError                   apply is not a function of two, or returns other than one floating-point array
     """
     checks.accepts("apply", apply, 2, "apply(params, x)")
     params, x = checks.leaves("params", params, empty=True), checks.leaves("x", x)
@@ -46,8 +51,22 @@ def lift(apply, params, x, *, examples=None):
     return Network(Partial(_kept, params), states, _last)
 
 
-def state_names(apply, params, x, *, examples=None):
-    """The name of each stretch of the lifted network's states: a parameter's path, or 'outputs'."""
+def state_names(apply: Apply, params: PyTree, x: PyTree, *, examples: PyTree = None) -> tuple[str, ...]:
+    """The name of each stretch of the lifted network's states: a parameter's path, or 'outputs'.
+
+    Parameters
+    ----------
+    apply : function            as for `lift`
+    params : pytree of arrays
+    x : array [N, ...]          or a pytree
+    examples : pytree of axes, or paths   as for `lift`
+    Returns
+    -------
+    tuple of str                one for each stretch
+    Raises
+    ------
+    ValueError, TypeError       as `lift`
+    """
     checks.accepts("apply", apply, 2, "apply(params, x)")
     x = checks.leaves("x", x)
     tracing.example_axes(x, examples)

@@ -14,11 +14,14 @@ from the batch in hand, until `freeze` writes them into the parameters.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
 
 from numdl import checks, precision
 from numdl.networks import _affine
@@ -29,16 +32,30 @@ from numdl.records import record, static
 KINDS = ("batch", "layer", "rms")
 
 
-def batch(x, gain=None, bias=None, *, axis=0, eps=1e-5):
-    """x with mean 0 and variance 1 over the examples, then scaled and shifted feature by feature.
+def batch(
+    x: Float[ArrayLike, "..."],
+    gain: Float[ArrayLike, "..."] | None = None,
+    bias: Float[ArrayLike, "..."] | None = None,
+    *,
+    axis: int | Sequence[int] = 0,
+    eps: ScalarLike = 1e-5,
+) -> Float[Array, "..."]:
+    """Batch normalization: x with mean 0 and variance 1 over the examples, then scaled and shifted feature by feature.
+
+        gain * (x - mean) / sqrt(variance + eps) + bias
 
     Parameters
     ----------
-    x : array [N, ...]          axis: the axes of the examples (and of places, for images: (0, 1, 2))
-    gain, bias : arrays         shaped like the axes that are left; None: 1 and 0
+    x : array [N, ...]
+    gain, bias : array          shaped like the axes that are left; 1 and 0 if None
+    axis : int or tuple         the axes of the examples (and of places, for images: (0, 1, 2))
+    eps : scalar                >= 0
+    Returns
+    -------
+    array                       shape and dtype of x
     Raises
     ------
-    ValueError, TypeError       another shape, no such axis, eps < 0
+    ValueError, TypeError       another shape, no such axis, eps < 0, x not of floating-point numbers
     Source: Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1.
     """
     x, axes, eps = _axes(x, axis, eps)
@@ -46,10 +63,31 @@ def batch(x, gain=None, bias=None, *, axis=0, eps=1e-5):
     return normalize(x, statistics(x, axis=axes), gain, bias, axis=axes, eps=eps)
 
 
-def layer(x, gain=None, bias=None, *, axis=-1, eps=1e-5):
-    """x with mean 0 and variance 1 over the features of one example, then scaled and shifted.
+def layer(
+    x: Float[ArrayLike, "..."],
+    gain: Float[ArrayLike, "..."] | None = None,
+    bias: Float[ArrayLike, "..."] | None = None,
+    *,
+    axis: int | Sequence[int] = -1,
+    eps: ScalarLike = 1e-5,
+) -> Float[Array, "..."]:
+    """Layer normalization: x with mean 0 and variance 1 over the features of one example, then scaled and shifted.
 
-    gain, bias : arrays shaped like the normalized axes.   Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450, eq. (4).
+        gain * (x - mean) / sqrt(variance + eps) + bias
+
+    Parameters
+    ----------
+    x : array [..., n]
+    gain, bias : array          shaped like the normalized axes; 1 and 0 if None
+    axis : int or tuple         the axes of the features
+    eps : scalar                >= 0
+    Returns
+    -------
+    array                       shape and dtype of x
+    Raises
+    ------
+    ValueError, TypeError       another shape, no such axis, eps < 0, x not of floating-point numbers
+    Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450, eq. (4).
     """
     x, axes, eps = _axes(x, axis, eps)
     gain, bias = _scales(gain, bias, tuple(x.shape[a] for a in axes))
@@ -59,10 +97,31 @@ def layer(x, gain=None, bias=None, *, axis=-1, eps=1e-5):
     return _scaled_and_shifted(x, scaled, gain, bias, axes)
 
 
-def rms(x, gain=None, bias=None, *, axis=-1, eps=1e-5):
-    """x with mean square 1 over the features of one example, then scaled and shifted; the mean stays.
+def rms(
+    x: Float[ArrayLike, "..."],
+    gain: Float[ArrayLike, "..."] | None = None,
+    bias: Float[ArrayLike, "..."] | None = None,
+    *,
+    axis: int | Sequence[int] = -1,
+    eps: ScalarLike = 1e-5,
+) -> Float[Array, "..."]:
+    """Root mean square normalization (RMSNorm): x with mean square 1 over the features, then scaled and shifted.
 
-    gain, bias : arrays shaped like the normalized axes.   Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. (4).
+        gain * x / sqrt(mean(x**2) + eps) + bias                the mean of x stays
+
+    Parameters
+    ----------
+    x : array [..., n]
+    gain, bias : array          shaped like the normalized axes; 1 and 0 if None
+    axis : int or tuple         the axes of the features
+    eps : scalar                >= 0
+    Returns
+    -------
+    array                       shape and dtype of x
+    Raises
+    ------
+    ValueError, TypeError       another shape, no such axis, eps < 0, x not of floating-point numbers
+    Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. (4).
     """
     x, axes, eps = _axes(x, axis, eps)
     gain, bias = _scales(gain, bias, tuple(x.shape[a] for a in axes))
@@ -71,10 +130,29 @@ def rms(x, gain=None, bias=None, *, axis=-1, eps=1e-5):
     return _scaled_and_shifted(x, scaled, gain, bias, axes)
 
 
-def weight(direction, gain=None, *, axis=0, eps=0.0):
-    """Weights whose columns have the lengths `gain`, in the directions given; a column of zeros stays 0.
+def weight(
+    direction: Float[ArrayLike, "..."],
+    gain: Float[ArrayLike, "..."] | None = None,
+    *,
+    axis: int | Sequence[int] = 0,
+    eps: ScalarLike = 0.0,
+) -> Float[Array, "..."]:
+    """Weight normalization: columns with the lengths `gain`, in the directions given; a column of zeros stays 0.
 
-    direction : array (fan_in, fan_out), or a kernel HWIO with axis=(0, 1, 2);   gain : shaped like the axes left.
+        gain * direction / sqrt(sum(direction**2) + eps)
+
+    Parameters
+    ----------
+    direction : array           (fan_in, fan_out), or a kernel HWIO with axis=(0, 1, 2)
+    gain : array                shaped like the axes that are left; 1 if None
+    axis : int or tuple         the axes of one column
+    eps : scalar                >= 0
+    Returns
+    -------
+    array                       shape and dtype of `direction`
+    Raises
+    ------
+    ValueError, TypeError       another shape, no such axis, eps < 0, direction not of floating-point numbers
     Source: Salimans & Kingma 2016, arXiv:1602.07868, eq. (2).
     """
     direction, axes, eps = _axes(direction, axis, eps, "direction")
@@ -92,24 +170,77 @@ class Statistics:
     variance: jax.Array  # likewise; divided by the number of entries
 
 
-def statistics(x, *, axis=0):
-    """Mean and variance over the examples, as `batch` uses them; at least float32."""
+def statistics(x: Float[ArrayLike, "..."], *, axis: int | Sequence[int] = 0) -> Statistics:
+    """Mean and variance over the examples, as `batch` uses them.
+
+    Parameters
+    ----------
+    x : array [N, ...]
+    axis : int or tuple         the axes of the examples
+    Returns
+    -------
+    Statistics                  shaped like the axes that are left, at least float32
+    Raises
+    ------
+    ValueError, TypeError       no such axis, x empty or not of floating-point numbers
+    """
     x, axes, _ = _axes(x, axis, 0.0)
     wide = _wide(x)
     mean = jnp.mean(wide, axis=axes, keepdims=True)
     return Statistics(jnp.squeeze(mean, axes), jnp.mean((wide - mean) ** 2, axis=axes))
 
 
-def update(running, x, *, decay, axis=0):
-    """Running statistics after one more batch: decay * running + (1 - decay) * statistics(x)."""
+def update(
+    running: Statistics, x: Float[ArrayLike, "..."], *, decay: ScalarLike, axis: int | Sequence[int] = 0
+) -> Statistics:
+    """Running statistics after one more batch.
+
+        decay * running + (1 - decay) * statistics(x)
+
+    Parameters
+    ----------
+    running : Statistics        shaped like the axes of x that are left
+    x : array [N, ...]
+    decay : scalar              in [0, 1]
+    axis : int or tuple         the axes of the examples
+    Returns
+    -------
+    Statistics
+    Raises
+    ------
+    ValueError, TypeError       statistics of another shape, decay outside of [0, 1], no such axis
+    """
     decay = checks.finite("decay", decay, least=0.0, most=1.0, shape=())
     x, axes, _ = _axes(x, axis, 0.0)
     running = _known("running", running, _outside(x, axes))
     return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, running, statistics(x, axis=axis))
 
 
-def normalize(x, known, gain=None, bias=None, *, axis=0, eps=1e-5):
-    """x normalized with given `Statistics`, frozen or running: an affine map, example by example."""
+def normalize(
+    x: Float[ArrayLike, "..."],
+    known: Statistics,
+    gain: Float[ArrayLike, "..."] | None = None,
+    bias: Float[ArrayLike, "..."] | None = None,
+    *,
+    axis: int | Sequence[int] = 0,
+    eps: ScalarLike = 1e-5,
+) -> Float[Array, "..."]:
+    """x normalized with given `Statistics`, frozen or running: an affine map, example by example.
+
+    Parameters
+    ----------
+    x : array [N, ...]
+    known : Statistics          shaped like the axes that are left
+    gain, bias : array          likewise; 1 and 0 if None
+    axis : int or tuple         the axes of the examples
+    eps : scalar                >= 0
+    Returns
+    -------
+    array                       shape and dtype of x
+    Raises
+    ------
+    ValueError, TypeError       another shape, no such axis, eps < 0, x not of floating-point numbers
+    """
     x, axes, eps = _axes(x, axis, eps)
     outside = _outside(x, axes)
     known = _known("known", known, outside)
@@ -121,27 +252,30 @@ def normalize(x, known, gain=None, bias=None, *, axis=0, eps=1e-5):
 
 def network(
     *,
-    width,
-    depth,
-    outputs,
-    activation,
-    weight_variance=None,
-    initializer=None,
-    kind="batch",
-    eps=1e-5,
-    dtype=None,
-):
+    width: int,
+    depth: int,
+    outputs: int,
+    activation: Callable[[Array], Array],
+    weight_variance: ScalarLike | None = None,
+    initializer: Initializer | None = None,
+    kind: str = "batch",
+    eps: ScalarLike = 1e-5,
+    dtype: DTypeLike | None = None,
+) -> Network:
     """A dense network of `depth` equal layers with a normalization before every activation; gain 1, bias 0 at first.
 
     Parameters
     ----------
-    width, depth, outputs : int
+    width, depth, outputs : int    each >= 1
     activation : function       elementwise; an Activation, to compare with theory
     weight_variance : scalar    fan_in * Var(W_ij), Gaussian; forward, all but the readout does not depend on it
     initializer : Initializer   any other law of the weights; exactly one of this and `weight_variance`
     kind : str                  batch, layer or rms
-    eps : scalar                0 to compare with theory
+    eps : scalar                >= 0; 0 to compare with theory
     dtype : dtype               of the parameters; the input's if None
+    Returns
+    -------
+    Network                     x [N, features] -> outputs [N, outputs]
     Raises
     ------
     ValueError, TypeError       a size below 1, a negative variance or eps, two laws or none, an unknown kind
@@ -158,10 +292,22 @@ def network(
     return Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout, settings))
 
 
-def freeze(network, params, x):
+def freeze(network: Network, params: PyTree, x: Float[ArrayLike, "N features"]) -> PyTree:
     """The parameters with the statistics of this batch written in: every example is then on its own.
 
     y = network.apply(freeze(network, params, x), x) is network.apply(params, x), up to rounding.
+
+    Parameters
+    ----------
+    network : Network           made by `network`; without kind="batch" nothing changes in what it computes
+    params : pytree             of `network.init`; statistics that are in it are replaced
+    x : array [N, features]     the batch
+    Returns
+    -------
+    pytree                      params with "mean" and "variance" beside gain and bias
+    Raises
+    ------
+    ValueError, TypeError       not a Network, params or x that do not fit it
     """
     checks.instance("network", network, Network, hint="made by normalization.network")
     _, clean, x = fitting(network, params, x)

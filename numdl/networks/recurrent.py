@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
+from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
 
 from numdl import checks
 from numdl.networks import _affine, initializers
@@ -48,20 +49,30 @@ class Memory(NamedTuple):
     cell: jax.Array  # [N, n]
 
 
-def vanilla(*, width, activation, input_weights, recurrent_weights, bias_variance):
-    """The plain recurrent cell; its carry is h.
+def vanilla(
+    *,
+    width: int,
+    activation: Callable[[Array], Array],
+    input_weights: Initializer,
+    recurrent_weights: Initializer,
+    bias_variance: ScalarLike,
+) -> Cell:
+    """The plain recurrent cell (Elman, simple RNN); its carry is h.
 
         h_t = activation(h_{t-1} W + x_t U + b)
 
     Parameters
     ----------
-    width : int                 n
+    width : int                 n, >= 1
     activation : function       elementwise
     input_weights, recurrent_weights : Initializer    of U (features, n) and W (n, n)
-    bias_variance : scalar      Var(b_i), Gaussian
+    bias_variance : scalar      Var(b_i), Gaussian, >= 0
+    Returns
+    -------
+    Cell
     Raises
     ------
-    ValueError, TypeError       width < 1, a negative variance, weights that are no Initializer
+    ValueError, TypeError       width < 1, a negative variance, weights that are not an Initializer
     Source: Elman 1990.
     """
     checks.accepts("activation", activation, 1, "activation(x)")
@@ -69,14 +80,31 @@ def vanilla(*, width, activation, input_weights, recurrent_weights, bias_varianc
     return _cell(settings, _draw_vanilla, _step_vanilla(activation), ("hidden",))
 
 
-def lstm(*, width, input_weights, recurrent_weights, bias_variance, forget_bias):
+def lstm(
+    *,
+    width: int,
+    input_weights: Initializer,
+    recurrent_weights: Initializer,
+    bias_variance: ScalarLike,
+    forget_bias: ScalarLike,
+) -> Cell:
     """The long short-term memory without peepholes; its carry is `Memory(hidden, cell)`.
 
         i, f, g, o = gates of (h_{t-1} W + x_t U + b), the bias of f shifted by forget_bias at initialization
         c_t = sigmoid(f) * c_{t-1} + sigmoid(i) * tanh(g),    h_t = sigmoid(o) * tanh(c_t)
 
-    Parameters as for `vanilla`, one draw for each gate; forget_bias : scalar (0 forgets half of c at every step, 1 is
-    the usual remedy).
+    Parameters
+    ----------
+    width : int                 n, >= 1
+    input_weights, recurrent_weights : Initializer    of U (features, n) and W (n, n), one draw for each gate
+    bias_variance : scalar      Var(b_i), Gaussian, >= 0
+    forget_bias : scalar        0 forgets half of c at every step, 1 is the usual remedy
+    Returns
+    -------
+    Cell
+    Raises
+    ------
+    ValueError, TypeError       width < 1, a negative variance, weights that are not an Initializer
     Source: Hochreiter & Schmidhuber 1997; Gers et al. 2000 (forget gate); Jozefowicz et al. 2015 (its bias).
     """
     checks.finite("forget_bias", forget_bias, shape=())
@@ -84,20 +112,45 @@ def lstm(*, width, input_weights, recurrent_weights, bias_variance, forget_bias)
     return _cell(settings, _draw_lstm, _step_lstm, ("hidden", "cell"))
 
 
-def gru(*, width, input_weights, recurrent_weights, bias_variance):
+def gru(*, width: int, input_weights: Initializer, recurrent_weights: Initializer, bias_variance: ScalarLike) -> Cell:
     """The gated recurrent unit that resets after the product, as cuDNN and Flax do; its carry is h.
 
         r, u = sigmoid gates of (h W + x U + b),   g = tanh(x U_g + b_g + r * (h W_g + candidate_bias))
         h_t = (1 - u) * g + u * h_{t-1}
 
-    Parameters as for `vanilla`.   Source: Cho et al. 2014, arXiv:1406.1078.
+    Parameters
+    ----------
+    width : int                 n, >= 1
+    input_weights, recurrent_weights : Initializer    of U (features, n) and W (n, n), one draw for each gate
+    bias_variance : scalar      Var(b_i), Gaussian, >= 0
+    Returns
+    -------
+    Cell
+    Raises
+    ------
+    ValueError, TypeError       width < 1, a negative variance, weights that are not an Initializer
+    Source: Cho et al. 2014, arXiv:1406.1078.
     """
     settings = _laws(width, input_weights, recurrent_weights, bias_variance, 0.0, None)
     return _cell(settings, _draw_gru, _step_gru, ("hidden",))
 
 
-def run(cell, params, start, inputs):
-    """All carries, stacked along a first axis of time; inputs [T, N, features], `start` the carry before them."""
+def run(cell: Cell, params: PyTree, start: PyTree, inputs: Float[ArrayLike, "T N features"]) -> PyTree:
+    """All carries, stacked along a first axis of time.
+
+    Parameters
+    ----------
+    cell : Cell
+    params : pytree             of `cell.init`
+    start : pytree              the carry before the first input, cell.start(N, dtype) for example
+    inputs : array [T, N, features]
+    Returns
+    -------
+    pytree                      like the carry, leaves [T, N, n]
+    Raises
+    ------
+    ValueError, TypeError       not a Cell, params or a start of other shapes, inputs with other axes
+    """
     checks.instance("cell", cell, Cell, hint="made by recurrent.lstm, for example")
     inputs = checks.floating("inputs", inputs, ndim=3)
     expected = jax.eval_shape(lambda: cell.start(inputs.shape[1], inputs.dtype))
@@ -112,31 +165,60 @@ def run(cell, params, start, inputs):
     return lax.scan(step, start, inputs)[1]
 
 
-def many_to_one(cell, *, outputs, readout_weights):
+def many_to_one(cell: Cell, *, outputs: int, readout_weights: Initializer) -> Network:
     """A network that reads a sequence [N, T, d] and answers once, [N, outputs], from the last hidden state.
 
     Parameters
     ----------
     cell : Cell
-    outputs : int
+    outputs : int               >= 1
     readout_weights : Initializer    of the last map (n, outputs); its bias starts at 0
+    Returns
+    -------
+    Network                     x [N, T, d] -> outputs [N, outputs]
     Raises
     ------
-    ValueError, TypeError            outputs < 1, no Cell, no Initializer
+    ValueError, TypeError       outputs < 1, not a Cell, not an Initializer
     """
     return _network(_Head(*_checked(cell, outputs, readout_weights), "many_to_one", None, False))
 
 
-def many_to_many(cell, *, outputs, readout_weights):
-    """A network that answers at every step, [N, T, d] -> [N, T, outputs]. Arguments as for `many_to_one`."""
+def many_to_many(cell: Cell, *, outputs: int, readout_weights: Initializer) -> Network:
+    """A network that answers at every step, from every hidden state.
+
+    Parameters
+    ----------
+    cell : Cell
+    outputs : int               >= 1
+    readout_weights : Initializer    of the last map (n, outputs); its bias starts at 0
+    Returns
+    -------
+    Network                     x [N, T, d] -> outputs [N, T, outputs]
+    Raises
+    ------
+    ValueError, TypeError       outputs < 1, not a Cell, not an Initializer
+    """
     return _network(_Head(*_checked(cell, outputs, readout_weights), "many_to_many", None, False))
 
 
-def one_to_many(cell, *, outputs, readout_weights, steps, feedback=False):
-    """A network that unrolls one input [N, d] into [N, steps, outputs].
+def one_to_many(
+    cell: Cell, *, outputs: int, readout_weights: Initializer, steps: int, feedback: bool = False
+) -> Network:
+    """A network that unrolls one input into a sequence.
 
-    steps : int; feedback : bool, each output is the next input (outputs must then be d); without it later inputs are 0.
-    Other arguments as for `many_to_one`.
+    Parameters
+    ----------
+    cell : Cell
+    outputs : int               >= 1
+    readout_weights : Initializer    of the last map (n, outputs); its bias starts at 0
+    steps : int                 T, >= 1
+    feedback : bool             each output is the next input (outputs must then be d); without it later inputs are 0
+    Returns
+    -------
+    Network                     x [N, d] -> outputs [N, T, outputs]
+    Raises
+    ------
+    ValueError, TypeError       outputs or steps < 1, not a Cell, not an Initializer
     """
     steps = checks.whole("steps", steps)
     return _network(

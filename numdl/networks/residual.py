@@ -10,13 +10,15 @@ right-hand side along its own trajectory.
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
 
 from numdl import checks
-from numdl.networks import _record, fields, stages
+from numdl.networks import _record, _stage_options, fields, stages
 from numdl.networks.stages import Options
 from numdl.ode import adjoints, refinement, schemes, tableaus
 from numdl.ode.tableaus import Tableau
@@ -24,42 +26,49 @@ from numdl.ode.tableaus import Tableau
 
 def network(
     *,
-    widths,
-    depth,
-    activation,
-    bias_variance,
-    block="one_layer",
-    hidden=None,
-    damping=None,
-    tableau=tableaus.euler,
-    adjoint=adjoints.checkpointed,
+    widths: Sequence[int],
+    depth: int | Sequence[int],
+    activation: Callable[[Array], Array],
+    bias_variance: ScalarLike,
+    block: str = "one_layer",
+    hidden: int | None = None,
+    damping: ScalarLike | None = None,
+    tableau: Tableau = tableaus.euler,
+    adjoint: Callable = adjoints.checkpointed,
     **options: Unpack[Options],
 ) -> stages.Network:
-    """A residual network; a `stages.Network`, whose `apply` needs no more memory than its adjoint.
+    """A residual network (ResNet, neural ODE on a fixed grid), whose `apply` needs no more memory than its adjoint.
+
+        y_{l+1} = y_l + h F(y_l; theta_l),    h = T / depth        one step of `tableau`, Euler's by default
 
     Parameters
     ----------
     widths : sequence of int    input, one for each stage, outputs; channels if `window` is given
-    depth : int or tuple        steps of each stage
+    depth : int or tuple        steps of each stage, >= 1
     activation : function       elementwise
-    block : str                 one_layer, two_layer, symmetric or antisymmetric: see `fields`
     bias_variance : scalar      Var(b_i), Gaussian, of all biases
-    hidden : int                width inside a two_layer block, the stage's own if None
+    block : str                 one_layer, two_layer, symmetric or antisymmetric, see `fields`
+    hidden : int                width inside a two_layer or symmetric block, the stage's own if None
     damping : scalar            of the antisymmetric block, >= 0
     tableau : Tableau           explicit
     adjoint : function          how `apply` is differentiated, see `ode.adjoints`
-    options                     laws of the weights, step or time, window, ...: see `stages.Options`
+    **options : Options         laws of the weights, step or time, window and more, see `stages.Options`
+    Returns
+    -------
+    stages.Network              x [N, widths[0]], or [N, height, width, channels] -> outputs [N, widths[-1]]
     Raises
     ------
-    TypeError, ValueError       an unknown option, an implicit tableau, hidden or damping of another block, ...
+    TypeError, ValueError       fewer than three widths, an unknown option, an implicit tableau, hidden or damping of
+                                another block, two laws for the weights or none, step and time both or neither
+    Source: He et al. 2016, arXiv:1512.03385; as an equation Haber & Ruthotto 2017, arXiv:1705.03341.
     """
     checks.accepts("activation", activation, 1, "activation(x)")
     checks.one_of("block", block, fields.BLOCKS)
     checks.instance("tableau", tableau, Tableau, hint="such as tableaus.euler")
     if not tableau.explicit:
         raise checks.BadValue(f"tableau must be explicit; got {tableau}")
-    _check_block(block, hidden, damping)
-    layout = functools.partial(_layout, block, hidden)
+    _check_damping(block, damping)
+    layout = functools.partial(_layout, block, _stage_options.inner_width(block, hidden))
     motion = stages.Motion(schemes.runge_kutta(tableau), fields.single(block, activation), layout, damping=damping)
     return stages.build(motion, widths=widths, depth=depth, bias_variance=bias_variance, adjoint=adjoint, **options)
 
@@ -73,10 +82,23 @@ class Flow(NamedTuple):
     step: jax.Array  # []: h
 
 
-def unroll(network, params, x, *, stage=0):
+def unroll(network: stages.Network, params: PyTree, x: Float[ArrayLike, "N ..."], *, stage: int = 0) -> Flow:
     """The right-hand side of a stage, its parameters and states at the beginning of every step, and h.
 
-    The state is what the network sees: positions and velocities side by side where there are two.
+    The state is what the network sees, positions and velocities side by side where there are two.
+
+    Parameters
+    ----------
+    network : Network           of this module or of `reversible`
+    params : pytree             of `network.init`
+    x : array [N, ...]          the batch
+    stage : int                 from 0
+    Returns
+    -------
+    Flow                        field, theta [steps, ...], states [steps, N, ...], step
+    Raises
+    ------
+    ValueError, TypeError       a network of another builder, params or x that do not fit, no such stage
     """
     settings, params = stages.admitted(network, params)
     stage = checks.whole("stage", stage, least=0, most=len(settings.depths) - 1)
@@ -91,10 +113,22 @@ def unroll(network, params, x, *, stage=0):
     return Flow(functools.partial(_right_hand_side, settings), theta, before, options["t1"] / options["steps"])
 
 
-def refine(network, params, *, factor):
-    """The same functions of time on `factor` times as many steps: (network, params).
+def refine(network: stages.Network, params: PyTree, *, factor: int) -> tuple[stages.Network, PyTree]:
+    """The same functions of time on `factor` times as many steps.
 
     Nothing is approximated: theta(t) and T stay, h is divided. Exact powers of two keep times exact.
+
+    Parameters
+    ----------
+    network : Network           of this module or of `reversible`
+    params : pytree             of `network.init`
+    factor : int                >= 1
+    Returns
+    -------
+    (Network, params)           leaves of the blocks with factor times as many steps
+    Raises
+    ------
+    ValueError, TypeError       a network of another builder, params that do not fit, a factor below 1
     """
     settings, params = stages.admitted(network, params)
     factor = checks.whole("factor", factor)
@@ -111,8 +145,20 @@ def refine(network, params, *, factor):
     return stages.from_settings(dataclasses.replace(settings, **changes)), {**params, "blocks": finer}
 
 
-def with_tableau(network, tableau):
-    """The same differential equation, solved by another explicit tableau."""
+def with_tableau(network: stages.Network, tableau: Tableau) -> stages.Network:
+    """The same differential equation, solved by another explicit tableau.
+
+    Parameters
+    ----------
+    network : Network           of this module
+    tableau : Tableau           explicit, such as tableaus.rk4
+    Returns
+    -------
+    Network                     it takes the parameters of the first
+    Raises
+    ------
+    ValueError, TypeError       an implicit tableau, a network whose state is a pair, or of another builder
+    """
     settings = stages.settings_of(network)
     checks.instance("tableau", tableau, Tableau, hint="such as tableaus.rk4")
     if settings.pair:
@@ -133,13 +179,7 @@ def _layout(block, hidden, width, window):
     return fields.layout(block, width, hidden, window)
 
 
-def _check_block(block, hidden, damping):
-    if hidden is not None:
-        checks.whole("hidden", hidden)
-        if block not in ("two_layer", "symmetric"):
-            raise checks.BadValue(
-                f"hidden must be None unless block is two_layer or symmetric; got {hidden} for {block}"
-            )
+def _check_damping(block, damping):
     if (damping is not None) != (block == "antisymmetric"):
         raise checks.BadValue(
             f"damping must be given for the antisymmetric block and no other; got {damping!r} for {block}"

@@ -14,32 +14,51 @@ arXiv:1707.04585.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Unpack
 
+from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
+
 from numdl import checks
-from numdl.networks import fields, residual, stages
+from numdl.networks import _stage_options, fields, residual, stages
 from numdl.networks.stages import Options
 from numdl.ode import adjoints, integrate, schemes, tableaus
+from numdl.ode.tableaus import Tableau
 
 BLOCKS = ("one_layer", "two_layer", "symmetric")
 
 
 def hamiltonian(
     *,
-    widths,
-    depth,
-    activation,
-    bias_variance,
-    block="one_layer",
-    adjoint=adjoints.reversible,
+    widths: Sequence[int],
+    depth: int | Sequence[int],
+    activation: Callable[[Array], Array],
+    bias_variance: ScalarLike,
+    block: str = "one_layer",
+    adjoint: Callable = adjoints.reversible,
     **options: Unpack[Options],
 ) -> stages.Network:
-    """A Hamiltonian network by Verlet's scheme; arguments and options as for `residual.network`.
+    """A Hamiltonian network by Verlet's scheme.
 
         one_layer    q' = f(p K + b),  p' = -f(q K^T + b)                    Haber & Ruthotto
         symmetric    q' = f(p K_1 + b_1) K_1^T,  p' = -f(q K_2 + b_2) K_2^T  Chang et al.
 
     The second conserves H(q, p) = sum F(q K_2 + b_2) + F(p K_1 + b_1), F' = f, while theta does not change.
+
+    Parameters
+    ----------
+    widths : sequence of int    input, one for each stage (even, q and p), outputs
+    depth, activation, bias_variance : as for `residual.network`
+    block : str                 one_layer or symmetric
+    adjoint : function          how `apply` is differentiated, see `ode.adjoints`
+    **options : Options         as for `residual.network`
+    Returns
+    -------
+    stages.Network
+    Raises
+    ------
+    ValueError, TypeError       an odd width of a stage, another block, what `residual.network` refuses
+    Source: Haber & Ruthotto 2017, arXiv:1705.03341; Chang et al. 2018, arXiv:1709.03698.
     """
     checks.one_of("block", block, ("one_layer", "symmetric"))
     field = fields.hamiltonian(block, checks.accepts("activation", activation, 1, "activation(x)"))
@@ -49,22 +68,36 @@ def hamiltonian(
 
 def leapfrog(
     *,
-    widths,
-    depth,
-    activation,
-    bias_variance,
-    block="symmetric",
-    hidden=None,
-    adjoint=adjoints.reversible,
+    widths: Sequence[int],
+    depth: int | Sequence[int],
+    activation: Callable[[Array], Array],
+    bias_variance: ScalarLike,
+    block: str = "symmetric",
+    hidden: int | None = None,
+    adjoint: Callable = adjoints.reversible,
     **options: Unpack[Options],
 ) -> stages.Network:
-    """A second-order network y'' = F(y; theta) by leapfrog, state (y, v); arguments as for `residual.network`.
+    """A second-order network y'' = F(y; theta) by leapfrog, state (y, v).
 
     With the symmetric block, y'' = -f(y K + b) K^T, it is a nonlinear wave equation ("hyperbolic"). Positions at half
-    steps m_l = y_l + h/2 v_l follow the scheme in two steps:
+    steps m_l = y_l + h/2 v_l follow the scheme in two steps.
 
         m_{l+1} = 2 m_l - m_{l-1} + h^2 F(m_l; theta_l)
 
+    Parameters
+    ----------
+    widths : sequence of int    input, one for each stage (even, y and v), outputs
+    depth, activation, bias_variance : as for `residual.network`
+    block : str                 one_layer, two_layer or symmetric
+    hidden : int                width inside a two_layer or symmetric block, half of the stage's if None
+    adjoint : function          how `apply` is differentiated, see `ode.adjoints`
+    **options : Options         as for `residual.network`
+    Returns
+    -------
+    stages.Network
+    Raises
+    ------
+    ValueError, TypeError       an odd width of a stage, another block, what `residual.network` refuses
     Source: Ruthotto & Haber 2018, arXiv:1804.04272.
     """
     checks.one_of("block", block, BLOCKS)
@@ -75,16 +108,35 @@ def leapfrog(
 
 def coupling(
     *,
-    widths,
-    depth,
-    activation,
-    bias_variance,
-    block="two_layer",
-    hidden=None,
-    adjoint=adjoints.reversible,
+    widths: Sequence[int],
+    depth: int | Sequence[int],
+    activation: Callable[[Array], Array],
+    bias_variance: ScalarLike,
+    block: str = "two_layer",
+    hidden: int | None = None,
+    adjoint: Callable = adjoints.reversible,
     **options: Unpack[Options],
 ) -> stages.Network:
-    """Additive coupling, a RevNet: q' = q + h F_1(p), p' = p + h F_2(q'); arguments as for `residual.network`."""
+    """Additive coupling, a RevNet (reversible residual network).
+
+        q' = q + h F_1(p),    p' = p + h F_2(q')
+
+    Parameters
+    ----------
+    widths : sequence of int    input, one for each stage (even, q and p), outputs
+    depth, activation, bias_variance : as for `residual.network`
+    block : str                 one_layer, two_layer or symmetric
+    hidden : int                width inside a two_layer or symmetric block, half of the stage's if None
+    adjoint : function          how `apply` is differentiated, see `ode.adjoints`
+    **options : Options         as for `residual.network`
+    Returns
+    -------
+    stages.Network
+    Raises
+    ------
+    ValueError, TypeError       an odd width of a stage, another block, what `residual.network` refuses
+    Source: Gomez, Ren, Urtasun & Grosse 2017, arXiv:1707.04585.
+    """
     checks.one_of("block", block, BLOCKS)
     field = fields.coupling(block, checks.accepts("activation", activation, 1, "activation(x)"))
     motion = stages.Motion(schemes.coupling, field, _layout(block, hidden, twice=True), pair=True)
@@ -93,19 +145,36 @@ def coupling(
 
 def antisymmetric(
     *,
-    widths,
-    depth,
-    activation,
-    bias_variance,
-    damping,
-    tableau=tableaus.euler,
-    adjoint=adjoints.checkpointed,
+    widths: Sequence[int],
+    depth: int | Sequence[int],
+    activation: Callable[[Array], Array],
+    bias_variance: ScalarLike,
+    damping: ScalarLike,
+    tableau: Tableau = tableaus.euler,
+    adjoint: Callable = adjoints.checkpointed,
     **options: Unpack[Options],
 ) -> stages.Network:
     """The antisymmetric network with damping, forward Euler by default: `residual.network(block="antisymmetric")`.
 
-    The linear part A - A^T - damping I has eigenvalues -damping +- i omega: Euler's step is stable where
+        y' = y + h f(y (A - A^T - damping I) + b)
+
+    The linear part A - A^T - damping I has eigenvalues -damping +- i omega, and Euler's step is stable where
     h <= 2 damping / (damping**2 + omega**2), so never without damping.
+
+    Parameters
+    ----------
+    widths, depth, activation, bias_variance : as for `residual.network`
+    damping : scalar            >= 0
+    tableau : Tableau           explicit
+    adjoint : function          how `apply` is differentiated, see `ode.adjoints`
+    **options : Options         as for `residual.network`
+    Returns
+    -------
+    stages.Network
+    Raises
+    ------
+    ValueError, TypeError       as `residual.network`
+    Source: Haber & Ruthotto 2017, arXiv:1705.03341.
     """
     return residual.network(
         widths=widths,
@@ -120,18 +189,25 @@ def antisymmetric(
     )
 
 
-def inverse(network, params, y, *, stage=-1):
+def inverse(
+    network: stages.Network, params: PyTree, y: Float[ArrayLike, "N ..."], *, stage: int = -1
+) -> Float[Array, "N ..."]:
     """The state before a stage from the state after it, by the scheme's exact inverse, step by step.
 
     Without a connector the state before the first stage is x. What a connector did is not undone.
 
     Parameters
     ----------
+    network : Network           of this module, not antisymmetric
+    params : pytree             of `network.init`
     y : array [N, ...]          the stage's last state
-    stage : int                 the last one by default
+    stage : int                 from 0, or from the end; the last one by default
+    Returns
+    -------
+    array [N, ...]
     Raises
     ------
-    ValueError                  the scheme has no inverse
+    ValueError, TypeError       a scheme without inverse, params or y that do not fit, no such stage
     """
     settings, params = stages.admitted(network, params)
     count = len(settings.depths)
@@ -145,9 +221,7 @@ def inverse(network, params, y, *, stage=-1):
 
 
 def _layout(block, hidden, *, twice):
-    if hidden is not None and block == "one_layer":
-        raise checks.BadValue(f"hidden must be None unless block is two_layer or symmetric; got {hidden} for {block}")
-    return functools.partial(_leaves, block, hidden, twice)
+    return functools.partial(_leaves, block, _stage_options.inner_width(block, hidden), twice)
 
 
 def _leaves(block, hidden, twice, width, window):

@@ -15,12 +15,14 @@ A network reads its depth from there. Where all of a stage's time is fixed, fine
 
 import functools
 import itertools
-from typing import Unpack
+from collections.abc import Callable, Sequence
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from jaxtyping import Array, Float, PyTree, ScalarLike
 
 from numdl import checks
 from numdl.networks import _affine, _record, _stage_options, fields
@@ -41,19 +43,57 @@ class Network(_record.Network):
 
 
 def build(
-    motion: Motion, *, widths, depth, bias_variance, adjoint=adjoints.checkpointed, **options: Unpack[Options]
+    motion: Motion,
+    *,
+    widths: Sequence[int],
+    depth: int | Sequence[int],
+    bias_variance: ScalarLike,
+    adjoint: Callable = adjoints.checkpointed,
+    **options: Unpack[Options],
 ) -> Network:
-    """A network of stages that this motion runs through; the other arguments are those of `residual.network`."""
+    """A network of stages that this motion runs through.
+
+    Parameters
+    ----------
+    motion : Motion             scheme, field and layout of the parameters
+    widths, depth, bias_variance, adjoint : as for `residual.network`
+    **options : Options         as for `residual.network`
+    Returns
+    -------
+    Network                     x [N, widths[0]] -> outputs [N, widths[-1]]
+    Raises
+    ------
+    ValueError, TypeError       as `residual.network`
+    """
     return from_settings(_stage_options.settings(motion, widths, depth, bias_variance, adjoint, options))
 
 
-def from_settings(settings):
-    """The network of these settings."""
+def from_settings(settings: Settings) -> Network:
+    """The network of these settings.
+
+    Parameters
+    ----------
+    settings : Settings         of `settings_of`, with fields replaced (`dataclasses.replace`)
+    Returns
+    -------
+    Network
+    """
     return Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout, settings))
 
 
-def settings_of(network):
-    """What the builder has bound."""
+def settings_of(network: _record.Network) -> Settings:
+    """What the builder has bound: widths, scheme, laws, the clock.
+
+    Parameters
+    ----------
+    network : Network           made by `residual` or `reversible`
+    Returns
+    -------
+    Settings
+    Raises
+    ------
+    TypeError                   a network of another builder
+    """
     bound = getattr(getattr(network, "states", None), "args", ())
     if not (bound and isinstance(bound[0], Settings)):
         raise checks.BadType(
@@ -62,8 +102,20 @@ def settings_of(network):
     return bound[0]
 
 
-def admitted(network, params):
-    """(settings, params) of a network: params like what it draws, but for the number of steps, which may be another."""
+def admitted(network: _record.Network, params: PyTree) -> tuple[Settings, PyTree]:
+    """(settings, params) of a network: params like what it draws, but for the number of steps, which may be another.
+
+    Parameters
+    ----------
+    network : Network           made by `residual` or `reversible`
+    params : pytree             {"connectors", "blocks", "readout"}; blocks may have another number of steps
+    Returns
+    -------
+    (Settings, pytree)
+    Raises
+    ------
+    ValueError, TypeError       a network of another builder, params that do not fit
+    """
     settings = settings_of(network)
     dtype = settings.dtype or jnp.result_type(float)
     expected = jax.eval_shape(lambda: draw(settings, jax.random.key(0), dtype))
@@ -81,8 +133,18 @@ def _as_long_as(expected, block):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((max(lengths), *leaf.shape[1:]), leaf.dtype), expected)
 
 
-def flow(settings, params, stage):
-    """The integration of one stage: the keyword arguments of `ode.integrate`, and theta."""
+def flow(settings: Settings, params: PyTree, stage: int) -> tuple[PyTree, dict[str, Any]]:
+    """The integration of one stage: theta, and the keyword arguments of `ode.integrate`.
+
+    Parameters
+    ----------
+    settings : Settings
+    params : pytree             of the network
+    stage : int                 from 0
+    Returns
+    -------
+    (pytree, dict)              theta, leaves [steps, ...], and t1, steps, scheme, interpolation
+    """
     theta = params["blocks"][stage]
     steps = refinement.step_count(theta, interpolation=settings.interpolation)
     t1 = settings.time if settings.step is None else settings.step * steps
@@ -93,13 +155,31 @@ def flow(settings, params, stage):
     return theta, options
 
 
-def split(settings, y):
-    """The state as the scheme sees it."""
+def split(settings: Settings, y: Float[Array, "..."]) -> PyTree:
+    """The state as the scheme sees it.
+
+    Parameters
+    ----------
+    settings : Settings
+    y : array [..., n]          as the network sees it
+    Returns
+    -------
+    array or pair of arrays [..., n / 2]    a pair where the scheme has positions and velocities
+    """
     return tuple(jnp.split(y, 2, axis=-1)) if settings.pair else y
 
 
-def merge(settings, y):
-    """The state as the network sees it."""
+def merge(settings: Settings, y: PyTree) -> Float[Array, "..."]:
+    """The state as the network sees it; undoes `split`.
+
+    Parameters
+    ----------
+    settings : Settings
+    y : array or pair of arrays [..., n / 2]
+    Returns
+    -------
+    array [..., n]
+    """
     return jnp.concatenate(y, axis=-1) if settings.pair else y
 
 

@@ -194,6 +194,19 @@ def test_variances_at_initialization(key):
     assert abs(np.mean(one * two)) < 6 * (1.5 / 180) / np.sqrt(one.size)
 
 
+@pytest.mark.parametrize(
+    "window, padding, message",
+    [
+        ((2, 3), "same", r"kernel must have an odd height and width.*got \(2, 3\)"),
+        ((5, 3), "valid", r"kernel must fit into .*\(4, 6\) of y; got \(5, 3\)"),
+        ((3, 7), "valid", r"kernel must fit into .*\(4, 6\) of y; got \(3, 7\)"),
+    ],
+)
+def test_a_window_that_does_not_fit_is_refused(window, padding, message):
+    with pytest.raises(ValueError, match=message):
+        convolutional.convolve(np.ones((1, 4, 6, 2)), np.ones((*window, 2, 1)), padding=padding)
+
+
 def test_an_initializer_draws_all_kernels(key):
     signs = initializers.rademacher(0.25)
     params = build(weight_variance=None, initializer=signs, bias_variance=0.0).init(key, inputs())

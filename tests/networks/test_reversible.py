@@ -222,6 +222,9 @@ def test_bad_arguments_are_named(key):
         reversible.hamiltonian(widths=(4, 4, 1), depth=2, step=0.1, block="two_layer", **PHYSICS)
     with pytest.raises(ValueError, match="hidden .*3 for one_layer"):
         build("coupling one", hidden=3)
+    for kind in ("coupling", "leapfrog"):
+        with pytest.raises(TypeError, match="hidden must be an integer >= 1; got 2.5"):
+            build(kind, hidden=2.5)
     with pytest.raises(TypeError, match="options must be among .*got damping"):
         build("leapfrog", damping=0.1)
     net, x = build("leapfrog"), inputs(4, 8)

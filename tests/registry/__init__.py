@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -172,7 +173,15 @@ def _calling(function, arguments):
 
 def _parameters(function):
     named = inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
-    return [p for p in inspect.signature(function).parameters.values() if p.kind not in named]
+    found = inspect.signature(function).parameters.values()
+    return [p for p in found if p.kind not in named] + [option for p in found for option in _options(p)]
+
+
+def _options(parameter):
+    """The keywords behind `**options: Unpack[Options]`, each optional."""
+    options = next(iter(typing.get_args(parameter.annotation)), None)
+    named = typing.get_type_hints(options) if typing.is_typeddict(options) else ()
+    return [inspect.Parameter(name, parameter.KEYWORD_ONLY, default=None) for name in named]
 
 
 def _argument(call, name):

@@ -219,7 +219,18 @@ def counts(good):
     """A sequence of whole numbers."""
     items = tuple(good)
     return Argument(
-        good, (None, 3, "text", (), (*items[:-1], 0), (*items[:-1], 2.5), (*items[:-1], "3"), (*items[:-1], True))
+        good,
+        (
+            None,
+            3,
+            "text",
+            set(items),
+            (),
+            (*items[:-1], 0),
+            (*items[:-1], 2.5),
+            (*items[:-1], "3"),
+            (*items[:-1], True),
+        ),
     )
 
 

@@ -12,7 +12,13 @@ from tests.registry import objects as o
 FLOW = {
     "widths": kinds.counts((4, 4, 2)),
     "depth": kinds.Argument(2, (0, -1, True, "3", 2.5, None, (2, 2), ())),
-    "step": kinds.positive(0.1),
+    "step": kinds.number(0.1),
+    "time": kinds.number(1.0),
+    "connector_weight_variance": kinds.variance(1.0),
+    "window": kinds.count(3, least=1).also(2, (3,), (3, 4), (3, 3, 3), (None, 3)),
+    "pool": kinds.count(1),
+    "connector": kinds.name("affine"),
+    "hidden": kinds.count(4),
     "block": kinds.name("one_layer"),
     "adjoint": kinds.function(adjoints.reversible),
 }
@@ -156,7 +162,6 @@ CALLS = {
     },
     "networks.residual.network": {
         **FLOW,
-        "hidden": kinds.free(None),
         "damping": kinds.free(None),
         "tableau": kinds.instance(tableaus.euler),
     },
@@ -164,8 +169,8 @@ CALLS = {
     "networks.residual.refine": {**of("residual"), "factor": kinds.count(2)},
     "networks.residual.with_tableau": {**of("residual"), "tableau": kinds.instance(tableaus.rk4)},
     "networks.reversible.hamiltonian": FLOW,
-    "networks.reversible.leapfrog": {**FLOW, "block": kinds.name("symmetric"), "hidden": kinds.free(None)},
-    "networks.reversible.coupling": {**FLOW, "block": kinds.name("two_layer"), "hidden": kinds.free(None)},
+    "networks.reversible.leapfrog": {**FLOW, "block": kinds.name("symmetric")},
+    "networks.reversible.coupling": {**FLOW, "block": kinds.name("two_layer")},
     "networks.reversible.antisymmetric": FLOW,
     "networks.reversible.inverse": {
         **of("reversible"),
