@@ -1,0 +1,108 @@
+"""Arrays: dtype, axes, byte order; random keys; dtypes themselves."""
+
+import jax
+import numpy as np
+
+from numdl.checks._refusals import BadType, BadValue, shaped, shown
+
+
+def key(name, value):
+    """A typed random key, jax.random.key(seed): one key unless a batch of them is traced."""
+    if not is_key(value):
+        raise BadType(f"{name} must be a typed key, jax.random.key(seed); got {shown(value)}")
+    if value.shape != ():
+        raise BadValue(f"{name} must be one key; got an array of keys of shape {value.shape}")
+    return value
+
+
+def is_key(value):
+    """Whether this is a typed random key, or an array of them."""
+    return isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def native(name, value):
+    """The value; an array in the machine's byte order, nothing masked, not deleted: jax reads the bytes as they lie."""
+    if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.is_deleted():
+        raise BadValue(f"{name} must be an array that still exists; got a deleted one of shape {value.shape}")
+    if isinstance(value, np.ma.MaskedArray):
+        if np.ma.is_masked(value):
+            raise BadValue(
+                f"{name} must not be masked; got a masked array of shape {value.shape}: fill or drop what is masked"
+            )
+        value = value.data
+    if isinstance(value, np.ndarray | np.generic) and not value.dtype.isnative:
+        value = value.astype(value.dtype.newbyteorder("="))
+    return value
+
+
+def array(name, value, *, kind="real", ndim=None, least_ndim=None, empty=False):
+    """Numbers as an array: a jax array as it is, all else as NumPy's, native and not masked; lists are converted.
+
+    kind is "floating", "inexact" (or complex), "integer", "real" (floating, integer or bool) or "number" (or complex).
+    """
+    allowed = f"an array of {_KINDS[kind][0]}"
+    value = came = native(name, value)
+    if not isinstance(value, jax.Array | jax.ShapeDtypeStruct):
+        try:
+            value = np.asarray(value)
+        except (TypeError, ValueError) as error:
+            raise BadType(f"{name} must be {allowed}; got {shown(came)}") from error
+    if not any(jax.dtypes.issubdtype(value.dtype, dtype) for dtype in _KINDS[kind][1]):
+        what = f"dtype {value.dtype}, shape {value.shape}" if value.ndim else shown(came)
+        raise BadType(f"{name} must be {allowed}; got {what}")
+    if ndim is not None and value.ndim != ndim:
+        raise BadValue(f"{name} must have {ndim} axes; got {shaped(came, 'shape')}")
+    if least_ndim is not None and value.ndim < least_ndim:
+        raise BadValue(f"{name} must have at least {least_ndim} axes; got {shaped(came, 'shape')}")
+    if not empty and 0 in value.shape:
+        raise BadValue(f"{name} must not be empty; got shape {tuple(value.shape)}")
+    return value
+
+
+def floating(name, value, *, ndim=None, least_ndim=None):
+    """A non-empty array of real floating-point numbers with the number of axes asked for."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not hasattr(value, "shape"):
+        raise BadType(f"{name} must be an array of floating-point numbers; got {shown(value)}")
+    if not jax.dtypes.issubdtype(dtype, np.floating):
+        hint = ": cast it first" if jax.dtypes.issubdtype(dtype, np.number) else ""
+        raise BadType(
+            f"{name} must be an array of floating-point numbers; got dtype {dtype}, shape {tuple(value.shape)}{hint}"
+        )
+    return array(name, value, kind="floating", ndim=ndim, least_ndim=least_ndim)
+
+
+def dtype(name, value):
+    """A dtype that jax keeps as it is: without x64, "float64" would become float32 in silence."""
+    found = known_dtype(name, value)
+    if jax.dtypes.canonicalize_dtype(found) != found:
+        raise BadValue(
+            f"{name} must be a dtype that jax has now; got {found}: jax.config.update('jax_enable_x64', True) allows it"
+        )
+    return found
+
+
+def known_dtype(name, value):
+    """A dtype, whether or not jax keeps it as it is."""
+    try:
+        return np.dtype(value)
+    except TypeError as error:
+        raise BadType(f"{name} must be a dtype such as 'float32'; got {shown(value)}") from error
+
+
+def shape(name, value, expected):
+    """An array whose shape is `expected`; None stands for any length."""
+    got = tuple(np.shape(value))
+    if len(got) != len(expected) or any(e is not None and e != g for e, g in zip(expected, got, strict=True)):
+        wanted = "(" + ", ".join("any" if e is None else str(e) for e in expected) + ")"
+        raise BadValue(f"{name} must have shape {wanted}; got {got or shaped(value)}")
+    return value
+
+
+_KINDS = {
+    "floating": ("floating-point numbers", (np.floating,)),
+    "inexact": ("floating-point or complex numbers", (np.inexact,)),
+    "integer": ("integers", (np.integer,)),
+    "real": ("real numbers", (np.floating, np.integer, np.bool_)),
+    "number": ("numbers", (np.number, np.bool_)),
+}

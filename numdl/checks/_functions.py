@@ -1,0 +1,81 @@
+"""Functions: how they are called and what they return."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from numdl.checks._refusals import BadType, BadValue, shown
+
+
+def function(name, value):
+    """Something that can be called."""
+    if not callable(value):
+        raise BadType(f"{name} must be a function; got {shown(value)}")
+    return value
+
+
+def accepts(name, value, count, signature):
+    """A function that can be called with this many arguments; `signature` shows them: "loss(params, batch)"."""
+    function(name, value)
+    try:
+        taken = inspect.signature(value)
+    except (TypeError, ValueError):  # written in C, or says nothing of itself
+        return value
+    try:
+        taken.bind(*[None] * count)
+    except TypeError as error:
+        raise BadType(f"{name} must be a function, called as {signature}; got {_called(value)}{taken}") from error
+    return value
+
+
+def returning(name, value, count, signature, *, scalar=False):
+    """The function as a Partial that refuses to return anything else than arrays, or than one real number.
+
+    What it returns is looked at when it is called, so under a trace and before anything is compiled; equal functions
+    are equal, so that `jit` knows them again.
+    """
+    accepts(name, value, count, signature)
+    if not isinstance(value, jax.tree_util.Partial):
+        value = jax.tree_util.Partial(value)
+    if isinstance(value.func, _Returning):
+        return value
+    return jax.tree_util.Partial(_Returning(name, signature, value.func, scalar), *value.args, **value.keywords)
+
+
+def one_real_number(name, signature, value):
+    """What a loss returned: a real floating-point scalar."""
+    number = isinstance(value, bool | int | float | complex) or getattr(value, "shape", None) == ()
+    if not number or not jax.dtypes.issubdtype(getattr(value, "dtype", type(value)), np.floating):
+        raise BadValue(f"{name} must return one real number, as {signature} -> scalar; got {_returned(value)}")
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class _Returning:
+    """A function whose results are checked."""
+
+    name: str
+    signature: str
+    function: Callable
+    scalar: bool
+
+    def __call__(self, *arguments, **keywords):
+        result = self.function(*arguments, **keywords)
+        for found in jax.tree.leaves(result, is_leaf=lambda part: part is None):
+            if not isinstance(found, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
+                wanted = "one real number" if self.scalar else "arrays"
+                raise BadType(f"{self.name} must return {wanted}, as {self.signature}; got {shown(found)}")
+        return one_real_number(self.name, self.signature, result) if self.scalar else result
+
+
+def _called(function):
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _returned(value):
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array of shape {tuple(value.shape)}, dtype {value.dtype}"
+    return shown(value)

@@ -1,0 +1,32 @@
+"""What a check raises, and how the value that came is shown."""
+
+import numpy as np
+
+
+class Refused(Exception):  # noqa: N818
+    """An argument was refused at the door, before any work: what tells a bad argument from a fault deep inside."""
+
+
+class BadValue(Refused, ValueError):  # noqa: N818
+    """A value that is not allowed."""
+
+
+class BadType(Refused, TypeError):  # noqa: N818
+    """A value of a kind that is not allowed."""
+
+
+def shown(value):
+    """The value in a few words; an array by its shape and dtype."""
+    if getattr(value, "shape", ()) and hasattr(value, "dtype"):
+        return f"an array of shape {tuple(value.shape)}, dtype {value.dtype}"
+    try:
+        text = repr(value)
+    except RuntimeError:  # it holds a deleted array
+        text = f"a {type(value).__name__} with deleted arrays"
+    return text if len(text) <= 60 else f"{text[:57]}... ({type(value).__name__})"
+
+
+def shaped(value, noun="an array of shape"):
+    """What came where a shape was asked for: a number as it is."""
+    shape = tuple(np.shape(value))
+    return f"{noun} {shape}" if shape or not isinstance(value, int | float) else f"{shown(value)}, shape ()"
