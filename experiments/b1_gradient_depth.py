@@ -24,6 +24,7 @@ Four weight variances, depth 30; 60 networks each of width 100, 200 and 400; two
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ import numpy as np
 
 from numdl import activations, data, plotting
 from numdl.analysis import gradients as measured
+from numdl.audit import verdicts
 from numdl.networks import dense
 from numdl.records import record
 from numdl.reporting import Claim
@@ -40,8 +42,13 @@ from numdl.theory import propagation
 
 SCHOENHOLZ = "Schoenholz et al. 2017, arXiv:1611.01232, fig. 4"
 BIAS_VARIANCE = 0.05
-CRITICAL = 1.760955
-KINDS = {1.0: "vanishing", CRITICAL: "stable", 4.0: "exploding"}
+
+
+@functools.cache
+def critical():
+    """The weight variance at which tanh is critical at this bias variance, 1.76."""
+    physics = {"activation": activations.tanh, "bias_variance": BIAS_VARIANCE}
+    return float(propagation.critical_weight_variance(**physics))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Config:
     depth: int = 30
     seeds: int = 60
     digits: int = 8
-    weight_variances: tuple[float, ...] = (1.0, 1.3, CRITICAL, 4.0)
+    weight_variances: tuple[float, ...] = dataclasses.field(default_factory=lambda: (1.0, 1.3, critical(), 4.0))
     seed: int = 0
 
     @classmethod
@@ -67,7 +74,7 @@ class Result:
 
     samples: dict  # weight variance -> [widths, seeds, L]
     predicted: dict  # weight variance -> [L]
-    kinds: dict  # weight variance -> index into gradients.Verdict's words, at the largest width
+    kinds: dict  # weight variance -> index into GradientVerdict's words, at the largest width
     depth_scales: dict  # weight variance -> layers
 
 
@@ -89,7 +96,7 @@ def run(config):
             rows.append(np.asarray(found.log_ratio, dtype=float))
         name = f"{weight_variance:g}"
         samples[name], lines[name] = np.stack(rows), theory.log_products
-        kinds[name] = np.asarray(WORDS.index(measured.verdict(found).kind))
+        kinds[name] = np.asarray(WORDS.index(verdicts.gradients(found).kind))
         scales[name] = theory.depth_scale
     return Result(samples, lines, kinds, scales)
 
@@ -126,7 +133,7 @@ def claims(config, result):
                 tolerance_from="six standard errors of the intercept in 1 / width",
             )
         )
-    for weight_variance, kind in KINDS.items():
+    for weight_variance, kind in {1.0: "vanishing", critical(): "stable", 4.0: "exploding"}.items():
         if weight_variance in config.weight_variances:
             name = f"{weight_variance:g}"
             made.append(

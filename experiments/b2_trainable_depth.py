@@ -42,8 +42,14 @@ from numdl.theory import propagation
 
 SCHOENHOLZ = "Schoenholz et al. 2017, arXiv:1611.01232, fig. 5"
 BIAS_VARIANCE = 0.05
-CRITICAL = 1.760955  # weight variance of tanh at this bias variance
 MIDDLE = 0.55  # half way between chance on ten digits and one
+
+
+@functools.cache
+def critical():
+    """The weight variance at which tanh is critical at this bias variance, 1.76."""
+    physics = {"activation": activations.tanh, "bias_variance": BIAS_VARIANCE}
+    return float(propagation.critical_weight_variance(**physics))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Config:
     """Sizes of the experiment."""
 
     width: int = 150
-    weight_variances: tuple[float, ...] = (1.0, 1.3, CRITICAL, 2.5)
+    weight_variances: tuple[float, ...] = dataclasses.field(default_factory=lambda: (1.0, 1.3, critical(), 2.5))
     depths: tuple[int, ...] = (10, 20, 40, 80, 160)
     compared_depth: int = 80  # where the critical network is held against the most ordered one
     steps: int = 500
@@ -65,7 +71,7 @@ class Config:
         """For the tests: seconds."""
         return cls(
             width=50,
-            weight_variances=(1.0, CRITICAL),
+            weight_variances=(1.0, critical()),
             depths=(5, 12, 30),
             compared_depth=30,
             steps=300,
@@ -149,7 +155,7 @@ def claims(config, result):
     for weight_variance, scale, depth in zip(
         config.weight_variances, result.depth_scales, result.trainable, strict=True
     ):
-        if weight_variance < CRITICAL:
+        if weight_variance < critical():
             made.append(
                 Claim(
                     f"weight variance {weight_variance:g} (ordered): ln(trainable depth / xi_c)",
@@ -162,7 +168,7 @@ def claims(config, result):
                 )
             )
     compared = result.accuracy[:, config.depths.index(config.compared_depth)]
-    peak = config.weight_variances.index(CRITICAL)
+    peak = config.weight_variances.index(critical())
     made.append(
         Claim(
             f"at depth {config.compared_depth} the critical network learns: its training accuracy",

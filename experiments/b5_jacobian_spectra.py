@@ -104,7 +104,7 @@ def run(config):
             s = np.asarray(_spectra(config, key, width, activation, orthogonal, weight_variance, bias_variance, q))
             rows.append(np.stack([np.mean(s**2, axis=1), np.var(s**2, axis=1)], axis=1))
         moments[kind], spectra[kind] = np.stack(rows), s[0]
-        law = predicted.singular_values(
+        law = predicted.squared_singular_values(
             depth=config.depth, q=q, activation=activation, weight_variance=weight_variance, orthogonal=orthogonal
         )
         laws[kind] = np.array([law.mean, law.variance])

@@ -72,7 +72,7 @@ def run(config):
         key = jax.random.fold_in(jax.random.key(config.seed), width)
         samples.append(np.asarray(measured.growth(key, network, x, seeds=config.seeds).log_ratio, dtype=float))
         laws.append(predicted.log_norm(widths=widths, weight_variance=2.0, activation=activations.relu))
-    fields = (np.stack([getattr(law, name) for law in laws]) for name in ("variance", "mean", "rule"))
+    fields = (np.stack([getattr(law, name) for law in laws]) for name in ("log_variance", "log_mean", "rule"))
     return Result(np.stack(samples), *fields)
 
 

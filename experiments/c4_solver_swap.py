@@ -19,7 +19,7 @@ Measurement
 Two interlaced spirals (swiss roll, a little noise), tanh networks of width 8 on the time [0, 4], all trained alike by
 Adam, with N = 2 to 32 Euler steps and with 8 RK4 steps, from several initializations. Then `residual.refine` and
 `residual.with_tableau` give the same weights other steps and solvers, on new points, in double precision;
-`analysis.refinement.study` compares outputs and accuracy and gives its verdict.
+`analysis.refinement.study` compares outputs and accuracy, `audit.verdicts` says what follows.
 
 Verdict
 -------
@@ -44,6 +44,7 @@ from jax import lax
 
 from numdl import activations, data, plotting
 from numdl.analysis import refinement
+from numdl.audit import verdicts
 from numdl.networks import residual
 from numdl.ode import tableaus
 from numdl.optimize import train
@@ -101,7 +102,7 @@ def run(config):
         found = [_study(config, kind, depth, params, seed, test) for seed in range(config.seeds)]
         name = f"{kind}, N = {depth}"
         studies[name] = jax.tree.map(lambda *leaves: np.stack(leaves), *found)
-        survives[name] = np.array([one.verdict.startswith("Yes") for one in found])
+        survives[name] = np.array([verdicts.refinement(one).startswith("Yes") for one in found])
         training[name] = _accuracies(config, kind, depth, params, points)
     return Result(studies, survives, training)
 

@@ -33,6 +33,7 @@ import optax
 from numdl import activations, data, plotting
 from numdl.analysis import refinement
 from numdl.analysis import stability as spectra
+from numdl.audit import verdicts
 from numdl.networks import fields, residual, reversible
 from numdl.ode import adjoint_audit, adjoints, integrate, stability, tableaus
 from numdl.optimize import train
@@ -97,7 +98,7 @@ def study(depth):
 
 studies = {depth: study(depth) for depth in trained}
 for depth, found in studies.items():
-    print(f"{depth:>3} layers, order of Euler {found.order[0]:.2f}: {found.verdict}")
+    print(f"{depth:>3} layers, order of Euler {found.order[0]:.2f}: {verdicts.refinement(found)}")
 
 # %%
 drawing = plotting.figure(width=10, height=3.8)
@@ -131,7 +132,7 @@ drawing
 #
 # An antisymmetric matrix has imaginary eigenvalues: $y' = f(y\,(A - A^\top))$ neither grows nor shrinks. The
 # network built from it, by forward Euler, does. `residual.unroll` hands out the right-hand side along the network's own
-# states, `analysis.stability.spectrum` the eigenvalues of $h J_l$ in every layer, and an advice.
+# states, `analysis.stability.spectrum` the eigenvalues of $h J_l$ in every layer, and `audit.verdicts.steps` says what to do.
 
 # %%
 depth, width = (20, 12) if quick else (100, 32)
@@ -162,7 +163,7 @@ cures["Euler, damped"] = antisymmetric(damping=0.6)
 cures["RK4"] = antisymmetric(tableau=tableaus.rk4)
 found = {name: examine(network) for name, network in cures.items()}
 for name, spectrum in found.items():
-    print(f"{name:>14}: largest |R(z)| {spectrum.amplification.max():.4f}   {spectrum.advice}")
+    print(f"{name:>14}: largest |R(z)| {spectrum.amplification.max():.4f}   {verdicts.steps(spectrum)}")
 
 # %% [markdown]
 # No step is small enough for Euler on the imaginary axis: its region of stability touches it in one point. Damping

@@ -95,8 +95,8 @@ def test_what_follows_is_infinite_too():
     physics = {"activation": SIGN, "weight_variance": 1.0, "bias_variance": 0.1}
     assert (gradients.growth(1.0, depth=3, **physics).log_products == np.inf).all()
     assert recurrent.largest_slope(UNNAMED) == np.inf
-    values = jacobian.singular_values(depth=2, q=1.0, activation=SIGN, weight_variance=1.0, orthogonal=True)
-    assert values.log_of_mean == np.inf
+    values = jacobian.squared_singular_values(depth=2, q=1.0, activation=SIGN, weight_variance=1.0, orthogonal=True)
+    assert values.log_expectation == np.inf
 
 
 def test_the_tangent_kernel_of_sign_is_finite_between_different_inputs():

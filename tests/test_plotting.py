@@ -141,7 +141,7 @@ def test_phase_diagram_of_one_phase_names_that_one_and_survives_zeros():
 
 
 def law(mean, typical):
-    return types.SimpleNamespace(log_of_mean=mean, log_mean=typical)
+    return types.SimpleNamespace(log_expectation=mean, log_mean=typical)
 
 
 def test_product_norm_draws_powers_of_ten_far_beyond_the_range_of_numbers():

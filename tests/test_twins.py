@@ -143,7 +143,7 @@ def norms_of_gradients(activation, widths, weight_variance, told_weight_variance
     )
     logs = np.asarray(logs, np.float64)
     logs = logs[np.isfinite(logs).all(axis=1)]
-    return np.append(law.mean, law.variance), np.concatenate([logs, (logs - law.mean) ** 2], axis=1)
+    return np.append(law.log_mean, law.log_variance), np.concatenate([logs, (logs - law.log_mean) ** 2], axis=1)
 
 
 @pytest.mark.parametrize("activation, widths, weight_variance", some_fast(FINITE, fast=(0, 1)))
@@ -202,10 +202,10 @@ def spectra(activation, weight_variance, orthogonal):
         found = measured_jacobian.isometry(s)
         samples.append(np.stack([np.log(found.gain), 1 / np.asarray(found.score, np.float64) - 1], axis=1))
     q = predicted_propagation.lengths(1.0, depth=2, **theory(setting))
-    told = predicted_jacobian.singular_values(
+    told = predicted_jacobian.squared_singular_values(
         depth=2, q=q, activation=activation, weight_variance=weight_variance, orthogonal=orthogonal
     )
-    return np.stack([told.log_of_mean, told.relative_variance]), at_infinite_width(samples)
+    return np.stack([told.log_expectation, told.relative_variance]), at_infinite_width(samples)
 
 
 @pytest.mark.parametrize("activation, weight_variance, orthogonal", some_fast(SPECTRA, fast=(0, 3)))

@@ -9,7 +9,6 @@ the last safe layer with a cotangent of size 1, and the logarithms of the scales
 
 import functools
 import itertools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +16,9 @@ import numpy as np
 from jax import lax
 
 from numdl import checks
-from numdl.analysis import layers
+from numdl.analysis import _samples, layers
 from numdl.networks import core
-from numdl.records import record, static
-
-TRAINABLE = math.exp(6)  # squared gradients that change by more hardly train: about 6 depth scales
+from numdl.records import record
 
 # fold_in(key, i) is the i-th key of split(key): init uses the first ones, and the readout's weights would be this draw.
 _APART = 2**31 - 1
@@ -40,22 +37,7 @@ class GradientSamples:
         return self.log_square - self.log_cotangent[..., None]
 
 
-@record
-class Verdict:
-    """Do gradients vanish or explode between the last state and the first, and how sure is that?"""
-
-    kind: str = static()  # vanishing | exploding | stable | undecided: the interval holds a threshold
-    growth: float  # ln of the factor a layer, going back: (change from y_L to y_1) / (L - 1)
-    growth_stderr: float  # over seeds
-    change: float  # ln g[1] / g[L], mean over seeds whose gradient is not 0
-    low: float  # interval of that mean at the confidence asked for, Student's law
-    high: float
-    threshold: float  # ln factor: vanishing below -threshold, exploding above
-    spread: float  # standard deviation of `change` from one network to another
-    dead: float  # share of seeds whose gradient at y_1 is exactly 0
-
-
-def growth(key, network, x, loss=None, *, seeds, batch_size=None):
+def growth(key, network, x, loss=None, *, seeds, at_a_time=None):
     """MEASURED mean squares of the gradients of every state, for independent networks, in logarithms.
 
     Without a loss the outputs' cotangent is random, N(0, 1), for each network anew: what comes out is the network's
@@ -66,21 +48,20 @@ def growth(key, network, x, loss=None, *, seeds, batch_size=None):
     x : array [N, ...]          one batch for all networks
     loss : function             outputs [N, d_out] -> scalar, a mean over examples; None: random cotangents
     seeds : int                 number of networks
-    batch_size : int            networks at a time; None: 1 on a CPU, all elsewhere
+    at_a_time : int             networks at a time; None: 1 on a CPU, all elsewhere
     Returns
     -------
     GradientSamples(log_square [seeds, L], log_cotangent [seeds])
     Raises
     ------
-    ValueError, TypeError       seeds or batch_size below 1, x without axes, network or loss of another kind
+    ValueError, TypeError       seeds or at_a_time below 1, x without axes, network or loss of another kind
     Twin: theory.gradients.growth (log_products), theory.gradients.log_norm (spread)
     """
     checks.key("key", key)
     network = core.traceable(network)
     x = checks.floating("x", x, least_ndim=1)
     seeds = checks.whole("seeds", seeds)
-    batch_size = _batch_size(batch_size, seeds)
-    return _sample(network, x, key, _loss(loss), seeds, batch_size)
+    return _sample(network, x, key, _loss(loss), seeds, _samples.at_a_time(at_a_time, seeds))
 
 
 def growth_at(network, params, x, cotangent):
@@ -116,77 +97,15 @@ def growth_of_function(key, apply, init, x, *, loss, seeds):
     return _sample_function(key, apply, init, x, loss, seeds)
 
 
-def verdict(samples, *, factor=TRAINABLE, confidence=0.95):
-    """Vanishing, exploding or stable: the change of the squared gradient from y_L to y_1 against a stated factor.
-
-        change = mean over seeds of (log_square[:, 0] - log_square[:, -1]),    low, high = change -+ t * stderr
-        exploding: low > ln factor    vanishing: high < -ln factor    stable: both inside    else undecided
-
-    The threshold is on the whole network, not on one layer: 5 % a layer is harmless at depth 10 and not at 1000. The
-    default, e^6 = 403 in the square (20 in size), is Schoenholz's: networks train up to about 6 depth scales.
-
-    Parameters
-    ----------
-    samples : GradientSamples or array [seeds, L]    natural logarithms; at least 2 seeds and 2 layers
-    factor : scalar             > 1, of the squared gradient
-    confidence : scalar         of Student's interval over seeds, in (0, 1)
-    Raises
-    ------
-    ValueError, TypeError       samples of another shape, factor <= 1, confidence outside (0, 1)
-    Source: Schoenholz et al. 2017, arXiv:1611.01232, figure 5, for the factor.
-    """
-    logs = samples.log_square if isinstance(samples, GradientSamples) else samples
-    logs = np.asarray(checks.array("samples", logs), np.float64)
-    if logs.ndim != 2 or min(logs.shape) < 2:
-        raise checks.BadValue(f"samples must have shape (seeds, L), at least 2 of both; got {logs.shape}")
-    checks.finite("factor", factor, above=1.0, shape=())
-    if not 0 < checks.finite("confidence", confidence, shape=()) < 1:
-        raise checks.BadValue(f"confidence must be in (0, 1); got {confidence}")
-    threshold, dead = math.log(factor), float(np.mean(logs[:, 0] == -np.inf))
-    change, stderr, low, high, spread = _interval(logs[logs[:, 0] != -np.inf], confidence)
-    kind = "vanishing" if dead == 1 else _kind(low, high, threshold)
-    gaps = logs.shape[1] - 1
-    return Verdict(kind, change / gaps, stderr / gaps, change, low, high, threshold, spread, dead)
-
-
-def _kind(low, high, threshold):
-    if high < -threshold:
-        return "vanishing"
-    if low > threshold:
-        return "exploding"
-    return "stable" if -threshold < low and high < threshold else "undecided"
-
-
-def _interval(logs, confidence):
-    from scipy.special import stdtrit
-
-    if len(logs) == 0:
-        return -math.inf, 0.0, -math.inf, -math.inf, 0.0
-    change = logs[:, 0] - logs[:, -1]
-    if len(logs) == 1 or not np.isfinite(change).all():
-        return float(change[0]) if len(logs) == 1 else math.nan, math.nan, math.nan, math.nan, math.nan
-    spread = float(change.std(ddof=1))
-    stderr = spread / math.sqrt(len(change))
-    half = float(stdtrit(len(change) - 1, (1 + confidence) / 2)) * stderr
-    mean = float(change.mean())
-    return mean, stderr, mean - half, mean + half, spread
-
-
 # ---- samples over seeds --------------------------------------------------------------------------------------------
-
-
-def _batch_size(batch_size, seeds):
-    if batch_size is None:
-        batch_size = 1 if jax.default_backend() == "cpu" else seeds
-    return min(checks.whole("batch_size", batch_size), seeds)
 
 
 def _loss(loss):
     return loss if loss is None else checks.returning("loss", loss, 1, "loss(outputs)", scalar=True)
 
 
-@functools.partial(jax.jit, static_argnames=("seeds", "batch_size"))
-def _sample(network, x, key, loss, seeds, batch_size):
+@functools.partial(jax.jit, static_argnames=("seeds", "at_a_time"))
+def _sample(network, x, key, loss, seeds, at_a_time):
     def one(key):
         # The network's key is the one that the other analyses give it: same seeds, same networks.
         params = network.init(key, x)
@@ -197,7 +116,7 @@ def _sample(network, x, key, loss, seeds, batch_size):
             cotangent = x.shape[0] * jax.grad(loss)(network.apply(params, x))
         return GradientSamples(*_log_squares(network, params, x, cotangent))
 
-    return lax.map(one, jax.random.split(key, seeds), batch_size=batch_size if batch_size > 1 else None)
+    return _samples.each(one, jax.random.split(key, seeds), at_a_time)
 
 
 @functools.partial(jax.jit, static_argnames="seeds")

@@ -1,8 +1,8 @@
-"""MEASURED: products of random matrices, and the singular values of a network's Jacobian dy_stop / dy_start.
+"""MEASURED: the singular values of a network's Jacobian dy_stop / dy_start.
 
 Exact for small networks (`singular_values`, `spectra`); matrix-free by forward and backward products for large ones
-(`extremes`, `trace_moments`); along deep products by QR, layer by layer and in logarithms (`lyapunov_exponents`). All
-singular values are at one example. Layers count from 1; start = 0 is the input, stop = L + 1 the outputs.
+(`extremes`, `trace_moments`). All are at one example. Layers count from 1; start = 0 is the input, stop = L + 1 the
+outputs. Products of random matrices are in `products`, and its functions can be had from here, too, as in the twin.
 """
 
 import functools
@@ -14,23 +14,32 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from numdl import checks
+from numdl.analysis.products import (
+    LyapunovSamples,
+    ProductNormSamples,
+    lyapunov_exponents,
+    lyapunov_exponents_along,
+    product_norm,
+)
+from numdl.krylov import bidiagonal
 from numdl.networks import _segments, core
 from numdl.records import record
 
-_NOISE = 32  # multiples of eps below which what is left after orthogonalization is rounding
-
-
-@record
-class ProductNormSamples:
-    """Natural logarithms of squared norms along products of random matrices."""
-
-    log_input: jax.Array  # [draws]: log |y|^2
-    log_norm: jax.Array  # [draws, depth]: log |K_l ... K_1 y|^2, l = 1..depth
-
-    @property
-    def log_ratio(self):
-        """log |K_l ... K_1 y|^2 / |y|^2, [draws, depth]."""
-        return self.log_norm - self.log_input[..., None]
+__all__ = [
+    "Extremes",
+    "Isometry",
+    "LyapunovSamples",
+    "ProductNormSamples",
+    "TraceMoments",
+    "extremes",
+    "isometry",
+    "lyapunov_exponents",
+    "lyapunov_exponents_along",
+    "product_norm",
+    "singular_values",
+    "spectra",
+    "trace_moments",
+]
 
 
 @record
@@ -53,15 +62,6 @@ class TraceMoments:
 
 
 @record
-class LyapunovSamples:
-    """Lyapunov exponents of one product of matrices."""
-
-    exponents: jax.Array  # [n]  (1/L) ln R_ii summed over layers, of lengths; in the order of the QR, about descending
-    stderr: jax.Array  # [n]  spread over layers / sqrt(L): right if layers are independent
-    log_growth: jax.Array  # [L, n]  ln |R_ii| of each layer
-
-
-@record
 class Isometry:
     """How near a Jacobian is to a multiple of an isometry."""
 
@@ -81,7 +81,7 @@ def singular_values(network, params, x, *, start, stop) -> Float[Array, "directi
     ----------
     x : array [1, ...]          one example
     start, stop : int           0 <= start < stop <= L + 1
-    Twin: theory.jacobian.singular_values (mean and variance of the squares)
+    Twin: theory.jacobian.squared_singular_values (mean and variance of their squares)
     """
     return jnp.linalg.svd(core.jacobian(network, params, x, start=start, stop=stop), compute_uv=False)
 
@@ -152,7 +152,7 @@ def trace_moments(key, network, params, x, *, start, stop, order, draws):
     x : array [1, ...]          one example
     order : int                 number of moments
     draws : int                 random vectors, >= 2
-    Source: Hutchinson 1990, Commun. Stat. Simul. 19.    Twin: theory.jacobian.singular_values
+    Source: Hutchinson 1990, Commun. Stat. Simul. 19.    Twin: theory.jacobian.squared_singular_values
     """
     checks.key("key", key)
     order, draws = checks.whole("order", order), checks.whole("draws", draws, least=2)
@@ -161,141 +161,6 @@ def trace_moments(key, network, params, x, *, start, stop, order, draws):
     samples = _trace_samples(key, network, params, x, start, stop, order, draws)
     stderr = jnp.std(samples, axis=0, ddof=1) / float(np.sqrt(draws))
     return TraceMoments(jnp.mean(samples, axis=0), stderr, samples)
-
-
-def lyapunov_exponents(key, *, width, depth, sampler, dtype=None):
-    """MEASURED Lyapunov exponents of K_L ... K_1 with independent matrices, [width]; any depth, no overflow.
-
-        K_l Q_{l-1} = Q_l R_l,    exponents[i] = (1/L) sum_l ln |R_l[i, i]|
-
-    Parameters
-    ----------
-    width, depth : int          n and L
-    sampler : function          (key, (width, width), dtype) -> W, K = W': an Initializer, or any function
-    dtype : dtype               of the computation; jax's default float if None
-    Source: Benettin et al. 1980, Meccanica 15.    Twin: theory.jacobian.lyapunov_exponents
-    """
-    checks.key("key", key)
-    width, depth = checks.whole("width", width), checks.whole("depth", depth)
-    dtype = _real_dtype(jnp.result_type(float) if dtype is None else dtype)
-    sampler = _sampler(sampler)
-    return _lyapunov_of_samples(key, sampler, width, depth, dtype)
-
-
-def lyapunov_exponents_along(step, layers, y):
-    """MEASURED Lyapunov exponents along y <- step(layer, y): a stack of equal layers, a recurrent net, an ODE's steps.
-
-    Parameters
-    ----------
-    step : function             (one layer's parameters, y [n]) -> y [n]
-    layers : pytree             parameters stacked along axis 0, or an array of inputs in time: L = its length
-    y : array [n]               the start
-    Returns
-    -------
-    LyapunovSamples(exponents [n], stderr [n], log_growth [L, n])
-    """
-    step = checks.returning("step", step, 2, "step(layer, y)")
-    y, layers = checks.floating("y", y, ndim=1), checks.leaves("layers", layers, examples=True)
-    return _lyapunov_along(step, layers, y)
-
-
-def product_norm(key, *, width, depth, sampler, draws, batch_size=None, y=None, dtype=None):
-    """MEASURED log |K_l ... K_1 y|^2 for l = 1..depth, over independent draws of the matrices.
-
-        z_l = K_l z_{l-1} / |z_{l-1}|,   log_norm[l] = log |y|^2 + sum_{k <= l} log |z_k|^2
-
-    The vector is normalized after every layer and the logarithms are summed with compensation, so that no depth or
-    scale overflows; a product that is exactly 0 has log -inf. K_l = W_l', where W_l (fan_in, fan_out) is a sample.
-
-    Parameters
-    ----------
-    width, depth, draws : int
-    sampler : function          (key, (width, width), dtype) -> W: an Initializer, or any function
-    batch_size : int            draws at a time; None: 1 on a CPU, as many as fit in 1/4 GiB elsewhere
-    y : array [width]           fixed input, not 0; a new N(0, I) for each draw if None
-    dtype : dtype               of the computation; y's, or jax's default float
-    Raises
-    ------
-    ValueError, TypeError       a size below 1, y of another shape, a sampler that is no function
-    Twin: theory.jacobian.product_norm (its log moments, for Gaussian entries)
-    """
-    checks.key("key", key)
-    width, depth, draws = checks.whole("width", width), checks.whole("depth", depth), checks.whole("draws", draws)
-    if y is not None:
-        y = checks.shape("y", checks.floating("y", y), (width,))
-    dtype = _real_dtype(dtype if dtype is not None else y.dtype if y is not None else jnp.result_type(float))
-    batch_size = _strategy(width, draws) if batch_size is None else checks.whole("batch_size", batch_size)
-    # An Initializer's sampler carries its variance as data: another variance is not compiled again.
-    sampler = _sampler(sampler)
-    y = None if y is None else jnp.asarray(y, dtype)
-    return ProductNormSamples(*_sample(key, sampler, y, width, depth, draws, min(batch_size, draws), dtype))
-
-
-def _real_dtype(dtype):
-    found = checks.dtype("dtype", dtype)
-    if not jnp.issubdtype(found, jnp.floating):
-        raise checks.BadType(f"dtype must be a real floating-point dtype; got {found}")
-    return found
-
-
-def _sampler(sampler):
-    sampler = getattr(sampler, "sample", sampler)
-    return checks.returning("sampler", sampler, 3, "sampler(key, (width, width), dtype)")
-
-
-def _drawn(sampler, key, width, dtype):
-    """One matrix of the sampler; looked at under the trace, so that a sampler is traced once."""
-    matrix = sampler(key, (width, width), dtype)
-    if np.shape(matrix) != (width, width):
-        raise checks.BadValue(f"sampler must return a matrix of shape {(width, width)}; got shape {np.shape(matrix)}")
-    return jnp.asarray(matrix, dtype)
-
-
-def _strategy(width, draws):
-    return 1 if jax.default_backend() == "cpu" else max(1, min(draws, 2**26 // width**2))
-
-
-@functools.partial(jax.jit, static_argnames=("width", "depth", "draws", "batch_size", "dtype"))
-def _sample(key, sampler, y, width, depth, draws, batch_size, dtype):
-    def one(key):
-        input_key, layers_key = jax.random.split(key)
-        start = jax.random.normal(input_key, (width,), dtype) if y is None else y
-        return _chain(sampler, start, jax.random.split(layers_key, depth))
-
-    return lax.map(one, jax.random.split(key, draws), batch_size=batch_size if batch_size > 1 else None)
-
-
-def _chain(sampler, y, keys):
-    z, log_input = _normalized(y)
-
-    def layer(carry, key):
-        z, total, lost = carry
-        weights = _drawn(sampler, key, z.size, z.dtype)
-        z, growth = _normalized(jnp.matmul(z, weights, precision=lax.Precision.HIGHEST))
-        total, lost = _compensated(total, lost, growth)
-        return (z, total, lost), total
-
-    _, log_norm = lax.scan(layer, (z, log_input, jnp.zeros_like(log_input)), keys)
-    return log_input, log_norm
-
-
-def _normalized(y):
-    """y / |y| and log |y|^2, in float32 at least; the largest entry is taken out before squaring. 0 stays 0."""
-    wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
-    largest = jnp.max(jnp.abs(wide))
-    scale = jnp.where(largest > 0, largest, jnp.ones_like(largest))
-    scaled = wide / scale
-    square = jnp.sum(scaled**2)
-    length = jnp.sqrt(jnp.where(square > 0, square, jnp.ones_like(square)))
-    return (scaled / length).astype(y.dtype), jnp.log(square) + 2 * jnp.log(scale)
-
-
-def _compensated(total, lost, term):
-    """Kahan's sum: what the last addition lost goes into the next."""
-    term = term - lost
-    new = total + term
-    lost = (new - total) - term
-    return new, jnp.where(jnp.isfinite(lost), lost, jnp.zeros_like(lost))
 
 
 # ---- the Jacobian as a linear map ----------------------------------------------------------------------------------
@@ -353,98 +218,17 @@ def _trace_samples(key, network, params, x, start, stop, order, draws):
     return lax.map(one, jax.random.split(key, draws))
 
 
-# ---- Golub-Kahan ---------------------------------------------------------------------------------------------------
-
-
 @functools.partial(jax.jit, static_argnames=("start", "stop", "steps", "whole"))
 def _extremes(key, network, params, x, start, stop, steps, whole):
     forward, backward, point = _products(network, params, x, start, stop)
     image = jax.eval_shape(forward, point)
     if image.size < point.size:  # J' has the same singular values; the smaller side is exhausted first
         forward, backward, point, image = backward, forward, image, point
-    matrix, beta = _bidiagonalize(forward, backward, (point.size, image.size), key, steps, point.dtype)
-    left, values, _ = jnp.linalg.svd(matrix)
-    residuals = jnp.abs(beta * left[-1])
+    start_key, key = jax.random.split(key)
+    first = jax.random.normal(start_key, point.shape, point.dtype)
+    found = bidiagonal.decompose(forward, backward, first, num_matvecs=steps, key=key)
+    left, values, _ = jnp.linalg.svd(found.square[:, :-1])
+    residuals = jnp.abs(found.off_diagonal[-1] * left[-1])
     nan = jnp.full((), jnp.nan, values.dtype)
     ends = (values[-1], residuals[-1]) if whole else (nan, nan)
     return Extremes(values[0], residuals[0], *ends)
-
-
-def _bidiagonalize(forward, backward, sizes, key, steps, dtype):
-    """Upper bidiagonal B [steps, steps] and the last coupling beta; both bases kept orthogonal to rounding."""
-    start_key, *keys = jax.random.split(key, 3)
-    # Where a space is exhausted (repeated singular values), the next direction is random and its coupling 0.
-    spare_right, spare_left = (jax.random.normal(k, (steps, size), dtype) for k, size in zip(keys, sizes, strict=True))
-    v = jax.random.normal(start_key, sizes[:1], dtype)
-    right = jnp.zeros((steps + 1, sizes[0]), dtype).at[0].set(v / jnp.linalg.norm(v))
-    left = jnp.zeros((steps, sizes[1]), dtype)
-
-    def step(carry, given):
-        (right, left), (k, new_right, new_left) = carry, given
-        u, alpha = _orthonormal(forward(right[k]), left, new_left)
-        left = left.at[k].set(u)
-        w, beta = _orthonormal(backward(u), right, new_right)
-        return (right.at[k + 1].set(w), left), (alpha, beta)
-
-    _, (alphas, betas) = lax.scan(step, (right, left), (jnp.arange(steps), spare_right, spare_left))
-    return jnp.diag(alphas) + jnp.diag(betas[:-1], 1), betas[-1]
-
-
-def _orthonormal(vector, basis, spare):
-    """What is left of the vector outside of the basis' rows, normalized, and its length; else the spare's and 0."""
-    rest, length = _outside(vector, basis)
-    other, other_length = _outside(spare, basis)
-    exhausted = length <= _NOISE * float(jnp.finfo(length.dtype).eps) * jnp.linalg.norm(vector)
-    unit = jnp.where(exhausted, other / other_length, rest / jnp.where(exhausted, jnp.ones_like(length), length))
-    return unit, jnp.where(exhausted, jnp.zeros_like(length), length)
-
-
-def _outside(vector, basis):
-    """The part orthogonal to the basis' rows, by Gram-Schmidt twice, and its length."""
-    rest = vector
-    for _ in range(2):
-        inside = jnp.matmul(basis, rest, precision=lax.Precision.HIGHEST)
-        rest = rest - jnp.matmul(inside, basis, precision=lax.Precision.HIGHEST)
-    return rest, jnp.linalg.norm(rest)
-
-
-# ---- Lyapunov exponents --------------------------------------------------------------------------------------------
-
-
-@functools.partial(jax.jit, static_argnames=("width", "depth", "dtype"))
-def _lyapunov_of_samples(key, sampler, width, depth, dtype):
-    def layer(q, key):
-        return _reduced(_drawn(sampler, key, width, dtype).T @ q)
-
-    return _exponents(lax.scan(layer, jnp.eye(width, dtype=dtype), jax.random.split(key, depth))[1])
-
-
-@jax.jit
-def _lyapunov_along(step, layers, y):
-    def layer(carry, given):
-        y, q = carry
-        new, push = jax.linearize(functools.partial(step, given), y)
-        if np.shape(new) != y.shape:
-            raise checks.BadValue(f"step must return an array like y, of shape {y.shape}; got shape {np.shape(new)}")
-        q, logs = _reduced(jax.vmap(push, 1, 1)(q))
-        return (new, q), logs
-
-    return _exponents(lax.scan(layer, (y, jnp.eye(y.size, dtype=y.dtype)), layers)[1])
-
-
-def _reduced(matrix):
-    """Q and ln |R_ii|; the matrix is divided by its largest entry first."""
-    largest = jnp.max(jnp.abs(matrix))
-    scale = jnp.where(largest > 0, largest, jnp.ones_like(largest))
-    q, r = jnp.linalg.qr(matrix / scale)
-    return q, jnp.log(jnp.abs(jnp.diagonal(r))) + jnp.log(scale)
-
-
-def _exponents(logs):
-    """Mean over layers, about the first layer's so that float32 keeps its digits at any depth."""
-    depth = logs.shape[0]
-    base = jnp.where(jnp.isfinite(logs[:1]), logs[:1], jnp.zeros_like(logs[:1]))
-    mean = jnp.mean(logs - base, axis=0) + base[0]
-    if depth == 1:
-        return LyapunovSamples(mean, jnp.full_like(mean, jnp.nan), logs)
-    return LyapunovSamples(mean, jnp.std(logs, axis=0, ddof=1) / float(np.sqrt(depth)), logs)

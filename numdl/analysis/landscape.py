@@ -7,7 +7,7 @@
 
 `loss(params, batch)` is a scalar, nothing random in it. Real floating leaves of params move, complex ones as two reals;
 all else stays as it is, and what `frozen` names: batch statistics, for one. On a CPU the points of a grid are computed
-one after the other, elsewhere together; `batch_size` changes that.
+one after the other, elsewhere together; `at_a_time` changes that.
 """
 
 import functools
@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from numdl import checks, trees
-from numdl.analysis import filters, parts
+from numdl.analysis import _samples, filters, parts
 from numdl.analysis.alignment import Alignment, align
 from numdl.analysis.critical import CriticalPoint, critical_point
 from numdl.records import record
@@ -139,7 +139,7 @@ def direction(
     return parts.outward(rest.moving(_direction(key, nothing.params(moving), found, normalize, vectors)), rest)
 
 
-def line(loss, params, batch, along, *, positions, batch_size=None, frozen=()):
+def line(loss, params, batch, along, *, positions, at_a_time=None, frozen=()):
     """MEASURED loss on a line through params: a `Line`.
 
     Parameters
@@ -147,29 +147,29 @@ def line(loss, params, batch, along, *, positions, batch_size=None, frozen=()):
     loss : function             loss(params, batch) -> scalar
     along : pytree              like params: from `direction`, a gradient, an eigenvector
     positions : array [n]
-    batch_size : int            points at a time; None: 1 on a CPU, all elsewhere
+    at_a_time : int             points at a time; None: 1 on a CPU, all elsewhere
     frozen : names              paths of leaves that stay, whatever `along` says
     """
     loss, moving, rest, batch = parts.opened(loss, params, batch, frozen)
     along = parts.inward("along", along, params, rest, moving)
     positions = _positions("positions", positions, moving)
-    values = _on_grid(loss, moving, rest, batch, (along,), (positions,), _size(batch_size, positions.size))
+    values = _on_grid(loss, moving, rest, batch, (along,), (positions,), _samples.at_a_time(at_a_time, positions.size))
     return Line(positions, values)
 
 
-def plane(loss, params, batch, u, v, *, first, second, batch_size=None, frozen=()):
+def plane(loss, params, batch, u, v, *, first, second, at_a_time=None, frozen=()):
     """MEASURED loss in the plane of two directions, all of it in one compiled call: a `Plane`.
 
     Parameters
     ----------
     u, v : pytrees              like params
     first, second : arrays [n], [m]     positions along u and v
-    batch_size, frozen          those of `line`
+    at_a_time, frozen           those of `line`
     """
     loss, moving, rest, batch = parts.opened(loss, params, batch, frozen)
     u, v = (parts.inward(name, tree, params, rest, moving) for name, tree in (("u", u), ("v", v)))
     first, second = _positions("first", first, moving), _positions("second", second, moving)
-    size = _size(batch_size, first.size * second.size)
+    size = _samples.at_a_time(at_a_time, first.size * second.size)
     return Plane(first, second, _on_grid(loss, moving, rest, batch, (u, v), (first, second), size))
 
 
@@ -205,7 +205,7 @@ def _principal(trajectory):
     return last, (unravel(basis[0]), unravel(basis[1])), rows @ basis.T, shares
 
 
-def interpolation(loss, start, stop, batch, *, points=51, batch_size=None, frozen=()):
+def interpolation(loss, start, stop, batch, *, points=51, at_a_time=None, frozen=()):
     """MEASURED loss on the straight line between two parameters: a `Path` with barrier and largest rise.
 
         barrier = max over t of L(t) - ((1 - t) L(0) + t L(1))
@@ -217,7 +217,7 @@ def interpolation(loss, start, stop, batch, *, points=51, batch_size=None, froze
     """
     points = checks.whole("points", points, least=3)
     loss, moving, rest, batch = parts.opened(loss, start, batch, frozen, "start")
-    stop, size = parts.inward("stop", stop, start, rest, moving, of="start"), _size(batch_size, points)
+    stop, size = parts.inward("stop", stop, start, rest, moving, of="start"), _samples.at_a_time(at_a_time, points)
     positions = _positions("points", np.linspace(0, 1, points), moving)
     along = jax.tree.map(jnp.subtract, stop, moving)
     return _path(positions, _on_grid(loss, moving, rest, batch, (along,), (positions,), size))
@@ -257,14 +257,8 @@ def _on_grid(loss, moving, rest, batch, directions, positions, size):
         return loss(rest.params(moved), batch)
 
     grid = jnp.meshgrid(*positions, indexing="ij")
-    values = lax.map(one, tuple(axis.ravel() for axis in grid), batch_size=size if size > 1 else None)
+    values = _samples.each(one, tuple(axis.ravel() for axis in grid), size)
     return values.reshape(grid[0].shape)
-
-
-def _size(batch_size, points):
-    if batch_size is None:
-        batch_size = 1 if jax.default_backend() == "cpu" else points
-    return min(checks.whole("batch_size", batch_size), points)
 
 
 def _positions(name, positions, moving):

@@ -7,9 +7,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from numdl import checks
+from numdl.analysis import _samples
 from numdl.networks import core
 from numdl.precision import widen
 from numdl.records import record
@@ -30,7 +30,7 @@ class GradientGrowth:
         return (self.log_square[..., start - 1] - self.log_square[..., stop - 1]) / (stop - start)
 
 
-def gradient_growth(key, *, network, x, seeds, batch_size=1):
+def gradient_growth(key, *, network, x, seeds, at_a_time=1):
     """MEASURED squared gradient of a random linear loss at every layer, for independently drawn networks.
 
         loss = sum(outputs * v),  v ~ N(0, I) of the outputs' shape;   log_ratio[l] = log |g_l|^2 - log |g_{l+1}|^2
@@ -44,7 +44,7 @@ def gradient_growth(key, *, network, x, seeds, batch_size=1):
     network : Network           any; its init is called once for each seed
     x : array [N, ...]          one batch for all seeds
     seeds : int                 number of networks
-    batch_size : int            networks at a time
+    at_a_time : int             networks at a time
     Raises
     ------
     ValueError, TypeError       a network with less than 2 layers, no typed key
@@ -52,12 +52,12 @@ def gradient_growth(key, *, network, x, seeds, batch_size=1):
     """
     checks.key("key", key)
     seeds, network, x = checks.whole("seeds", seeds), core.traceable(network), checks.floating("x", x)
-    batch_size = checks.whole("batch_size", batch_size)
+    at_a_time = _samples.at_a_time(at_a_time, seeds)
     shapes = _shapes(network, key, x)
     if core.layer_count(shapes) < 2:
         raise checks.BadValue(f"network must have at least 2 layers; got {core.layer_count(shapes)}")
     keys = jax.random.split(key, seeds)
-    log_square = _growth(network, keys, x, batch_size)
+    log_square = _growth(network, keys, x, at_a_time)
     return GradientGrowth(log_square, log_square[:, :-1] - log_square[:, 1:])
 
 
@@ -83,8 +83,8 @@ def _shapes(network, key, x):
     return jax.eval_shape(lambda k: network.states(network.init(k, x), x), key)
 
 
-@functools.partial(jax.jit, static_argnames="batch_size")
-def _growth(network, keys, x, batch_size):
+@functools.partial(jax.jit, static_argnames="at_a_time")
+def _growth(network, keys, x, at_a_time):
     def one(key):
         init_key, loss_key = jax.random.split(key)
         params = network.init(init_key, x)
@@ -94,7 +94,7 @@ def _growth(network, keys, x, batch_size):
 
         return core.per_layer(_log_square, core.state_gradients(network, params, x, loss))
 
-    return lax.map(one, keys, batch_size=batch_size if batch_size > 1 else None)
+    return _samples.each(one, keys, at_a_time)
 
 
 @jax.jit

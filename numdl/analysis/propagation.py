@@ -4,7 +4,7 @@ Everything is uncentred, as in mean-field theory: the length of layer l is the m
 examples, the correlation of two inputs is <y_l(1), y_l(2)> / (|y_l(1)| |y_l(2)|) over units. Units are all axes but the
 batch: positions and channels of a convolutional network alike.
 
-The samples over seeds come one network at a time on a CPU and all at once elsewhere; `batch_size` changes that. A
+The samples over seeds come one network at a time on a CPU and all at once elsewhere; `at_a_time` changes that. A
 network is data of the compiled measurement: the same architecture at other variances is not compiled again.
 """
 
@@ -17,11 +17,12 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from numdl import checks
+from numdl.analysis import _samples
 from numdl.networks import core
 from numdl.records import record
 
 
-def lengths(key, network, x, *, seeds, batch_size=None) -> Float[Array, "seeds layers"]:
+def lengths(key, network, x, *, seeds, at_a_time=None) -> Float[Array, "seeds layers"]:
     """MEASURED mean square of every state over units and examples, for independent networks.
 
         q[s, l] = mean over examples and units of y_l**2,   network s
@@ -30,13 +31,13 @@ def lengths(key, network, x, *, seeds, batch_size=None) -> Float[Array, "seeds l
     ----------
     x : array [N, ...]          one batch for all networks
     seeds : int                 number of networks
-    batch_size : int            networks at a time; None: 1 on a CPU, all elsewhere
+    at_a_time : int             networks at a time; None: 1 on a CPU, all elsewhere
     Returns
     -------
     q : array [seeds, L]
     Source: Poole et al. 2016, arXiv:1606.05340, sec. 2.    Twin: theory.propagation.lengths
     """
-    return _over_seeds(lengths_at, key, network, x, seeds, batch_size)
+    return _over_seeds(lengths_at, key, network, x, seeds, at_a_time)
 
 
 def lengths_at(network, params, x) -> Float[Array, "layers"]:
@@ -45,7 +46,7 @@ def lengths_at(network, params, x) -> Float[Array, "layers"]:
     return core.per_layer(lambda y: jnp.mean(_square(y)), network.states(params, x))
 
 
-def correlations(key, network, x, *, seeds, batch_size=None) -> Float[Array, "seeds pairs layers"]:
+def correlations(key, network, x, *, seeds, at_a_time=None) -> Float[Array, "seeds pairs layers"]:
     """MEASURED correlation of the states of each pair of inputs, layer by layer, for independent networks.
 
         c[s, p, l] = <y_l(x[p, 0]), y_l(x[p, 1])> / (|y_l(x[p, 0])| |y_l(x[p, 1])|)
@@ -55,14 +56,14 @@ def correlations(key, network, x, *, seeds, batch_size=None) -> Float[Array, "se
     Parameters
     ----------
     x : array [P, 2, ...]       P pairs of inputs
-    seeds, batch_size : int     as for `lengths`
+    seeds, at_a_time : int     as for `lengths`
     Returns
     -------
     c : array [seeds, P, L]
     Source: Poole et al. 2016, arXiv:1606.05340, sec. 3.    Twin: theory.propagation.correlations
     """
     x = _pairs(x)
-    return _over_seeds(correlations_at, key, network, x, seeds, batch_size)
+    return _over_seeds(correlations_at, key, network, x, seeds, at_a_time)
 
 
 def correlations_at(network, params, x) -> Float[Array, "pairs layers"]:
@@ -73,7 +74,7 @@ def correlations_at(network, params, x) -> Float[Array, "pairs layers"]:
     return core.per_layer(lambda y: _cosines(_rows(y)), states).reshape(-1, x.shape[0]).T
 
 
-def covariances(key, network, x, *, seeds, batch_size=None) -> Float[Array, "seeds layers N N"]:
+def covariances(key, network, x, *, seeds, at_a_time=None) -> Float[Array, "seeds layers N N"]:
     """MEASURED second moments between examples over units, layer by layer, for independent networks.
 
         k[s, l, i, j] = <y_l(x_i), y_l(x_j)> / number of units
@@ -81,13 +82,13 @@ def covariances(key, network, x, *, seeds, batch_size=None) -> Float[Array, "see
     Parameters
     ----------
     x : array [N, ...]          one batch for all networks
-    seeds, batch_size : int     as for `lengths`
+    seeds, at_a_time : int     as for `lengths`
     Returns
     -------
     k : array [seeds, L, N, N]
     Twin: theory.kernels.nngp, one layer at a time
     """
-    return _over_seeds(covariances_at, key, network, x, seeds, batch_size)
+    return _over_seeds(covariances_at, key, network, x, seeds, at_a_time)
 
 
 def covariances_at(network, params, x) -> Float[Array, "layers N N"]:
@@ -135,24 +136,21 @@ def depth_scale(values, *, start, stop):
         return DepthScale(-1 / slope, error / slope**2, slopes)
 
 
-def _over_seeds(measure, key, network, x, seeds, batch_size):
+def _over_seeds(measure, key, network, x, seeds, at_a_time):
     key, network = checks.key("key", key), core.traceable(network)
     x = checks.floating("x", x, least_ndim=1)
     seeds = checks.whole("seeds", seeds)
-    if batch_size is None:
-        batch_size = 1 if jax.default_backend() == "cpu" else seeds
-    batch_size = min(checks.whole("batch_size", batch_size), seeds)
-    return _sample(network, x, key, measure, seeds, batch_size)
+    return _sample(network, x, key, measure, seeds, _samples.at_a_time(at_a_time, seeds))
 
 
-@functools.partial(jax.jit, static_argnames=("measure", "seeds", "batch_size"))
-def _sample(network, x, key, measure, seeds, batch_size):
+@functools.partial(jax.jit, static_argnames=("measure", "seeds", "at_a_time"))
+def _sample(network, x, key, measure, seeds, at_a_time):
     example = x.reshape(-1, *x.shape[2:]) if measure is correlations_at else x
 
     def one(key):
         return measure(network, network.init(key, example), x)
 
-    return lax.map(one, jax.random.split(key, seeds), batch_size=batch_size if batch_size > 1 else None)
+    return _samples.each(one, jax.random.split(key, seeds), at_a_time)
 
 
 def _pairs(x):

@@ -2,6 +2,7 @@
 
 A network that approximates y' = F(y, theta(t)) has a limit as steps are cut, reaches it at the order of its scheme, and
 classifies as before on the way. One that has learned its own discretization error does neither.
+Twin: ode.refinement (the parameters on finer and coarser steps). What a study says: audit.verdicts.refinement.
 
 Source: Queiruga et al. 2020, arXiv:2008.02389; Ott et al. 2021, arXiv:2007.15386; Sander et al. 2022, arXiv:2205.14612.
 """
@@ -12,10 +13,6 @@ import numpy as np
 
 from numdl import checks, statistics
 from numdl.records import record, static
-
-LIMIT = 0.05  # relative distance of the outputs from their limit below which the verdict is "yes"
-AGREEMENT = 0.99  # of the predicted classes
-ROUNDING = 1e-5  # relative changes below this are float32's rounding, which grows with the number of steps
 
 
 @record
@@ -32,11 +29,6 @@ class Refinement:
     accuracy: np.ndarray  # [solvers, n]: share of examples with the right class; nan without labels
     finite: np.ndarray  # [solvers, n] bool: all outputs are finite numbers
     solvers: tuple = static()
-
-    @property
-    def verdict(self):
-        """Whether it is an ODE, in a sentence."""
-        return _verdict(self)
 
 
 def study(refine, x, *, factors=(1, 2, 4, 8, 16), solvers=("own",), labels=None, confidence=0.95):
@@ -133,17 +125,3 @@ def _order(factors, differences, rounding, confidence):
         return np.nan, np.nan, np.nan
     line = statistics.slope(-np.log(factors[:-1][used]), np.log(differences[used]), confidence)
     return line.value, line.low, line.high
-
-
-def _verdict(found):
-    if not found.finite.all():
-        return "No: with other steps or solvers its outputs are not finite."
-    start, same, changes = float(found.distance[0, 0]), float(found.same[-1, -1]), found.differences[-1]
-    if not changes[-1] <= min(LIMIT, max(changes[0], ROUNDING)):
-        return f"No: cutting the steps does not bring its outputs to a limit (last change {changes[-1]:.2g})."
-    if start <= LIMIT and same >= AGREEMENT:
-        return f"Yes: its outputs are within {start:.2g} of the limit, and {same:.1%} of the classes stay."
-    return (
-        f"Only in the limit: its own steps are too large. Outputs are {start:.2g} from the limit, "
-        f"{same:.1%} of the classes stay."
-    )

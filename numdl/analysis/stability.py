@@ -7,16 +7,18 @@ scheme amplifies (|R| > 1) is the step's fault; a mode with Re lambda > 0 grows 
 
 Eigenvalues along a trajectory bound nothing when J_l turns with l or is far from normal; the logarithmic norm does:
 d|y1 - y2|/dt <= mu |y1 - y2| while mu_2(J) <= mu.
+
+Twin: ode.stability (what a scheme does to one eigenvalue). What follows from a spectrum: audit.verdicts.step_size.
 """
 
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from numdl import checks
+from numdl.krylov import arnoldi
 from numdl.records import record
 
 DENSE = 600  # unknowns up to which the whole Jacobian is formed
@@ -37,13 +39,8 @@ class Spectrum:
     largest_step: np.ndarray  # []: h below which no mode with Re lambda <= 0 is amplified; nan if not asked for
     step: np.ndarray  # []: h
 
-    @property
-    def advice(self):
-        """What to do, in sentences."""
-        return " ".join(_advice(self))
 
-
-def spectrum(field, theta, states, step, *, amplification, largest_step=None, krylov=None):
+def spectrum(field, theta, states, step, *, amplification, largest_step=None, krylov=None, key=None):
     """Eigenvalues of h J_l at every layer and example, against the amplification R of the scheme.
 
     Parameters
@@ -54,10 +51,12 @@ def spectrum(field, theta, states, step, *, amplification, largest_step=None, kr
     step : scalar               h
     amplification : function    z (complex array) -> R(z)
     largest_step : function     eigenvalues -> the largest stable h, as ode.stability.largest_step for one tableau
-    krylov : int                Arnoldi's method with so many steps; None: all eigenvalues up to 600 unknowns, 40 else
+    krylov : int                Arnoldi's method with this many steps; None: all eigenvalues up to 600 unknowns, 40 else
+    key : jax.random key        of the vector that Arnoldi's method starts from; needed by it alone
     Raises
     ------
-    ValueError, TypeError       states without layers and examples, a step that is not positive, no function
+    ValueError, TypeError       states without layers and examples, a step that is not positive, no function, no key
+                                where Arnoldi's method needs one
     """
     theta, states = _along(field, theta, states)
     checks.accepts("amplification", amplification, 1, "amplification(z)")
@@ -70,10 +69,11 @@ def spectrum(field, theta, states, step, *, amplification, largest_step=None, kr
         krylov = min(checks.whole("krylov", krylov, least=2), size)
     elif size > DENSE:
         krylov = 40
+    key = key if krylov is None and key is None else checks.key("key", key)
     if krylov is None:
         values, residual, log_norm = _dense(_jacobians(field, theta, states))
     else:
-        values, residual, log_norm = _arnoldi(field, theta, states, krylov)
+        values, residual, log_norm = _ritz(field, theta, states, krylov, key)
     return _judge(values, residual, log_norm, step, amplification, largest_step)
 
 
@@ -117,8 +117,8 @@ def _dense(matrices):
     return values, np.zeros(values.shape), np.linalg.eigvalsh(symmetric)[..., -1]
 
 
-def _arnoldi(field, theta, states, steps):
-    hessenberg, lanczos = (np.asarray(h, np.float64) for h in _krylov(field, theta, states, steps))
+def _ritz(field, theta, states, steps, key):
+    hessenberg, lanczos = (np.asarray(h, np.float64) for h in _krylov(field, theta, states, steps, key))
     values, vectors = np.linalg.eig(hessenberg[..., :steps, :])
     vectors = vectors / np.linalg.norm(vectors, axis=-2, keepdims=True)
     residual = hessenberg[..., steps, -1, None] * np.abs(vectors[..., -1, :])
@@ -128,7 +128,7 @@ def _arnoldi(field, theta, states, steps):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _krylov(field, theta, states, steps):
+def _krylov(field, theta, states, steps, key):
     """Hessenberg matrices [L, N, steps + 1, steps] of J and of its symmetric part."""
 
     def one(local, y):
@@ -144,32 +144,10 @@ def _krylov(field, theta, states, steps):
         def symmetric(v):
             return (forward(v) + pull(v.reshape(y.shape))[0].ravel()) / 2
 
-        start = jax.random.normal(jax.random.key(0), (y.size,), y.dtype)
-        return _hessenberg(forward, start, steps), _hessenberg(symmetric, start, steps)
+        start = jax.random.normal(key, (y.size,), y.dtype)
+        return tuple(arnoldi.decompose(map_, start, num_matvecs=steps).matrix for map_ in (forward, symmetric))
 
     return lax.map(lambda layer: jax.vmap(one, in_axes=(None, 0))(*layer), (theta, states))
-
-
-def _hessenberg(matvec, start, steps):
-    """Arnoldi's method with full orthogonalization, twice; rows of the basis are vectors."""
-    tiny = jnp.finfo(start.dtype).tiny
-
-    def extend(basis, k):
-        v = matvec(basis[k])
-        scale = jnp.linalg.norm(v)
-        first = basis @ v
-        v = v - first @ basis
-        second = basis @ v
-        v = v - second @ basis
-        norm = jnp.linalg.norm(v)
-        # An invariant subspace is found: what is left is rounding, and the rest of the basis stays zero.
-        norm = jnp.where(norm > 100 * jnp.finfo(v.dtype).eps * scale, norm, jnp.zeros_like(norm))
-        basis = basis.at[k + 1].set(jnp.where(norm > 0, v / jnp.maximum(norm, tiny), jnp.zeros_like(v)))
-        return basis, (first + second).at[k + 1].set(norm)
-
-    basis = jnp.zeros((steps + 1, start.size), start.dtype).at[0].set(start / jnp.linalg.norm(start))
-    _, columns = lax.scan(extend, basis, jnp.arange(steps))
-    return columns.T
 
 
 def _judge(values, residual, log_norm, step, amplification, largest_step):
@@ -201,22 +179,3 @@ def _ratio(decaying):
     most = np.where(np.isnan(decaying), -np.inf, decaying).max(axis=-1)
     least = np.where(np.isnan(decaying), np.inf, decaying).min(axis=-1)
     return np.where(some, most / np.where(some, least, 1.0), np.nan)
-
-
-def _advice(found):
-    layers = int(found.unstable.any(axis=1).sum())
-    limit, step = float(found.largest_step), float(found.step)
-    if layers == 0:
-        yield f"The step h = {step:.3g} is stable in all {len(found.unstable)} layers."
-    else:
-        yield f"In {layers} of {len(found.unstable)} layers h = {step:.3g} amplifies what the equation damps."
-        if limit == 0:
-            yield "No step is stable: eigenvalues lie on the imaginary axis. Add damping, or take rk4 or leapfrog."
-        elif np.isfinite(limit):
-            times = int(np.ceil(step / limit))
-            yield f"Take h <= {limit:.3g}: {times} times as many steps, or a scheme with a larger region."
-    growth = found.growing.max(axis=1).clip(min=0).sum() * step
-    if growth > 1:
-        yield f"The equation itself lets modes grow, by up to exp({growth:.3g}) in all: shrink T or the weights."
-    if np.nanmax(found.stiffness, initial=0.0) > 100 and layers:
-        yield "The decay rates differ by more than 100: stiff, so that an implicit or semi-implicit step pays."

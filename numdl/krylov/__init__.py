@@ -1,6 +1,6 @@
 """Krylov methods without matrices: a function v -> A v in, records of arrays out. Vectors are pytrees.
 
-Conjugate gradients, Lanczos, Golub–Kahan bidiagonalization, stochastic traces. Ground floor: no network is known here.
+Conjugate gradients, Lanczos, Arnoldi, Golub–Kahan bidiagonalization, stochastic traces. Ground floor: knows no network.
 """
 
 from numdl.lazy import submodules as _submodules

@@ -47,7 +47,7 @@ class SingularTriplets:
     matvecs: int  # products with A and with A', each
 
 
-def decompose(matvec, transpose, start, *, num_matvecs):
+def decompose(matvec, transpose, start, *, num_matvecs, key=None):
     """The bidiagonal factors from a start v: m products with A and m with its transpose.
 
         u_j = (A v_j - beta_{j-1} u_{j-1}) / alpha_j,    v_{j+1} = (A' u_j - alpha_j v_j) / beta_j
@@ -56,7 +56,9 @@ def decompose(matvec, transpose, start, *, num_matvecs):
     ----------
     matvec, transpose : functions       v [n] -> A v [p] and u [p] -> A' u [n]
     start : array [n]           not zero
-    num_matvecs : int           m <= min(n, p); where the space is exhausted, zeros
+    num_matvecs : int           m <= min(n, p)
+    key : jax.random key        where the space is exhausted (equal singular values), a random direction comes next,
+                                coupled by 0; without a key, zeros
     Source: Golub & Kahan 1965, SIAM J. Numer. Anal. 2.
     """
     matvec = checks.returning("matvec", matvec, 1, "matvec(v)")
@@ -67,17 +69,22 @@ def decompose(matvec, transpose, start, *, num_matvecs):
     checks.shape("transpose(u)", jax.eval_shape(transpose, image), start.shape)
     m = checks.whole("num_matvecs", num_matvecs, most=min(start.size, image.size))
 
-    def step(state, j):
-        left, right, v, beta = state
+    keys = None if key is None else jax.random.split(checks.key("key", key), (m, 2))
+
+    def spare(key, like):
+        return None if key is None else jax.random.normal(key, like.shape, like.dtype)
+
+    def step(state, given):
+        (left, right, v), (j, key) = state, given
         right = right.at[j].set(v)
-        u, alpha = _beside(left, matvec(v))
+        _, u, alpha = vectors.unit_beside(left, matvec(v), spare(key if key is None else key[0], image))
         left = left.at[j].set(u)
-        ahead, beta = _beside(right, transpose(u))
-        return (left, right, ahead, beta), (alpha, beta)
+        _, ahead, beta = vectors.unit_beside(right, transpose(u), spare(key if key is None else key[1], start))
+        return (left, right, ahead), (alpha, beta)
 
     left, right = jnp.zeros((m, image.size), image.dtype), jnp.zeros((m + 1, start.size), start.dtype)
-    state = (left, right, start / jnp.linalg.norm(start), jnp.zeros((), start.dtype))
-    (left, right, last, _), (diagonal, off_diagonal) = lax.scan(step, state, jnp.arange(m))
+    state = (left, right, start / jnp.linalg.norm(start))
+    (left, right, last), (diagonal, off_diagonal) = lax.scan(step, state, (jnp.arange(m), keys))
     return Bidiagonal(left, right.at[m].set(last), diagonal, off_diagonal)
 
 
@@ -139,13 +146,3 @@ def _triplets(key, matvec, transpose, layout, outer, k, steps, tolerance):
     intervals = jnp.stack([jnp.maximum(values - radius, 0.0), values + radius], axis=1)
     good = (residuals <= tolerance * values[0]) & jnp.isfinite(residuals)
     return SingularTriplets(values, outer.unravel(left), layout.unravel(right), residuals, intervals, good, steps + k)
-
-
-def _beside(rows, w):
-    """(unit vector of w beside the rows, norm); zeros where only rounding is left. The rows not yet filled are zero."""
-    size = jnp.linalg.norm(w)
-    for _ in range(2):
-        w = w - jnp.matmul(jnp.matmul(rows, w, precision="highest"), rows, precision="highest")
-    norm = jnp.linalg.norm(w)
-    norm = jnp.where(norm > 8 * jnp.finfo(w.dtype).eps * size, norm, jnp.zeros_like(norm))
-    return jnp.where(norm > 0, w / jnp.where(norm > 0, norm, jnp.ones_like(norm)), jnp.zeros_like(w)), norm

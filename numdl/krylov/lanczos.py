@@ -148,11 +148,8 @@ def tridiagonalize(matvec, start, num_matvecs, *, reorthogonalize=True):
         w = matvec(q)
         size = jnp.linalg.norm(w)
         alpha, w = _three_terms(w, q, before, beta)
-        for _ in range(2 if reorthogonalize else 0):
-            w = w - jnp.matmul(jnp.matmul(basis, w, precision="highest"), basis, precision="highest")
-        norm = jnp.linalg.norm(w)
-        norm = jnp.where(norm > 8 * jnp.finfo(w.dtype).eps * size, norm, jnp.zeros_like(norm))
-        ahead = jnp.where(norm > 0, w / jnp.where(norm > 0, norm, jnp.ones_like(norm)), jnp.zeros_like(w))
+        w = vectors.beside(basis, w)[1] if reorthogonalize else w
+        ahead, norm = vectors.unit(w, size)
         return (basis, ahead, q, norm), (alpha, norm)
 
     state = (basis, first, jnp.zeros_like(first), jnp.zeros((), start.dtype))

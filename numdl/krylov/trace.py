@@ -22,7 +22,7 @@ from numdl.records import record
 
 
 @record
-class Estimate:
+class TraceEstimate:
     """A mean over random vectors."""
 
     value: Any  # []: or like the operand, for a diagonal
@@ -84,7 +84,7 @@ def diagonal(key, matvec, like, *, num_matvecs):
 
     Returns
     -------
-    Estimate                    value and stderr like `like`
+    TraceEstimate                    value and stderr like `like`
     Source: Bekas, Kokiopoulou & Saad 2007, Appl. Numer. Math. 57.
     """
     matvec, layout, draws = _opened(key, matvec, like, num_matvecs, 2)
@@ -102,7 +102,7 @@ def diagonal(key, matvec, like, *, num_matvecs):
             state = add(state, one)
     _, mean, squares = state
     stderr = jnp.sqrt(squares / (draws * (draws - 1)))
-    return Estimate(layout.unravel(mean), layout.unravel(stderr), None, draws)
+    return TraceEstimate(layout.unravel(mean), layout.unravel(stderr), None, draws)
 
 
 def hutch_plus_plus(key, matvec, like, *, num_matvecs):
@@ -123,7 +123,7 @@ def hutch_plus_plus(key, matvec, like, *, num_matvecs):
     exact = jnp.sum(basis * vectors.products(matvec, basis))
 
     def sample(one):
-        return exact + _quadratic(matvec, _beside(basis, _signs(one, layout)))
+        return exact + _quadratic(matvec, vectors.beside(basis, _signs(one, layout))[1])
 
     return _estimate(_each(sample, keys[third:], matvec), num_matvecs)
 
@@ -139,7 +139,7 @@ def xtrace(key, matvec, like, *, num_matvecs):
     num_matvecs : int           even, >= 4, at most 2 n
     Returns
     -------
-    Estimate                    stderr is an estimate too: the estimates share most of their range
+    TraceEstimate                    stderr is an estimate too: the estimates share most of their range
     Source: Epperly, Tropp & Webber 2024, arXiv:2301.07825.
     """
     matvec, layout, num_matvecs = _opened(key, matvec, like, num_matvecs, 4)
@@ -262,7 +262,7 @@ def _opened(key, matvec, like, count, least, name="num_matvecs"):
 def _estimate(samples, matvecs):
     count = samples.shape[0]
     stderr = jnp.std(samples, ddof=1) / float(np.sqrt(count))
-    return Estimate(jnp.mean(samples), stderr, samples, matvecs)
+    return TraceEstimate(jnp.mean(samples), stderr, samples, matvecs)
 
 
 def _each(sample, keys, matvec):
@@ -284,13 +284,6 @@ def _quadratic(matvec, z):
 @jax.jit
 def _dot(a, b):
     return jnp.vdot(a, b, precision="highest")
-
-
-@jax.jit
-def _beside(basis, z):
-    for _ in range(2):
-        z = z - jnp.matmul(jnp.matmul(basis, z, precision="highest"), basis, precision="highest")
-    return z
 
 
 @jax.jit

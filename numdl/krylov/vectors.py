@@ -17,6 +17,7 @@ from numdl import checks
 from numdl.records import record, static
 
 BLOCK = 16  # rows of a basis that are kept, read and written together
+EXHAUSTED = 32  # roundings of a vector below which what is left of it beside others is none of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +236,37 @@ def orthonormal(space, w):
             break
         before = after
     return total, w, 0.0
+
+
+def beside(rows, w):
+    """(coefficients, w without its components along orthonormal rows), by Gram-Schmidt twice; rows of 0 take nothing.
+
+    Traceable, for rows of a fixed number; `orthonormal` is for rows that grow in a Python loop.
+    """
+    first = jnp.matmul(rows, w, precision="highest")
+    w = w - jnp.matmul(first, rows, precision="highest")
+    second = jnp.matmul(rows, w, precision="highest")
+    return first + second, w - jnp.matmul(second, rows, precision="highest")
+
+
+def unit(w, size):
+    """(w / |w|, |w|), or zeros and 0 where no more is left than the rounding of a vector of norm `size`."""
+    norm = jnp.linalg.norm(w)
+    norm = jnp.where(norm > EXHAUSTED * jnp.finfo(w.dtype).eps * size, norm, jnp.zeros_like(norm))
+    return jnp.where(norm > 0, w / jnp.where(norm > 0, norm, jnp.ones_like(norm)), jnp.zeros_like(w)), norm
+
+
+def unit_beside(rows, w, spare=None):
+    """(coefficients, unit vector, norm) of w beside orthonormal rows; norm 0 where only rounding is left.
+
+    The unit vector is then that of `spare` beside the rows, or 0.
+    """
+    coefficients, rest = beside(rows, w)
+    found, norm = unit(rest, jnp.linalg.norm(w))
+    if spare is not None:
+        other, _ = unit(beside(rows, spare)[1], jnp.linalg.norm(spare))
+        found = jnp.where(norm > 0, found, other)
+    return coefficients, found, norm
 
 
 @jax.jit

@@ -36,7 +36,7 @@ def network(
     tableau: Tableau = tableaus.euler,
     adjoint: Callable = adjoints.checkpointed,
     **options: Unpack[Options],
-) -> stages.Network:
+) -> stages.StagedNetwork:
     """A residual network (ResNet, neural ODE on a fixed grid), whose `apply` needs no more memory than its adjoint.
 
         y_{l+1} = y_l + h F(y_l; theta_l),    h = T / depth        one step of `tableau`, Euler's by default
@@ -55,7 +55,7 @@ def network(
     **options : Options         laws of the weights, step or time, window and more, see `stages.Options`
     Returns
     -------
-    stages.Network              x [N, widths[0]], or [N, height, width, channels] -> outputs [N, widths[-1]]
+    stages.StagedNetwork              x [N, widths[0]], or [N, height, width, channels] -> outputs [N, widths[-1]]
     Raises
     ------
     TypeError, ValueError       fewer than three widths, an unknown option, an implicit tableau, hidden or damping of
@@ -82,7 +82,7 @@ class Flow(NamedTuple):
     step: jax.Array  # []: h
 
 
-def unroll(network: stages.Network, params: PyTree, x: Float[ArrayLike, "N ..."], *, stage: int = 0) -> Flow:
+def unroll(network: stages.StagedNetwork, params: PyTree, x: Float[ArrayLike, "N ..."], *, stage: int = 0) -> Flow:
     """The right-hand side of a stage, its parameters and states at the beginning of every step, and h.
 
     The state is what the network sees, positions and velocities side by side where there are two.
@@ -113,7 +113,7 @@ def unroll(network: stages.Network, params: PyTree, x: Float[ArrayLike, "N ..."]
     return Flow(functools.partial(_right_hand_side, settings), theta, before, options["t1"] / options["steps"])
 
 
-def refine(network: stages.Network, params: PyTree, *, factor: int) -> tuple[stages.Network, PyTree]:
+def refine(network: stages.StagedNetwork, params: PyTree, *, factor: int) -> tuple[stages.StagedNetwork, PyTree]:
     """The same functions of time on `factor` times as many steps.
 
     Nothing is approximated: theta(t) and T stay, h is divided. Exact powers of two keep times exact.
@@ -145,7 +145,7 @@ def refine(network: stages.Network, params: PyTree, *, factor: int) -> tuple[sta
     return stages.from_settings(dataclasses.replace(settings, **changes)), {**params, "blocks": finer}
 
 
-def with_tableau(network: stages.Network, tableau: Tableau) -> stages.Network:
+def with_tableau(network: stages.StagedNetwork, tableau: Tableau) -> stages.StagedNetwork:
     """The same differential equation, solved by another explicit tableau.
 
     Parameters

@@ -37,7 +37,7 @@ def hamiltonian(
     block: str = "one_layer",
     adjoint: Callable = adjoints.reversible,
     **options: Unpack[Options],
-) -> stages.Network:
+) -> stages.StagedNetwork:
     """A Hamiltonian network by Verlet's scheme.
 
         one_layer    q' = f(p K + b),  p' = -f(q K^T + b)                    Haber & Ruthotto
@@ -54,7 +54,7 @@ def hamiltonian(
     **options : Options         as for `residual.network`
     Returns
     -------
-    stages.Network
+    stages.StagedNetwork
     Raises
     ------
     ValueError, TypeError       an odd width of a stage, another block, what `residual.network` refuses
@@ -76,7 +76,7 @@ def leapfrog(
     hidden: int | None = None,
     adjoint: Callable = adjoints.reversible,
     **options: Unpack[Options],
-) -> stages.Network:
+) -> stages.StagedNetwork:
     """A second-order network y'' = F(y; theta) by leapfrog, state (y, v).
 
     With the symmetric block, y'' = -f(y K + b) K^T, it is a nonlinear wave equation ("hyperbolic"). Positions at half
@@ -94,7 +94,7 @@ def leapfrog(
     **options : Options         as for `residual.network`
     Returns
     -------
-    stages.Network
+    stages.StagedNetwork
     Raises
     ------
     ValueError, TypeError       an odd width of a stage, another block, what `residual.network` refuses
@@ -116,7 +116,7 @@ def coupling(
     hidden: int | None = None,
     adjoint: Callable = adjoints.reversible,
     **options: Unpack[Options],
-) -> stages.Network:
+) -> stages.StagedNetwork:
     """Additive coupling, a RevNet (reversible residual network).
 
         q' = q + h F_1(p),    p' = p + h F_2(q')
@@ -131,7 +131,7 @@ def coupling(
     **options : Options         as for `residual.network`
     Returns
     -------
-    stages.Network
+    stages.StagedNetwork
     Raises
     ------
     ValueError, TypeError       an odd width of a stage, another block, what `residual.network` refuses
@@ -153,7 +153,7 @@ def antisymmetric(
     tableau: Tableau = tableaus.euler,
     adjoint: Callable = adjoints.checkpointed,
     **options: Unpack[Options],
-) -> stages.Network:
+) -> stages.StagedNetwork:
     """The antisymmetric network with damping, forward Euler by default: `residual.network(block="antisymmetric")`.
 
         y' = y + h f(y (A - A^T - damping I) + b)
@@ -170,7 +170,7 @@ def antisymmetric(
     **options : Options         as for `residual.network`
     Returns
     -------
-    stages.Network
+    stages.StagedNetwork
     Raises
     ------
     ValueError, TypeError       as `residual.network`
@@ -190,7 +190,7 @@ def antisymmetric(
 
 
 def inverse(
-    network: stages.Network, params: PyTree, y: Float[ArrayLike, "N ..."], *, stage: int = -1
+    network: stages.StagedNetwork, params: PyTree, y: Float[ArrayLike, "N ..."], *, stage: int = -1
 ) -> Float[Array, "N ..."]:
     """The state before a stage from the state after it, by the scheme's exact inverse, step by step.
 

@@ -32,7 +32,7 @@ from numdl.networks._stage_parameters import Settings, draw
 from numdl.ode import adjoints, integrate, refinement, schemes
 
 
-class Network(_record.Network):
+class StagedNetwork(_record.Network):
     """A network of stages; `apply` keeps no states, so that its memory is what the adjoint needs."""
 
     __slots__ = ()
@@ -50,7 +50,7 @@ def build(
     bias_variance: ScalarLike,
     adjoint: Callable = adjoints.checkpointed,
     **options: Unpack[Options],
-) -> Network:
+) -> StagedNetwork:
     """A network of stages that this motion runs through.
 
     Parameters
@@ -60,7 +60,7 @@ def build(
     **options : Options         as for `residual.network`
     Returns
     -------
-    Network                     x [N, widths[0]] -> outputs [N, widths[-1]]
+    StagedNetwork                     x [N, widths[0]] -> outputs [N, widths[-1]]
     Raises
     ------
     ValueError, TypeError       as `residual.network`
@@ -68,7 +68,7 @@ def build(
     return from_settings(_stage_options.settings(motion, widths, depth, bias_variance, adjoint, options))
 
 
-def from_settings(settings: Settings) -> Network:
+def from_settings(settings: Settings) -> StagedNetwork:
     """The network of these settings.
 
     Parameters
@@ -76,9 +76,9 @@ def from_settings(settings: Settings) -> Network:
     settings : Settings         of `settings_of`, with fields replaced (`dataclasses.replace`)
     Returns
     -------
-    Network
+    StagedNetwork
     """
-    return Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout, settings))
+    return StagedNetwork(Partial(_init, settings), Partial(_states, settings), Partial(_readout, settings))
 
 
 def settings_of(network: _record.Network) -> Settings:
@@ -86,7 +86,7 @@ def settings_of(network: _record.Network) -> Settings:
 
     Parameters
     ----------
-    network : Network           made by `residual` or `reversible`
+    network : StagedNetwork           made by `residual` or `reversible`
     Returns
     -------
     Settings
@@ -107,7 +107,7 @@ def admitted(network: _record.Network, params: PyTree) -> tuple[Settings, PyTree
 
     Parameters
     ----------
-    network : Network           made by `residual` or `reversible`
+    network : StagedNetwork           made by `residual` or `reversible`
     params : pytree             {"connectors", "blocks", "readout"}; blocks may have another number of steps
     Returns
     -------

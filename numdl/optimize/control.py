@@ -41,7 +41,7 @@ class Problem(NamedTuple):
 
 
 @record
-class History:
+class ControlHistory:
     """What the method of successive approximations did."""
 
     loss: jax.Array  # [iterations + 1]: J before each iteration and at the end
@@ -105,7 +105,7 @@ def gradient(problem, x, theta):
 
 
 def successive_approximations(problem, x, theta, *, iterations, penalty=0.0, ascents=10, maximize=None):
-    """Solve forward for x, backward for p, maximize the Hamiltonian at every time, and again: (theta, History).
+    """Solve forward for x, backward for p, maximize the Hamiltonian at every time, and again: (theta, ControlHistory).
 
     With penalty rho > 0 the augmented Hamiltonian keeps the dynamics of both where they were,
 
@@ -147,7 +147,7 @@ def _iterate(problem, x, theta, penalty, iterations, maximize):
     theta, (values, norms, gains) = lax.scan(improve, theta, None, length=iterations)
     value, slope = gradient(problem, x, theta)
     loss, norm = jnp.append(values, value), jnp.append(norms, trees.norm(slope))
-    return theta, History(loss, norm, gains)
+    return theta, ControlHistory(loss, norm, gains)
 
 
 def _improve(problem, penalty, maximize, x, p, old):

@@ -90,7 +90,7 @@ def composite(outputs, targets, loss):
 
 
 def minimize(objective, params, *, steps, method="trust_region", **options):
-    """Minimize by Gauss–Newton: (params, History). Options and methods are those of `second_order.minimize`.
+    """Minimize by Gauss–Newton: (params, SecondOrderHistory). Options and methods are those of `second_order.minimize`.
 
     `method="trust_region"` is Gauss–Newton–CG inside a ball, "levenberg_marquardt" the damped one, "armijo" and "wolfe"
     search along the step. Near a solution where the residual vanishes all but the constantly damped converge fast:

@@ -31,7 +31,7 @@ class Fit:
 
 
 @record
-class Spectrum:
+class SingularSpectrum:
     """A solution by singular values A = U diag(values) V', and what they tell about the problem."""
 
     solution: jax.Array  # [width] or [width, outputs]
@@ -99,7 +99,7 @@ def svd(features, targets, *, cutoff=None):
     inverse = jnp.where(used, 1 / jnp.where(used, values, 1), 0)
     solution = vt.T @ _rows(inverse, coefficients)
     sizes = jnp.sqrt(_row_squares(coefficients))
-    return Spectrum(solution, jnp.linalg.norm(features @ solution - targets), values, sizes, jnp.sum(used))
+    return SingularSpectrum(solution, jnp.linalg.norm(features @ solution - targets), values, sizes, jnp.sum(used))
 
 
 def cgls(features, targets, *, iterations, tolerance, damping=0.0):

@@ -41,7 +41,7 @@ class Smooth:
 
 
 def minimize(function, params, *, steps, method="trust_region", **options):
-    """Minimize function(params) -> scalar by Newton–CG: (params, History).
+    """Minimize function(params) -> scalar by Newton–CG: (params, SecondOrderHistory).
 
     "trust_region" is Steihaug's method: it leaves saddles along directions of negative curvature. "armijo" and "wolfe"
     cut the conjugate gradients where curvature turns negative, so every step descends; "levenberg_marquardt" raises its

@@ -36,7 +36,7 @@ class Local(NamedTuple):
 
 
 @record
-class History:
+class SecondOrderHistory:
     """What a minimization did. Rows after its end repeat the last; nothing is accepted there."""
 
     value: jax.Array  # [steps + 1]: f before each step and at the end
@@ -81,7 +81,7 @@ def minimize(
     preconditioner=None,
     trials=25,
 ):
-    """Minimize an objective: (params, History).
+    """Minimize an objective: (params, SecondOrderHistory).
 
         trust_region            |s| <= radius by Steihaug's method; the radius follows decrease / promised decrease
         levenberg_marquardt     the same for the damping: (B + damping) s = -g
@@ -132,7 +132,7 @@ def minimize(
 
 
 def lbfgs(function, params, *, steps, memory=10, tolerance=1e-6):
-    """Minimize function(params) by limited-memory BFGS with a strong Wolfe search, both optax's: (params, History).
+    """Minimize by limited-memory BFGS with a strong Wolfe search, both optax's: (params, SecondOrderHistory).
 
     `scale` holds the line search's steps; the other columns of the record belong to methods with a model.
 
@@ -183,7 +183,7 @@ def _minimize(steps, options, objective, params, numbers, preconditioner):
     state, (values, norms, rows) = lax.scan(step, start, jnp.arange(steps + 1) == steps)
     rows = [column[:-1] for column in rows]
     converged = _small(state.norm, tolerance, state.first)
-    return state.params, History(values, norms, *rows, state.count, converged, state.stalled)
+    return state.params, SecondOrderHistory(values, norms, *rows, state.count, converged, state.stalled)
 
 
 class _Row(NamedTuple):
@@ -294,7 +294,9 @@ def _lbfgs(steps, memory, function, params, tolerance):
     (params, _, _, _, moved), (values, norms, scale, made) = lax.scan(step, start, end)
     scale, made, none = scale[:-1], made[:-1], jnp.zeros(steps, jnp.int32)
     converged, count = _small(norms[-1], tolerance, first), jnp.sum(made, dtype=jnp.int32)
-    return params, History(values, norms, scale, none, made, none > 0, count, converged, ~converged & (moved == 0))
+    return params, SecondOrderHistory(
+        values, norms, scale, none, made, none > 0, count, converged, ~converged & (moved == 0)
+    )
 
 
 def _small(norm, tolerance, first):

@@ -25,7 +25,7 @@ from numdl.records import record
 CANDIDATES = 100  # trial values of the damping
 
 
-class State(NamedTuple):
+class SlimtikState(NamedTuple):
     """The readout and what slimTik remembers."""
 
     weights: jax.Array  # [width, outputs]
@@ -35,7 +35,7 @@ class State(NamedTuple):
 
 
 @record
-class History:
+class SlimtikHistory:
     """A training run, row by row: one for each batch."""
 
     loss: jax.Array  # [steps]: |A W - Y|^2 / (2 batch) before this batch has changed W or theta
@@ -50,7 +50,7 @@ def start(*, width, outputs, batch, memory, dtype):
         raise checks.BadValue(f"dtype must be one of floating-point numbers; got {dtype!r}")
     memory = checks.whole("memory", memory, least=0)
     none = jnp.zeros((), jnp.int32)
-    return State(
+    return SlimtikState(
         jnp.zeros((width, outputs), dtype), jnp.zeros((memory + 1, batch, width), dtype), jnp.zeros((), dtype), none
     )
 
@@ -65,7 +65,7 @@ def update(state, features, targets, *, damping=None, least=1e-7, most=1e-3):
     damping : scalar            added to tau (which must stay positive); None: by sGCV
     least, most : scalars       then tau >= least, it grows by at most `most`, and at most halves
     """
-    checks.instance("state", state, State, hint="slimtik.start(...)")
+    checks.instance("state", state, SlimtikState, hint="slimtik.start(...)")
     features = checks.floating("features", features, ndim=2)
     checks.shape("features", features, state.memory.shape[1:])
     features = checks.finite("features", features)
@@ -82,11 +82,11 @@ def update(state, features, targets, *, damping=None, least=1e-7, most=1e-3):
     misfit = a @ state.weights - y
     batch = _Batch(a @ v, misfit, v.T @ (a.T @ misfit), v.T @ state.weights, values**2, state.total)
     total = _choose(batch, least, most) if damping is None else state.total + jnp.asarray(damping, a.dtype)
-    return State(state.weights - v @ _move(batch, total), memory, total, state.count + 1)
+    return SlimtikState(state.weights - v @ _move(batch, total), memory, total, state.count + 1)
 
 
 def train(features, theta, batches, *, optimizer, memory, outputs, damping=None, least=1e-7, most=1e-3):
-    """Train features and readout batch by batch, one scan: ((theta, weights), History).
+    """Train features and readout batch by batch, one scan: ((theta, weights), SlimtikHistory).
 
         W by `update` with this batch's features, then theta by the optimizer's step on |A(theta) W - Y|^2 / (2 batch)
 
@@ -129,7 +129,7 @@ def train(features, theta, batches, *, optimizer, memory, outputs, damping=None,
         return (optax.apply_updates(moving, change), state, inside), (before, fitted, state.total)
 
     (moving, state, _), rows = lax.scan(step, (moving, state, optimizer.init(moving)), (x, targets))
-    return (rest.params(moving), state.weights), History(*rows)
+    return (rest.params(moving), state.weights), SlimtikHistory(*rows)
 
 
 class _Batch(NamedTuple):

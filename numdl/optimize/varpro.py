@@ -43,7 +43,7 @@ class Readout:
 
 
 def minimize(features, theta, x, targets, *, alpha, steps, loss=None, jacobian="golub_pereyra", **options):
-    """Minimize over theta with the readout eliminated: ((theta, weights), History).
+    """Minimize over theta with the readout eliminated: ((theta, weights), SecondOrderHistory).
 
     Parameters
     ----------

@@ -161,7 +161,7 @@ def product_norm(
     Parameters
     ----------
     depths : array [L]              layers
-    predicted : ProductNorm         of `theory.jacobian.product_norm`: log_of_mean and log_mean, each [L]; a log_mean
+    predicted : ProductNorm         of `theory.jacobian.product_norm`: log_expectation and log_mean, [L]; a log_mean
                                     of nan is not drawn
     log_samples : array [draws, L]  natural logarithm of the squared length, or of its ratio to |y|^2
     ax : Axes                       where to draw; None makes a figure of its own
@@ -182,8 +182,8 @@ def product_norm(
         raise checks.BadValue(
             f"log_samples must have a column for each of the depths; got shape {logs.shape} for depths {depths.shape}"
         )
-    mean, typical = (_drawing.field("predicted", predicted, name) for name in ("log_of_mean", "log_mean"))
-    checks.shape("predicted.log_of_mean", mean, depths.shape)
+    mean, typical = (_drawing.field("predicted", predicted, name) for name in ("log_expectation", "log_mean"))
+    checks.shape("predicted.log_expectation", mean, depths.shape)
     ax, color = _drawing.axes(ax), color or _drawing.fresh_color(ax)
     tens = np.log(10.0)
     _drawing.band(ax, depths, logs / tens, color)

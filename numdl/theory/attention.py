@@ -16,7 +16,7 @@ from numdl.records import record
 
 
 @record
-class RankCollapse:
+class RankCollapseBound:
     """An upper bound on the largest distance between two tokens, layer by layer."""
 
     log_diameter: np.ndarray  # [L + 1]: natural logarithm, input first
@@ -31,7 +31,7 @@ def rank_collapse(
     value_norm: ArrayLike | Sequence[float],
     head_width: int,
     skip: bool = False,
-) -> RankCollapse:
+) -> RankCollapseBound:
     """PREDICTED rank collapse: attention's bound on the tokens' diameter after l = 0..depth layers; for every input.
 
         D' <= V D tanh(A D**2 / (4 sqrt(k)))  <=  A V D**3 / (4 sqrt(k))         [+ D with skips]
@@ -66,7 +66,7 @@ def rank_collapse(
     cubic = (a * v).sum(axis=1) / (4 * np.sqrt(width))
     with np.errstate(divide="ignore"):
         threshold = float(-np.log(cubic.max()) / 2)
-    return RankCollapse(_recursion(np.log(start), a / (4 * np.sqrt(width)), v, skip), threshold)
+    return RankCollapseBound(_recursion(np.log(start), a / (4 * np.sqrt(width)), v, skip), threshold)
 
 
 @float64

@@ -50,14 +50,14 @@ class DropoutFixedPoint:
 
 @record
 class LogNorm:
-    """The law of ln g[l] / g[L+1] at finite width. Typical growth is not mean growth: see `mean`."""
+    """The law of ln g[l] / g[L+1] at finite width. Typical growth, `log_mean`, is below `log_expectation`."""
 
-    mean: np.ndarray  # [L]  E ln
-    variance: np.ndarray  # [L]  Var ln
+    log_mean: np.ndarray  # [L]  E ln
+    log_variance: np.ndarray  # [L]  Var ln
     rule: np.ndarray  # [L]  its leading term, 5 sum 1/n (relu) or 2 sum 1/n (identity)
-    log_of_mean: np.ndarray  # [L]  ln E
+    log_expectation: np.ndarray  # [L]  ln E
     relative_variance: np.ndarray  # [L]  Var / E^2 of the squared norm itself: prod(1 + 5/n) - 1
-    dead: np.ndarray  # [L]  probability of a layer without an active unit on the way; excluded from mean and variance
+    dead: np.ndarray  # [L]  probability of a layer without an active unit on the way; left out of both log moments
 
 
 def growth(
@@ -228,10 +228,10 @@ def log_norm(*, widths: Sequence[int], weight_variance: ArrayLike, activation: A
     scale = np.log(weight_variance * _ratios(None, widths) / hidden)
     fourth = 5 if is_relu else 2
     return LogNorm(
-        mean=_from_the_end(mean + scale),
-        variance=_from_the_end(variance),
+        log_mean=_from_the_end(mean + scale),
+        log_variance=_from_the_end(variance),
         rule=_from_the_end(fourth / hidden),
-        log_of_mean=_from_the_end(np.log(hidden / 2 if is_relu else hidden) + scale),
+        log_expectation=_from_the_end(np.log(hidden / 2 if is_relu else hidden) + scale),
         relative_variance=np.expm1(_from_the_end(np.log1p(fourth / hidden))),
         dead=-np.expm1(_from_the_end(np.log1p(-(0.5**hidden)))) if is_relu else np.zeros(hidden.size),
     )

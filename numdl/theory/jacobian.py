@@ -4,7 +4,8 @@
 
 Spectra are those of infinite width, where D and W are free: S-transforms multiply. Lyapunov exponents and product_norm
 are exact at every width. Source: Pennington, Schoenholz & Ganguli 2017, arXiv:1711.04735, and 2018, arXiv:1802.09979;
-Ruthotto & Haber, Numerical Methods for Deep Learning, lecture 6. Twin: analysis.jacobian. All is float64 NumPy.
+Ruthotto & Haber, Numerical Methods for Deep Learning, lecture 6. All is float64 NumPy.
+Twins: analysis.products, analysis.jacobian.
 
     >>> from numdl.theory import jacobian
     >>> law = jacobian.product_norm(width=100, depth=10, entry_variance=0.01, excess_kurtosis=0.0)
@@ -31,11 +32,11 @@ from numdl.theory import _roots
 class ProductNorm:
     """The law of |K_L ... K_1 y|^2 in a few numbers. Mean growth is not typical growth: compare mean and typical."""
 
-    mean: np.ndarray  # []  E |z|^2; inf past 1e308, log_of_mean is not
+    mean: np.ndarray  # []  E |z|^2; inf past 1e308, log_expectation is not
     variance: np.ndarray  # []  Var |z|^2
-    log_mean: np.ndarray  # []  E ln |z|^2; nan where no closed form is known
+    log_mean: np.ndarray  # []  E ln |z|^2, the typical growth; nan where no closed form is known
     log_variance: np.ndarray  # []  Var ln |z|^2; nan likewise
-    log_of_mean: np.ndarray  # []  ln E |z|^2
+    log_expectation: np.ndarray  # []  ln E |z|^2
     relative_variance: np.ndarray  # []  Var |z|^2 / (E |z|^2)^2
 
     @property
@@ -51,7 +52,7 @@ class SquaredSingularValues:
     mean: np.ndarray  # []  mean of s^2 = tr(J J^T) / n
     variance: np.ndarray  # []  of s^2 from one singular value to another
     relative_variance: np.ndarray  # []  variance / mean^2
-    log_of_mean: np.ndarray  # []  ln mean, finite where mean leaves the range
+    log_expectation: np.ndarray  # []  ln mean, finite where mean leaves the range
 
     @property
     def isometry(self):
@@ -60,7 +61,7 @@ class SquaredSingularValues:
 
 
 @record
-class SpectralDensity:
+class ProductDensity:
     """The density of squared singular values on a curve of points."""
 
     s_squared: np.ndarray  # [points]  increasing, from 0 (excluded) to the largest (excluded)
@@ -121,7 +122,7 @@ def product_norm(
     return _assemble(n * float(entry_variance), depths, np.shape(depth), *start, *fields)
 
 
-def singular_values(*, depth, q, activation, weight_variance, orthogonal):
+def squared_singular_values(*, depth, q, activation, weight_variance, orthogonal):
     """PREDICTED mean and variance of the squared singular values of D_1 W_1 ... D_L W_L at infinite width.
 
         mean = prod w mu_1(q_l),     variance / mean^2 = sum (mu_2(q_l) / mu_1(q_l)^2 - 1 - s_1),   mu_k = E f'^(2k)
@@ -151,9 +152,9 @@ def singular_values(*, depth, q, activation, weight_variance, orthogonal):
         spread = second / first**2 - 1
         spread = np.where(np.abs(spread) < 1e-12, 0, spread)  # the quadrature's error
         relative = np.sum(spread + (0 if orthogonal else 1))
-        log_mean = np.sum(np.log(_roots.scaled(weight_variance, first)))
-        mean = np.exp(log_mean)
-        return SquaredSingularValues(mean, relative * mean**2, relative, log_mean)
+        log_expectation = np.sum(np.log(_roots.scaled(weight_variance, first)))
+        mean = np.exp(log_expectation)
+        return SquaredSingularValues(mean, relative * mean**2, relative, log_expectation)
 
 
 def largest_squared(*, depth: int, weight_variance: ArrayLike, orthogonal: bool, active: ArrayLike = 1.0) -> np.float64:
@@ -184,7 +185,7 @@ def largest_squared(*, depth: int, weight_variance: ArrayLike, orthogonal: bool,
     return np.float64(weight_variance) ** depth * math.exp(_log_edge(depth, active, orthogonal))
 
 
-def product_density(*, depth: int, weight_variance: ArrayLike, points: int) -> SpectralDensity:
+def product_density(*, depth: int, weight_variance: ArrayLike, points: int) -> ProductDensity:
     """PREDICTED density of the squared singular values of a product of L Gaussian matrices at infinite width.
 
         s^2 = w^L sin^(L+1)((L+1) t) / (sin t sin^L(L t)),   density = sin^2 t sin^(L-1)(L t) / (pi w^L sin^L((L+1) t))
@@ -198,7 +199,7 @@ def product_density(*, depth: int, weight_variance: ArrayLike, points: int) -> S
     points : int                number of points, dense at both edges; t is equispaced
     Returns
     -------
-    SpectralDensity             [points]
+    ProductDensity             [points]
     Raises
     ------
     ValueError, TypeError       depth or points < 1, a weight variance that is not positive
@@ -212,7 +213,7 @@ def product_density(*, depth: int, weight_variance: ArrayLike, points: int) -> S
     log_scale = depth * np.log(weight_variance)
     log_x = log_scale + (depth + 1) * high - low - depth * middle
     log_density = 2 * low + (depth - 1) * middle - depth * high - np.log(np.pi) - log_scale
-    return SpectralDensity(np.exp(log_x), np.exp(log_density))
+    return ProductDensity(np.exp(log_x), np.exp(log_density))
 
 
 def lyapunov_exponents(*, width: int, entry_variance: ArrayLike) -> LyapunovExponents:
@@ -296,10 +297,10 @@ def _assemble(gain, depths, shape, norm, _, __, log_norm, log_spread, fourth, lo
     """`gain` is n s^2, the mean growth a layer; `log_drift` is the typical growth relative to it."""
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         log_gain = depths * np.log(gain)
-        log_of_mean = log_gain + np.log(norm)
+        log_expectation = log_gain + np.log(norm)
         mean = norm * np.power(float(gain), depths)
         relative = np.maximum(fourth - 1, 0.0)
-        fields = (mean, relative * mean**2, log_norm + log_gain + log_drift, log_spread + log_variance, log_of_mean)
+        fields = (mean, relative * mean**2, log_norm + log_gain + log_drift, log_spread + log_variance, log_expectation)
     return ProductNorm(*(np.reshape(field, shape)[()] for field in (*fields, relative)))
 
 

@@ -13,7 +13,7 @@ from numdl.records import record
 
 
 @record
-class ThroughTime:
+class ThroughTimeBound:
     """The bound on the gradient through time of a plain recurrent cell, and what follows from it."""
 
     log_norm: np.ndarray  # [T]: upper bound on ln |dh_T/dh_t|_2 for t = 0..T-1
@@ -34,7 +34,9 @@ class TransientGrowth:
     log_kreiss: float  # ln of a lower bound on sup_k |W^k|_2, from the resolvent
 
 
-def gradient_through_time(*, steps: int, largest_singular_value: ArrayLike, largest_slope: ArrayLike) -> ThroughTime:
+def gradient_through_time(
+    *, steps: int, largest_singular_value: ArrayLike, largest_slope: ArrayLike
+) -> ThroughTimeBound:
     """PREDICTED bound of backpropagation through time: ln |dh_T/dh_t|_2 of h_t = f(h_{t-1} W + x_t U + b), t = 0..T-1.
 
         |dh_T/dh_t| <= (largest_slope * largest_singular_value)**(T - t)
@@ -58,7 +60,7 @@ def gradient_through_time(*, steps: int, largest_singular_value: ArrayLike, larg
     slope = float(checks.variance("largest_slope", largest_slope, shape=()))
     with np.errstate(divide="ignore"):
         log_rate = float(np.log(singular) + np.log(slope))
-    return ThroughTime(np.arange(steps, 0, -1) * log_rate, log_rate, log_rate < 0, log_rate > 0)
+    return ThroughTimeBound(np.arange(steps, 0, -1) * log_rate, log_rate, log_rate < 0, log_rate > 0)
 
 
 @float64

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
 
 from numdl.analysis import gradients
-from numdl.networks import core, dense, initializers
+from numdl.networks import core, dense
 
 pytestmark = pytest.mark.float32
 
@@ -85,10 +84,10 @@ def test_a_loss_is_taken_per_example(key, x):
     np.testing.assert_allclose(twice.log_square, found.log_square, atol=300 * EPS)
 
 
-@pytest.mark.parametrize("batch_size", [2, 9])
-def test_batches_of_seeds_give_the_same_samples(key, x, batch_size):
-    one_by_one = gradients.growth(key, build(), x, seeds=3, batch_size=1)
-    together = gradients.growth(key, build(), x, seeds=3, batch_size=batch_size)
+@pytest.mark.parametrize("at_a_time", [2, 9])
+def test_batches_of_seeds_give_the_same_samples(key, x, at_a_time):
+    one_by_one = gradients.growth(key, build(), x, seeds=3, at_a_time=1)
+    together = gradients.growth(key, build(), x, seeds=3, at_a_time=at_a_time)
     np.testing.assert_allclose(together.log_square, one_by_one.log_square, atol=1e-4)
     assert one_by_one.log_square.shape == (3, 3)
     assert not np.allclose(one_by_one.log_square[0], one_by_one.log_square[1], atol=1e-2)
@@ -198,76 +197,13 @@ def test_any_function_through_the_probe_is_the_same_network(key, x):
     np.testing.assert_allclose(found.log_square[:, 2], found.log_cotangent, atol=1e-4)
 
 
-# ---- verdict -------------------------------------------------------------------------------------------------------
-
-
-def lines(change, spread, seeds=20, depth=11, seed=0):
-    """Samples whose change from y_L to y_1 is known for each seed."""
-    changes = change + spread * stats.zscore(np.random.default_rng(seed).normal(size=seeds), ddof=1)
-    return changes[:, None] * np.linspace(1, 0, depth)[None, :] + 3.0, changes
-
-
-@pytest.mark.parametrize(
-    "change, spread, kind",
-    [
-        (-10.0, 1.0, "vanishing"),
-        (10.0, 1.0, "exploding"),
-        (5.0, 1.0, "stable"),
-        (-5.0, 1.0, "stable"),
-        (6.2, 1.0, "undecided"),
-        (-5.8, 1.0, "undecided"),
-        (0.0, 20.0, "undecided"),
-    ],
-)
-def test_verdict_is_the_interval_against_the_threshold(change, spread, kind):
-    samples, _ = lines(change, spread)
-    found = gradients.verdict(samples)
-    assert found.kind == kind
-    half = stats.t.ppf(0.975, 19) * spread / np.sqrt(20)
-    assert (found.low, found.high) == (pytest.approx(change - half), pytest.approx(change + half))
-    assert found.growth == pytest.approx(change / 10)
-    assert found.growth_stderr == pytest.approx(spread / np.sqrt(20) / 10)
-    assert (found.spread, found.threshold, found.dead) == (pytest.approx(spread), pytest.approx(6.0), 0.0)
-
-
-def test_factor_and_confidence_move_the_verdict():
-    samples, _ = lines(5.0, 1.0)
-    assert gradients.verdict(samples, factor=10.0).kind == "exploding"
-    near, _ = lines(6.3, 1.0)
-    assert gradients.verdict(near, confidence=0.5).kind == "exploding"
-    assert gradients.verdict(near, confidence=0.999).kind == "undecided"
-
-
-def test_verdict_counts_dead_networks_apart():
-    samples, changes = lines(2.0, 1.0)
-    samples[:5, 0] = -np.inf
-    found = gradients.verdict(samples)
-    assert (found.kind, found.dead) == ("stable", 0.25)
-    assert found.change == pytest.approx(changes[5:].mean())
-    samples[:, 0] = -np.inf
-    assert (gradients.verdict(samples).kind, gradients.verdict(samples).dead) == ("vanishing", 1.0)
-    samples[:, 0] = np.nan
-    assert gradients.verdict(samples).kind == "undecided"
-
-
-@pytest.mark.parametrize("weight_variance, kind", [(0.5, "vanishing"), (9.0, "exploding"), (1.0, "stable")])
-def test_verdict_of_orthogonal_linear_networks(key, weight_variance, kind):
-    """The change is (L - 1) ln weight_variance without any spread."""
-    net = dense.network(
-        widths=(5,) * 22, activation=linear, initializer=initializers.orthogonal(weight_variance), bias_variance=0.0
-    )
-    found = gradients.verdict(gradients.growth(key, net, jnp.ones((1, 5), jnp.float32), seeds=4))
-    assert found.kind == kind
-    assert found.growth == pytest.approx(np.log(weight_variance), abs=1e-5)
-
-
 @pytest.mark.parametrize(
     "change, error, message",
     [
         ({"key": 0}, TypeError, "key .*got 0"),
         ({"network": 3}, TypeError, "network must be a Network.*got 3"),
         ({"seeds": 0}, ValueError, "seeds .*got 0"),
-        ({"batch_size": 0}, ValueError, "batch_size .*got 0"),
+        ({"at_a_time": 0}, ValueError, "at_a_time .*got 0"),
         ({"loss": 1.0}, TypeError, "loss must be a function; got 1.0"),
         ({"x": np.ones((2, 6), int)}, TypeError, "x .*dtype int"),
     ],
@@ -285,9 +221,3 @@ def test_bad_input_of_the_others_is_named(key, x):
         gradients.growth_at(net, net.init(key, x), x, jnp.ones((4, 5)))
     with pytest.raises(TypeError, match="init must be a function; got 3"):
         gradients.growth_of_function(key, lambda params, x: x, 3, x, loss=linear, seeds=2)
-    with pytest.raises(ValueError, match=r"samples must have shape .*got \(1, 4\)"):
-        gradients.verdict(np.zeros((1, 4)))
-    with pytest.raises(ValueError, match=r"factor must be .*> 1; got 1"):
-        gradients.verdict(np.zeros((3, 4)), factor=1.0)
-    with pytest.raises(ValueError, match=r"confidence must be in \(0, 1\); got 1"):
-        gradients.verdict(np.zeros((3, 4)), confidence=1.0)

@@ -47,12 +47,12 @@ def inputs(key, draws, width):
     return np.asarray(jax.vmap(one)(jax.random.split(key, draws)), np.float64)
 
 
-@pytest.mark.parametrize("batch_size", [None, 1, 3])
-def test_log_norms_are_those_of_numpy_on_the_same_matrices(key, batch_size):
+@pytest.mark.parametrize("at_a_time", [None, 1, 3])
+def test_log_norms_are_those_of_numpy_on_the_same_matrices(key, at_a_time):
     width, depth, draws = 7, 12, 5
     sampler, table = kept(width, depth)
     result = jacobian.product_norm(
-        key, width=width, depth=depth, sampler=sampler, draws=draws, batch_size=batch_size, dtype=jnp.float32
+        key, width=width, depth=depth, sampler=sampler, draws=draws, at_a_time=at_a_time, dtype=jnp.float32
     )
     chosen, y = used(key, draws, depth), inputs(key, draws, width)
     np.testing.assert_allclose(result.log_input, np.log(np.sum(y**2, axis=1)), atol=1e-5)
@@ -198,7 +198,7 @@ def test_samples_are_a_record(key):
         ({"width": 0}, ValueError, "width .*got 0"),
         ({"depth": 1.5}, TypeError, "depth .*got 1.5"),
         ({"draws": 0}, ValueError, "draws .*got 0"),
-        ({"batch_size": -1}, ValueError, "batch_size .*got -1"),
+        ({"at_a_time": -1}, ValueError, "at_a_time .*got -1"),
         ({"sampler": 1.0}, TypeError, "sampler .*got 1.0"),
         ({"y": np.ones(4, np.float32)}, ValueError, r"y must have shape \(3\); got \(4,\)"),
         ({"y": np.ones(3, int)}, TypeError, "y .*dtype int"),

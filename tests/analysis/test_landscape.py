@@ -52,7 +52,7 @@ def test_a_51_by_51_landscape_in_one_compiled_call():
 def test_lines_and_batches_of_points():
     along = jax.tree.map(jnp.ones_like, POINT)
     found = [
-        landscape.line(quadratic, POINT, MATRIX, along, positions=np.linspace(-1, 1, 7), batch_size=size).values
+        landscape.line(quadratic, POINT, MATRIX, along, positions=np.linspace(-1, 1, 7), at_a_time=size).values
         for size in (None, 3, 7)
     ]
     np.testing.assert_allclose(found[1], found[0], rtol=1e-12)

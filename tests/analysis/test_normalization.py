@@ -62,7 +62,7 @@ def test_large_batches_come_to_pi_over_pi_minus_one():
 def test_rate_and_ratio_are_differences_of_the_gradients(key):
     net = normalization.network(width=6, depth=5, outputs=3, activation=jnp.tanh, weight_variance=1.0)
     x = jax.random.normal(key, (8, 4), jnp.float32)
-    growth = measured.gradient_growth(key, network=net, x=x, seeds=3, batch_size=2)
+    growth = measured.gradient_growth(key, network=net, x=x, seeds=3, at_a_time=2)
     assert growth.log_ratio.shape == (3, 4)
     np.testing.assert_allclose(growth.log_ratio, growth.log_square[:, :-1] - growth.log_square[:, 1:], atol=1e-5)
     np.testing.assert_allclose(growth.rate(2, 5), np.mean(growth.log_ratio[:, 1:4], axis=1), atol=1e-5)

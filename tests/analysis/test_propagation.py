@@ -59,10 +59,10 @@ def test_samples_are_the_measurements_of_one_network_per_key(key, x, measure, sh
     assert not np.allclose(samples[0], samples[1], rtol=1e-3)
 
 
-@pytest.mark.parametrize("batch_size", [2, 9])
-def test_batches_of_seeds_give_the_same_samples(key, x, batch_size):
-    one_by_one = propagation.lengths(key, build(), x, seeds=3, batch_size=1)
-    together = propagation.lengths(key, build(), x, seeds=3, batch_size=batch_size)
+@pytest.mark.parametrize("at_a_time", [2, 9])
+def test_batches_of_seeds_give_the_same_samples(key, x, at_a_time):
+    one_by_one = propagation.lengths(key, build(), x, seeds=3, at_a_time=1)
+    together = propagation.lengths(key, build(), x, seeds=3, at_a_time=at_a_time)
     np.testing.assert_allclose(together, one_by_one, rtol=1e-5)
 
 
@@ -198,7 +198,7 @@ def test_depth_scale_without_decay_is_a_field_and_no_exception():
         ({"key": 0}, TypeError, "key .*got 0"),
         ({"network": 3}, TypeError, "network must be a Network.*got 3"),
         ({"seeds": 0}, ValueError, "seeds .*got 0"),
-        ({"batch_size": 0}, ValueError, "batch_size .*got 0"),
+        ({"at_a_time": 0}, ValueError, "at_a_time .*got 0"),
         ({"x": np.ones((2, 6), int)}, TypeError, "x .*dtype int"),
         ({"x": jnp.ones((2, 5))}, ValueError, r"x .*\(N, 6\).*\(2, 5\)"),
     ],

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from numdl.analysis import refinement as measured
+from numdl.audit import verdicts
 from numdl.networks import residual
 from numdl.ode import refinement, tableaus
 
@@ -45,7 +46,7 @@ def test_a_smooth_network_is_an_ode(key):
     found = measured.study(refiner(net, params), x, solvers=(EULER, HEUN, RK4), labels=labels)
     np.testing.assert_allclose(found.order, [1, 2, 4], atol=0.15)
     assert (found.low <= found.order).all() and (found.order <= found.high).all()
-    assert found.verdict.startswith("Yes")
+    assert verdicts.refinement(found).startswith("Yes")
     assert found.solvers == ("euler", "heun", "rk4")
     assert found.distance[0, 0] > found.distance[0, 1] > found.distance[1, 1] > found.distance[2, 1]
     # Against scipy: the limit is the solution of the ODE.
@@ -67,7 +68,7 @@ def test_a_smooth_network_is_an_ode(key):
 def test_steps_that_are_too_large_are_told(key):
     net, params, x = smooth_network(key, 2, scale=4.0)
     found = measured.study(refiner(net, params), x, factors=(1, 2, 4, 8, 16, 32, 64), solvers=(EULER, RK4))
-    assert found.verdict.startswith("Only in the limit")
+    assert verdicts.refinement(found).startswith("Only in the limit")
     assert found.distance[0, 0] > measured.LIMIT
     assert np.isnan(found.accuracy).all()
 
@@ -78,13 +79,13 @@ def test_what_has_no_limit_is_none():
 
     x = jnp.linspace(0.1, 3.0, 20).reshape(10, 2)
     found = measured.study(refine, x)
-    assert found.verdict.startswith("No: cutting the steps")
+    assert verdicts.refinement(found).startswith("No: cutting the steps")
     assert np.isnan(found.order).all()
 
     def blow_up(factor, solver):
         return lambda x: x / (factor - 2.0)
 
-    assert measured.study(blow_up, x).verdict.startswith("No: with other steps")
+    assert verdicts.refinement(measured.study(blow_up, x)).startswith("No: with other steps")
 
 
 def test_order_and_its_interval_on_made_up_errors():

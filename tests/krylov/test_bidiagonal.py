@@ -103,3 +103,14 @@ def test_errors_name_the_argument():
         solve(matrix, k=5, num_matvecs=4)
     with pytest.raises(ValueError, match="tolerance must be .* > 0; got -1"):
         solve(matrix, tolerance=-1.0)
+
+
+def test_a_key_goes_on_past_equal_singular_values():
+    matrix = matrix_of(np.r_[np.full(5, 2.0), np.full(ROWS - 5, 1.0)])
+    start = jnp.asarray(np.random.default_rng(1).normal(size=ROWS), WIDEST)
+    maps = (lambda v: matrix.T @ v, lambda u: matrix @ u)
+    found = bidiagonal.decompose(*maps, start, num_matvecs=ROWS, key=jax.random.key(0))
+    values = np.linalg.svd(np.asarray(found.square[:, :-1]), compute_uv=False)
+    np.testing.assert_allclose(values, np.r_[np.full(5, 2.0), np.full(ROWS - 5, 1.0)], rtol=100 * EPS)
+    stuck = bidiagonal.decompose(*maps, start, num_matvecs=ROWS)
+    assert np.linalg.svd(np.asarray(stuck.square[:, :-1]), compute_uv=False)[-1] < 1e-3

@@ -115,9 +115,9 @@ def functions():
 
 def calls():
     """name -> {argument: kinds.Argument} of all that is registered, and the arguments a good call needs besides."""
-    from tests.registry import analysis, ground, networks, optimize, theory
+    from tests.registry import analysis, audit, ground, networks, optimize, theory
 
-    parts = theory, analysis, networks, optimize, ground
+    parts = theory, analysis, audit, networks, optimize, ground
     return (
         {name: call for part in parts for name, call in part.CALLS.items()},
         {name: extra for part in parts for name, extra in getattr(part, "EXTRA", {}).items()},
@@ -205,6 +205,8 @@ def _walk(path, prefix):
         module = importlib.import_module(info.name)
         if hasattr(module, "__all__"):
             offered = [getattr(module, name) for name in module.__all__]
+            if not info.ispkg:  # what a file hands on from another is registered there
+                offered = [one for one in offered if getattr(one, "__module__", None) == module.__name__]
             yield from ((f"{_short(module)}.{f.__name__}", f) for f in offered if _is_function(f))
             for inner in filter(inspect.ismodule, offered):
                 yield from _own(inner)

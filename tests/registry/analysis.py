@@ -134,12 +134,6 @@ CALLS = {
         "x": LIFTED["x"],
         "loss": kinds.loss(o.loss_of_outputs),
     },
-    "analysis.gradients.verdict": {
-        "samples": kinds.real(
-            np.linspace(-1.0, 0.0, 12).reshape(3, 4), np.zeros((1, 4)), np.zeros((3, 1)), np.zeros(3)
-        ),
-        "factor": kinds.number(2.0, 1.0, 0.5),
-    },
     "analysis.information.entropy": {
         "probabilities": kinds.finite(PROBABILITIES, np.array([0.5, 0.6]), np.array([-0.5, 1.5]))
     },
@@ -241,13 +235,13 @@ CALLS = {
         "stop": kinds.limited(2, most=4),
         "draws": kinds.count(3, least=2),
     },
-    "analysis.jacobian.lyapunov_exponents": {"sampler": kinds.function(o.sampler, np.ones(7), "text")},
-    "analysis.jacobian.lyapunov_exponents_along": {
+    "analysis.products.lyapunov_exponents": {"sampler": kinds.function(o.sampler, np.ones(7), "text")},
+    "analysis.products.lyapunov_exponents_along": {
         "step": kinds.function(lambda layer, y: layer @ y, np.ones(7), "text"),
         "layers": kinds.data(np.stack([o.MATRIX] * 2)).also(None, {}, (o.MATRIX, np.ones(2))),
         "y": kinds.floating(o.VECTOR),
     },
-    "analysis.jacobian.product_norm": {
+    "analysis.products.product_norm": {
         "sampler": kinds.function(o.sampler, np.ones(7), "text"),
         "y": kinds.floating(np.ones(2), np.ones(3)),
     },

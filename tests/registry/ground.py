@@ -138,7 +138,7 @@ CALLS = {
     },
     "plotting.product_norm": {
         **PLOT,
-        "predicted": kinds.instance(RECORD(log_of_mean=np.ones(3), log_mean=np.ones(3))),
+        "predicted": kinds.instance(RECORD(log_expectation=np.ones(3), log_mean=np.ones(3))),
     },
     "plotting.layers": {"flow": kinds.Argument(None, (None, 3, "text")), "ax": AXES},
     "plotting.tidy": {"ax": kinds.Argument(None, (None, 3, "text"))},

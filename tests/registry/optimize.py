@@ -96,6 +96,7 @@ PATH = np.ones((3, 3, 4))
 
 CALLS = {
     **{f"krylov.{name}": SOLVER for name in KRYLOV.split()},
+    "krylov.arnoldi.decompose": {**SOLVER, "start": kinds.floating(o.VECTOR)},
     # A product with A of another length is only seen by the transpose that takes it.
     "krylov.bidiagonal.decompose": {**SOLVER, "matvec": kinds.function(o.product, "text")},
     "krylov.bidiagonal.singular_triplets": {**SOLVER, "matvec": kinds.function(o.product, "text")},

@@ -89,7 +89,7 @@ CALLS = {
         "excess_kurtosis": kinds.number(0.0, -3.0),
         "y": kinds.real(np.ones(2), np.ones(3), np.full(2, np.nan)),
     },
-    "theory.jacobian.singular_values": {"q": kinds.variance(1.0)},
+    "theory.jacobian.squared_singular_values": {"q": kinds.variance(1.0)},
     "theory.jacobian.largest_squared": {"active": kinds.probability(1.0)},
     "theory.jacobian.product_density": {"points": kinds.count(5)},
     "theory.jacobian.lyapunov_exponents": {},

@@ -200,18 +200,18 @@ def test_log_norm_by_enumeration_of_active_units():
         moments.append((weights @ logs, weights @ (spread + logs**2) - (weights @ logs) ** 2))
     drift = np.log([1.3 * 3 / 2**2, 1.3 * 4 / 3**2])
     expected = np.array([m[0] for m in moments]) + drift
-    np.testing.assert_allclose(found.mean, [expected.sum(), expected[1]], rtol=1e-12)
-    np.testing.assert_allclose(found.variance, [moments[0][1] + moments[1][1], moments[1][1]], rtol=1e-12)
+    np.testing.assert_allclose(found.log_mean, [expected.sum(), expected[1]], rtol=1e-12)
+    np.testing.assert_allclose(found.log_variance, [moments[0][1] + moments[1][1], moments[1][1]], rtol=1e-12)
     np.testing.assert_allclose(found.rule, [5 / 2 + 5 / 3, 5 / 3])
     np.testing.assert_allclose(found.dead, [1 - (3 / 4) * (7 / 8), 1 / 8], rtol=1e-12)
     np.testing.assert_allclose(found.relative_variance, [(1 + 5 / 2) * (1 + 5 / 3) - 1, 5 / 3], rtol=1e-12)
-    np.testing.assert_allclose(found.log_of_mean, np.log([0.65 * 3 / 2 * 0.65 * 4 / 3, 0.65 * 4 / 3]), rtol=1e-12)
+    np.testing.assert_allclose(found.log_expectation, np.log([0.65 * 3 / 2 * 0.65 * 4 / 3, 0.65 * 4 / 3]), rtol=1e-12)
 
 
 def test_log_norm_of_linear_layers_is_chi_square():
     found = gradients.log_norm(widths=(5, 8, 8, 8), weight_variance=1.0, activation=activations.identity)
-    assert found.variance[0] == pytest.approx(2 * float(mpmath.psi(1, 4)), rel=1e-13)
-    assert found.mean[0] == pytest.approx(2 * float(mpmath.digamma(4) + mpmath.log(2) - mpmath.log(8)), rel=1e-13)
+    assert found.log_variance[0] == pytest.approx(2 * float(mpmath.psi(1, 4)), rel=1e-13)
+    assert found.log_mean[0] == pytest.approx(2 * float(mpmath.digamma(4) + mpmath.log(2) - mpmath.log(8)), rel=1e-13)
     assert (found.rule[0], found.dead[0]) == (pytest.approx(4 / 8), 0.0)
 
 
@@ -220,10 +220,10 @@ def test_the_rule_of_five_is_the_limit():
     ratios = []
     for n in (50, 100, 1000):
         law = gradients.log_norm(widths=(n,) * 12, weight_variance=2.0, activation=activations.relu)
-        ratios.append(law.variance[0] / law.rule[0])
+        ratios.append(law.log_variance[0] / law.rule[0])
     assert abs(ratios[2] - 1) < 0.01 < abs(ratios[1] - 1) < abs(ratios[0] - 1)
     assert law.rule[0] == pytest.approx(5 * 10 / 1000)
-    assert law.log_of_mean[0] - law.mean[0] == pytest.approx(law.variance[0] / 2, rel=0.02)
+    assert law.log_expectation[0] - law.log_mean[0] == pytest.approx(law.log_variance[0] / 2, rel=0.02)
 
 
 def test_theory_is_float64_and_known_outside_of_jit():

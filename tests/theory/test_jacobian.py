@@ -78,7 +78,7 @@ def test_depth_may_be_an_array_and_may_be_large():
         width=100, depth=np.array([1, 3, 10_000]), entry_variance=1.0, excess_kurtosis=0.0, y=np.eye(100)[0]
     )
     assert law.mean.shape == (3,) and law.mean[1] == pytest.approx(1e6)
-    assert np.isinf(law.mean[2]) and law.log_of_mean[2] == pytest.approx(10_000 * np.log(100))
+    assert np.isinf(law.mean[2]) and law.log_expectation[2] == pytest.approx(10_000 * np.log(100))
     assert np.isfinite(law.log_mean).all()
     assert law.relative_variance[1] == pytest.approx(1.02**3 - 1)
 
@@ -134,24 +134,26 @@ def test_moments_of_erf_layers_in_closed_form(orthogonal):
     first, second = 4 / np.pi / np.sqrt(1 + 4 * q), 16 / np.pi**2 / np.sqrt(1 + 8 * q)
     mean = np.prod(1.4 * first)
     relative = np.sum(second / first**2 - 1 + (0 if orthogonal else 1))
-    law = jacobian.singular_values(depth=3, q=q, activation=activations.erf, weight_variance=1.4, orthogonal=orthogonal)
+    law = jacobian.squared_singular_values(
+        depth=3, q=q, activation=activations.erf, weight_variance=1.4, orthogonal=orthogonal
+    )
     assert law.mean == pytest.approx(mean, rel=1e-12)
     assert law.relative_variance == pytest.approx(relative, rel=1e-12)
     assert law.variance == pytest.approx(relative * mean**2, rel=1e-12)
-    assert law.log_of_mean == pytest.approx(np.log(mean), rel=1e-12)
+    assert law.log_expectation == pytest.approx(np.log(mean), rel=1e-12)
     assert law.isometry == pytest.approx(1 / (1 + relative), rel=1e-12)
 
 
 def test_critical_relu_has_variance_L_or_2L():
     given = {"depth": 7, "q": 1.0, "activation": activations.relu, "weight_variance": 2.0}
-    assert jacobian.singular_values(orthogonal=True, **given).variance == pytest.approx(7, rel=1e-11)
-    assert jacobian.singular_values(orthogonal=False, **given).variance == pytest.approx(14, rel=1e-11)
+    assert jacobian.squared_singular_values(orthogonal=True, **given).variance == pytest.approx(7, rel=1e-11)
+    assert jacobian.squared_singular_values(orthogonal=False, **given).variance == pytest.approx(14, rel=1e-11)
 
 
 def test_linear_orthogonal_networks_are_isometries_and_gaussian_ones_are_not():
     given = {"depth": 5, "q": 1.0, "activation": activations.identity, "weight_variance": 1.0}
-    assert jacobian.singular_values(orthogonal=True, **given).isometry == 1
-    assert jacobian.singular_values(orthogonal=False, **given).isometry == pytest.approx(1 / 6)
+    assert jacobian.squared_singular_values(orthogonal=True, **given).isometry == 1
+    assert jacobian.squared_singular_values(orthogonal=False, **given).isometry == pytest.approx(1 / 6)
 
 
 @pytest.mark.parametrize("orthogonal", [False, True])
@@ -162,18 +164,18 @@ def test_moments_of_large_random_matrices(orthogonal):
     for _ in range(12):
         square = np.linalg.svd(random_jacobian(rng, 200, [1.0, 0.6], lambda u: abs(u) < 1, orthogonal))[1] ** 2
         draws.append((np.log(square.mean()), square.var() / square.mean() ** 2))
-    law = jacobian.singular_values(
+    law = jacobian.squared_singular_values(
         depth=2, q=[1.0, 0.6], activation=activations.hard_tanh, weight_variance=1.0, orthogonal=orthogonal
     )
     mean, error = np.mean(draws, axis=0), np.std(draws, axis=0, ddof=1) / np.sqrt(12)
-    assert np.all(np.abs(mean - [law.log_of_mean, law.relative_variance]) < 6 * error + 2 / 200)
+    assert np.all(np.abs(mean - [law.log_expectation, law.relative_variance]) < 6 * error + 2 / 200)
 
 
 def test_deep_means_are_finite_logarithms():
-    law = jacobian.singular_values(
+    law = jacobian.squared_singular_values(
         depth=20_000, q=1.0, activation=activations.identity, weight_variance=0.5, orthogonal=False
     )
-    assert (law.mean, law.log_of_mean) == (0.0, pytest.approx(20_000 * np.log(0.5)))
+    assert (law.mean, law.log_expectation) == (0.0, pytest.approx(20_000 * np.log(0.5)))
 
 
 @pytest.mark.parametrize("depth, edge", [(1, 4.0), (2, 6.75), (10, 28.53), (100, 273.19)])
@@ -237,17 +239,30 @@ def test_the_sum_of_lyapunov_exponents_is_the_mean_log_determinant():
     assert logs.var() == pytest.approx(law.variance.sum(), rel=0.1)
 
 
+SQUARES = jacobian.squared_singular_values
 SPECTRUM = {"depth": 2, "q": 1.0, "activation": activations.tanh, "weight_variance": 1.0, "orthogonal": False}
 
 
 @pytest.mark.parametrize(
     "call, given, change, error, message",
     [
-        (jacobian.singular_values, SPECTRUM, {"depth": 0}, ValueError, "depth must be .*got 0"),
-        (jacobian.singular_values, SPECTRUM, {"q": [1.0]}, ValueError, r"q must have shape \(2\).*got .*\(1,\)"),
-        (jacobian.singular_values, SPECTRUM, {"q": -1.0}, ValueError, "q must be .*got -1"),
-        (jacobian.singular_values, SPECTRUM, {"activation": "tanh"}, TypeError, "activation .*got 'tanh'"),
-        (jacobian.singular_values, SPECTRUM, {"orthogonal": 1}, TypeError, "orthogonal must be True or False; got 1"),
+        (SQUARES, SPECTRUM, {"depth": 0}, ValueError, "depth must be .*got 0"),
+        (
+            jacobian.squared_singular_values,
+            SPECTRUM,
+            {"q": [1.0]},
+            ValueError,
+            r"q must have shape \(2\).*got .*\(1,\)",
+        ),
+        (SQUARES, SPECTRUM, {"q": -1.0}, ValueError, "q must be .*got -1"),
+        (SQUARES, SPECTRUM, {"activation": "tanh"}, TypeError, "activation .*got 'tanh'"),
+        (
+            jacobian.squared_singular_values,
+            SPECTRUM,
+            {"orthogonal": 1},
+            TypeError,
+            "orthogonal must be True or False; got 1",
+        ),
         (
             jacobian.largest_squared,
             {"depth": 2, "weight_variance": 1.0, "orthogonal": True},

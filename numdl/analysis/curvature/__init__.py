@@ -15,7 +15,7 @@ Data is an argument: the second call with other parameters or data of the same s
 
 from numdl.analysis.curvature.density import SpectralDensity, spectral_density
 from numdl.analysis.curvature.eigenvalues import Outliers, gradient_overlap, outliers, top_eigenvalues
-from numdl.analysis.curvature.memory import Memory, needs
+from numdl.analysis.curvature.memory import MemoryUse, needs
 from numdl.analysis.curvature.moments import diagonal, frobenius_norm, trace
 from numdl.analysis.curvature.operators import (
     Composed,
@@ -30,7 +30,7 @@ from numdl.analysis.curvature.operators import (
 
 __all__ = [
     "Composed",
-    "Memory",
+    "MemoryUse",
     "Operator",
     "Outliers",
     "SpectralDensity",

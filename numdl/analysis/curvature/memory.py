@@ -11,7 +11,7 @@ from numdl.records import record
 
 
 @record
-class Memory:
+class MemoryUse:
     """Bytes held at once beside parameters and data; nothing is computed or compiled to know them."""
 
     vector: int  # one vector of the size of the parameters
@@ -39,7 +39,7 @@ def needs(operator, *, basis, extra=4):
     basis, extra : int          vectors
     Returns
     -------
-    Memory
+    MemoryUse
     """
     basis, extra = checks.whole("basis", basis), checks.whole("extra", extra, least=0)
     if not hasattr(operator, "like") or not hasattr(operator, "kept_bytes"):
@@ -48,7 +48,7 @@ def needs(operator, *, basis, extra=4):
     vector = layout.size * layout.dtype.itemsize
     product = operator.kept_bytes
     held = (2 * basis + extra) * vector
-    return Memory(vector, 2 * basis * vector, product, held + product, available())
+    return MemoryUse(vector, 2 * basis * vector, product, held + product, available())
 
 
 def check(name, plan, *, least):

@@ -40,7 +40,7 @@ def trace(
     operator, frozen, chunk, reduction, linearize       those of `top_eigenvalues`
     Returns
     -------
-    krylov.trace.Estimate       value [], stderr [], samples [draws], matvecs
+    krylov.trace.TraceEstimate       value [], stderr [], samples [draws], matvecs
     """
     checks.one_of("method", method, METHODS)
     least = {"hutchinson": 2, "hutch++": 6, "xtrace": 2}[method]
@@ -93,7 +93,7 @@ def frobenius_norm(
 
         value = sqrt(mean |A z|^2),    stderr = stderr of the mean / (2 value)
 
-    Parameters: those of `trace`. Returns an Estimate whose samples are those of the square.
+    Parameters: those of `trace`. Returns an TraceEstimate whose samples are those of the square.
     """
     num_matvecs = checks.whole("num_matvecs", num_matvecs, least=2)
     settings = {"frozen": frozen, "chunk": chunk, "reduction": reduction}
@@ -101,7 +101,7 @@ def frobenius_norm(
     square = estimates.squared_norm(key, matvec, operator.like, num_matvecs=num_matvecs)
     value = jnp.sqrt(square.value)
     stderr = jnp.where(value > 0, square.stderr / jnp.where(value > 0, 2 * value, jnp.ones_like(value)), 0.0)
-    return estimates.Estimate(value, stderr.astype(value.dtype), square.samples, square.matvecs)
+    return estimates.TraceEstimate(value, stderr.astype(value.dtype), square.samples, square.matvecs)
 
 
 def _ready(name, key, loss, params, batch, operator, settings, linearize, rows):

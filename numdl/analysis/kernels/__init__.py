@@ -20,11 +20,11 @@ from numdl.analysis.kernels.comparing import (
     linearize,
     target_kernel,
 )
-from numdl.analysis.kernels.cost import Estimate
+from numdl.analysis.kernels.cost import CostEstimate
 from numdl.analysis.kernels.tangent import estimate, nngp, ntk, ntk_scale
 
 __all__ = [
-    "Estimate",
+    "CostEstimate",
     "Laziness",
     "LinearizationError",
     "alignment",

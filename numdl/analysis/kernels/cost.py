@@ -14,7 +14,7 @@ _COPIES = 3  # of a block of the kernel: the sum, one layer's part and its produ
 
 
 @record
-class Estimate:
+class CostEstimate:
     """The plan of a call to `ntk`; nothing is computed or compiled to know it."""
 
     method: str = static()  # layers | jacobian | products
@@ -74,7 +74,7 @@ def counted(traced, sites, rest, leaves, outputs, itemsize, full):
 
 
 def planned(counts, n1, n2, symmetric, method, limit):
-    """The Estimate of the cheapest of the methods, or of the one asked for, within the memory limit.
+    """The CostEstimate of the cheapest of the methods, or of the one asked for, within the memory limit.
 
     `counts` is {"layers": Counts, "jacobian": Counts}.
     """
@@ -113,12 +113,12 @@ def _plan(name, counts, n1, n2, symmetric, limit):
         again_bytes = counts.itemsize * (held + 4 * block * stored)
         share = 0.5 * (1 + block / padded1) if symmetric else 1.0
         if whole_bytes <= limit:
-            return Estimate(name, block, True, True, int(whole_bytes), derivatives + share * pairs, ())
+            return CostEstimate(name, block, True, True, int(whole_bytes), derivatives + share * pairs, ())
         if kept_bytes <= limit:
-            return Estimate(name, block, True, False, int(kept_bytes), derivatives + share * pairs, ())
+            return CostEstimate(name, block, True, False, int(kept_bytes), derivatives + share * pairs, ())
         if again_bytes <= limit or block == 1:
             repeated = derivatives * (1 + share * padded1 / block)
-            return Estimate(name, block, False, False, int(again_bytes), repeated + share * pairs, ())
+            return CostEstimate(name, block, False, False, int(again_bytes), repeated + share * pairs, ())
         block = -(-block // 2)
 
 
@@ -133,4 +133,4 @@ def _plan_products(counts, n1, n2, limit):
         block = -(-block // 2)
     pulls = padded / block * n2 * (1 + 2.0 * k) * counts.forward
     flops = pulls + n1 * n2 * k * 2.0 * counts.forward
-    return Estimate("products", block, False, False, int(counts.itemsize * held), flops, ())
+    return CostEstimate("products", block, False, False, int(counts.itemsize * held), flops, ())

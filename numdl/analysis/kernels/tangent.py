@@ -46,7 +46,7 @@ def ntk(apply, params, x1, x2=None, *, scale=None, outputs="mean", method="auto"
 
 
 def estimate(apply, params, x1, x2=None, *, outputs="mean", method="auto", memory_limit=None, frozen=()):
-    """The `Estimate` of a call to `ntk` with these arguments: method, block, bytes, flops; from shapes alone."""
+    """The `CostEstimate` of a call to `ntk` with these arguments: method, block, bytes, flops; from shapes alone."""
     apply, x1, x2, limit = doors.arguments(apply, x1, x2, outputs, method, memory_limit)
     return _Problem(apply, *trees.trainable(params, frozen=frozen), x1, x2, outputs, method, limit).plan
 
