@@ -1,11 +1,18 @@
-"""Data sets: bundled and synthetic by default, published ones from this machine; imports nothing of numdl but checks.
+"""Data sets: bundled and synthetic by default, published ones from this machine; imports nothing of numdl but checks and types.
 
     data.digits(), data.iris(), data.photographs()                    inside scikit-learn's wheel
-    data.mnist(split="train"), fashion_mnist, cifar10, cifar100       from the folder NUMDL_DATA or the cache
+    data.mnist(), fashion_mnist, cifar10, cifar100       the "train" or "test" split, from NUMDL_DATA or the cache
     data.fetch("mnist")                                               download, only when asked
-    data.batches(key, (images, labels), 128, remainder="drop")        shuffled epochs
+    data.batches(key, (images, labels), 128)                          shuffled epochs
 
-Readers for files of one's own: `idx`, `cifar`, `tables` (CSV).
+Readers for files of one's own: `idx`, `cifar`, `tables` (CSV); points in the plane: `synthetic`.
+
+    >>> import jax
+    >>> from numdl import data
+    >>> points = data.synthetic.peaks(0, 100)
+    >>> batches = data.batches(jax.random.key(0), (points.features, points.labels), 32, epochs=1)
+    >>> [labels.shape for _, labels in batches]
+    [(32,), (32,), (32,)]
 """
 
 from numdl.data import cifar, idx, synthetic, tables

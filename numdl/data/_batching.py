@@ -5,31 +5,41 @@ those before it, and a run that resumes at epoch e sees what it would have seen.
 """
 
 import itertools
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Int, Key, PyTree
 
 from numdl import checks
 
 
-def batches(key, data, size, *, remainder, epochs=None):
-    """An iterator of batches of `data`, shuffled anew in every epoch; the same key gives the same batches.
+def batches(
+    key: Key[Array, ""],
+    data: PyTree,
+    size: int,
+    *,
+    remainder: str = "drop",
+    epochs: int | None = None,
+) -> Iterator[PyTree]:
+    """An iterator of mini-batches of `data`, shuffled anew in every epoch; the same key gives the same batches.
 
     Parameters
     ----------
-    key : typed random key
+    key : key                   typed, `jax.random.key(0)`: of the orders of all epochs
     data : pytree               arrays (NumPy or jax) with one leading length N, such as (images, labels)
     size : int                  examples in a batch, 1..N
     remainder : str             what becomes of the N % size examples at an epoch's end: "drop" leaves them out of this
-                                epoch, "keep" makes a shorter last batch of them
-    epochs : int or None        None never ends
-    Yields
-    ------
-    pytree                      of data's structure and array kinds, leading length `size`
+                                epoch (other ones each time), "keep" makes a shorter last batch of them
+    epochs : int or None        passes over the data, >= 1; None never ends
+    Returns
+    -------
+    iterator of pytrees         of data's structure and array kinds, leading length `size`
     Raises
     ------
-    TypeError, ValueError       at the call, before the first batch
+    TypeError, ValueError       at the call, before the first batch: a size outside 1..N, leaves of different lengths,
+                                an untyped key, another `remainder`
     """
     data = checks.leaves("data", data)
     count = checks.length("data", data)
@@ -40,13 +50,25 @@ def batches(key, data, size, *, remainder, epochs=None):
     return _batches(key, data, count, size, remainder, epochs)
 
 
-def epoch_indices(key, count, size, *, epochs, remainder="drop"):
-    """Indices [steps, size] of the shuffled batches of all epochs, int32: for training that is one scan on the device.
+def epoch_indices(
+    key: Key[Array, ""], count: int, size: int, *, epochs: int = 1, remainder: str = "drop"
+) -> Int[Array, "steps size"]:
+    """Indices of the shuffled batches of all epochs: for training that is one scan on the device.
 
     With "drop" the batches are those of `batches` with the same key, steps = epochs * (count // size). With "carry" an
     epoch's last examples begin the next epoch's first batch, steps = epochs * count // size. Pure; under jit, `count`,
     `size`, `epochs` and `remainder` are static.
 
+    Parameters
+    ----------
+    key : key                   typed, of the orders
+    count : int                 examples N >= 1
+    size : int                  examples in a batch, 1..N
+    epochs : int                passes over the data, >= 1
+    remainder : str             "drop" or "carry"
+    Returns
+    -------
+    array [steps, size]         int32, in 0..count - 1
     Raises
     ------
     TypeError, ValueError       a size outside 1..count, or another argument that is not allowed
@@ -60,14 +82,16 @@ def epoch_indices(key, count, size, *, epochs, remainder="drop"):
     return used.reshape(-1)[: used.size - used.size % size].reshape(-1, size)
 
 
-def split(key, data, fractions, *, stratify=None):
+def split(
+    key: Key[Array, ""], data: PyTree, fractions: Sequence[float], *, stratify: ArrayLike | None = None
+) -> tuple[PyTree, ...]:
     """Disjoint random parts of `data` that together are all of it: train, validation, test.
 
     Part sizes are fraction * N, rounded so that they add up to N (largest remainders first).
 
     Parameters
     ----------
-    key : typed random key
+    key : key                   typed, of the random order
     data : pytree               arrays with one leading length N
     fractions : tuple           positive, adding up to 1, such as (0.8, 0.1, 0.1)
     stratify : array [N] or None        classes: each is split by the fractions on its own
@@ -76,7 +100,7 @@ def split(key, data, fractions, *, stratify=None):
     tuple of pytrees            one for each fraction, of data's structure
     Raises
     ------
-    ValueError                  fractions that do not add up to 1, or a part that would be empty
+    ValueError, TypeError       fractions that do not add up to 1, a part that would be empty, classes of another length
     """
     data = checks.leaves("data", data)
     count = checks.length("data", data)

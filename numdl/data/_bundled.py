@@ -16,12 +16,12 @@ class Dataset(NamedTuple):
     source: str
 
 
-def digits():
+def digits() -> Dataset:
     """The 1797 handwritten digits of 8 x 8 pixels that come with scikit-learn, scaled to [0, 1].
 
     Returns
     -------
-    Dataset                 images (1797, 8, 8) float32, labels (1797,) int32; new arrays at every call
+    Dataset                 images [1797, 8, 8] float32, labels [1797] int32; new arrays at every call
     Raises
     ------
     ImportError             scikit-learn is not installed; the message says how to get it
@@ -36,12 +36,12 @@ def digits():
     )
 
 
-def iris():
+def iris() -> Table:
     """Fisher's 150 irises of three species: length and width of sepal and petal, in centimetres.
 
     Returns
     -------
-    Table                   features (150, 4) float32, labels (150,) int32; new arrays at every call
+    Table                   features [150, 4] float32, labels [150] int32; new arrays at every call
     Raises
     ------
     ImportError             scikit-learn is not installed; the message says how to get it
@@ -57,12 +57,12 @@ def iris():
     )
 
 
-def photographs():
+def photographs() -> Dataset:
     """Two colour photographs of 427 x 640 pixels, a Chinese temple and a flower, scaled to [0, 1].
 
     Returns
     -------
-    Dataset                 images (2, 427, 640, 3) float32, labels (2,) int32; new arrays at every call
+    Dataset                 images [2, 427, 640, 3] float32, labels [2] int32; new arrays at every call
     Raises
     ------
     ImportError             scikit-learn (or Pillow, which matplotlib brings) is not installed

@@ -6,6 +6,7 @@ import pathlib
 
 from numdl import checks
 from numdl.data import _archives, _files, _local
+from numdl.typing import StrPath
 
 MD5 = {
     "mnist": {
@@ -40,7 +41,7 @@ CONTENTS = {
 TIMEOUT = 30  # seconds without an answer or a byte
 
 
-def fetch(name, folder=None, *, address=None):
+def fetch(name: str, folder: StrPath | None = None, *, address: str | None = None) -> pathlib.Path:
     """Download a data set, unless it is there already, and return the folder that the reading function finds it in.
 
     A download that broke off goes on where it stopped at the next call. A file counts only when its MD5 is the
@@ -51,9 +52,12 @@ def fetch(name, folder=None, *, address=None):
     name : str                  "mnist", "fashion-mnist", "cifar-10" or "cifar-100"
     folder : path or None       where to put it; None is the cache
     address : str or None       a mirror: the address that the files' names are appended to
+    Returns
+    -------
+    Path                        the folder with the data set's files
     Raises
     ------
-    ValueError                  an unknown name; a file that is too large or not the published one (it is removed)
+    ValueError, TypeError       an unknown name; a file that is too large or not the published one (it is removed)
     OSError                     the connection failed (call again to go on), or another process is downloading
     ImportError                 pooch is not installed; the message says how to get it
     """

@@ -7,6 +7,7 @@ import numpy as np
 from numdl import checks
 from numdl.data import _classes, _local, cifar, idx
 from numdl.data._bundled import Dataset
+from numdl.typing import StrPath
 
 COUNTS = {"train": 60_000, "test": 10_000}  # MNIST and Fashion-MNIST
 CIFAR_COUNTS = {"train": 50_000, "test": 10_000}
@@ -25,7 +26,7 @@ SHA256 = {
 TINY = "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
 
 
-def mnist(*, split, folder=None):
+def mnist(split: str = "train", *, folder: StrPath | None = None) -> Dataset:
     """MNIST: 60000 (train) or 10000 (test) handwritten digits of 28 x 28 pixels, scaled to [0, 1].
 
     Reads `mnist/train-images-idx3-ubyte` and its companions, plain or `.gz`, in NUMDL_DATA's folder or the cache;
@@ -35,10 +36,13 @@ def mnist(*, split, folder=None):
     ----------
     split : str                 "train" or "test"
     folder : path or None       look only here, instead of in NUMDL_DATA's folder and then the cache
+    Returns
+    -------
+    Dataset                     images [N, 28, 28] float32, labels [N] int32
     Raises
     ------
     FileNotFoundError           not there; the message says where it looked and how to fetch
-    ValueError                  a file is truncated, damaged, or not the published one; the message names it
+    ValueError                  another split; a file is truncated, damaged, or not the published one
     Source: LeCun, Bottou, Bengio, Haffner, Gradient-based learning applied to document recognition, 1998.
     """
     _choose("split", split, COUNTS)
@@ -46,11 +50,22 @@ def mnist(*, split, folder=None):
     return _idx("mnist", split, folder, SHA256[split], _classes.FIGURES, source)
 
 
-def fashion_mnist(*, split, folder=None):
-    """Fashion-MNIST: articles of clothing in MNIST's format, from `fashion-mnist/`; otherwise as `mnist`.
+def fashion_mnist(split: str = "train", *, folder: StrPath | None = None) -> Dataset:
+    """Fashion-MNIST: 60000 (train) or 10000 (test) articles of clothing in MNIST's format, from `fashion-mnist/`.
 
     The digest of the files is checked by `fetch` (published for the compressed files only), the gzip checksum here.
 
+    Parameters
+    ----------
+    split : str                 "train" or "test"
+    folder : path or None       look only here, instead of in NUMDL_DATA's folder and then the cache
+    Returns
+    -------
+    Dataset                     images [N, 28, 28] float32 in [0, 1], labels [N] int32
+    Raises
+    ------
+    FileNotFoundError           not there; the message says where it looked and how to fetch
+    ValueError                  another split; a file is truncated or damaged; the message names it
     Source: Xiao, Rasul, Vollgraf, Fashion-MNIST, 2017, arXiv:1708.07747.
     """
     _choose("split", split, COUNTS)
@@ -58,12 +73,23 @@ def fashion_mnist(*, split, folder=None):
     return _idx("fashion-mnist", split, folder, (None, None), _classes.CLOTHES, source)
 
 
-def cifar10(*, split, folder=None):
-    """CIFAR-10: 50000 (train) or 10000 (test) colour photographs of 32 x 32 pixels, [N, 32, 32, 3], in [0, 1].
+def cifar10(split: str = "train", *, folder: StrPath | None = None) -> Dataset:
+    """CIFAR-10: 50000 (train) or 10000 (test) colour photographs of 32 x 32 pixels, scaled to [0, 1].
 
-    Reads `cifar-10-batches-bin/`, else `cifar-10-batches-py/`; parameters and errors as in `mnist`. The archive's
-    digest is checked by `fetch`; here the files' sizes and the labels' range are.
+    Reads `cifar-10-batches-bin/`, else `cifar-10-batches-py/`. The archive's digest is checked by `fetch`; here the
+    files' sizes and the labels' range are.
 
+    Parameters
+    ----------
+    split : str                 "train" or "test"
+    folder : path or None       look only here, instead of in NUMDL_DATA's folder and then the cache
+    Returns
+    -------
+    Dataset                     images [N, 32, 32, 3] float32, labels [N] int32
+    Raises
+    ------
+    FileNotFoundError           not there; the message says where it looked and how to fetch
+    ValueError                  another split; a file is truncated, damaged or not CIFAR; the message names it
     Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
     """
     _choose("split", split, COUNTS)
@@ -75,13 +101,23 @@ def cifar10(*, split, folder=None):
     return Dataset(images, labels[:, 0].copy(), _classes.THINGS, TINY)
 
 
-def cifar100(*, split, folder=None, labels="fine"):
-    """CIFAR-100: as `cifar10` with 100 classes, or with the 20 groups that they form; from `cifar-100-binary/`
-    or `cifar-100-python/`.
+def cifar100(split: str = "train", *, folder: StrPath | None = None, labels: str = "fine") -> Dataset:
+    """CIFAR-100: as `cifar10` with 100 classes, or with the 20 groups that they form.
+
+    Reads `cifar-100-binary/`, else `cifar-100-python/`.
 
     Parameters
     ----------
+    split : str                 "train" or "test"
+    folder : path or None       look only here, instead of in NUMDL_DATA's folder and then the cache
     labels : str                "fine" (100 classes) or "coarse" (20)
+    Returns
+    -------
+    Dataset                     images [N, 32, 32, 3] float32 in [0, 1], labels [N] int32
+    Raises
+    ------
+    FileNotFoundError           not there; the message says where it looked and how to fetch
+    ValueError                  another split or kind of labels; a file is truncated, damaged or not CIFAR
     Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
     """
     _choose("split", split, COUNTS)

@@ -1,11 +1,13 @@
 """CIFAR-10 and CIFAR-100 files: the binary layout, and the pickled one read without running any of it."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from numdl import checks
 from numdl.data import _files, _pickles
+from numdl.typing import StrPath
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE  # 1024 red, 1024 green, 1024 blue, row by row
@@ -18,20 +20,27 @@ class Records(NamedTuple):
     labels: np.ndarray  # [N, K] int32
 
 
-def read_binary(path, *, classes, count=None, most_bytes=_files.MOST):
+def read_binary(
+    path: StrPath, *, classes: Sequence[int] | int, count: int | None = None, most_bytes: int = _files.MOST
+) -> Records:
     """The records of a binary CIFAR file, plain or gzip.
 
-        one record: one byte for each label, then 3072 bytes of pixels
+        record = one byte for each label, then 3072 bytes of pixels
 
     Parameters
     ----------
+    path : path                 the file
     classes : tuple of int      number of classes of each label byte: (10,) for CIFAR-10, (20, 100) for CIFAR-100
-    count : int or None         the number of records that the file must hold
-    most_bytes : int            refuse larger files
+    count : int or None         the number of records that the file must hold; None: any
+    most_bytes : int            refuse files that are larger (after decompression)
+    Returns
+    -------
+    Records                     images [N, 32, 32, 3] uint8, labels [N, len(classes)] int32
     Raises
     ------
-    ValueError                  no whole number of records, another number than `count`, a label out of range, too
+    ValueError, TypeError       not a whole number of records, another number than `count`, a label out of range, too
                                 large, or damaged; the message names the file
+    OSError                     the file cannot be read
     Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009, and its data page.
     """
     classes, count = _expected(classes, count)
@@ -45,14 +54,27 @@ def read_binary(path, *, classes, count=None, most_bytes=_files.MOST):
     return _records(path, rows[:, len(classes) :], rows[:, : len(classes)], classes, count)
 
 
-def read_pickle(path, *, classes, count=None, most_bytes=_files.MOST):
-    """The records of a pickled CIFAR file ("python version"); parameters and result as in `read_binary`.
+def read_pickle(
+    path: StrPath, *, classes: Sequence[int] | int, count: int | None = None, most_bytes: int = _files.MOST
+) -> Records:
+    """The records of a pickled CIFAR file ("python version").
 
     No instruction of the pickle that imports or calls anything is followed: see `numdl.data._pickles`.
 
+    Parameters
+    ----------
+    path : path                 the file
+    classes : tuple of int      number of classes of each kind of label: (10,) for CIFAR-10, (20, 100) for CIFAR-100
+    count : int or None         the number of records that the file must hold; None: any
+    most_bytes : int            refuse files that are larger (after decompression)
+    Returns
+    -------
+    Records                     images [N, 32, 32, 3] uint8, labels [N, len(classes)] int32
     Raises
     ------
-    ValueError                  as in `read_binary`, or the pickle holds anything but arrays, texts and numbers
+    ValueError, TypeError       as in `read_binary`, or the pickle holds anything but arrays, texts and numbers
+    OSError                     the file cannot be read
+    Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009, and its data page.
     """
     classes, count = _expected(classes, count)
     columns = ("labels",) if len(classes) == 1 else ("coarse_labels", "fine_labels")

@@ -4,31 +4,44 @@ import hashlib
 import math
 import re
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 
 from numdl import checks
 from numdl.data import _files
+from numdl.typing import StrPath
 
 # third byte of the magic number -> type
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 MOST_DIMENSIONS = 8
 
 
-def read(path, *, shape=None, sha256=None, most_bytes=_files.MOST):
+def read(
+    path: StrPath,
+    *,
+    shape: Sequence[int] | None = None,
+    sha256: str | None = None,
+    most_bytes: int = _files.MOST,
+) -> np.ndarray:
     """The array in an IDX file, plain or gzip, in the machine's byte order.
 
         0 0 type n | n dimensions, 4 bytes each | prod(dimensions) values, all big-endian
 
     Parameters
     ----------
-    shape : tuple or None       the dimensions that the header must give
+    path : path                 the file
+    shape : tuple or None       the dimensions that the header must give; None: any
     sha256 : str or None        hexadecimal digest that the uncompressed file must have
     most_bytes : int            refuse arrays larger than this
+    Returns
+    -------
+    array                       of the header's shape: uint8, int8, int16, int32, float32 or float64
     Raises
     ------
-    ValueError                  not IDX, truncated, longer than the header says, damaged, too large, or not the
+    ValueError, TypeError       not IDX, truncated, longer than the header says, damaged, too large, or not the
                                 expected shape or digest; the message names the file
+    OSError                     the file cannot be read
     Source: Y. LeCun, C. Cortes, C. Burges, The MNIST database, section on file formats.
     """
     most_bytes = checks.whole("most_bytes", most_bytes)

@@ -7,6 +7,7 @@ integer seed, `random`, and returns new arrays; nothing here needs jax. Classes 
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import ArrayLike
 
 from numdl import checks
 
@@ -22,7 +23,7 @@ class Points(NamedTuple):
     labels: np.ndarray  # [N] int32
 
 
-def peaks(random, count, *, classes=CLASSES):
+def peaks(random: np.random.Generator | int, count: int, *, classes: int = CLASSES) -> Points:
     """Points of [-3, 3]^2, classified by the level of MATLAB's peaks function: equal steps from its least value on.
 
     A class is first chosen for each point, then the point uniformly from where that level is (by rejection): the rare
@@ -30,8 +31,15 @@ def peaks(random, count, *, classes=CLASSES):
 
     Parameters
     ----------
-    random : Generator or int   numpy.random.Generator, or a seed
-    count : int                 points, a multiple of `classes`
+    random : Generator or int   numpy.random.Generator, or a seed >= 0
+    count : int                 points N, a multiple of `classes`
+    classes : int               levels
+    Returns
+    -------
+    Points                      features [N, 2], labels [N], in a random order
+    Raises
+    ------
+    ValueError, TypeError       a count that is not a multiple of the classes, a negative seed
     Source: Haber & Ruthotto 2017, arXiv:1705.03341.
     """
     each = _each(count, classes)
@@ -45,47 +53,94 @@ def peaks(random, count, *, classes=CLASSES):
     return _finish(random, [points[:each] for points in found], 0.0)
 
 
-def peaks_function(x, y):
-    """MATLAB's peaks(x, y), elementwise: three hills and two valleys."""
+def peaks_function(x: ArrayLike, y: ArrayLike) -> np.ndarray:
+    """MATLAB's peaks(x, y), elementwise: three hills and two valleys.
+
+        3 (1 - x)^2 exp(-x^2 - (y + 1)^2) - 10 (x / 5 - x^3 - y^5) exp(-x^2 - y^2) - exp(-(x + 1)^2 - y^2) / 3
+
+    Parameters
+    ----------
+    x, y : array                coordinates, of one shape or broadcast
+    Returns
+    -------
+    array                       the heights
+    Source: MATLAB's documentation of `peaks`.
+    """
     hill = 3 * (1 - x) ** 2 * np.exp(-(x**2) - (y + 1) ** 2)
     valley = 10 * (x / 5 - x**3 - y**5) * np.exp(-(x**2) - y**2)
     return hill - valley - np.exp(-((x + 1) ** 2) - y**2) / 3
 
 
-def level(values, edges):
-    """The index of the interval (edges[c], edges[c + 1]] that holds each value; the outermost reach to infinity."""
+def level(values: ArrayLike, edges: ArrayLike) -> np.ndarray:
+    """The index of the interval (edges[c], edges[c + 1]] that holds each value; the outermost reach to infinity.
+
+    Parameters
+    ----------
+    values : array              numbers
+    edges : array [levels + 1]  rising
+    Returns
+    -------
+    array                       int, in 0..levels - 1, shaped like `values`
+    """
     return np.clip(np.searchsorted(edges, values, side="left") - 1, 0, len(edges) - 2)
 
 
-def circles(random, count, *, noise=0.0):
+def circles(random: np.random.Generator | int, count: int, *, noise: float = 0.0) -> Points:
     """A disc of radius 1 and the ring around it to radius 2: radii uniform, angles uniform. No line separates them.
 
     Parameters
     ----------
-    noise : float               variance of a Gaussian added to every coordinate
+    random : Generator or int   numpy.random.Generator, or a seed >= 0
+    count : int                 points N, an even number
+    noise : float               variance of a Gaussian added to every coordinate, >= 0
+    Returns
+    -------
+    Points                      features [N, 2], labels [N] (0 the disc), in a random order
+    Raises
+    ------
+    ValueError, TypeError       an odd count, a negative variance or seed
     Source: Haber & Ruthotto 2017, arXiv:1705.03341.
     """
     return _discs(random, count, 1.0, noise)
 
 
-def ellipses(random, count, *, axis=0.4, noise=0.0):
+def ellipses(random: np.random.Generator | int, count: int, *, axis: float = 0.4, noise: float = 0.0) -> Points:
     """`circles` with the second coordinate shrunk: an ellipse inside an elliptic ring.
 
     Parameters
     ----------
-    axis : float                length of the second axis relative to the first, 0 < axis
-    noise : float               variance of a Gaussian added to every coordinate
+    random : Generator or int   numpy.random.Generator, or a seed >= 0
+    count : int                 points N, an even number
+    axis : float                length of the second axis relative to the first, > 0
+    noise : float               variance of a Gaussian added to every coordinate, >= 0
+    Returns
+    -------
+    Points                      features [N, 2], labels [N] (0 inside), in a random order
+    Raises
+    ------
+    ValueError, TypeError       an odd count, an axis that is not positive, a negative variance or seed
     Source: github.com/XtractOpen/Meganet.m, setupCircle; Haber & Ruthotto 2017, arXiv:1705.03341.
     """
     axis = float(checks.positive("axis", axis, shape=()))
     return _discs(random, count, axis, noise)
 
 
-def swiss_roll(random, count, *, noise=0.0):
+def swiss_roll(random: np.random.Generator | int, count: int, *, noise: float = 0.0) -> Points:
     """Two interlaced spirals of two turns, radii 0 to 1 and 0.2 to 1.2 on the same angles, equally spaced.
 
     Without noise nothing is random but the order of the points.
 
+    Parameters
+    ----------
+    random : Generator or int   numpy.random.Generator, or a seed >= 0
+    count : int                 points N, an even number
+    noise : float               variance of a Gaussian added to every coordinate, >= 0
+    Returns
+    -------
+    Points                      features [N, 2], labels [N], in a random order
+    Raises
+    ------
+    ValueError, TypeError       an odd count, a negative variance or seed
     Source: Haber & Ruthotto 2017, arXiv:1705.03341.
     """
     each = _each(count, 2)
@@ -93,12 +148,24 @@ def swiss_roll(random, count, *, noise=0.0):
     return _finish(random, [_polar(radius, angle), _polar(radius + 0.2, angle)], noise)
 
 
-def spirals(random, count, *, turns=1.5, arms=2, noise=0.0):
+def spirals(
+    random: np.random.Generator | int, count: int, *, turns: float = 1.5, arms: int = 2, noise: float = 0.0
+) -> Points:
     """`arms` spirals from the origin, each the others turned: radius in proportion to the angle, up to 1.
 
     Parameters
     ----------
-    turns : float               of each arm around the origin
+    random : Generator or int   numpy.random.Generator, or a seed >= 0
+    count : int                 points N, a multiple of `arms`
+    turns : float               of each arm around the origin, > 0
+    arms : int                  classes, >= 1
+    noise : float               variance of a Gaussian added to every coordinate, >= 0
+    Returns
+    -------
+    Points                      features [N, 2], labels [N], in a random order
+    Raises
+    ------
+    ValueError, TypeError       a count that is not a multiple of the arms, a negative variance or seed
     """
     arms = checks.whole("arms", arms)
     each = _each(count, arms)

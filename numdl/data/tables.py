@@ -4,12 +4,14 @@ import contextlib
 import csv
 import io
 import re
-from typing import NamedTuple
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from numdl import checks
 from numdl.data import _files
+from numdl.typing import StrPath
 
 INTEGER = re.compile(r"[+-]?[0-9]{1,18}")  # what surely fits 64 bits
 LONGER = re.compile(r"[+-]?[0-9]{19,}")  # a name made of digits: as a float it would lose some
@@ -29,22 +31,34 @@ class Table(NamedTuple):
     source: str
 
 
-def read(path, *, types=None, missing=(), delimiter=",", most_bytes=2**26):
-    """{column: array} of a CSV file (UTF-8, plain or gzip) whose first line names the columns.
+def read(
+    path: StrPath,
+    *,
+    types: dict[str, type] | None = None,
+    missing: Collection[str] = (),
+    delimiter: str = ",",
+    most_bytes: int = 2**26,
+) -> dict[str, np.ndarray]:
+    """The columns of a CSV file (UTF-8, plain or gzip) whose first line names them.
 
     A column's type is the narrowest that holds all its cells: int64, float64, or text (NumPy's StringDType). Numbers
     are written as in 12, -0.5, 1e-3; digits beyond 64 bits are text.
 
     Parameters
     ----------
+    path : path                 the file
     types : dict or None        {column: int, float or str}: what the cells must be, instead of deciding by the cells
-    missing : tuple of str      cells that stand for no value, such as ("", "NA"): nan in a column of numbers
+    missing : tuple of str      cells that mean that there is no value, such as ("", "NA"): nan in a column of numbers
     delimiter : str             one character
     most_bytes : int            refuse larger files (after decompression)
+    Returns
+    -------
+    dict                        {column: array [rows]}
     Raises
     ------
-    ValueError                  not UTF-8, unequal lines, an empty cell among numbers that `missing` does not name, a
+    ValueError, TypeError       not UTF-8, unequal lines, an empty cell among numbers that `missing` does not name, a
                                 cell not of its column's type, no rows, ...; the message names file, line and column
+    OSError                     the file cannot be read
     """
     if not isinstance(delimiter, str) or len(delimiter) != 1:
         raise checks.BadValue(f"delimiter must be one character; got {delimiter!r}")
@@ -66,16 +80,21 @@ def read(path, *, types=None, missing=(), delimiter=",", most_bytes=2**26):
     return dict(zip(columns, arrays))
 
 
-def labelled(path, *, label, **options):
+def labelled(path: StrPath, *, label: str, **options: Any) -> Table:
     """A CSV file as a Table: column `label` holds the classes, numbered in the order of their names.
 
     Parameters
     ----------
+    path : path                 the file
     label : str                 the column of the classes
-    options                     of `read`
+    **options : Any             of `read`: types, missing, delimiter, most_bytes
+    Returns
+    -------
+    Table                       features [rows, columns] float32, labels [rows] int32, names, columns
     Raises
     ------
-    ValueError                  as `read`, no such column, or another column is no number
+    ValueError, TypeError       as `read`; there is no such column; another column is not of numbers
+    OSError                     the file cannot be read
     """
     if not checks.instance("label", label, str, hint="the name of a column"):
         raise checks.BadValue(f"label must be the name of a column; got {label!r}")

@@ -60,6 +60,11 @@ def test_mnist(folder, monkeypatch, split, suffix):
     assert labels.tolist() == LABELS[split] and names == tuple("0123456789")
 
 
+def test_the_training_set_is_the_default(folder, monkeypatch):
+    monkeypatch.setattr(_published, "SHA256", {"train": write_idx(folder / "mnist", "train")})
+    assert data.mnist().labels.tolist() == LABELS["train"]
+
+
 def test_mnist_must_be_the_published_one(folder):
     write_idx(folder / "mnist", "test")
     with pytest.raises(ValueError, match="t10k-images-idx3-ubyte: its sha256 is .* published file's is 0fa7898d"):
