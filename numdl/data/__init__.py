@@ -1,4 +1,4 @@
-"""Data sets: bundled and synthetic by default, published ones from this machine; imports nothing of numdl but checks and types.
+"""Data sets: bundled and synthetic by default, published ones from this machine; uses checks and types of numdl only.
 
     data.digits(), data.iris(), data.photographs()                    inside scikit-learn's wheel
     data.mnist(), fashion_mnist, cifar10, cifar100       the "train" or "test" split, from NUMDL_DATA or the cache
