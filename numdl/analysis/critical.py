@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from numdl import checks, trees
-from numdl.analysis import parts
+from numdl.analysis import _parts
 from numdl.records import record
 
 
@@ -44,7 +44,7 @@ def critical_point(loss, params, batch, *, steps=200, tolerance=1e-6, damping=1e
     steps = checks.whole("steps", steps)
     tolerance = checks.finite("tolerance", tolerance, least=0.0, shape=())
     damping = checks.finite("damping", damping, least=0.0, shape=())
-    loss, moving, rest, batch = parts.opened(loss, params, batch, frozen)
+    loss, moving, rest, batch = _parts.opened(loss, params, batch, frozen)
     return _critical_point(loss, moving, rest, batch, steps, tolerance, damping)
 
 

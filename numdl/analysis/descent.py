@@ -14,7 +14,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from numdl import checks, trees
-from numdl.analysis import parts
+from numdl.analysis import _parts
 from numdl.krylov import lanczos, vectors
 from numdl.records import record
 
@@ -56,16 +56,16 @@ def sharpness(loss, params, batch, *, start, num_matvecs, preconditioner=None, f
     loss = checks.returning("loss", loss, 2, "loss(params, batch)", scalar=True)
     size = checks.whole("num_matvecs", num_matvecs)
     moving, rest = trees.trainable(params, frozen=frozen)
-    batch = parts.data("batch", batch)
-    start = parts.inward("start", start, params, rest, moving)
+    batch = _parts.data("batch", batch)
+    start = _parts.inward("start", start, params, rest, moving)
     if not vectors.traced(start):
         vectors.nonzero("start", np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(start)]))
     if preconditioner is not None:
-        preconditioner = parts.inward("preconditioner", preconditioner, params, rest, moving)
+        preconditioner = _parts.inward("preconditioner", preconditioner, params, rest, moving)
         if not vectors.traced(preconditioner):
             checks.positive("preconditioner", np.concatenate([np.ravel(x) for x in jax.tree.leaves(preconditioner)]))
-    found = _sharpness(parts.loss_of(loss, rest), moving, batch, start, size, preconditioner)
-    return dataclasses.replace(found, vector=parts.outward(found.vector, rest))
+    found = _sharpness(_parts.loss_of(loss, rest), moving, batch, start, size, preconditioner)
+    return dataclasses.replace(found, vector=_parts.outward(found.vector, rest))
 
 
 def _sharpness(loss, moving, batch, start, num_matvecs, preconditioner):
@@ -113,7 +113,7 @@ def along(key, loss, params, batch, optimizer, *, steps, every, num_matvecs=12, 
         checks.accepts("preconditioner", preconditioner, 2, "preconditioner(optimizer_state, step)")
     moving, rest = trees.trainable(params, frozen=frozen)
     settings = optimizer, steps // every, every, num_matvecs, preconditioner
-    losses, values, residuals, last = _along(key, moving, rest, parts.data("batch", batch), loss, *settings)
+    losses, values, residuals, last = _along(key, moving, rest, _parts.data("batch", batch), loss, *settings)
     return Descent(losses.reshape(-1), np.arange(0, steps, every), values, residuals, rest.params(last))
 
 
@@ -190,7 +190,7 @@ def _along(key, moving, rest, batch, loss, optimizer, rounds, every, num_matvecs
 
     flat, unravel = ravel_pytree(moving)
     first = unravel(jax.random.normal(key, flat.shape, flat.dtype))
-    loss = parts.loss_of(loss, rest)
+    loss = _parts.loss_of(loss, rest)
 
     def step(state, _):
         moving, memory = state
@@ -204,7 +204,7 @@ def _along(key, moving, rest, batch, loss, optimizer, rounds, every, num_matvecs
         found = preconditioner(memory, step)
         if jax.tree.structure(found) == jax.tree.structure(moving):
             return checks.like("preconditioner(optimizer_state, step)", found, moving, of="what moves of params")
-        return parts.inward("preconditioner(optimizer_state, step)", found, rest.params(moving), rest, moving)
+        return _parts.inward("preconditioner(optimizer_state, step)", found, rest.params(moving), rest, moving)
 
     def measure(state, index):
         (moving, memory), vector = state

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from numdl import checks, trees
-from numdl.analysis import filters, parts
+from numdl.analysis import _parts, filters
 from numdl.records import record, static
 
 
@@ -205,7 +205,7 @@ def tolerated_variance(
     largest = checks.finite("largest", largest, above=smallest, shape=())
     moving, rest = trees.trainable(params, frozen=frozen)
     ends = np.log(smallest), np.log(largest)
-    return _tolerated(key, loss, moving, rest, parts.data("batch", batch), rise, *ends, draws=draws, relative=relative)
+    return _tolerated(key, loss, moving, rest, _parts.data("batch", batch), rise, *ends, draws=draws, relative=relative)
 
 
 def neural_collapse(features, labels, *, weights=None, bias=None, classes=None):
@@ -264,7 +264,7 @@ def _matrices(params, found):
 
 @functools.partial(jax.jit, static_argnames=("draws", "relative"))
 def _tolerated(key, loss, moving, rest, batch, rise, low, high, draws, relative):
-    loss = parts.loss_of(loss, rest)
+    loss = _parts.loss_of(loss, rest)
     start = loss(moving, batch)
     low, high, rise = (jnp.asarray(number, start.dtype) for number in (low, high, rise))
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from numdl import activations, checks
 from numdl.activations import Activation
-from numdl.analysis import called, recognition, weights
+from numdl.analysis import _called, _weights, recognition
+from numdl.analysis._laws import Defaults, defaults
 from numdl.analysis.advice import Evidence, advise, critical_weight_variance, moments
-from numdl.analysis.laws import Defaults, defaults
 from numdl.records import record, rows, static
 
 __all__ = ["Defaults", "Explanation", "critical_weight_variance", "defaults", "explain"]
@@ -110,15 +110,15 @@ def explain(
         for name, value in (("layouts", layouts), ("transposed", transposed), ("stacked", stacked)):
             if value is not None and value is not False and value != ():
                 raise checks.BadValue(f"{name} must be left out with a call, which shows it; got {value!r}")
-        weights.check_params(params)
-        found, notes = called.rows(params, apply, x, loss, examples)
+        _weights.check_params(params)
+        found, notes = _called.rows(params, apply, x, loss, examples)
         return _from_call(found, notes, activation, bias_variance)
     for name, value in (("loss", loss), ("examples", examples)):
         if value is not None:
             raise checks.BadValue(f"{name} must come with apply and x; got {value!r} alone")
-    found, notes = weights.from_defaults(params), []
+    found, notes = _weights.from_defaults(params), []
     if found is None:
-        found, notes = weights.from_leaves(params, layouts or {}, transposed, stacked)
+        found, notes = _weights.from_leaves(params, layouts or {}, transposed, stacked)
     return _from_chain(found, notes, activation, bias_variance)
 
 

@@ -19,8 +19,8 @@ import numpy as np
 from jax import lax
 
 from numdl import checks, trees
-from numdl.analysis import _samples, filters, parts
-from numdl.analysis.alignment import Alignment, align
+from numdl.analysis import _parts, _samples, filters
+from numdl.analysis._alignment import Alignment, align
 from numdl.analysis.critical import CriticalPoint, critical_point
 from numdl.records import record
 
@@ -136,7 +136,7 @@ def direction(
     found = tuple(None if kind == "kept" else one for one, kind in zip(found, rest.kinds))
     nothing = trees.Rest(tuple(np.zeros(()) for _ in rest.kept), rest.structure, rest.kinds)
     vectors = checks.flag("vectors", vectors)
-    return parts.outward(rest.moving(_direction(key, nothing.params(moving), found, normalize, vectors)), rest)
+    return _parts.outward(rest.moving(_direction(key, nothing.params(moving), found, normalize, vectors)), rest)
 
 
 def line(loss, params, batch, along, *, positions, at_a_time=None, frozen=()):
@@ -150,8 +150,8 @@ def line(loss, params, batch, along, *, positions, at_a_time=None, frozen=()):
     at_a_time : int             points at a time; None: 1 on a CPU, all elsewhere
     frozen : names              paths of leaves that stay, whatever `along` says
     """
-    loss, moving, rest, batch = parts.opened(loss, params, batch, frozen)
-    along = parts.inward("along", along, params, rest, moving)
+    loss, moving, rest, batch = _parts.opened(loss, params, batch, frozen)
+    along = _parts.inward("along", along, params, rest, moving)
     positions = _positions("positions", positions, moving)
     values = _on_grid(loss, moving, rest, batch, (along,), (positions,), _samples.at_a_time(at_a_time, positions.size))
     return Line(positions, values)
@@ -166,8 +166,8 @@ def plane(loss, params, batch, u, v, *, first, second, at_a_time=None, frozen=()
     first, second : arrays [n], [m]     positions along u and v
     at_a_time, frozen           those of `line`
     """
-    loss, moving, rest, batch = parts.opened(loss, params, batch, frozen)
-    u, v = (parts.inward(name, tree, params, rest, moving) for name, tree in (("u", u), ("v", v)))
+    loss, moving, rest, batch = _parts.opened(loss, params, batch, frozen)
+    u, v = (_parts.inward(name, tree, params, rest, moving) for name, tree in (("u", u), ("v", v)))
     first, second = _positions("first", first, moving), _positions("second", second, moving)
     size = _samples.at_a_time(at_a_time, first.size * second.size)
     return Plane(first, second, _on_grid(loss, moving, rest, batch, (u, v), (first, second), size))
@@ -187,7 +187,7 @@ def plane_of_trajectory(trajectory, *, frozen=()):
     moving, rest = trees.trainable(trajectory, frozen=frozen, name="trajectory")
     last, directions, coordinates, shares = _principal(moving)
     rest = jax.tree.map(lambda leaf: leaf[-1], rest)
-    u, v = (parts.outward(along, rest) for along in directions)
+    u, v = (_parts.outward(along, rest) for along in directions)
     return TrajectoryPlane(rest.params(last), (u, v), coordinates, shares)
 
 
@@ -216,8 +216,8 @@ def interpolation(loss, start, stop, batch, *, points=51, at_a_time=None, frozen
     Source: Goodfellow et al. 2015, arXiv:1412.6544; Frankle et al. 2020, arXiv:1912.05671.
     """
     points = checks.whole("points", points, least=3)
-    loss, moving, rest, batch = parts.opened(loss, start, batch, frozen, "start")
-    stop, size = parts.inward("stop", stop, start, rest, moving, of="start"), _samples.at_a_time(at_a_time, points)
+    loss, moving, rest, batch = _parts.opened(loss, start, batch, frozen, "start")
+    stop, size = _parts.inward("stop", stop, start, rest, moving, of="start"), _samples.at_a_time(at_a_time, points)
     positions = _positions("points", np.linspace(0, 1, points), moving)
     along = jax.tree.map(jnp.subtract, stop, moving)
     return _path(positions, _on_grid(loss, moving, rest, batch, (along,), (positions,), size))
@@ -237,8 +237,8 @@ def connect(key, loss, start, stop, batch, *, steps, learning_rate, points=51, f
     steps = checks.whole("steps", steps)
     rate = np.float32(checks.positive("learning_rate", learning_rate, shape=()))
     straight = interpolation(loss, start, stop, batch, points=points, frozen=frozen)
-    loss, moving, rest, batch = parts.opened(loss, start, batch, frozen, "start")
-    ends = moving, parts.inward("stop", stop, start, rest, moving, of="start")
+    loss, moving, rest, batch = _parts.opened(loss, start, batch, frozen, "start")
+    ends = moving, _parts.inward("stop", stop, start, rest, moving, of="start")
     middle, losses, values = _connect(key, loss, ends, rest, batch, rate, straight.positions, steps=steps)
     return Connection(rest.params(middle), _path(straight.positions, values), straight, losses)
 

@@ -3,7 +3,7 @@
 A *layer* is a contraction of a parameter with data (`numdl.tracing` says which); its *state* is the output before the
 activation. `probe` reads statistics of states and cotangents on the fly, `capture` returns the states themselves, `tap`
 marks a further place. Identities do the work of `probe`: at states, at weights and at the leaves of params, each with a
-backward rule that hears the cotangent (`analysis.listening`). No state is kept for it.
+backward rule that hears the cotangent (`analysis._listening`). No state is kept for it.
 """
 
 import collections
@@ -16,9 +16,9 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 
 from numdl import checks, tracing
-from numdl.analysis import listening
-from numdl.analysis.flow import LayerFlow
-from numdl.analysis.rows import layer_rows, leaf_rows
+from numdl.analysis import _listening
+from numdl.analysis._flow import LayerFlow
+from numdl.analysis._rows import layer_rows, leaf_rows
 from numdl.tracing import tap
 
 __all__ = ["LayerFlow", "capture", "probe", "tap"]
@@ -122,7 +122,7 @@ def _measure(traced, cost, rank_examples, optimizer, params, x, constants, cost_
 
     def forward(sinks, chosen):
         heard = dict(zip(moving, chosen))
-        heard |= dict(zip(apart, listening.at(careful, tuple(heard[i] for i in apart), sinks[1])))
+        heard |= dict(zip(apart, _listening.at(careful, tuple(heard[i] for i in apart), sinks[1])))
         heard = jax.tree.unflatten(structure, [heard.get(i, leaf) for i, leaf in enumerate(leaves)])
         options = {"visit": visit, "weigh": weigh, "watch": _at_nonlinearity, "given": sinks[0], "constants": constants}
         outputs, found = traced.run(heard, x, **options)
@@ -130,7 +130,7 @@ def _measure(traced, cost, rank_examples, optimizer, params, x, constants, cost_
 
     chosen = [leaves[i] for i in moving]
     apart = [i for i in moving if i not in traced.only_uses]  # the gradient of the others is that of a layer's weight
-    sinks = tuple(map(_sinks, traced.layers)), tuple(listening.sink(leaves[i].dtype) for i in apart)
+    sinks = tuple(map(_sinks, traced.layers)), tuple(_listening.sink(leaves[i].dtype) for i in apart)
     heard, gradients = None, None
     if cost is None:
         value, found = forward(sinks, chosen)
@@ -142,7 +142,7 @@ def _measure(traced, cost, rank_examples, optimizer, params, x, constants, cost_
     if heard:
         alone = dict(zip(apart, heard[1]))
         layers = traced.only_uses
-        heard = [alone[i] if i in alone else listening.together(careful, heard[0][layers[i]][1]) for i in moving]
+        heard = [alone[i] if i in alone else _listening.together(careful, heard[0][layers[i]][1]) for i in moving]
     parts, fine = leaf_rows(careful, flow["state_rms"].dtype, leaves, moving, heard, updates)
     return LayerFlow(
         **flow, **parts, leaf_names=traced.parameters, leaf_shapes=tuple(x.shape for x in leaves), leaf_uses=traced.uses
@@ -152,22 +152,22 @@ def _measure(traced, cost, rank_examples, optimizer, params, x, constants, cost_
 def _at_state(careful, rank_examples, layer, state, sinks):
     nonlinearity = None if layer.activation else layer.nonlinearity
     options = careful, nonlinearity, layer.units, rank_examples if layer.note is None else None
-    (state,) = listening.at(careful, (state,), sinks[:1])
-    return state, listening.state_statistics(*options, jax.lax.stop_gradient(state))
+    (state,) = _listening.at(careful, (state,), sinks[:1])
+    return state, _listening.state_statistics(*options, jax.lax.stop_gradient(state))
 
 
 def _at_weight(careful, layer, weight, sinks):
-    variance = layer.fan_in * listening.variance(jax.lax.stop_gradient(weight))
-    return listening.at(careful, (weight,), sinks[1:])[0], variance
+    variance = layer.fan_in * _listening.variance(jax.lax.stop_gradient(weight))
+    return _listening.at(careful, (weight,), sinks[1:])[0], variance
 
 
 def _at_nonlinearity(layer, value):
-    return listening.activity(layer.nonlinearity, layer.activation.units, jax.lax.stop_gradient(value))
+    return _listening.activity(layer.nonlinearity, layer.activation.units, jax.lax.stop_gradient(value))
 
 
 def _sinks(layer):
     """What receives the sizes of the state's and of the weight's cotangent."""
-    return listening.sink(layer.dtype, layer.steps), listening.sink(layer.dtype, layer.steps)
+    return _listening.sink(layer.dtype, layer.steps), _listening.sink(layer.dtype, layer.steps)
 
 
 def _updates(optimizer, structure, moving, gradients):

@@ -238,7 +238,7 @@ def test_new_parameters_and_data_compile_nothing():
 
 
 def test_convolutions_are_not_linearized_on_a_cpu():
-    from numdl.analysis.curvature import operators
+    from numdl.analysis.curvature import _operators
 
     def convolved(params, batch):
         z = jax.lax.conv_general_dilated(batch, params, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -246,13 +246,13 @@ def test_convolutions_are_not_linearized_on_a_cpu():
 
     images = jnp.ones((2, 4, 4, 1), WIDEST)
     conv = curvature.hessian(convolved, jnp.ones((3, 3, 1, 2), WIDEST), images)
-    assert operators.linearizes(curvature.hessian(loss, *problem()), None)
-    assert operators.linearizes(conv, None) == (jax.default_backend() != "cpu")
-    assert operators.linearizes(conv, True)
+    assert _operators.linearizes(curvature.hessian(loss, *problem()), None)
+    assert _operators.linearizes(conv, None) == (jax.default_backend() != "cpu")
+    assert _operators.linearizes(conv, True)
 
 
 def test_memory_is_told_before(monkeypatch):
-    from numdl.analysis.curvature import memory
+    from numdl.analysis.curvature import _memory
 
     params, batch = problem()
     operator = curvature.hessian(loss, params, batch)
@@ -261,10 +261,10 @@ def test_memory_is_told_before(monkeypatch):
     assert plan.vector == 43 * itemsize and plan.basis == 20 * 43 * itemsize and plan.enough
     assert plan.product >= N * 5 * itemsize
     assert curvature.needs(curvature.hessian(loss, params, batch, chunk=4), basis=10).product < plan.product
-    monkeypatch.setattr(memory, "available", lambda: 1.5 * plan.product)
+    monkeypatch.setattr(_memory, "available", lambda: 1.5 * plan.product)
     with pytest.raises(MemoryError, match="top_eigenvalues needs .* at once .* are free: take chunk="):
         curvature.top_eigenvalues(loss, params, batch, key=jax.random.key(0))
-    monkeypatch.setattr(memory, "available", lambda: 3.0 * plan.product + 60 * plan.vector)
+    monkeypatch.setattr(_memory, "available", lambda: 3.0 * plan.product + 60 * plan.vector)
     with pytest.raises(MemoryError, match=r"take basis=\d+"):
         curvature.top_eigenvalues(loss, params, batch, key=jax.random.key(0))
 

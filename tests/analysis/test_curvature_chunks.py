@@ -126,7 +126,7 @@ WRONG = {
 def test_what_chunks_do_not_make_is_refused(name, room, monkeypatch):
     loss, batch, reduction = WRONG[name]
     if not room:
-        monkeypatch.setattr(curvature.memory, "available", lambda: 1.0)  # examples are dealt into other chunks
+        monkeypatch.setattr(curvature._memory, "available", lambda: 1.0)  # examples are dealt into other chunks
     with pytest.raises(
         ValueError, match="with chunk, the loss must be a .* over examples; got .*freeze batch statistics"
     ):

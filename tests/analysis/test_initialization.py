@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from numdl import activations
-from numdl.analysis import initialization, laws
+from numdl.analysis import _laws, initialization
 from numdl.networks import dense, initializers
 from numdl.theory import gradients, propagation
 from tests.doors import bad, refused
@@ -108,7 +108,7 @@ DRAWN = {
     "he uniform": initializers.he_uniform,
     "he normal": initializers.he_normal,
     "+-1/sqrt(fan_in) uniform (equinox, pytorch)": initializers.variance_scaling(1 / 3, law="uniform"),
-    "0.77/fan_in truncated_normal (haiku)": initializers.variance_scaling(laws.CUT, law="truncated_normal"),
+    "0.77/fan_in truncated_normal (haiku)": initializers.variance_scaling(_laws.CUT, law="truncated_normal"),
     "orthogonal": initializers.orthogonal(1.0),
     "~normal": initializers.variance_scaling(1.4),
     "rademacher": initializers.variance_scaling(1.0, law="rademacher"),

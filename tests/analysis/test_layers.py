@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from numdl import tracing
-from numdl.analysis import layers, listening
+from numdl.analysis import _listening, layers
 from tests.selection import in_turn
 
 pytestmark = pytest.mark.float32
@@ -293,7 +293,7 @@ def test_where_a_unit_is_dead(name):
         "softplus": lambda z: np.logaddexp(z, 0),
         "elu": lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))),
     }[name]
-    assert abs(bound(f) - listening.DEATH[name]) < 1e-3
+    assert abs(bound(f) - _listening.DEATH[name]) < 1e-3
 
 
 def batch_norm(y):
@@ -311,7 +311,7 @@ def test_dead_units_are_seen_past_a_norm():
 def test_a_sum_of_layers_saturates_together():
     params = {"u": normal(0, 4, 4), "w": normal(1, 4, 4)}
     flow = layers.probe(lambda p, x: jnp.tanh(20 * (x @ p["u"] - x @ p["w"])), params, X)
-    share = np.mean(np.abs(20 * (X @ params["u"] - X @ params["w"])) > listening.SATURATION["tanh"])
+    share = np.mean(np.abs(20 * (X @ params["u"] - X @ params["w"])) > _listening.SATURATION["tanh"])
     close(flow.saturated, [share, share])
 
 

@@ -22,16 +22,9 @@ import numdl
 # Modules that no face offers: helpers of one package.
 INTERNAL = {
     "analysis.advice",
-    "analysis.alignment",
-    "analysis.called",
     "analysis.filters",
     "analysis.critical",
-    "analysis.flow",
-    "analysis.listening",
-    "analysis.parts",
-    "analysis.rows",
     "analysis.recognition",
-    "analysis.weights",
     "checks",
     "jumps",
     "krylov.search",

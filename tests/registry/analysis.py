@@ -170,11 +170,6 @@ CALLS = {
         "layer": kinds.name("dense"),
         "shape": kinds.counts((4, 2)).also((4,), (4, 2, 3)),
     },
-    "analysis.laws.identify": {
-        "matrix": kinds.Argument(o.MATRIX, ("text", None, np.ones(3), np.full((3, 3), "text"), kinds.masked((3, 3)))),
-        "fan_in": kinds.count(3),
-        "fan_out": kinds.count(3),
-    },
     "analysis.layers.probe": {
         **LIFTED,
         "loss": kinds.loss(o.loss_of_outputs),

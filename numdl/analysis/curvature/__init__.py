@@ -13,11 +13,11 @@ over examples, a sum (`reduction="sum"`), or returns a pair (sum, weight); that 
 Data is an argument: the second call with other parameters or data of the same shapes compiles nothing.
 """
 
-from numdl.analysis.curvature.density import SpectralDensity, spectral_density
-from numdl.analysis.curvature.eigenvalues import Outliers, gradient_overlap, outliers, top_eigenvalues
-from numdl.analysis.curvature.memory import MemoryUse, needs
-from numdl.analysis.curvature.moments import diagonal, frobenius_norm, trace
-from numdl.analysis.curvature.operators import (
+from numdl.analysis.curvature._density import SpectralDensity, spectral_density
+from numdl.analysis.curvature._eigenvalues import Outliers, gradient_overlap, outliers, top_eigenvalues
+from numdl.analysis.curvature._memory import MemoryUse, needs
+from numdl.analysis.curvature._moments import diagonal, frobenius_norm, trace
+from numdl.analysis.curvature._operators import (
     Composed,
     Operator,
     blocks,

@@ -10,7 +10,7 @@
 Twin: theory.kernels.
 """
 
-from numdl.analysis.kernels.comparing import (
+from numdl.analysis.kernels._comparing import (
     Laziness,
     LinearizationError,
     alignment,
@@ -20,8 +20,8 @@ from numdl.analysis.kernels.comparing import (
     linearize,
     target_kernel,
 )
-from numdl.analysis.kernels.cost import CostEstimate
-from numdl.analysis.kernels.tangent import estimate, nngp, ntk, ntk_scale
+from numdl.analysis.kernels._cost import CostEstimate
+from numdl.analysis.kernels._tangent import estimate, nngp, ntk, ntk_scale
 
 __all__ = [
     "CostEstimate",

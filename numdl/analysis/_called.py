@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks
-from numdl.analysis import layers, weights
+from numdl.analysis import _weights, layers
 from numdl.analysis.recognition import recognised
 from numdl.tracing._paths import paths
 
@@ -18,7 +18,7 @@ from numdl.tracing._paths import paths
 class Row(NamedTuple):
     """One weight of a call."""
 
-    weight: weights.Weight
+    weight: _weights.Weight
     length: float  # mean square of its output
     gradient: float  # |dloss/dy|^2, up to a factor that all rows share
     source: int | None  # row whose state it reads, through `activation`; None: none, or a mixture
@@ -32,7 +32,7 @@ def rows(params, apply, x, loss, examples):
     """(rows in the order of the call, notes)."""
     flow, traced = layers.probed(apply, params, x, loss=loss or against_signs, examples=examples)
     found = paths(traced.program, traced.layers, traced.parameters)
-    call = _Call(traced, found, flow, weights.floating(params), jax.tree.leaves(x))
+    call = _Call(traced, found, flow, _weights.floating(params), jax.tree.leaves(x))
     made = [call.row(key) for key in call.entries]
     if not made:
         raise checks.BadValue(f"apply must contract a leaf of params with x; the layers are {', '.join(flow.names)}")
@@ -157,7 +157,7 @@ class _Call:
         features = (one.fan_in, one.fan_out)
         bias = self.bias(name, layer, at)
         fan_in = max(one.fan_in, 1)
-        return weights.Weight(name, tuple(shape), features, *fans, variance / fan_in, *bias, laws, entries)
+        return _weights.Weight(name, tuple(shape), features, *fans, variance / fan_in, *bias, laws, entries)
 
     def stored(self, leaf, axes, at):
         """The leaf at this step."""
@@ -174,7 +174,7 @@ class _Call:
         fan_in = math.prod(stored.shape[axis] for axis in rows_of)
         window = math.prod(leaf.shape[axis] for axis in axes.window)
         matrix = np.transpose(stored, (*rows_of, *others)).reshape(fan_in, -1)
-        return weights.identify(matrix, fan_in, window * matrix.shape[1])
+        return _weights.identify(matrix, fan_in, window * matrix.shape[1])
 
     def bias(self, name, layer, at):
         """(variance, mean) of what is added to this layer's output alone."""
@@ -189,4 +189,4 @@ class _Call:
             for level in fixed.levels:
                 leaf = leaf[at[levels.index(level)]] if level in levels else leaf.mean(axis=0)
             total = total + np.ravel(leaf) if np.size(total) in (1, leaf.size) else math.nan
-        return weights.spread(total) if added else (0.0, 0.0)
+        return _weights.spread(total) if added else (0.0, 0.0)

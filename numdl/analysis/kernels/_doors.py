@@ -7,14 +7,14 @@ from jax import lax
 from jax.tree_util import Partial
 
 from numdl import checks, trees
-from numdl.analysis.kernels import cost
+from numdl.analysis.kernels import _cost
 
 
 def arguments(apply, x1, x2, outputs, method, memory_limit):
     """(apply as a Partial, x1, x2, the limit or None), checked."""
     checks.accepts("apply", apply, 2, "apply(params, x)")
     checks.one_of("outputs", outputs, ("mean", "full"))
-    checks.one_of("method", method, ("auto", *cost.METHODS))
+    checks.one_of("method", method, ("auto", *_cost.METHODS))
     x1 = _examples("x1", x1)
     if x2 is not None:
         x2 = _examples("x2", x2)

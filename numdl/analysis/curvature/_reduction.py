@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks
-from numdl.analysis.curvature import kinds, memory
+from numdl.analysis.curvature import _kinds, _memory
 from numdl.krylov import vectors
 
 _SLACK = 1e3  # rounding units between two orders of summation
@@ -36,14 +36,14 @@ def chunked(operator, reduces):
     """The operator with what its chunks need to make the whole, verified; inside of jit nothing can be verified."""
     first = next(operator.pieces())[0]
     if outcome(first) == "pair":
-        if reduces is not None and not isinstance(operator.kind, kinds.EmpiricalFisher):
+        if reduces is not None and not isinstance(operator.kind, _kinds.EmpiricalFisher):
             raise checks.BadValue(f"reduction must be None for a loss that returns (sum, weight); got {reduces!r}")
         pieces = [piece for piece, _ in operator.pieces()]
         weight = sum(_weight(piece)[0] for piece in pieces)
         operator = dataclasses.replace(operator, reduction="pair", weight=weight)
         if not vectors.traced(operator):
             _check_weights(pieces, weight)
-    per_example = isinstance(operator.kind, kinds.EmpiricalFisher)
+    per_example = isinstance(operator.kind, _kinds.EmpiricalFisher)
     if not vectors.traced(operator) and not per_example:
         _verify(operator)
     return operator
@@ -55,7 +55,7 @@ def _verify(operator):
         return
     layout = vectors.layout("params", operator.like)
     v = layout.unravel(np.random.default_rng(0).standard_normal(layout.size).astype(layout.dtype))
-    room = 2.0 * operator.kept_bytes * -(-count // operator.chunk) < 0.9 * memory.available()
+    room = 2.0 * operator.kept_bytes * -(-count // operator.chunk) < 0.9 * _memory.available()
     other = dataclasses.replace(operator, chunk=None, weight=None) if room else _dealt(operator, count)
     want, got = _flat(other, layout, v), _flat(operator, layout, v)
     if not np.isfinite(want).all() and not np.isfinite(got).all():

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks, trees
-from numdl.analysis import parts
-from numdl.analysis.curvature import kinds, memory, operators
+from numdl.analysis import _parts
+from numdl.analysis.curvature import _kinds, _memory, _operators
 from numdl.krylov import lanczos
 from numdl.records import record
 
@@ -70,14 +70,14 @@ def top_eigenvalues(
     k = checks.whole("k", k)
     settings = {"which": which, "tolerance": tolerance, "max_matvecs": max_matvecs, "basis": basis, "verify": verify}
     settings = lanczos.settings(key, k=k, **settings)
-    operator = operators.named(loss, params, batch, operator, frozen=frozen, chunk=chunk, reduction=reduction)
+    operator = _operators.named(loss, params, batch, operator, frozen=frozen, chunk=chunk, reduction=reduction)
     checks.whole("k", k, most=operator.size)
     warm = {"start": start, "deflate": deflate}
     warm = {name: tree if tree is None else operator.inward_rows(name, tree) for name, tree in warm.items()}
-    linearize = operators.linearizes(operator, linearize)
+    linearize = _operators.linearizes(operator, linearize)
     rows = min(operator.size, k + 60 if basis is None else settings["basis"])
-    memory.check("top_eigenvalues", memory.needs(operator, basis=rows, extra=2 * k), least=k + 3)
-    matvec = operators.prepared(operator, linearize)
+    _memory.check("top_eigenvalues", _memory.needs(operator, basis=rows, extra=2 * k), least=k + 3)
+    matvec = _operators.prepared(operator, linearize)
     found = lanczos.eigenpairs(key, matvec, operator.like, k=k, **warm, **settings)
     return dataclasses.replace(found, vectors=operator.outward(found.vectors, (k,)))
 
@@ -98,8 +98,8 @@ def gradient_overlap(loss, params, batch, vectors, *, frozen=()):
     """
     loss = checks.returning("loss", loss, 2, "loss(params, batch)", scalar=True)
     moving, rest = trees.trainable(params, frozen=frozen)
-    rows = parts.inward_rows("vectors", vectors, rest.params(moving), rest, moving)
-    return _overlap(loss, moving, rest, parts.data("batch", batch), rows)
+    rows = _parts.inward_rows("vectors", vectors, rest.params(moving), rest, moving)
+    return _overlap(loss, moving, rest, _parts.data("batch", batch), rows)
 
 
 def outliers(values, intervals=None, *, least_ratio=1.5):
@@ -133,6 +133,6 @@ def outliers(values, intervals=None, *, least_ratio=1.5):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _overlap(loss, moving, rest, batch, rows):
-    gradient = jax.grad(lambda part: kinds.scalar(loss(rest.params(part), batch)))(moving)
+    gradient = jax.grad(lambda part: _kinds.scalar(loss(rest.params(part), batch)))(moving)
     along = jax.vmap(lambda v: trees.inner(v, gradient) / trees.norm(gradient))(rows)
     return jnp.cumsum(along**2)

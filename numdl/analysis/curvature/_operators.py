@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks, trees
-from numdl.analysis import parts
-from numdl.analysis.curvature import kinds, reduction
+from numdl.analysis import _parts
+from numdl.analysis.curvature import _kinds, _reduction
 from numdl.records import record, static
 from numdl.tracing._programs import bodies
 
@@ -72,16 +72,16 @@ class Operator:
     def inward(self, name, tree):
         """The coordinates of a tree like params, {name: leaf} in a block."""
         expected, rest = self._view()
-        return parts.inward(name, tree, expected, rest, self.like)
+        return _parts.inward(name, tree, expected, rest, self.like)
 
     def inward_rows(self, name, tree):
         """The coordinates of trees like params along a leading axis."""
         expected, rest = self._view()
-        return parts.inward_rows(name, tree, expected, rest, self.like)
+        return _parts.inward_rows(name, tree, expected, rest, self.like)
 
     def outward(self, v, lead=()):
         """The tree like params of coordinates with the leading axes `lead`."""
-        return parts.outward(v, self._view()[1], lead)
+        return _parts.outward(v, self._view()[1], lead)
 
     def pieces(self):
         """The operators of the chunks, each with its share in the whole."""
@@ -154,7 +154,12 @@ def hessian(loss, params, batch, *, frozen=(), chunk=None, reduction=None):
     Source: Pearlmutter 1994, Neural Computation 6.
     """
     return _operator(
-        kinds.Hessian(checks.returning("loss", loss, 2, "loss(params, batch)")), params, batch, frozen, chunk, reduction
+        _kinds.Hessian(checks.returning("loss", loss, 2, "loss(params, batch)")),
+        params,
+        batch,
+        frozen,
+        chunk,
+        reduction,
     )
 
 
@@ -170,7 +175,7 @@ def gauss_newton(outputs, loss_of_outputs, params, batch, *, frozen=(), chunk=No
     params, batch, frozen, chunk, reduction     those of `hessian`
     Source: Schraudolph 2002, Neural Computation 14.
     """
-    kind = kinds.GaussNewton(
+    kind = _kinds.GaussNewton(
         checks.accepts("outputs", outputs, 2, "outputs(params, batch)"),
         checks.accepts("loss_of_outputs", loss_of_outputs, 2, "loss_of_outputs(z, batch)"),
     )
@@ -189,8 +194,8 @@ def fisher(outputs, params, batch, *, likelihood, frozen=(), chunk=None):
     likelihood : "categorical" | "bernoulli" | "gaussian"
     Source: Martens 2020, JMLR 21, section 9.
     """
-    checks.one_of("likelihood", likelihood, kinds.INFORMATION)
-    kind = kinds.Fisher(checks.accepts("outputs", outputs, 2, "outputs(params, batch)"), likelihood)
+    checks.one_of("likelihood", likelihood, _kinds.INFORMATION)
+    kind = _kinds.Fisher(checks.accepts("outputs", outputs, 2, "outputs(params, batch)"), likelihood)
     return _operator(kind, params, batch, frozen, chunk, "mean")
 
 
@@ -208,7 +213,7 @@ def empirical_fisher(loss, params, batch, *, frozen=(), chunk=None):
     """
     examples(batch)
     return _operator(
-        kinds.EmpiricalFisher(checks.returning("loss", loss, 2, "loss(params, batch)")),
+        _kinds.EmpiricalFisher(checks.returning("loss", loss, 2, "loss(params, batch)")),
         params,
         batch,
         frozen,
@@ -319,15 +324,15 @@ def _accumulated(part, v, share, total):
 
 def _operator(kind, params, batch, frozen, chunk, reduces):
     moving, rest = trees.trainable(params, frozen=frozen)
-    batch = parts.data("batch", batch)
+    batch = _parts.data("batch", batch)
     checks.one_of("reduction", reduces, (None, "mean", "sum"))
     operator = Operator(moving, rest, batch, kind, reduction=reduces or "mean")
     if chunk is None:
-        reduction.outcome(operator)
+        _reduction.outcome(operator)
         return operator
     chunk = checks.whole("chunk", chunk)
     examples(batch)
-    return reduction.chunked(dataclasses.replace(operator, chunk=chunk), reduces)
+    return _reduction.chunked(dataclasses.replace(operator, chunk=chunk), reduces)
 
 
 def _names(rest):

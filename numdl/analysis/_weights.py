@@ -10,7 +10,7 @@ import numpy as np
 
 from numdl import checks, trees
 from numdl.analysis import filters
-from numdl.analysis.laws import LIMIT, Defaults, identify
+from numdl.analysis._laws import LIMIT, Defaults, identify
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.analysis import listening
+from numdl.analysis import _listening
 
 
 def layer_rows(traced, careful, value, found, heard):
@@ -16,7 +16,7 @@ def layer_rows(traced, careful, value, found, heard):
 
     states = [state | (acted or {}) for state, _, acted in found]
     states = {name: lay_out([state[name] for state in states]) for name in states[0]}
-    states["state_rms"], good = listening.rms(careful, states["state_rms"], states["state_max"])
+    states["state_rms"], good = _listening.rms(careful, states["state_rms"], states["state_max"])
     nan = jnp.full((), jnp.nan, states["state_rms"].dtype)
     of = [layers[i] for _, i, _ in entries]
     gradients, fine = _gradient_rows(traced, careful, of, lay_out, nan, heard)
@@ -45,7 +45,7 @@ def _gradient_rows(traced, careful, of, lay_out, nan, heard):
         lost = jnp.full(len(of), -1, jnp.int32)
         return {"state_gradient_rms": every, "weight_gradient_rms": every, "gradient_nonfinite": lost}, True
     sizes = [[lay_out([each[kind][..., i] for each in heard]) for i in (0, 1)] for kind in (0, 1)]
-    (state, good), (weight, fine) = (listening.rms(careful, *size) for size in sizes)
+    (state, good), (weight, fine) = (_listening.rms(careful, *size) for size in sizes)
     weightless = np.array([layer.weight_shape is None for layer in of])
     known = np.array([layer.of_examples for layer in of])
     return {
@@ -71,11 +71,11 @@ def leaf_rows(careful, dtype, leaves, moving, heard, updates):
     def laid_out(sizes):
         if not moving:
             return nan, True
-        found, good = listening.rms(careful, *(jnp.stack([size[i].astype(dtype) for size in sizes]) for i in (0, 1)))
+        found, good = _listening.rms(careful, *(jnp.stack([size[i].astype(dtype) for size in sizes]) for i in (0, 1)))
         return nan.at[places].set(found), jnp.all(good)
 
-    rms, good = laid_out([listening.magnitude(careful, leaves[i]) for i in moving])
+    rms, good = laid_out([_listening.magnitude(careful, leaves[i]) for i in moving])
     gradient, fine = (nan, True) if heard is None else laid_out(heard)
-    update, fair = (nan, True) if updates is None else laid_out([listening.magnitude(careful, u) for u in updates])
+    update, fair = (nan, True) if updates is None else laid_out([_listening.magnitude(careful, u) for u in updates])
     rows = {"leaf_rms": rms, "leaf_gradient_rms": gradient, "leaf_update_ratio": update / rms}
     return rows, jnp.all(jnp.array([good, fine, fair]))

@@ -8,8 +8,8 @@ from jax import lax
 from jax.tree_util import Partial
 
 from numdl import checks, trees
-from numdl.analysis import parts
-from numdl.analysis.kernels import doors, tangent
+from numdl.analysis import _parts
+from numdl.analysis.kernels import _doors, _tangent
 from numdl.precision import widen
 from numdl.records import record
 
@@ -93,7 +93,7 @@ def linearize(apply, params, *, frozen=()):
     moving, rest = trees.trainable(params, frozen=frozen)
 
     def linear(new_params, x):
-        step = jax.tree.map(jnp.subtract, parts.inward("new_params", new_params, params, rest, moving), moving)
+        step = jax.tree.map(jnp.subtract, _parts.inward("new_params", new_params, params, rest, moving), moving)
         outputs, change = jax.jvp(lambda part: apply(rest.params(part), x), (moving,), (step,))
         return outputs + change
 
@@ -129,7 +129,7 @@ def laziness(apply, trajectory, x, *, targets=None, scale=None, memory_limit=Non
     Source: Fort et al. 2020, arXiv:2010.15110 (kernel drift); Atanasov et al. 2022, arXiv:2111.00034 (alignment).
     """
     x = checks.leaves("x", x, examples=True)
-    apply, x, _, limit = doors.arguments(apply, x, None, "mean", "auto", memory_limit)
+    apply, x, _, limit = _doors.arguments(apply, x, None, "mean", "auto", memory_limit)
     checks.length("trajectory", checks.leaves("trajectory", trajectory), of="points")
     moving, rest = trees.trainable(trajectory, frozen=frozen, name="trajectory")
     if targets is not None:
@@ -137,9 +137,9 @@ def laziness(apply, trajectory, x, *, targets=None, scale=None, memory_limit=Non
         targets = checks.array("targets", targets, least_ndim=1)
         checks.shape("targets", targets, (count, *targets.shape[1:]))
     first, still = jax.tree.map(lambda leaf: leaf[0], (moving, rest))
-    scales = doors.scales(still.params(first), still, scale)
+    scales = _doors.scales(still.params(first), still, scale)
     wanted = None if targets is None else target_kernel(targets)
-    doors.one_by_one(apply, first, still, x, None)
+    _doors.one_by_one(apply, first, still, x, None)
     return _laziness(apply, moving, rest, x, wanted, scales, limit=limit)
 
 
@@ -160,7 +160,7 @@ def _laziness(apply, moving, rest, x, wanted, scales, limit):
     start = jax.tree.map(lambda leaf: leaf[0], (moving, rest))
 
     def kernel(point):
-        return tangent._kernel(apply, *point, x, None, scales, outputs="mean", method="auto", limit=limit)
+        return _tangent._kernel(apply, *point, x, None, scales, outputs="mean", method="auto", limit=limit)
 
     first = kernel(start)
     nan = jnp.full((), jnp.nan, first.dtype)

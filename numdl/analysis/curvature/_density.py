@@ -3,7 +3,7 @@
 import numpy as np
 
 from numdl import checks, statistics
-from numdl.analysis.curvature import memory, operators
+from numdl.analysis.curvature import _memory, _operators
 from numdl.krylov import trace
 from numdl.records import record
 
@@ -78,11 +78,11 @@ def spectral_density(
     num_matvecs = checks.whole("num_matvecs", num_matvecs)
     if width is not None:
         checks.positive("width", width, shape=())
-    operator = operators.named(loss, params, batch, operator, frozen=frozen, chunk=chunk, reduction=reduction)
-    linearize = operators.linearizes(operator, linearize)
+    operator = _operators.named(loss, params, batch, operator, frozen=frozen, chunk=chunk, reduction=reduction)
+    linearize = _operators.linearizes(operator, linearize)
     rows = num_matvecs if checks.flag("reorthogonalize", reorthogonalize) else 2
-    memory.check("spectral_density", memory.needs(operator, basis=rows), least=rows)
-    matvec = operators.prepared(operator, linearize)
+    _memory.check("spectral_density", _memory.needs(operator, basis=rows), least=rows)
+    matvec = _operators.prepared(operator, linearize)
     steps = {"num_matvecs": num_matvecs, "num_probes": num_probes, "reorthogonalize": reorthogonalize}
     rule = trace.quadrature(key, matvec, operator.like, **steps)
     low, high = rule.nodes.min(), rule.nodes.max()

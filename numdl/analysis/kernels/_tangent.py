@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from numdl import checks, tracing, trees
-from numdl.analysis.kernels import cost, doors, factors
+from numdl.analysis.kernels import _cost, _doors, _factors
 from numdl.networks import core
 
 
@@ -36,18 +36,18 @@ def ntk(apply, params, x1, x2=None, *, scale=None, outputs="mean", method="auto"
     MemoryError                 not even one example at a time fits
     Source: Jacot et al. 2018, arXiv:1806.07572; Novak et al. 2022, arXiv:2206.08720.    Twin: theory.kernels.ntk
     """
-    apply, x1, x2, limit = doors.arguments(apply, x1, x2, outputs, method, memory_limit)
+    apply, x1, x2, limit = _doors.arguments(apply, x1, x2, outputs, method, memory_limit)
     moving, rest = trees.trainable(params, frozen=frozen)
-    scales = doors.scales(rest.params(moving), rest, scale)
+    scales = _doors.scales(rest.params(moving), rest, scale)
     compute = functools.partial(_kernel, outputs=outputs, method=method, limit=limit)
     jax.eval_shape(compute, apply, moving, rest, x1, x2, scales)  # what does not fit is refused before any work
-    doors.one_by_one(apply, moving, rest, x1, x2)
+    _doors.one_by_one(apply, moving, rest, x1, x2)
     return compute(apply, moving, rest, x1, x2, scales)
 
 
 def estimate(apply, params, x1, x2=None, *, outputs="mean", method="auto", memory_limit=None, frozen=()):
     """The `CostEstimate` of a call to `ntk` with these arguments: method, block, bytes, flops; from shapes alone."""
-    apply, x1, x2, limit = doors.arguments(apply, x1, x2, outputs, method, memory_limit)
+    apply, x1, x2, limit = _doors.arguments(apply, x1, x2, outputs, method, memory_limit)
     return _Problem(apply, *trees.trainable(params, frozen=frozen), x1, x2, outputs, method, limit).plan
 
 
@@ -80,7 +80,7 @@ def nngp(key, network, x1, x2=None, *, seeds):
     x1 = checks.floating("x1", x1, least_ndim=1)
     x2 = x1 if x2 is None else checks.floating("x2", x2, ndim=x1.ndim)
     if x1.shape[1:] != x2.shape[1:]:
-        raise checks.BadValue(f"x2 must have examples like x1's, {doors.forms(x1)}; got {doors.forms(x2)}")
+        raise checks.BadValue(f"x2 must have examples like x1's, {_doors.forms(x1)}; got {_doors.forms(x2)}")
     return _nngp(key, network, x1, x2, seeds=checks.whole("seeds", seeds))
 
 
@@ -112,12 +112,12 @@ class _Problem:
         self.k, self.full, self.symmetric = math.prod(found[0].shape), outputs == "full", x2 is None
         self.wide = jnp.promote_types(found[0].dtype, jnp.float32)
         self.sizes = [len(jax.tree.leaves(x)[0]) for x in (x1, x1 if x2 is None else x2)]
-        sites = factors.sites(self.traced, len(leaves))
-        options = {"layers": factors.moving(sites, len(self.real)), "jacobian": ()}
+        sites = _factors.sites(self.traced, len(leaves))
+        options = {"layers": _factors.moving(sites, len(self.real)), "jacobian": ()}
         self.rest = {name: self._others(sites) for name, sites in options.items()}
         shared = leaves, self.k, self.wide.itemsize, self.full
-        counts = {name: cost.counted(self.traced, s, self.rest[name], *shared) for name, s in options.items()}
-        self.plan = cost.planned(counts, *self.sizes, self.symmetric, method, limit)
+        counts = {name: _cost.counted(self.traced, s, self.rest[name], *shared) for name, s in options.items()}
+        self.plan = _cost.planned(counts, *self.sizes, self.symmetric, method, limit)
         self.sites, self.rest = options.get(self.plan.method, ()), self.rest.get(self.plan.method, self.real)
 
     def _others(self, sites):
@@ -141,7 +141,7 @@ def _kernel(apply, moving, rest, x1, x2, scales, outputs, method, limit):
 def _by_blocks(problem, leaves, scales, x1, x2):
     plan = problem.plan
     derive = functools.partial(_derivatives, problem, leaves, scales)
-    pieces = [doors.in_blocks(x, plan.block) for x in ((x1,) if problem.symmetric else (x1, x2))]
+    pieces = [_doors.in_blocks(x, plan.block) for x in ((x1,) if problem.symmetric else (x1, x2))]
     if plan.kept:
         pieces = [_all_at_once(derive, blocks) if plan.whole else lax.map(derive, blocks) for blocks in pieces]
     derived = (lambda blocks: blocks) if plan.kept else derive
@@ -190,7 +190,7 @@ def _derivatives(problem, leaves, scales, block):
 
     def one(x):
         x = jax.tree.map(lambda leaf: leaf[None], x)
-        _, found, rows = factors.derivatives(problem.traced, problem.sites, problem.rest, leaves, x, problem.wide)
+        _, found, rows = _factors.derivatives(problem.traced, problem.sites, problem.rest, leaves, x, problem.wide)
         return found, rows
 
     found, rows = jax.vmap(one)(block)
@@ -244,7 +244,7 @@ def _by_products(problem, leaves, scales, x1, x2):
     def function(chosen, x):
         values = [chosen.get(index, leaf) for index, leaf in enumerate(leaves)]
         x = jax.tree.map(lambda leaf: leaf[None], x)
-        return factors.plain(problem.traced, values, x)
+        return _factors.plain(problem.traced, values, x)
 
     def block(examples):
         _, push = jax.linearize(lambda chosen: jax.vmap(function, (None, 0))(chosen, examples), chosen)
@@ -264,6 +264,6 @@ def _by_products(problem, leaves, scales, x1, x2):
 
         return lax.map(column, x2)
 
-    kernel = lax.map(block, doors.in_blocks(x1, problem.plan.block))  # [blocks, N2, (k,) b, (k)]
+    kernel = lax.map(block, _doors.in_blocks(x1, problem.plan.block))  # [blocks, N2, (k,) b, (k)]
     kernel = kernel.transpose((0, 3, 1, 4, 2) if problem.full else (0, 2, 1))
     return kernel.reshape(-1, *kernel.shape[2:])[: problem.sizes[0]]

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from numdl import checks
-from numdl.analysis.curvature import memory, operators
+from numdl.analysis.curvature import _memory, _operators
 from numdl.krylov import trace as estimates
 
 METHODS = {
@@ -106,7 +106,7 @@ def frobenius_norm(
 
 def _ready(name, key, loss, params, batch, operator, settings, linearize, rows):
     checks.key("key", key)
-    operator = operators.named(loss, params, batch, operator, **settings)
-    linearize = operators.linearizes(operator, linearize)
-    memory.check(name, memory.needs(operator, basis=rows), least=rows)
-    return operator, operators.prepared(operator, linearize)
+    operator = _operators.named(loss, params, batch, operator, **settings)
+    linearize = _operators.linearizes(operator, linearize)
+    _memory.check(name, _memory.needs(operator, basis=rows), least=rows)
+    return operator, _operators.prepared(operator, linearize)

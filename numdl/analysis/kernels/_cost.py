@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from numdl.analysis.curvature import memory
+from numdl.analysis.curvature import _memory
 from numdl.records import record, static
 
 METHODS = ("layers", "jacobian", "products")
@@ -78,7 +78,7 @@ def planned(counts, n1, n2, symmetric, method, limit):
 
     `counts` is {"layers": Counts, "jacobian": Counts}.
     """
-    limit = min(_LARGEST, memory.available() / 2) if limit is None else limit
+    limit = min(_LARGEST, _memory.available() / 2) if limit is None else limit
     plans = {name: _plan(name, counts[name], n1, n2, symmetric, limit) for name in counts}
     plans["products"] = _plan_products(counts["jacobian"], n1, n2, limit)
     costs = tuple(plans[name].flops for name in METHODS)
