@@ -14,8 +14,24 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "numdl"
 # Where the rule does not hold yet. This set is meant to empty.
 PENDING = {
-    "activations", "analysis", "checks", "jumps", "krylov", "lazy", "ode", "optimize", "precision",
+    "activations", "checks", "jumps", "krylov", "lazy", "ode", "optimize", "precision",
     "quadrature", "records", "statistics", "tanh_sinh", "theory.jacobian", "tracing", "trees",
+    "analysis.advice",
+    "analysis.critical",
+    "analysis.curvature",
+    "analysis.filters",
+    "analysis.gradients",
+    "analysis.initialization",
+    "analysis.jacobian",
+    "analysis.kernels",
+    "analysis.landscape",
+    "analysis.layers",
+    "analysis.normalization",
+    "analysis.products",
+    "analysis.propagation",
+    "analysis.recognition",
+    "analysis.refinement",
+    "analysis.stability",
 }  # fmt: skip
 
 SECTIONS = ("Parameters", "Returns", "Raises")

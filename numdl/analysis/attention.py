@@ -4,9 +4,12 @@ The residual of tokens X [tokens, d] is what is left when the best matrix with e
 Frobenius norm that is the token mean:  res(X) = X - 1 mean(X)'.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import ArrayLike, Float, PyTree
 
 from numdl import checks
 from numdl.networks import core
@@ -23,8 +26,10 @@ class RankCollapse:
     resolved: jax.Array  # [L + 1, N] bool: the residual is above the floor; otherwise it is at most the floor
 
 
-def rank_collapse(network, params, x, *, rounding=None):
-    """MEASURED relative residual and diameter of the tokens after every layer.
+def rank_collapse(
+    network: core.Network, params: PyTree, x: Float[ArrayLike, "N tokens d"], *, rounding: ArrayLike | None = None
+) -> RankCollapse:
+    """MEASURED rank collapse (token uniformity): relative residual and diameter of the tokens after every layer.
 
         log_residual[l] = ln |X_l - 1 mean(X_l)'|_F / |X_l|_F
 
@@ -33,13 +38,18 @@ def rank_collapse(network, params, x, *, rounding=None):
     Parameters
     ----------
     network : Network           states are token matrices [N, tokens, d], of one width throughout
-    x : array [N, tokens, d]
+    params : pytree             of the network
+    x : array [N, tokens, d]    input tokens
     rounding : scalar           relative rounding of one product; eps of the dtype if None. Say 2**-11 for float32 on
                                 hardware that multiplies in TF32.
+    Returns
+    -------
+    RankCollapse                tables [L + 1, N], input first
     Raises
     ------
-    ValueError                  states or x are no token matrices
-    Twin: theory.attention.rank_collapse
+    ValueError, TypeError       states or x are not token matrices of one width, rounding <= 0
+    Source: Dong, Cordonnier & Loukas 2021, arXiv:2103.03404; the floor is numdl's own.
+    Twin: theory.attention.rank_collapse (attention's bound).    Experiment: b9.
     """
     network, params, x = core.fitting(network, params, checks.floating("x", x, ndim=3))
     if rounding is not None:
@@ -54,11 +64,22 @@ def rank_collapse(network, params, x, *, rounding=None):
     return _measure(tokens, rounding * _operations(*x.shape[1:]))
 
 
-def rank_collapse_of(split):
+def rank_collapse_of(split: Any) -> RankCollapse:
     """MEASURED rank collapse of tokens kept as mean and deviation: no rounding floor, at any depth.
 
-    split : record with mean [L + 1, N, d], deviation [L + 1, N, tokens, d] of token mean 0, log_scale [L + 1, N],
-    such as `networks.attention.split_states` returns. Twin: theory.attention.rank_collapse
+        X_l = 1 mean_l' + exp(log_scale_l) deviation_l,    sum of deviation_l over tokens = 0
+
+    Parameters
+    ----------
+    split : record              mean [L + 1, N, d], deviation [L + 1, N, tokens, d], log_scale [L + 1, N], such as
+                                `networks.attention.split_states` returns
+    Returns
+    -------
+    RankCollapse                tables [L + 1, N], input first; log_floor is -inf
+    Raises
+    ------
+    ValueError, TypeError       a field that is missing or of another shape
+    Source: the definition.    Twin: theory.attention.rank_collapse.    Experiment: b9.
     """
     for field in ("mean", "deviation", "log_scale"):
         if not hasattr(split, field):

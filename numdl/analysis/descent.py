@@ -1,22 +1,34 @@
 """MEASURED: a gradient method at work: its path, its loss and the sharpness of what it walks on.
 
 Twin: theory.descent, which says where the method becomes unstable, how fast it is and what it learns when.
+
+    >>> import jax, jax.numpy as jnp
+    >>> loss = lambda params, batch: 0.5 * jnp.sum(batch * params**2)
+    >>> params, curvatures = jnp.array([1.0, 1.0]), jnp.array([1.0, 10.0])
+    >>> print(f"{sharpness(loss, params, curvatures, start=params, num_matvecs=2).value:.3f}")
+    10.000
 """
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree, Real
 
 from numdl import checks, trees
 from numdl.analysis import _parts
 from numdl.krylov import lanczos, vectors
 from numdl.records import record
+from numdl.typing import Loss
+
+if TYPE_CHECKING:
+    import optax
 
 
 @record
@@ -39,8 +51,17 @@ class Descent:
     params: Any  # after the last step
 
 
-def sharpness(loss, params, batch, *, start, num_matvecs, preconditioner=None, frozen=()):
-    """MEASURED largest eigenvalue of the Hessian of loss(., batch) by Lanczos from `start`; traceable.
+def sharpness(
+    loss: Loss,
+    params: PyTree,
+    batch: PyTree,
+    *,
+    start: PyTree,
+    num_matvecs: int,
+    preconditioner: PyTree | None = None,
+    frozen: str | Sequence[str] = (),
+) -> Sharpness:
+    """MEASURED sharpness: largest eigenvalue of the Hessian of loss(., batch) by Lanczos from `start`; traceable.
 
     Warm starts make it cheap along a run: hand the last `vector` in. For a certificate that nothing larger was missed
     ask `analysis.curvature.top_eigenvalues`. Real floating leaves move, complex ones as two reals; all else stays.
@@ -48,10 +69,19 @@ def sharpness(loss, params, batch, *, start, num_matvecs, preconditioner=None, f
     Parameters
     ----------
     loss : function             (params, batch) -> scalar
+    params, batch : pytree      where the Hessian is taken; data
     start : pytree              like params, not zero and not orthogonal to the eigenvector
-    num_matvecs : int           Hessian-vector products
+    num_matvecs : int           Hessian-vector products, >= 1
     preconditioner : pytree     positive entries P like params: the eigenvalues are those of P^{-1/2} H P^{-1/2}
-    frozen : names              paths of leaves that stay as well: running statistics
+    frozen : str or strings     paths of leaves that stay as well: running statistics
+    Returns
+    -------
+    Sharpness                   value, residual [], vector like params
+    Raises
+    ------
+    ValueError, TypeError       a start unlike params or zero, P not positive, num_matvecs < 1, a loss not scalar
+    Source: Lanczos 1950; Cohen et al. 2021, arXiv:2103.00065.
+    Twin: theory.descent.sharpness_limit.    Experiment: d7.
     """
     loss = checks.returning("loss", loss, 2, "loss(params, batch)", scalar=True)
     size = checks.whole("num_matvecs", num_matvecs)
@@ -86,8 +116,20 @@ def _sharpness(loss, moving, batch, start, num_matvecs, preconditioner):
     return Sharpness(values[-1], residual, unravel(vector / jnp.linalg.norm(vector)))
 
 
-def along(key, loss, params, batch, optimizer, *, steps, every, num_matvecs=12, preconditioner=None, frozen=()):
-    """MEASURED loss and sharpness along a full-batch run: is it at the edge of stability?
+def along(
+    key: Key[Array, ""],
+    loss: Loss,
+    params: PyTree,
+    batch: PyTree,
+    optimizer: "optax.GradientTransformation",
+    *,
+    steps: int,
+    every: int,
+    num_matvecs: int = 12,
+    preconditioner: Callable[[PyTree, Array], PyTree] | None = None,
+    frozen: str | Sequence[str] = (),
+) -> Descent:
+    """MEASURED loss and sharpness along a full-batch run: is it at the edge of stability, sharpness near 2/eta?
 
     One compiled loop; each measurement starts from the eigenvector of the one before.
 
@@ -95,12 +137,20 @@ def along(key, loss, params, batch, optimizer, *, steps, every, num_matvecs=12, 
     ----------
     key : key                   of the first Lanczos start
     loss : function             (params, batch) -> scalar
+    params, batch : pytree      where the run starts; data
     optimizer : GradientTransformation      of optax, sees only what moves; the same object again compiles nothing
     steps, every : int          `steps` a multiple of `every`; sharpness is measured before steps 0, every, 2 every ...
     num_matvecs : int           Hessian-vector products for each measurement
     preconditioner : function   (optimizer state, step) -> pytree P as in `sharpness`, such as `adam_preconditioner`
-    frozen : names              paths of leaves that stay
+    frozen : str or strings     paths of leaves that stay
+    Returns
+    -------
+    Descent                     loss [steps], sharpness and residual [steps / every], the last params
+    Raises
+    ------
+    ValueError, TypeError       a count below 1, steps not a multiple of every, no optimizer, a loss that is not scalar
     Source: Cohen et al. 2021, arXiv:2103.00065; Cohen et al. 2022, arXiv:2207.14484.
+    Twin: theory.descent.sharpness_limit.    Experiment: d7.
     """
     checks.key("key", key)
     loss = checks.returning("loss", loss, 2, "loss(params, batch)", scalar=True)
@@ -117,8 +167,22 @@ def along(key, loss, params, batch, optimizer, *, steps, every, num_matvecs=12, 
     return Descent(losses.reshape(-1), np.arange(0, steps, every), values, residuals, rest.params(last))
 
 
-def adam_preconditioner(*, b2=0.999, eps=1e-8):
-    """The diagonal sqrt(v / (1 - b2^t)) + eps of optax's adam, for `along`; t = 1 before the first step."""
+def adam_preconditioner(*, b2: ArrayLike = 0.999, eps: ArrayLike = 1e-8) -> Callable[[PyTree, Array], PyTree]:
+    """The diagonal that optax's adam divides by, as the `preconditioner` of `along`.
+
+        P = sqrt(v / (1 - b2^t)) + eps,   t the step's number, 1 before the first step
+
+    Parameters
+    ----------
+    b2, eps : scalar            as given to `optax.adam`: 0 <= b2 <= 1, eps >= 0
+    Returns
+    -------
+    function                    (optimizer state, step) -> pytree P
+    Raises
+    ------
+    ValueError, TypeError       b2 outside [0, 1], a negative eps
+    Source: Kingma & Ba 2015, arXiv:1412.6980; Cohen et al. 2022, arXiv:2207.14484.
+    """
     b2 = float(checks.finite("b2", b2, least=0.0, most=1.0, shape=()))
     eps = float(checks.variance("eps", eps, shape=()))
 
@@ -131,10 +195,33 @@ def adam_preconditioner(*, b2=0.999, eps=1e-8):
     return diagonal
 
 
-def path(loss, params, optimizer, *, steps, frozen=()):
-    """MEASURED parameters at every step of a gradient method on loss(params): leaves [steps + 1, ...]; traceable.
+def path(
+    loss: Callable[[PyTree], Array],
+    params: PyTree,
+    optimizer: "optax.GradientTransformation",
+    *,
+    steps: int,
+    frozen: str | Sequence[str] = (),
+) -> PyTree:
+    """MEASURED path of a gradient method (heavy ball, Nesterov, any of optax) on loss(params); traceable.
 
-    What does not move (no floating-point numbers, or named in `frozen`) is repeated.
+    Its convergence rate is the prediction's; its distance from the gradient flow of the modified loss is what implicit
+    gradient regularization (backward error analysis) predicts.
+
+    Parameters
+    ----------
+    loss : function             params -> scalar
+    params : pytree             where it starts; what does not move is repeated
+    optimizer : GradientTransformation      of optax, sees only what moves
+    steps : int                 >= 0
+    frozen : str or strings     paths of leaves that stay
+    Returns
+    -------
+    pytree like params, leaves [steps + 1, ...]: before the first step, after each
+    Raises
+    ------
+    ValueError, TypeError       negative steps, no optimizer, a loss that is not scalar, no leaf that moves
+    Twins: theory.descent.path, theory.descent.modified_loss.    Experiments: d6, d8.
     """
     import optax
 
@@ -153,16 +240,27 @@ def path(loss, params, optimizer, *, steps, frozen=()):
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (steps + 1, *jnp.shape(leaf))), rest).params(rows)
 
 
-def mode_strength(matrices, *, left, right):
-    """MEASURED strength of modes of a deep linear network x W_1 ... W_D: right_i' W_1 ... W_D left_i; traceable.
+def mode_strength(
+    matrices: Sequence[ArrayLike], *, left: Real[ArrayLike, "modes out"], right: Real[ArrayLike, "modes in"]
+) -> Float[Array, "modes"]:
+    """MEASURED strength of the modes of a deep linear network x W_1 ... W_D; traceable.
+
+        u_i = right_i' W_1 ... W_D left_i
+
+    Their learning times, one mode after the other, are the saddle-to-saddle dynamics.
 
     Parameters
     ----------
-    matrices : sequence         W_1 [d_0, d_1], ..., W_D [d_{D-1}, d_D]
-    left, right : arrays        [modes, d_D], [modes, d_0]: singular vectors of what is to be learned
+    matrices : list or tuple    W_1 [d_0, d_1], ..., W_D [d_{D-1}, d_D]
+    left, right : array [modes, d_D], array [modes, d_0]     singular vectors of what is to be learned
     Returns
     -------
-    array [modes]
+    u : array [modes]
+    Raises
+    ------
+    ValueError, TypeError       no matrix, matrices or vectors that do not fit each other
+    Source: Saxe, McClelland & Ganguli 2014, arXiv:1312.6120.
+    Twin: theory.descent.mode_strength.    Experiments: d9, b11.
     """
     matrices = [checks.array(f"matrices[{i}]", matrix, ndim=2) for i, matrix in enumerate(_some(matrices))]
     for i, (one, after) in enumerate(zip(matrices, matrices[1:])):

@@ -6,18 +6,26 @@
     neural_collapse                 how far features and classifier are from a simplex
 
 None of them is a bound by itself: which ones rank networks as their gaps do is an experiment.
+
+    >>> import numpy as np
+    >>> found = margins(np.array([[2.0, 0.5], [1.0, 3.0], [0.0, 1.0]]), [0, 1, 0])
+    >>> print(found.margin, f"{found.accuracy:.2f}")
+    [ 1.5  2.  -1. ] 0.67
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Integer, Key, PyTree, Real
 
 from numdl import checks, trees
 from numdl.analysis import _parts, filters
 from numdl.records import record, static
+from numdl.typing import Apply, Loss
 
 
 @record
@@ -80,7 +88,7 @@ class NeuralCollapse:
     disagreement: jax.Array  # []: NC4, share of examples where the classifier is not the nearest class mean
 
 
-def gap(train_losses, test_losses):
+def gap(train_losses: ArrayLike | Sequence[float], test_losses: ArrayLike | Sequence[float]) -> Gap:
     """MEASURED difference of the means of per-example losses (or errors) on two sets, with its standard error.
 
         stderr^2 = Var(train) / N + Var(test) / M
@@ -89,7 +97,14 @@ def gap(train_losses, test_losses):
 
     Parameters
     ----------
-    train_losses, test_losses : arrays [N], [M]     at least two each
+    train_losses, test_losses : array [N], array [M]     at least two each
+    Returns
+    -------
+    Gap                         train, test, gap = test - train, stderr, each []
+    Raises
+    ------
+    ValueError, TypeError       fewer than two numbers, more than one axis
+    Source: elementary.
     """
     samples = []
     for name, losses in (("train_losses", train_losses), ("test_losses", test_losses)):
@@ -102,14 +117,22 @@ def gap(train_losses, test_losses):
     return Gap(train, test, test - train, stderr)
 
 
-def margins(outputs, labels, *, scale=1.0):
-    """MEASURED margins z[label] - max of the other z, of every example.
+def margins(outputs: Float[ArrayLike, "N C"], labels: Integer[ArrayLike, "N"], *, scale: ArrayLike = 1.0) -> Margins:
+    """MEASURED margins of every example: the right class's output beside the best of the others.
+
+        margin = (outputs[label] - max of the other outputs) / scale
 
     Parameters
     ----------
     outputs : array [N, C]      logits, C >= 2
     labels : array [N]          integers in 0..C-1
-    scale : scalar              divides them: the product of spectral norms, for example
+    scale : scalar              > 0: the product of spectral norms, for example
+    Returns
+    -------
+    Margins                     margin [N] and its quantiles
+    Raises
+    ------
+    ValueError, TypeError       labels outside 0..C-1 or of another length, fewer than 2 classes, scale <= 0
     Source: Bartlett, Foster & Telgarsky 2017, arXiv:1706.08498.
     """
     scale = checks.positive("scale", scale, shape=())
@@ -121,7 +144,15 @@ def margins(outputs, labels, *, scale=1.0):
     return Margins(margin, jnp.min(margin), median, low, jnp.mean(margin > 0, dtype=margin.dtype))
 
 
-def norms(params, reference=None, *, apply=None, x=None, outputs=None, stacked=()):
+def norms(
+    params: PyTree,
+    reference: PyTree | None = None,
+    *,
+    apply: Apply | None = None,
+    x: PyTree | None = None,
+    outputs: int | tuple | dict | None = None,
+    stacked: str | Sequence[str] = (),
+) -> Norms:
     """MEASURED norms of every weight as the matrix [inputs, outputs] of what is summed over and what is not.
 
     With `apply` and `x` it is taken from how the call contracts the leaf, one row for each layer of a stack and each
@@ -131,8 +162,14 @@ def norms(params, reference=None, *, apply=None, x=None, outputs=None, stacked=(
 
     Parameters
     ----------
+    params : pytree             weights and all else that the call takes
     reference : pytree          like params, the initialization: distances are from there
-    apply, x, outputs, stacked  as in `landscape.direction`
+    apply, x : function, pytree     apply(params, x), traced, not run; both or neither
+    outputs : int, tuple, or dict of them by path or glob   axes that number output units, as in `landscape.direction`
+    stacked : paths or globs    leaves whose first axis is depth; without a call, which shows it
+    Returns
+    -------
+    Norms                       one entry for each matrix, by name
     Raises
     ------
     ValueError, TypeError       no weight (the leaves are listed), a reference unlike params; as `landscape.direction`
@@ -154,7 +191,9 @@ def norms(params, reference=None, *, apply=None, x=None, outputs=None, stacked=(
     return Norms(tuple(kernels), frobenius, spectral, stable, distance, log_product, complexity)
 
 
-def path_norm(apply, params, x, *, frozen=()):
+def path_norm(
+    apply: Apply, params: PyTree, x: Float[ArrayLike, "..."], *, frozen: str | Sequence[str] = ()
+) -> Float[Array, ""]:
     """MEASURED root of the sum over paths from input to output of products of squared weights, for relu networks.
 
         path_norm^2 = sum over outputs of f(x = 1; params^2)
@@ -164,8 +203,13 @@ def path_norm(apply, params, x, *, frozen=()):
 
     Parameters
     ----------
+    apply : function            (params, x) -> outputs
+    params : pytree             real floating leaves are squared
     x : array [1 or N, ...]     for its shape and dtype
-    frozen : names              paths of leaves that are taken as they are, like those that are no floating numbers
+    frozen : str or strings     paths of leaves that are taken as they are, like those without floating-point numbers
+    Raises
+    ------
+    ValueError, TypeError       complex params, no floating-point leaf, a path that fits no leaf, x of integers
     Source: Neyshabur et al. 2015, arXiv:1506.02617.
     """
     checks.accepts("apply", apply, 2, "apply(params, x)")
@@ -178,8 +222,18 @@ def path_norm(apply, params, x, *, frozen=()):
 
 
 def tolerated_variance(
-    key, loss, params, batch, *, rise, draws, smallest=1e-12, largest=1e2, relative=False, frozen=()
-):
+    key: Key[Array, ""],
+    loss: Loss,
+    params: PyTree,
+    batch: PyTree,
+    *,
+    rise: ArrayLike,
+    draws: int,
+    smallest: ArrayLike = 1e-12,
+    largest: ArrayLike = 1e2,
+    relative: bool = False,
+    frozen: str | Sequence[str] = (),
+) -> Flatness:
     """MEASURED largest variance of Gaussian noise on the parameters that raises the mean loss by no more than `rise`.
 
         E_z loss(params + sqrt(variance) z) - loss(params) = rise,    z ~ N(0, 1) or N(0, params^2)
@@ -189,12 +243,16 @@ def tolerated_variance(
 
     Parameters
     ----------
-    loss : function             loss(params, batch) -> scalar
-    rise : scalar               > 0
+    key : key                   of the directions z
+    loss, params, batch : function, pytree, pytree     loss(params, batch) -> scalar
+    rise : scalar               > 0, in the unit of the loss
     draws : int                 directions z, >= 2; each is used with both signs, so that the gradient drops out
-    smallest, largest : scalars the interval of variances
+    smallest, largest : scalar  the interval of variances, 0 < smallest < largest
     relative : bool             noise in proportion to each parameter: unchanged by scaling (Tsuzuku et al. 2020)
-    frozen : names              paths of leaves without noise, like those that are no floating-point numbers
+    frozen : str or strings     paths of leaves without noise, like those without floating-point numbers
+    Raises
+    ------
+    ValueError, TypeError       rise <= 0, draws < 2, an empty interval, a loss that is not scalar, no leaf that moves
     Source: Dziugaite & Roy 2017, arXiv:1703.11008; Jiang et al. 2020, arXiv:1912.02178 (sigma of PAC-Bayes flatness).
     """
     checks.key("key", key)
@@ -208,8 +266,15 @@ def tolerated_variance(
     return _tolerated(key, loss, moving, rest, _parts.data("batch", batch), rise, *ends, draws=draws, relative=relative)
 
 
-def neural_collapse(features, labels, *, weights=None, bias=None, classes=None):
-    """MEASURED distances of features and classifier from neural collapse: NC1 to NC4.
+def neural_collapse(
+    features: Float[ArrayLike, "N d"],
+    labels: Integer[ArrayLike, "N"],
+    *,
+    weights: Real[ArrayLike, "d C"] | None = None,
+    bias: Real[ArrayLike, "C"] | None = None,
+    classes: int | None = None,
+) -> NeuralCollapse:
+    """MEASURED distances of features and classifier from neural collapse, a simplex equiangular tight frame: NC1..NC4.
 
         m_c = mean of class c - mean of all class means,   S_W = mean (h - mean_c)(h - mean_c)',  S_B = mean_c m_c m_c'
 
@@ -217,23 +282,29 @@ def neural_collapse(features, labels, *, weights=None, bias=None, classes=None):
 
     Parameters
     ----------
-    features : array [N, d]     what the last affine map reads
+    features : array [N, d]     h, what the last affine map reads
     labels : array [N]          integers in 0..C-1
-    weights, bias : arrays [d, C], [C]      of the last map, features @ weights + bias; None: NC1 and NC2 of means only
-    classes : int               C, if it is not the weights' and not max(labels) + 1
-    Source: Papyan, Han & Donoho 2020, arXiv:2008.08186, figures 2-7.
+    weights, bias : array [d, C], array [C]     of the last map, features @ weights + bias; None: NC1 and NC2 of means
+    classes : int               C >= 2, if it is not the weights' and not max(labels) + 1
+    Returns
+    -------
+    NeuralCollapse              numbers [], all 0 when the collapse is complete; nan for a classifier not given
+    Raises
+    ------
+    ValueError, TypeError       labels outside 0..C-1 or of another length, weights or bias of another shape
+    Source: Papyan, Han & Donoho 2020, arXiv:2008.08186, figures 2-7.    Experiment: e7.
     """
     features = checks.floating("features", features, ndim=2)
     labels = checks.shape("labels", checks.array("labels", labels, kind="integer"), (features.shape[0],))
-    checks.finite("labels", labels, least=0)
+    labels = checks.finite("labels", labels, least=0)
     if weights is not None:
         weights = checks.array("weights", weights, ndim=2)
     if classes is None:
         classes = int(np.max(labels)) + 1 if weights is None else weights.shape[1]
     classes = checks.whole("classes", classes, least=2)
-    checks.finite("labels", labels, least=0, most=classes - 1)
+    labels = checks.finite("labels", labels, least=0, most=classes - 1)
     if weights is not None:
-        checks.shape("weights", weights, (features.shape[1], classes))
+        weights = checks.shape("weights", weights, (features.shape[1], classes))
     if bias is not None:
         bias = checks.shape("bias", checks.array("bias", bias), (classes,))
     return _collapse(features, jnp.asarray(labels), weights, bias, classes=classes)
@@ -244,11 +315,10 @@ def neural_collapse(features, labels, *, weights=None, bias=None, classes=None):
 
 def _classified(name, outputs, labels):
     outputs = checks.array(name, outputs, kind="floating", ndim=2)
-    checks.shape(name, outputs, (None, None))
     if outputs.shape[1] < 2:
         raise checks.BadValue(f"{name} must have at least 2 classes, [N, C]; got shape {tuple(outputs.shape)}")
     labels = checks.shape("labels", checks.array("labels", labels, kind="integer"), (outputs.shape[0],))
-    checks.finite("labels", labels, least=0, most=outputs.shape[1] - 1)
+    labels = checks.finite("labels", labels, least=0, most=outputs.shape[1] - 1)
     return jnp.asarray(outputs), jnp.asarray(labels)
 
 

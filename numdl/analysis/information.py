@@ -9,15 +9,25 @@ bin width and the noise variance are axes of every result here, never defaults.
     kernel_bounds                   states plus Gaussian noise of a given variance: bounds on both sides
     plane                           either of them for each layer and time: the information plane
 
+    >>> import numpy as np
+    >>> states, labels = np.array([0.1, 0.2, 0.8, 0.9]), [0, 0, 1, 1]
+    >>> found = binned(states, labels, widths=[0.5, 0.05])
+    >>> found.inputs / np.log(2)  # bits: one label, then one bin for each example
+    array([1., 2.])
+    >>> found.labels / np.log(2)
+    array([1., 1.])
+
 Source: Shwartz-Ziv & Tishby 2017, arXiv:1703.00810; Saxe et al. 2018, "On the information bottleneck theory".
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import ArrayLike
 
 from numdl import checks
 from numdl.records import record
@@ -55,22 +65,44 @@ class InformationPlane:
     labels_high: np.ndarray  # [times, layers, B]
 
 
-def entropy(probabilities):
-    """The entropy -sum p ln p of a table of probabilities of any shape, in nats; 0 ln 0 = 0."""
+def entropy(probabilities: ArrayLike | Sequence) -> float:
+    """The entropy of a table of probabilities of any shape, in nats.
+
+        H = -sum p ln p,   0 ln 0 = 0
+
+    Parameters
+    ----------
+    probabilities : array [...]     >= 0, of sum 1
+    Raises
+    ------
+    ValueError, TypeError       a negative entry, a sum that is not 1
+    Source: the definition.
+    """
     table = _table("probabilities", probabilities)
     positive = table[table > 0]
     return float(-np.sum(positive * np.log(positive)))
 
 
-def mutual_information(joint):
-    """The mutual information H(row) + H(column) - H(row, column) of a joint table of probabilities, in nats."""
+def mutual_information(joint: ArrayLike | Sequence) -> float:
+    """The mutual information of two discrete variables from their joint table of probabilities, in nats.
+
+        I = H(row) + H(column) - H(row, column) >= 0
+
+    Parameters
+    ----------
+    joint : array [n, m]        >= 0, of sum 1
+    Raises
+    ------
+    ValueError, TypeError       not two axes, a negative entry, a sum that is not 1
+    Source: the definition.    Experiment: e12, where the states are binned first.
+    """
     table = _table("joint", joint)
     if table.ndim != 2:
         raise checks.BadValue(f"joint must have 2 axes; got shape {table.shape}")
     return max(entropy(table.sum(axis=0)) + entropy(table.sum(axis=1)) - entropy(table), 0.0)
 
 
-def binned(states, labels, *, widths):
+def binned(states: ArrayLike, labels: ArrayLike | Sequence, *, widths: ArrayLike | Sequence[float]) -> Binned:
     """MEASURED information of states cut into cubes: a `Binned`, one entry for each width.
 
         T = floor(states / width),    I(X; T) = H(T),    I(Y; T) = H(T) - H(T | Y)
@@ -81,7 +113,14 @@ def binned(states, labels, *, widths):
     ----------
     states : array [N, ...]     one example each; finite
     labels : array [N]          integers or any values that can be equal
-    widths : array [B]          > 0
+    widths : array [B]          > 0, in the unit of the states
+    Returns
+    -------
+    Binned                      inputs, labels [B] in nats, occupied [B]
+    Raises
+    ------
+    ValueError, TypeError       states that are not finite, labels of another length, a width that is not positive
+    Source: Shwartz-Ziv & Tishby 2017, arXiv:1703.00810.
     """
     states, labels = _samples(states, labels)
     widths = _scales("widths", widths)
@@ -89,7 +128,9 @@ def binned(states, labels, *, widths):
     return Binned(widths, found[:, 0], found[:, 1], found[:, 2].astype(int))
 
 
-def kernel_bounds(states, labels, *, noise_variances):
+def kernel_bounds(
+    states: ArrayLike, labels: ArrayLike | Sequence, *, noise_variances: ArrayLike | Sequence[float]
+) -> Bounds:
     """MEASURED bounds on the information of states plus Gaussian noise: a `Bounds`, one entry for each variance.
 
         bound(s) = -mean_i ln mean_j exp(-|t_i - t_j|^2 / s),    s = 8 variance: below, s = 2 variance: above
@@ -99,9 +140,15 @@ def kernel_bounds(states, labels, *, noise_variances):
 
     Parameters
     ----------
-    states : array [N, ...]
+    states : array [N, ...]     one example each; finite
     labels : array [N]          integers or any values that can be equal
     noise_variances : array [B] > 0, of each coordinate
+    Returns
+    -------
+    Bounds                      inputs_low, inputs_high, labels_low, labels_high [B], in nats
+    Raises
+    ------
+    ValueError, TypeError       states that are not finite, labels of another length, a variance that is not positive
     Source: Kolchinsky & Tracey 2017, arXiv:1706.02419, eqs. (10), (11) with Gaussians of one covariance.
     """
     states, labels = _samples(states, labels)
@@ -116,17 +163,27 @@ def kernel_bounds(states, labels, *, noise_variances):
     return Bounds(variances, *(jnp.clip(value, 0, np.log(len(places))) for value in found[:2]), labels_low, labels_high)
 
 
-def plane(states, labels, *, widths=None, noise_variances=None):
-    """MEASURED information plane: I(X; T) and I(Y; T) for each time, layer and scale.
+def plane(
+    states: Sequence[ArrayLike],
+    labels: ArrayLike | Sequence,
+    *,
+    widths: ArrayLike | Sequence[float] | None = None,
+    noise_variances: ArrayLike | Sequence[float] | None = None,
+) -> InformationPlane:
+    """MEASURED information plane of the information bottleneck: I(X; T) and I(Y; T) for each time, layer and scale.
 
     Parameters
     ----------
-    states : sequence           one array [times, N, ...] for each layer, in the order of the layers
-    labels : array [N]
-    widths, noise_variances     exactly one: bins, or noise
+    states : list or tuple      one array [times, N, ...] for each layer, in the order of the layers
+    labels : array [N]          integers or any values that can be equal
+    widths, noise_variances : array [B]     exactly one of the two: bins as in `binned`, or noise as in `kernel_bounds`
     Returns
     -------
-    InformationPlane
+    InformationPlane            four tables [times, layers, B] in nats
+    Raises
+    ------
+    ValueError, TypeError       both or neither of widths and noise_variances, layers with other numbers of times
+    Source: Shwartz-Ziv & Tishby 2017, arXiv:1703.00810; Saxe et al. 2018.    Experiment: e12.
     """
     if (widths is None) == (noise_variances is None):
         got = "neither" if widths is None else "both"
