@@ -7,20 +7,24 @@ the errors of its reconstruction backwards in time grow exponentially.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Key, PyTree
 
 from numdl import checks, trees
-from numdl.ode import adjoints, integrate
+from numdl.ode import _doors, adjoints, integrate
+from numdl.ode.schemes import Scheme
 from numdl.precision import widen
 from numdl.records import record, static
+from numdl.typing import Field
 
 LIMIT = 0.01  # relative gradient error above which an adjoint is flagged
 MOST = 0.05  # relative mismatch that no precision excuses
-ROUNDING_MARGIN = 1e3  # a Taylor remainder counts if it is so many units of rounding of the loss
+ROUNDING_MARGIN = 1e3  # a Taylor remainder counts if it is this many units of rounding of the loss
 
 
 @record
@@ -80,22 +84,34 @@ class Reconstruction:
     dtypes: tuple = static()
 
 
-def dot_product_test(function, x, *, key, forward=None, pairs=20, tolerance=None):
-    """Whether the backward pass of `function` at x is the transpose of its forward derivative.
+def dot_product_test(
+    function: Callable[[PyTree], PyTree],
+    x: PyTree,
+    *,
+    key: Key[Array, ""],
+    forward: Callable[[PyTree], PyTree] | None = None,
+    pairs: int = 20,
+    tolerance: float | None = None,
+) -> DotProduct:
+    """MEASURED mismatch of the backward pass of `function` at x and the transpose of its forward derivative.
 
         relative = |<v, J u> - <J^T v, u>| / (|v| |J u|),   u, v random
+
+    Tells an adjoint method that is exact (checkpointing, the inverse of a reversible network) from one that is not.
 
     Parameters
     ----------
     function : function         x -> pytree; its vector-Jacobian product gives J^T v
-    x : pytree
+    x : pytree                  floating-point arrays
+    key : key                   of the random directions
     forward : function          the same map with a forward derivative, where `function` has none: reversible,
                                 binomial and backsolve are compared with adjoints.direct
-    pairs : int                 of random directions
+    pairs : int                 of random directions, >= 1
     tolerance : scalar          None: 10,000 units of rounding of the coarsest dtype, 2e-12 in float64, 0.05 at most
     Raises
     ------
-    TypeError                   key is not a typed key
+    ValueError, TypeError       key is not a typed key, no function, pairs < 1, a tolerance that is not positive
+    Source: the definition of the transpose.    Experiments: c8, c9.
     """
     checks.key("key", key)
     pairs = checks.whole("pairs", pairs)
@@ -121,7 +137,9 @@ def dot_product_test(function, x, *, key, forward=None, pairs=20, tolerance=None
     return DotProduct(relative, relative.max(), limit)
 
 
-def taylor_remainders(loss, x, *, key, epsilon=0.1, halvings=12):
+def taylor_remainders(
+    loss: Callable[[PyTree], Array], x: PyTree, *, key: Key[Array, ""], epsilon: float = 0.1, halvings: int = 12
+) -> Taylor:
     """First and second Taylor remainders of loss at x: slopes 2.0 +- 0.1 say that jax.grad(loss) is its gradient.
 
     Float64 and smooth functions only: float32 leaves one or two slopes above rounding, and across a kink (relu) the
@@ -130,9 +148,14 @@ def taylor_remainders(loss, x, *, key, epsilon=0.1, halvings=12):
     Parameters
     ----------
     loss : function             x -> scalar
-    x : pytree
+    x : pytree                  floating-point arrays
+    key : key                   of the random direction
     epsilon : scalar            the largest, relative to |x| if that is above 1
     halvings : int              five at least
+    Raises
+    ------
+    ValueError, TypeError       no typed key, a loss that is not a scalar, fewer than five halvings
+    Source: Taylor's theorem.
     """
     checks.key("key", key)
     loss = checks.returning("loss", loss, 1, "loss(x)", scalar=True)
@@ -150,18 +173,34 @@ def taylor_remainders(loss, x, *, key, epsilon=0.1, halvings=12):
     return _taylor(epsilons, values, value, trees.inner(gradient, direction))
 
 
-def gradient_error(solve, y0, theta, *, adjoint, reference=adjoints.direct, limit=LIMIT):
-    """How far the gradient by one adjoint is from that by another (the discrete solution's own), with a verdict.
+def gradient_error(
+    solve: Callable,
+    y0: PyTree,
+    theta: PyTree,
+    *,
+    adjoint: Callable,
+    reference: Callable = adjoints.direct,
+    limit: float = LIMIT,
+) -> GradientError:
+    """MEASURED error of the gradient by one adjoint method beside another (the discrete solution's own), and a verdict.
+
+    Checkpointing and the inverse of a reversible network are exact; a continuous adjoint is not.
 
     Parameters
     ----------
     solve : function            (y0, theta, adjoint) -> scalar loss, by integrate.endpoint(..., adjoint=adjoint)
+    y0, theta : pytree          floating-point arrays: state and parameters
     adjoint : function          to be judged
     reference : function        what it is judged by
-    limit : scalar              relative error that is called wrong
+    limit : scalar              relative error that is called wrong, > 0
     Returns
     -------
     GradientError               verdict, flagged, and the relative errors for y0, theta and both together
+    Raises
+    ------
+    ValueError, TypeError       no functions of these arguments, a bad limit, leaves that are not floats
+    Source: Gholami, Keutzer & Biros 2019, arXiv:1902.10298 (why the continuous adjoint is wrong).
+    Experiments: c8, c9.
     """
     checks.accepts("solve", solve, 3, "solve(y0, theta, adjoint)")
     checks.positive("limit", limit, shape=())
@@ -176,23 +215,39 @@ def gradient_error(solve, y0, theta, *, adjoint, reference=adjoints.direct, limi
     return GradientError(*errors, flagged, float(limit))
 
 
-def reconstruction_error(field, y0, theta, *, scheme, steps, t1=None, step_time=None, dtypes=("float32", "float64")):
-    """How exactly the scheme's inverse returns to y0 after so many steps, in each dtype.
+def reconstruction_error(
+    field: Field | tuple[Field, Field],
+    y0: PyTree,
+    theta: PyTree,
+    *,
+    scheme: Scheme,
+    steps: Sequence[int],
+    t1: float | None = None,
+    step_time: float | None = None,
+    dtypes: Sequence[str] = ("float32", "float64"),
+) -> Reconstruction:
+    """MEASURED distance at which the scheme's inverse returns to y0 after this many steps, in each dtype.
 
     With `t1` the time is fixed and depth refines it. With `step_time` instead every step has that length and
     depth is time: rounding then grows like the flow itself, exponentially where it is chaotic.
 
     Parameters
     ----------
+    field : function            (t, y, theta) -> what the scheme takes, or a pair of them
+    y0 : pytree                 the start
+    theta : pytree              constant in time
     scheme : Scheme             schemes.leapfrog, verlet or coupling
     steps : sequence of int     depths
-    theta : pytree              constant in time
+    t1, step_time : scalar      end of the time interval, or length of each step: exactly one of the two
     dtypes : sequence of str    float64 is computed as such whatever jax's global flag
+    Raises
+    ------
+    ValueError, TypeError       both or neither of t1 and step_time, a scheme without an inverse, another dtype
     """
     if (t1 is None) == (step_time is None):
         found = f"t1={checks.shown(t1)}, step_time={checks.shown(step_time)}"
         raise checks.BadValue(f"exactly one of t1 and step_time must be given; got {found}")
-    integrate.check_invertible(field, scheme)
+    _doors.invertible(field, scheme)
     depths = checks.wholes("steps", steps)
     dtypes = _dtypes(dtypes)
     if t1 is None:

@@ -7,7 +7,7 @@
     direct              every intermediate of every step        none                            exact
     checkpointed        N states                                one more forward pass           exact
     nested(levels=k)    about k N**(1/k) states                 k more forward passes           exact
-    binomial(snapshots) so many states                          the least possible              exact
+    binomial(snapshots) this many states                        the least possible              exact
     reversible          one state                               the inverse, one more forward   exact up to rounding
     backsolve           one state                               one more forward pass           not the scheme's
 
@@ -20,16 +20,16 @@ only where the way back recovers the states); `adjoint_audit` measures by how mu
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
+from jaxtyping import PyTree
 
 from numdl import checks
+from numdl.ode import _schedule
 
 
 class Recurrence(NamedTuple):
@@ -40,22 +40,50 @@ class Recurrence(NamedTuple):
     solve_back: Callable | None  # (y_new, cotangent, shared, x) -> (y, cotangent, its integrals for shared, for x)
 
 
-def direct(recurrence, y, shared, drive, save):
-    """One scan, differentiated by jax: every intermediate of every step is stored."""
+def direct(recurrence: Recurrence, y: PyTree, shared: PyTree, drive: PyTree, save: bool) -> tuple[PyTree, tuple]:
+    """One scan, differentiated by jax: every intermediate of every step is stored.
+
+    Parameters
+    ----------
+    recurrence : Recurrence     what `integrate` hands over; this is a value of its argument `adjoint`
+    y : pytree                  the first state
+    shared, drive : pytree      what all steps share; what drives each, leaves [N, ...]
+    save : bool                 whether all states are wanted
+    Returns
+    -------
+    (last state, (all later states or None, residuals or None))
+    """
     return lax.scan(_body(recurrence.step, shared, save), y, drive)
 
 
-def checkpointed(recurrence, y, shared, drive, save):
-    """One scan that stores the states and computes each step again on the way back: the fast one."""
+def checkpointed(recurrence: Recurrence, y: PyTree, shared: PyTree, drive: PyTree, save: bool) -> tuple[PyTree, tuple]:
+    """One scan that stores the states and computes each step again on the way back (checkpointing): the fast one.
+
+    Parameters
+    ----------
+    recurrence, y, shared, drive, save : as for `direct`
+    Returns
+    -------
+    (last state, (all later states or None, residuals or None))
+    """
     return lax.scan(_body(_forget(recurrence.step), shared, save), y, drive)
 
 
-def nested(*, levels):
+def nested(*, levels: int) -> Callable:
     """An adjoint that stores about levels * N**(1/levels) states, at `levels` extra forward passes.
 
     The steps are cut into N**(1/levels) equal stretches and a shorter rest, each cut again likewise: a stretch keeps
     its first state and is computed again when the way back reaches it.
 
+    Parameters
+    ----------
+    levels : int                >= 1
+    Returns
+    -------
+    function                    a value for `adjoint`
+    Raises
+    ------
+    ValueError, TypeError       levels < 1
     Source: Chen et al. 2016, arXiv:1604.06174 (two levels).
     """
     return _nesting(checks.whole("levels", levels, least=1))
@@ -66,17 +94,34 @@ def _nesting(levels):
     return functools.partial(_nested, levels)
 
 
-def square_root(recurrence, y, shared, drive, save):
-    """`nested(levels=2)`: about 2 sqrt(N) states."""
+def square_root(recurrence: Recurrence, y: PyTree, shared: PyTree, drive: PyTree, save: bool) -> tuple[PyTree, tuple]:
+    """`nested(levels=2)`: about 2 sqrt(N) states.
+
+    Parameters
+    ----------
+    recurrence, y, shared, drive, save : as for `direct`
+    Returns
+    -------
+    (last state, (all later states or None, residuals or None))
+    """
     return _nested(2, recurrence, y, shared, drive, save)
 
 
-def binomial(*, snapshots):
-    """An adjoint that keeps at most so many states, y[0] among them, and recomputes the least possible for that.
+def binomial(*, snapshots: int) -> Callable:
+    """An adjoint that keeps at most this many states, y[0] among them, and recomputes the least possible for that.
 
     With s snapshots and every step computed at most r times again, N = (s + r)! / (s! r!) steps are within reach: 10
     states serve 1001 steps at r = 4. The schedule is optimal and fixed at tracing time.
 
+    Parameters
+    ----------
+    snapshots : int             s >= 1
+    Returns
+    -------
+    function                    a value for `adjoint`
+    Raises
+    ------
+    ValueError, TypeError       snapshots < 1
     Source: Griewank & Walther 2000, ACM Trans. Math. Softw. 26, 19-45 (algorithm 799, revolve).
     """
     return _keeping(checks.whole("snapshots", snapshots, least=1))
@@ -87,8 +132,20 @@ def _keeping(snapshots):
     return functools.partial(_binomial, snapshots)
 
 
-def reversible(recurrence, y, shared, drive, save):
-    """One scan that stores its last state only; the way back undoes every step by the scheme's exact inverse."""
+def reversible(recurrence: Recurrence, y: PyTree, shared: PyTree, drive: PyTree, save: bool) -> tuple[PyTree, tuple]:
+    """One scan that stores its last state only; the way back undoes every step by the scheme's exact inverse.
+
+    Parameters
+    ----------
+    recurrence, y, shared, drive, save : as for `direct`
+    Returns
+    -------
+    (last state, (all later states or None, residuals or None))
+    Raises
+    ------
+    ValueError                  the scheme has no inverse
+    Source: Gomez et al. 2017, arXiv:1707.04585.
+    """
     if recurrence.inverse is None:
         raise checks.BadValue(
             "adjoint=reversible needs a scheme with an inverse: leapfrog, verlet or coupling; got none"
@@ -96,8 +153,20 @@ def reversible(recurrence, y, shared, drive, save):
     return _reversible(recurrence, save, y, shared, drive)
 
 
-def backsolve(recurrence, y, shared, drive, save):
-    """The continuous adjoint equation, solved backwards by the same scheme: no derivative of the discrete solution."""
+def backsolve(recurrence: Recurrence, y: PyTree, shared: PyTree, drive: PyTree, save: bool) -> tuple[PyTree, tuple]:
+    """The continuous adjoint equation, solved backwards by the same scheme: no derivative of the discrete solution.
+
+    Parameters
+    ----------
+    recurrence, y, shared, drive, save : as for `direct`
+    Returns
+    -------
+    (last state, (all later states or None, residuals or None))
+    Raises
+    ------
+    ValueError                  the scheme does not solve y' = f: not of Runge-Kutta's kind
+    Source: Chen et al. 2018, arXiv:1806.07366.
+    """
     if recurrence.solve_back is None:
         raise checks.BadValue("adjoint=backsolve needs a Runge-Kutta tableau; got a scheme that does not solve y' = f")
     return _backsolve(recurrence, save, y, shared, drive)
@@ -214,7 +283,7 @@ def _revolve_forward(snapshots, recurrence, save, y, shared, drive):
 def _revolve_backward(snapshots, recurrence, save, kept, cotangents):
     first, shared, drive = kept
     cotangent, (later, _) = cotangents
-    load, begin, end, index, store = schedule(_length(drive), snapshots)
+    load, begin, end, index, store = _schedule.plan(_length(drive), snapshots)
 
     def advance(row, state):
         y, slots = state
@@ -237,56 +306,6 @@ def _revolve_backward(snapshots, recurrence, save, kept, cotangents):
 
 
 _revolve.defvjp(_revolve_forward, _revolve_backward)
-
-
-def schedule(steps, snapshots):
-    """The optimal plan of recomputation: what to do before step n can be differentiated, for every n.
-
-    Load slot load[n]; then for row = begin[n] ... end[n] - 1 take step index[row] and put the new state into slot
-    store[row] (slot `snapshots` is a bin). The state at the beginning of step n results.
-
-    Returns
-    -------
-    load, begin, end [steps], index, store [rows] : int32; rows = steps computed again
-    """
-    return _schedule(checks.whole("steps", steps), checks.whole("snapshots", snapshots))
-
-
-@functools.cache
-def _schedule(steps, snapshots):
-    plan, rows = {}, []
-    _reverse(plan, rows, snapshots, 0, steps, 0)
-    table = np.array([plan[n] for n in range(steps)], np.int32)
-    pairs = np.array(rows, np.int32).reshape(-1, 2)
-    return table[:, 0], table[:, 1], table[:, 2], pairs[:, 0], pairs[:, 1]
-
-
-def _reverse(plan, rows, snapshots, start, stop, slot, begun=None):
-    """Plan the way back from step stop - 1 to step start, whose state lies in `slot`.
-
-    `begun` is the (slot, first row) of a run of steps that has just arrived at `start`, if there is one.
-    """
-    free = snapshots - 1 - slot
-    while free and stop - start > 1:
-        middle = start + _split(stop - start, free + 1)
-        begun = begun or (slot, len(rows))
-        rows.extend((n, slot + 1 if n == middle - 1 else snapshots) for n in range(start, middle))
-        _reverse(plan, rows, snapshots, middle, stop, slot + 1, begun)
-        stop, begun = middle, None
-    for n in reversed(range(start, stop)):
-        origin, row = begun or (slot, len(rows))
-        rows.extend((earlier, snapshots) for earlier in range(start, n))
-        plan[n], begun = (origin, row, len(rows)), None
-
-
-def _split(length, snapshots):
-    """Steps before the next snapshot: the longest first part that keeps the total work minimal."""
-    repeats = next(r for r in range(1, length) if _reach(snapshots, r) >= length)
-    return min(_reach(snapshots, repeats - 1), length - _reach(snapshots - 1, repeats - 1))
-
-
-def _reach(snapshots, repeats):
-    return math.comb(snapshots + repeats, repeats)
 
 
 def _pullback(step, y, shared, x):

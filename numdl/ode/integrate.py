@@ -13,20 +13,30 @@ and their gradients: y + h f(y) in bfloat16 stands still where h f is below 1/25
 what comes out has the dtype that came in. Differentiable with respect to y0, theta, t0 and t1; `adjoint` says how.
 Everything here is compiled once for each field, scheme and number of steps: hand in the same function object again, not
 a new lambda.
+
+    >>> import jax.numpy as jnp
+    >>> from numdl.ode import integrate, tableaus
+    >>> def decay(t, y, theta):
+    ...     return -theta * y
+    >>> y = integrate.endpoint(decay, jnp.ones(2), jnp.ones(()), t1=1.0, steps=10, tableau=tableaus.rk4)
+    >>> print(f"{y[0]:.4f}")  # exp(-1)
+    0.3679
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import ArrayLike, PyTree
 
 from numdl import checks
-from numdl.ode import adjoints, schemes, tableaus
+from numdl.ode import _adaptive, _doors, adjoints, schemes, tableaus
 from numdl.ode.tableaus import Tableau
-from numdl.precision import narrow, wide, widen
+from numdl.precision import narrow, widen
 from numdl.records import record
-
-INTERPOLATIONS = (None, "constant", "linear")
+from numdl.typing import Field
 
 
 @record
@@ -50,8 +60,18 @@ class Adaptive:
 
 
 def trajectory(
-    field, y0, theta, *, t1, steps, tableau=None, scheme=None, t0=0.0, interpolation=None, adjoint=adjoints.direct
-):
+    field: Field | tuple[Field, Field],
+    y0: PyTree,
+    theta: PyTree,
+    *,
+    t1: ArrayLike,
+    steps: int,
+    tableau: Tableau | None = None,
+    scheme: schemes.Scheme | None = None,
+    t0: ArrayLike = 0.0,
+    interpolation: str | None = None,
+    adjoint: Callable = adjoints.direct,
+) -> Trajectory:
     """The states at all grid times: Trajectory(times, states, residual, converged).
 
     Parameters
@@ -62,8 +82,8 @@ def trajectory(
     tableau : Tableau           a Runge-Kutta method, or
     scheme : Scheme             schemes.leapfrog, verlet, coupling, semi_implicit(matrix): exactly one of the two
     t0, t1 : scalars            first and last time; t1 < t0 integrates backwards
-    steps : int
-    interpolation : None, "constant" or "linear"
+    steps : int                 >= 1
+    interpolation : str         None, "constant" or "linear": how theta depends on time
     adjoint : function          how the gradient is computed: adjoints.direct, checkpointed, reversible, ...
     Raises
     ------
@@ -73,24 +93,76 @@ def trajectory(
 
 
 def endpoint(
-    field, y0, theta, *, t1, steps, tableau=None, scheme=None, t0=0.0, interpolation=None, adjoint=adjoints.direct
-):
-    """The state at t1 only; arguments as in `trajectory`, whose record also tells whether implicit steps converged."""
+    field: Field | tuple[Field, Field],
+    y0: PyTree,
+    theta: PyTree,
+    *,
+    t1: ArrayLike,
+    steps: int,
+    tableau: Tableau | None = None,
+    scheme: schemes.Scheme | None = None,
+    t0: ArrayLike = 0.0,
+    interpolation: str | None = None,
+    adjoint: Callable = adjoints.direct,
+) -> PyTree:
+    """The state at t1 only; the record of `trajectory` also tells whether implicit steps converged.
+
+    Parameters
+    ----------
+    field, y0, theta, tableau, scheme, t0, t1, steps, interpolation, adjoint : as for `trajectory`
+    Returns
+    -------
+    pytree like y0
+    Raises
+    ------
+    ValueError, TypeError       as for `trajectory`
+    """
     return _solve(*_door(field, y0, theta, t0, t1, steps, tableau, scheme, interpolation, adjoint), save=False)
 
 
-def invert(field, y1, theta, *, scheme, t1, steps, t0=0.0, interpolation=None):
+def invert(
+    field: Field | tuple[Field, Field],
+    y1: PyTree,
+    theta: PyTree,
+    *,
+    scheme: schemes.Scheme,
+    t1: ArrayLike,
+    steps: int,
+    t0: ArrayLike = 0.0,
+    interpolation: str | None = None,
+) -> PyTree:
     """The state at t0 from the state at t1, by the scheme's exact algebraic inverse, step by step.
 
+    Parameters
+    ----------
+    field, theta, t0, t1, steps, interpolation : as for `trajectory`
+    y1 : pytree                 the state at t1
+    scheme : Scheme             schemes.leapfrog, verlet or coupling
+    Returns
+    -------
+    pytree like y1
     Raises
     ------
-    ValueError                  the scheme has no inverse
+    ValueError, TypeError       the scheme has no inverse; else as for `trajectory`
     """
-    check_invertible(field, scheme)
+    _doors.invertible(field, scheme)
     return _undo(*_door(field, y1, theta, t0, t1, steps, None, scheme, interpolation, adjoints.direct, "y1")[:-1])
 
 
-def adaptive(field, y0, theta, *, t1, rtol, atol, t0=0.0, interpolation=None, times=None, solver=None, max_steps=4096):
+def adaptive(
+    field: Field,
+    y0: PyTree,
+    theta: PyTree,
+    *,
+    t1: ArrayLike,
+    rtol: float,
+    atol: float,
+    t0: ArrayLike = 0.0,
+    interpolation: str | None = None,
+    times: ArrayLike | None = None,
+    solver: Any = None,
+    max_steps: int = 4096,
+) -> Adaptive:
     """An adaptive solution by diffrax (Dormand-Prince 5(4) by default): what the fixed grid converges to.
 
     Differentiable in reverse mode by diffrax's own checkpointing. Where theta is piecewise in time the solver stops at
@@ -98,41 +170,50 @@ def adaptive(field, y0, theta, *, t1, rtol, atol, t0=0.0, interpolation=None, ti
 
     Parameters
     ----------
-    rtol, atol : scalars        error tolerances per step
+    field : function            (t, y, theta) -> y'
+    y0, theta : pytree          as for `trajectory`
+    t0, t1 : scalars            first and last time
+    rtol, atol : scalars        error tolerances per step, > 0
+    interpolation : str         None, "constant" or "linear": how theta depends on time
     times : array [n]           where the solution is wanted, ascending; t1 only if None
     solver : diffrax solver     another adaptive one
+    max_steps : int             accepted and rejected steps at most
     Raises
     ------
     ImportError                 diffrax is not installed: pip install diffrax
+    ValueError, TypeError       a tolerance that is not positive; else as for `trajectory`
     """
     checks.accepts("field", field, 3, "field(t, y, theta)")
-    y0, theta, t0, t1 = _numbers("y0", y0, theta, t0, t1)
+    y0, theta, t0, t1 = _doors.numbers("y0", y0, theta, t0, t1)
     max_steps = checks.whole("max_steps", max_steps)
     rtol, atol = (checks.positive(name, value, shape=()) for name, value in (("rtol", rtol), ("atol", atol)))
     if times is not None:
         times = checks.finite("times", checks.array("times", times, ndim=1))
-    checks.one_of("interpolation", interpolation, INTERPOLATIONS)
-    steps = None if interpolation is None else _time_axis(theta) - (interpolation == "linear")
-    _check_theta(theta, interpolation, steps)
-    _check_rates(field, schemes.runge_kutta(tableaus.euler), y0, theta, interpolation)
-    return _diffrax(field, y0, theta, (t0, t1), (rtol, atol), interpolation, steps, times, solver, max_steps)
+    checks.one_of("interpolation", interpolation, _doors.INTERPOLATIONS)
+    steps = None if interpolation is None else _doors.time_axis(theta) - (interpolation == "linear")
+    _doors.check_theta(theta, interpolation, steps)
+    _doors.check_rates(field, schemes.runge_kutta(tableaus.euler), y0, theta, interpolation)
+    at = functools.partial(theta_at, interpolation=interpolation)
+    return Adaptive(*_adaptive.solve(field, y0, theta, (t0, t1), (rtol, atol), at, steps, times, solver, max_steps))
 
 
-def check_invertible(field, scheme):
-    """Refuse a scheme without an inverse, and a field that is not what the scheme takes."""
-    _instance(scheme)
-    if scheme.inverse is None:
-        raise checks.BadValue(f"scheme must have an inverse: leapfrog, verlet or coupling; got {scheme.name}")
-    _check_field(field, scheme)
+def theta_at(theta: PyTree, time: ArrayLike, *, t0: ArrayLike, t1: ArrayLike, interpolation: str | None) -> PyTree:
+    """theta at a time between t0 and t1, as the integrators see it; a grid time counts to the step after it.
 
-
-def theta_at(theta, time, *, t0, t1, interpolation):
-    """theta at a time between t0 and t1, as the integrators see it; a grid time counts to the step after it."""
-    checks.one_of("interpolation", interpolation, INTERPOLATIONS)
+    Parameters
+    ----------
+    theta : pytree              parameters, with a leading time axis if `interpolation` is given
+    time, t0, t1 : scalars      the time asked for, the first and the last
+    interpolation : str         None (theta itself), "constant" or "linear"
+    Raises
+    ------
+    ValueError, TypeError       another interpolation, leaves without a time axis, times that are not finite scalars
+    """
+    checks.one_of("interpolation", interpolation, _doors.INTERPOLATIONS)
     if interpolation is None:
         return theta
     theta = checks.floats("theta", theta)
-    steps = _time_axis(theta) - (interpolation == "linear")
+    steps = _doors.time_axis(theta) - (interpolation == "linear")
     pairs = ("time", time), ("t0", t0), ("t1", t1)
     time, t0, t1 = widen(tuple(checks.finite(*pair, shape=()) for pair in pairs))
     place = (time - t0) / (t1 - t0) * steps
@@ -144,23 +225,16 @@ def theta_at(theta, time, *, t0, t1, interpolation):
 
 def _door(field, y0, theta, t0, t1, steps, tableau, scheme, interpolation, adjoint, state="y0"):
     """The checked arguments of a solve, numbers first as arrays of the dtype of time."""
-    scheme = _scheme(tableau, scheme)
-    _check_field(field, scheme)
+    scheme = _doors.scheme_of(tableau, scheme)
+    _doors.field_of(field, scheme)
     checks.accepts("adjoint", adjoint, 5, "adjoint(recurrence, y, shared, drive, save)")
-    y0, theta, t0, t1 = _numbers(state, y0, theta, t0, t1)
+    y0, theta, t0, t1 = _doors.numbers(state, y0, theta, t0, t1)
     steps = checks.whole("steps", steps)
-    _check_theta(theta, interpolation, steps)
-    _check_rates(field, scheme, y0, theta, interpolation)
+    _doors.check_theta(theta, interpolation, steps)
+    _doors.check_rates(field, scheme, y0, theta, interpolation)
     y0, theta = (jax.tree.map(jnp.asarray, tree) for tree in (y0, theta))
-    t0, t1 = (jnp.asarray(t, time_dtype(y0)) for t in (t0, t1))
+    t0, t1 = (jnp.asarray(t, _doors.time_dtype(y0)) for t in (t0, t1))
     return y0, theta, t0, t1, field, scheme, steps, interpolation, adjoint
-
-
-def time_dtype(y):
-    """The dtype of times and step sizes: the widest real dtype in y, float32 at least."""
-    y = checks.floats("y", y)
-    dtypes = [jnp.finfo(wide(leaf.dtype)).dtype for leaf in jax.tree.leaves(y)]
-    return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
 
 
 @functools.partial(
@@ -255,101 +329,3 @@ def _solve_back(scheme, rate, y, ybar, shared, x):
 
 def _solved(y):
     return 100 * max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(y))
-
-
-def _scheme(tableau, scheme):
-    if (tableau is None) == (scheme is None):
-        got = "neither" if scheme is None else f"tableau={tableau!r} and scheme={scheme!r}"
-        raise checks.BadValue(f"exactly one of tableau and scheme must be given; got {got}")
-    if scheme is None:
-        return schemes.runge_kutta(checks.instance("tableau", tableau, Tableau, hint="such as tableaus.rk4"))
-    return _instance(scheme)
-
-
-def _instance(scheme):
-    return checks.instance("scheme", scheme, schemes.Scheme, hint="such as schemes.leapfrog")
-
-
-def _check_field(field, scheme):
-    pair = scheme in (schemes.verlet, schemes.coupling)
-    if not pair:
-        return checks.accepts("field", field, 3, "field(t, y, theta)")
-    if not (isinstance(field, tuple) and len(field) == 2 and all(callable(f) for f in field)):
-        raise checks.BadType(f"field must be a pair of functions (f, g) for scheme {scheme.name}; got {field!r}")
-    for f in field:
-        checks.accepts("field", f, 3, "(f(t, p, theta), g(t, q, theta))")
-    return field
-
-
-def _numbers(state, y0, theta, t0, t1):
-    y0, theta = checks.floats(state, y0), checks.floats("theta", theta, empty=True)
-    return y0, theta, *(checks.finite(name, time, shape=()) for name, time in (("t0", t0), ("t1", t1)))
-
-
-def _check_theta(theta, interpolation, steps):
-    checks.one_of("interpolation", interpolation, INTERPOLATIONS)
-    if interpolation is None:
-        return
-    length = steps + (interpolation == "linear")
-    for path, leaf in jax.tree_util.tree_leaves_with_path(theta):
-        if jnp.shape(leaf)[:1] != (length,):
-            label = f"theta{jax.tree_util.keystr(path)}"
-            wanted = f"({length}, ...) for {steps} steps and interpolation={interpolation!r}"
-            raise checks.BadValue(f"{label} must have shape {wanted}; got {jnp.shape(leaf)}")
-
-
-def _time_axis(theta):
-    leaves = jax.tree.leaves(theta)
-    if not leaves or jnp.ndim(leaves[0]) == 0:
-        raise checks.BadValue(f"theta must have leaves with a time axis; got {theta!r}")
-    return jnp.shape(leaves[0])[0]
-
-
-def _check_rates(field, scheme, y0, theta, interpolation):
-    """The field's outputs must be shaped like the state, or a step would broadcast it silently."""
-    t0 = jax.ShapeDtypeStruct((), time_dtype(y0))
-    y0, theta = jax.eval_shape(widen, (y0, theta))
-    local = (
-        theta if interpolation is None else jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), theta)
-    )
-    try:
-        rates = jax.eval_shape(functools.partial(scheme.derivative, field), t0, y0, local)
-    except TypeError as error:
-        if "valid JAX type" not in str(error):
-            raise
-        raise checks.BadType(f"field must return arrays shaped like the state; got {error}") from error
-    wanted, got = (jax.tree.map(jnp.shape, tree) for tree in (y0, rates))
-    if wanted != got:
-        raise checks.BadValue(f"field must return what is shaped like the state, {wanted}; got {got}")
-
-
-def _diffrax(field, y0, theta, span, tolerances, interpolation, steps, times, solver, max_steps):
-    try:
-        import diffrax
-    except ImportError as error:
-        raise ImportError("integrate.adaptive solves by diffrax: pip install diffrax") from error
-
-    start, theta = widen(y0), widen(theta)
-    t0, t1 = (jnp.asarray(t, time_dtype(start)) for t in span)
-    at = functools.partial(theta_at, t0=t0, t1=t1, interpolation=interpolation)
-    term = diffrax.ODETerm(lambda t, y, theta: field(t, y, at(theta, t)))
-    controller = diffrax.PIDController(rtol=tolerances[0], atol=tolerances[1])
-    if steps is not None:
-        inner = t0 + (t1 - t0) * jnp.arange(1, steps, dtype=t0.dtype) / steps
-        controller = diffrax.ClipStepSizeController(controller, jump_ts=inner)
-    times = t1[None] if times is None else jnp.asarray(times, t0.dtype)
-    solution = diffrax.diffeqsolve(
-        term,
-        diffrax.Dopri5() if solver is None else solver,
-        t0,
-        t1,
-        None,
-        start,
-        theta,
-        saveat=diffrax.SaveAt(ts=times),
-        stepsize_controller=controller,
-        max_steps=max_steps,
-        throw=False,
-    )
-    converged = solution.result == diffrax.RESULTS.successful
-    return Adaptive(times, narrow(solution.ys, y0), solution.stats["num_steps"], converged)

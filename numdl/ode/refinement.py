@@ -6,9 +6,11 @@ function of time on more steps, with h = T / steps.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, PyTree
 
 from numdl import checks, trees
 from numdl.precision import narrow, widen
@@ -16,7 +18,7 @@ from numdl.precision import narrow, widen
 INTERPOLATIONS = ("constant", "linear")
 
 
-def prolong(theta, *, steps, interpolation):
+def prolong(theta: PyTree, *, steps: int, interpolation: str) -> PyTree:
     """The same function of time on a finer grid.
 
     Nothing is approximated: the finer grid holds the coarser one, so restrict(prolong(theta)) = theta.
@@ -25,10 +27,13 @@ def prolong(theta, *, steps, interpolation):
     ----------
     theta : pytree              leaves [coarse steps, ...] or, if linear, [coarse steps + 1, ...]
     steps : int                 of the finer grid: a multiple of the coarse number
-    interpolation : "constant" or "linear"
+    interpolation : str         "constant" or "linear"
+    Returns
+    -------
+    pytree                      leaves [steps, ...] or [steps + 1, ...]
     Raises
     ------
-    ValueError                  steps is no multiple, or the leaves differ in length
+    ValueError, TypeError       steps is not a multiple, the leaves differ in length or are not floats
     """
     coarse = step_count(theta, interpolation=interpolation)
     steps = checks.whole("steps", steps)
@@ -38,14 +43,22 @@ def prolong(theta, *, steps, interpolation):
     return jax.tree.map(finer, theta)
 
 
-def restrict(theta, *, steps, interpolation):
+def restrict(theta: PyTree, *, steps: int, interpolation: str) -> PyTree:
     """The nearest function of time on a coarser grid: means over the merged steps, or the values at the kept times.
 
     The means are the best approximation in L2 and keep the integral over time.
 
     Parameters
     ----------
+    theta : pytree              leaves [fine steps, ...] or, if linear, [fine steps + 1, ...]
     steps : int                 of the coarser grid: it divides the number that theta has
+    interpolation : str         "constant" or "linear"
+    Returns
+    -------
+    pytree                      leaves [steps, ...] or [steps + 1, ...]
+    Raises
+    ------
+    ValueError, TypeError       steps does not divide, the leaves differ in length or are not floats
     """
     fine = step_count(theta, interpolation=interpolation)
     steps = checks.whole("steps", steps)
@@ -57,14 +70,21 @@ def restrict(theta, *, steps, interpolation):
     return jax.tree.map(functools.partial(_means, steps, factor), theta)
 
 
-def coarse_to_fine(train, theta, *, steps, interpolation):
+def coarse_to_fine(train: Callable, theta: PyTree, *, steps: Sequence[int], interpolation: str) -> tuple[PyTree, ...]:
     """Train on a coarse grid, prolong, train on the next: the trained theta of every level, coarsest first.
 
     Parameters
     ----------
     train : function            (theta, number of steps) -> trained theta of the same shapes
-    theta : pytree              the start, with steps[0] steps
+    theta : pytree              the start, with steps[0] steps or a divisor of that
     steps : sequence of int     each a multiple of the one before
+    interpolation : str         "constant" or "linear"
+    Returns
+    -------
+    tuple of pytrees            one for each entry of steps
+    Raises
+    ------
+    ValueError, TypeError       steps that are not multiples, no function, leaves that differ in length
     Source: Haber & Ruthotto 2017, arXiv:1705.03341, section 4; Haber, Ruthotto, Holtham & Jun 2018, arXiv:1703.02009.
     """
     checks.accepts("train", train, 2, "train(theta, steps)")
@@ -81,7 +101,7 @@ def coarse_to_fine(train, theta, *, steps, interpolation):
     return tuple(levels)
 
 
-def smoothness(theta, *, step, interpolation):
+def smoothness(theta: PyTree, *, step: ArrayLike, interpolation: str) -> Array:
     """Half the integral over time of |d theta / dt|^2: the regulariser of Meganet's opTimeDer.
 
         step / 2 * sum over l of |(theta[l + 1] - theta[l]) / step|**2
@@ -91,7 +111,15 @@ def smoothness(theta, *, step, interpolation):
 
     Parameters
     ----------
-    step : scalar               h = (t1 - t0) / steps
+    theta : pytree              leaves [steps, ...] or, if linear, [steps + 1, ...]
+    step : scalar               h = (t1 - t0) / steps > 0
+    interpolation : str         "constant" or "linear"
+    Returns
+    -------
+    scalar
+    Raises
+    ------
+    ValueError, TypeError       a step that is not positive, leaves that differ in length or are not floats
     Source: Haber & Ruthotto 2017, arXiv:1705.03341, eq. (4.1); github.com/XtractOpen/Meganet.m
     """
     step_count(theta, interpolation=interpolation)
@@ -99,7 +127,7 @@ def smoothness(theta, *, step, interpolation):
     return _squares(jax.tree.map(lambda leaf: jnp.diff(leaf, axis=0), widen(theta))) / (2 * step)
 
 
-def tikhonov(theta, *, step, interpolation):
+def tikhonov(theta: PyTree, *, step: ArrayLike, interpolation: str) -> Array:
     """Half the integral over time of |theta|^2, exact for both interpolations.
 
         constant    step / 2 * sum over steps of |theta[l]|**2
@@ -107,7 +135,16 @@ def tikhonov(theta, *, step, interpolation):
 
     Parameters
     ----------
-    step : scalar               h = (t1 - t0) / steps
+    theta : pytree              leaves [steps, ...] or, if linear, [steps + 1, ...]
+    step : scalar               h = (t1 - t0) / steps > 0
+    interpolation : str         "constant" or "linear"
+    Returns
+    -------
+    scalar
+    Raises
+    ------
+    ValueError, TypeError       a step that is not positive, leaves that differ in length or are not floats
+    Source: elementary.
     """
     step_count(theta, interpolation=interpolation)
     checks.positive("step", step, shape=())
@@ -117,8 +154,17 @@ def tikhonov(theta, *, step, interpolation):
     return step / 6 * (_squares(left) + jnp.real(trees.inner(left, right)) + _squares(right))
 
 
-def step_count(theta, *, interpolation):
-    """The number of steps that theta's leaves have."""
+def step_count(theta: PyTree, *, interpolation: str) -> int:
+    """The number of steps that theta's leaves have.
+
+    Parameters
+    ----------
+    theta : pytree              leaves [steps, ...] or, if linear, [steps + 1, ...]
+    interpolation : str         "constant" or "linear"
+    Raises
+    ------
+    ValueError, TypeError       leaves that differ in length, are too short or are not floats
+    """
     checks.one_of("interpolation", interpolation, INTERPOLATIONS)
     checks.floats("theta", theta)
     lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(theta)}

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import ArrayLike
 
 from numdl import checks, trees
 from numdl.ode.tableaus import Tableau
@@ -36,7 +37,7 @@ class Scheme(NamedTuple):
     first_order: bool = False  # field is y' itself: the adjoint equation can be solved by the same scheme
 
 
-def runge_kutta(tableau, *, iterations=12):
+def runge_kutta(tableau: Tableau, *, iterations: int = 12) -> Scheme:
     """The scheme of a tableau. Implicit stages are solved by Newton's method with a dense Jacobian of all stages.
 
     The derivative of an implicit step is that of the equations' solution (implicit function theorem), not of the
@@ -45,8 +46,11 @@ def runge_kutta(tableau, *, iterations=12):
 
     Parameters
     ----------
-    tableau : Tableau
-    iterations : int            at most so many Newton steps
+    tableau : Tableau           such as tableaus.rk4
+    iterations : int            at most this many Newton steps, >= 1
+    Raises
+    ------
+    ValueError, TypeError       no Tableau, iterations < 1
     """
     checks.instance("tableau", tableau, Tableau, hint="such as tableaus.rk4")
     return _runge_kutta(tableau, checks.whole("iterations", iterations))
@@ -60,14 +64,19 @@ def _runge_kutta(tableau, iterations):
     return Scheme(tableau.name, tableau.order, step, _first_order, first_order=True)
 
 
-def semi_implicit(matrix):
-    """Euler's step, implicit in a stiff linear part and explicit in the rest: (I + h A) y_new = y + h f(t, y, theta).
+def semi_implicit(matrix: ArrayLike | Callable) -> Scheme:
+    """Euler's step, implicit in a stiff linear part and explicit in the rest, of first order.
 
-    Stable for every h if f = 0 and the symmetric part of A is positive semidefinite. First order.
+        (I + h A) y_new = y + h f(t, y, theta)
+
+    Stable for every h if f = 0 and the symmetric part of A is positive semidefinite.
 
     Parameters
     ----------
     matrix : array or function  A [n, n], or its diagonal [n]; or theta -> A, to learn it. It acts on the last axis of y
+    Raises
+    ------
+    ValueError, TypeError       a matrix that is not square, not finite or not of real floats
     Source: Ascher, Ruuth & Wetton 1995, SIAM J. Numer. Anal. 32, 797-823; Haber et al. 2019, arXiv:1903.02639.
     """
     if not callable(matrix):

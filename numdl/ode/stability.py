@@ -4,53 +4,108 @@
 
 Whether |R| <= 1 is decided on the polynomial |N|^2 - |D|^2, whose coefficients are exact: near z = 0 a method may leave
 the unit disc by 1e-20, and floating-point values of |R| could not tell. NumPy float64 and complex128 come out.
+
+    >>> from numdl.ode import stability, tableaus
+    >>> [round(float(stability.real_interval(tableau)), 3) for tableau in (tableaus.euler, tableaus.rk4)]
+    [2.0, 2.785]
+    >>> float(stability.largest_step(tableau=tableaus.euler, eigenvalues=[-1.0, -100.0]))
+    0.02
 """
 
 import functools
 
 import numpy as np
+from jaxtyping import ArrayLike, Complex128, Float64
 
 from numdl import checks
 from numdl.ode.tableaus import Tableau
 
-ROUNDING = 1e-12  # a coefficient is zero if it is so small relative to the terms that it is the sum of
+ROUNDING = 1e-12  # a coefficient is zero if it is this small relative to the terms that it is the sum of
 
 
-def amplification(tableau, z):
-    """R(z), complex, in the shape of z; infinite at a pole of an implicit method.
+def amplification(tableau: Tableau, z: ArrayLike) -> Complex128[np.ndarray, "..."] | np.complex128:
+    """PREDICTED amplification factor of one step on y' = lambda y: the stability function R at z = h lambda.
 
+        R(z) = N(z) / D(z),    N = det(I - z a + z 1 b^T),    D = det(I - z a)
+
+    |R(z)| <= 1 is the region of absolute stability.
+
+    Parameters
+    ----------
+    tableau : Tableau           such as tableaus.rk4
+    z : array                   real or complex, any shape
+    Returns
+    -------
+    R(z), complex128, shaped like z; infinite at a pole of an implicit method
+    Raises
+    ------
+    TypeError                   no Tableau, or z is not of numbers
     Source: Hairer & Wanner, Solving ODEs II, propositions IV.3.1 and IV.3.2.
+    Twin: analysis.stability.spectrum.    Experiments: c2, c3.
     """
-    numerator, denominator = (np.array(p, dtype=np.float64) for p in polynomials(tableau))
+    numerator, denominator = (np.array(p, dtype=np.float64) for p in _polynomials(tableau))
     z = np.asarray(checks.array("z", z, kind="number", empty=True), dtype=np.complex128)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.polynomial.polynomial.polyval(z, numerator) / np.polynomial.polynomial.polyval(z, denominator)
 
 
-def real_interval(tableau):
-    """The largest x such that |R(-s)| <= 1 for all s in [0, x]; infinite if there is none."""
-    return _limit(*polynomials(tableau), -1.0 + 0.0j)
+def real_interval(tableau: Tableau) -> float:
+    """PREDICTED stability interval on the negative real axis: how far a step may go where the equation decays.
 
+        real_interval = max x such that |R(-s)| <= 1 for all s in [0, x]
 
-def imaginary_interval(tableau):
-    """The largest y such that |R(i s)| <= 1 for all s in [0, y]; 0 for Euler and all two-stage methods of order 2.
+    2 for forward Euler; infinite where there is no limit.
 
-    Both halves of the imaginary axis are alike, since the coefficients are real.
+    Parameters
+    ----------
+    tableau : Tableau           such as tableaus.rk4
+    Raises
+    ------
+    TypeError                   no Tableau
+    Source: the definition; |R| <= 1 is decided on a polynomial with exact coefficients.
+    Twin: analysis.stability.spectrum.    Experiments: c2, c3.
     """
-    return _limit(*polynomials(tableau), 0.0 + 1.0j)
+    return _limit(*_polynomials(tableau), -1.0 + 0.0j)
 
 
-def region_boundary(tableau, *, points=400):
-    """The curves |R(z)| = 1, complex, shape (points, branches): branch by branch in order, infinite where one escapes.
+def imaginary_interval(tableau: Tableau) -> float:
+    """PREDICTED stability interval on the imaginary axis: how far a step may go where the equation oscillates.
+
+        imaginary_interval = max y such that |R(i s)| <= 1 for all s in [0, y]
+
+    0 for Euler and all two-stage methods of order 2. Both halves of the axis are alike, as the coefficients are real.
+
+    Parameters
+    ----------
+    tableau : Tableau           such as tableaus.rk4
+    Raises
+    ------
+    TypeError                   no Tableau
+    Source: the definition; |R| <= 1 is decided on a polynomial with exact coefficients.
+    Twin: analysis.stability.spectrum.    Experiments: c2, c3.
+    """
+    return _limit(*_polynomials(tableau), 0.0 + 1.0j)
+
+
+def region_boundary(tableau: Tableau, *, points: int = 400) -> Complex128[np.ndarray, "points branches"]:
+    """PREDICTED boundary of the region of absolute stability: the curves |R(z)| = 1.
 
     R(z) = exp(i phi) is solved for all z at each phi; the region of stability lies on one side of every curve.
 
     Parameters
     ----------
-    points : int                phases phi, equally spaced in [0, 2 pi)
+    tableau : Tableau           such as tableaus.rk4
+    points : int                phases phi, equally spaced in [0, 2 pi), >= 2
+    Returns
+    -------
+    z [points, branches]        branch by branch in order, infinite where one escapes
+    Raises
+    ------
+    ValueError, TypeError       no Tableau, fewer than 2 points
+    Source: the definition.
     """
     points = checks.whole("points", points, least=2)
-    numerator, denominator = (np.array(p, dtype=np.float64) for p in polynomials(tableau))
+    numerator, denominator = (np.array(p, dtype=np.float64) for p in _polynomials(tableau))
     size = max(len(numerator), len(denominator))
     numerator, denominator = (np.pad(p, (0, size - len(p))) for p in (numerator, denominator))
     phases = np.exp(2j * np.pi * np.arange(points) / points)
@@ -58,20 +113,25 @@ def region_boundary(tableau, *, points=400):
     return np.array(functools.reduce(_follow, branches[1:], branches[:1]))
 
 
-def largest_step(*, tableau, eigenvalues):
-    """The largest h such that |R(s lambda)| <= 1 for all s in [0, h] and every eigenvalue.
+def largest_step(*, tableau: Tableau, eigenvalues: ArrayLike) -> float:
+    """PREDICTED largest stable step size for a spectrum of eigenvalues.
+
+        largest_step = max h such that |R(s lambda)| <= 1 for all s in [0, h] and every eigenvalue lambda
 
     0 if some eigenvalue is amplified by every small step, infinite if none is ever amplified. An eigenvalue whose real
     part is below 1e-12 of its size counts as imaginary: that is what rounding makes of an antisymmetric matrix.
 
     Parameters
     ----------
+    tableau : Tableau           such as tableaus.rk4
     eigenvalues : array         of the Jacobian, complex or real, any shape
     Raises
     ------
-    ValueError                  no eigenvalues, or not finite
+    ValueError, TypeError       no eigenvalues, or not finite; no Tableau
+    Source: the definition.
+    Twin: analysis.stability.spectrum.    Experiments: c2, c3.
     """
-    rational = polynomials(tableau)
+    rational = _polynomials(tableau)
     values = np.asarray(checks.array("eigenvalues", eigenvalues, kind="number")).astype(np.complex128).ravel()
     if not np.isfinite(values).all():
         found = f"{values[~np.isfinite(values)][0]} in shape {np.shape(eigenvalues)}"
@@ -80,7 +140,7 @@ def largest_step(*, tableau, eigenvalues):
     return min((_limit(*rational, value / abs(value)) / abs(value) for value in values), default=np.inf)
 
 
-def logarithmic_norm(matrix, *, ord=2):
+def logarithmic_norm(matrix: ArrayLike, *, ord: float = 2) -> Float64[np.ndarray, "..."] | np.float64:
     """The logarithmic norm mu = lim (|I + h A| - 1) / h as h -> 0+: |exp(t A)| <= exp(t mu) for t >= 0.
 
         ord=2    largest eigenvalue of (A + A^H) / 2
@@ -88,8 +148,14 @@ def logarithmic_norm(matrix, *, ord=2):
 
     Parameters
     ----------
-    matrix : array [..., n, n]  a stack is done at once
+    matrix : array [..., n, n]  A, real or complex; a stack is done at once
     ord : 1, 2 or inf           the norm
+    Returns
+    -------
+    mu [...], float64
+    Raises
+    ------
+    ValueError, TypeError       another norm, a matrix that is not square or not finite
     Source: Dahlquist 1958; Hairer, Norsett & Wanner, Solving ODEs I, theorem I.10.5.
     """
     checks.one_of("ord", ord, (1, 2, np.inf))
@@ -106,13 +172,13 @@ def logarithmic_norm(matrix, *, ord=2):
     return (diagonal.real + sums - np.abs(diagonal)).max(axis=-1)
 
 
-def polynomials(tableau):
+def _polynomials(tableau):
     """N and D of R = N / D: coefficients by rising powers of z, exact where the tableau is."""
-    return _polynomials(checks.instance("tableau", tableau, Tableau, hint="such as tableaus.rk4"))
+    return _expanded(checks.instance("tableau", tableau, Tableau, hint="such as tableaus.rk4"))
 
 
 @functools.cache
-def _polynomials(tableau):
+def _expanded(tableau):
     a = [list(row) for row in tableau.a]
     shifted = [[entry - weight for entry, weight in zip(row, tableau.b, strict=True)] for row in a]
     return _trim(_determinant(shifted)), _trim(_determinant(a))

@@ -12,6 +12,7 @@ import math
 from fractions import Fraction
 
 import numpy as np
+from jaxtyping import Float64
 
 from numdl import checks
 
@@ -59,8 +60,16 @@ class Tableau:
         return f"Tableau({self.name}, stages={self.stages}, order={self.order}, explicit={self.explicit})"
 
 
-def companion(tableau):
-    """The embedded method as a tableau of its own: the same stages, the embedded weights, one order less."""
+def companion(tableau: Tableau) -> Tableau:
+    """The embedded method as a tableau of its own: the same stages, the embedded weights, one order less.
+
+    Parameters
+    ----------
+    tableau : Tableau           with embedded weights, such as tableaus.dormand_prince
+    Raises
+    ------
+    ValueError, TypeError       no embedded weights, no Tableau
+    """
     checks.instance("tableau", tableau, Tableau, hint="such as tableaus.dormand_prince")
     if tableau.embedded is None:
         raise checks.BadValue(f"tableau must have embedded weights, as bogacki_shampine has; got {tableau}")
@@ -68,14 +77,28 @@ def companion(tableau):
     return dataclasses.replace(tableau, **changes, embedded=None)
 
 
-def row_sum_residuals(tableau):
-    """sum_j a[i][j] - c[i] for every stage, computed in the coefficients' own arithmetic: zeros, shape (s,)."""
+def row_sum_residuals(tableau: Tableau) -> Float64[np.ndarray, "stages"]:
+    """How far the nodes are from the row sums: zeros for a consistent tableau.
+
+        residual[i] = sum_j a[i][j] - c[i]
+
+    Parameters
+    ----------
+    tableau : Tableau           such as tableaus.rk4
+    Returns
+    -------
+    array [s], float64, computed in the coefficients' own arithmetic
+    Raises
+    ------
+    TypeError                   no Tableau
+    Source: Hairer, Norsett & Wanner, Solving ODEs I, section II.1.
+    """
     checks.instance("tableau", tableau, Tableau, hint="such as tableaus.rk4")
     rows = zip(tableau.a, tableau.c, strict=True)
     return np.array([sum(row) - node for row, node in rows], dtype=np.float64)
 
 
-def order_residuals(tableau, order=5):
+def order_residuals(tableau: Tableau, order: int = 5) -> dict[int, Float64[np.ndarray, "conditions"]]:
     """How far the tableau is from each order condition: one residual for each rooted tree with at most `order` nodes.
 
         residual(tree) = sum_i b[i] Phi_i(tree) - 1 / gamma(tree)
@@ -85,9 +108,16 @@ def order_residuals(tableau, order=5):
     The method has order p (given the row sums) if and only if the residuals of all trees with at most p nodes vanish:
     1, 2, 4, 8, 17 conditions for p = 1 ... 5. Fractions stay exact until the end.
 
+    Parameters
+    ----------
+    tableau : Tableau           such as tableaus.rk4
+    order : int                 the most nodes, 1 to 8
     Returns
     -------
     dict                        {number of nodes: array of residuals, float64}
+    Raises
+    ------
+    ValueError, TypeError       an order outside 1..8, no Tableau
     Source: Butcher 1963, J. Austral. Math. Soc. 3, 185-201; Hairer, Norsett & Wanner, Solving ODEs I, theorem II.2.13.
     """
     checks.instance("tableau", tableau, Tableau, hint="such as tableaus.rk4")
@@ -119,7 +149,7 @@ def _nodes(tree):
 
 
 def _trees(nodes):
-    """All rooted trees with so many nodes; a tree is the sorted tuple of its subtrees."""
+    """All rooted trees with this many nodes; a tree is the sorted tuple of its subtrees."""
     return sorted({tuple(sorted(forest)) for forest in _forests(nodes - 1)})
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numdl.ode import adjoints, integrate, refinement, schemes, tableaus
+from numdl.ode import _schedule, adjoints, integrate, refinement, schemes, tableaus
 
 RNG = np.random.default_rng(5)
 Y0 = RNG.normal(size=(3, 4))
@@ -156,7 +156,7 @@ def test_backsolve_of_a_gauss_method_is_exact():
 @pytest.mark.parametrize("snapshots", [1, 2, 3, 7])
 def test_schedule_is_valid_and_optimal(snapshots):
     for steps in (1, 2, 3, 10, 37, 64):
-        load, begin, end, index, store = adjoints.schedule(steps, snapshots)
+        load, begin, end, index, store = _schedule.plan(steps, snapshots)
         slots = {0: 0}
         for n in reversed(range(steps)):
             state = slots[load[n]]

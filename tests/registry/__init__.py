@@ -55,7 +55,6 @@ UNCHECKED = {
     "networks.core.fitting": "a check itself",
     "networks.core.one_example": "a check itself",
     "networks.core.segment": "a check itself",
-    "ode.integrate.check_invertible": "a check itself",
     "krylov.lanczos.settings": "a check itself",
     "networks.initializers.float_dtype": "a check itself",
     "ode.adjoints.backsolve": "called by the integrators",

@@ -164,7 +164,6 @@ CALLS = {
     },
     "ode.adjoints.nested": {"levels": kinds.count(2)},
     "ode.adjoints.binomial": {"snapshots": kinds.count(2)},
-    "ode.adjoints.schedule": {"steps": kinds.count(4), "snapshots": kinds.count(2)},
     "ode.convergence.observed_order": {
         "errors": kinds.numbers(np.array([1e-2, 1e-3, 1e-4]), -1.0),
         "steps": kinds.counts((4, 8, 16)),
@@ -203,7 +202,6 @@ CALLS = {
         "t1": kinds.number(1.0),
         "interpolation": kinds.name("constant").without(None),
     },
-    "ode.integrate.time_dtype": {"y": kinds.data(o.X)},
     "ode.refinement.prolong": {"theta": kinds.data(THETA), "steps": kinds.count(8).also(6)},
     "ode.refinement.restrict": {"theta": kinds.data(THETA), "steps": kinds.count(2).also(3)},
     "ode.refinement.coarse_to_fine": {
@@ -232,7 +230,6 @@ CALLS = {
         ),
         "ord": kinds.Argument(2, (3, "tpyo", None, 0)),
     },
-    "ode.stability.polynomials": {},
     "ode.tableaus.companion": {"tableau": kinds.instance(tableaus.bogacki_shampine)},
     "ode.tableaus.row_sum_residuals": {},
     "ode.tableaus.order_residuals": {"order": kinds.limited(3, most=8)},

@@ -1,0 +1,38 @@
+"""Adaptive solutions by diffrax, which is imported when it is asked for."""
+
+import jax.numpy as jnp
+
+from numdl.ode._doors import time_dtype
+from numdl.precision import narrow, widen
+
+
+def solve(field, y0, theta, span, tolerances, at, steps, times, solver, max_steps):
+    """(times, states, number of steps, converged); at(theta, t, t0=, t1=) is theta in time, on a grid of `steps`."""
+    try:
+        import diffrax
+    except ImportError as error:
+        raise ImportError("integrate.adaptive solves by diffrax: pip install diffrax") from error
+
+    start, theta = widen(y0), widen(theta)
+    t0, t1 = (jnp.asarray(t, time_dtype(start)) for t in span)
+    term = diffrax.ODETerm(lambda t, y, theta: field(t, y, at(theta, t, t0=t0, t1=t1)))
+    controller = diffrax.PIDController(rtol=tolerances[0], atol=tolerances[1])
+    if steps is not None:
+        inner = t0 + (t1 - t0) * jnp.arange(1, steps, dtype=t0.dtype) / steps
+        controller = diffrax.ClipStepSizeController(controller, jump_ts=inner)
+    times = t1[None] if times is None else jnp.asarray(times, t0.dtype)
+    solution = diffrax.diffeqsolve(
+        term,
+        diffrax.Dopri5() if solver is None else solver,
+        t0,
+        t1,
+        None,
+        start,
+        theta,
+        saveat=diffrax.SaveAt(ts=times),
+        stepsize_controller=controller,
+        max_steps=max_steps,
+        throw=False,
+    )
+    converged = solution.result == diffrax.RESULTS.successful
+    return times, narrow(solution.ys, y0), solution.stats["num_steps"], converged
