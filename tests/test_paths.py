@@ -91,7 +91,22 @@ def test_what_lies_between_two_layers_is_named(name):
         assert by_layer["b"].source == 0
 
 
+@jax.custom_vjp
+def ruled(x, w):
+    return jnp.tanh(x @ w)
+
+
+ruled.defvjp(lambda x, w: (ruled(x, w), (x, w)), lambda kept, g: (g @ kept[1].T, kept[0].T @ g))
+
+
 STRUCTURES = {
+    "custom rule": (lambda p, x: ruled(x, p["a"]) @ p["b"], X, "b", {"a custom rule"}),
+    "ragged product": (
+        lambda p, x: lax.ragged_dot(x, p["stack"], jnp.array([1, 1, 0], jnp.int32)) @ p["b"],
+        X,
+        "b",
+        {"ragged_dot_general"},
+    ),
     "skip": (
         lambda p, x: (lambda y: (y + jnp.tanh(y @ p["b"])) @ p["kernel"][0, 0])(x @ p["a"]),
         X,
@@ -130,6 +145,7 @@ def test_structures_are_told_apart(name):
     apply, x, layer, expected = STRUCTURES[name]
     by_layer, _, _ = found(apply, x)
     assert set(by_layer[layer].between) == expected
+    assert not by_layer[layer].starts
 
 
 def test_a_scanned_chain_reads_the_step_before_and_first_what_came_in():

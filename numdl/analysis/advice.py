@@ -29,6 +29,8 @@ BREAKS = {
     "an added parameter": "a parameter that is no bias of one layer is added",
     "a fixed array": "an array of constants (a mask, dropout) acts on the state",
     "branch": "a branch is chosen",
+    "a custom rule": "a function with a rule of its own is one layer, whatever else it does",
+    "a layer not entered": "a layer lies between that was not entered",
     "shared weight": "one weight is used several times",
     "derived weight": "the contracted weight is computed, not drawn",
 }

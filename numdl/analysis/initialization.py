@@ -150,8 +150,9 @@ def _from_call(found, notes, activation, bias_variance):
     before = [row.source if row.source is not None else (i - 1 if i else None) for i, row in enumerate(found)]
     lengths, gradients = (np.array([getattr(row, name) for row in found]) for name in ("length", "gradient"))
     square = found[0].input_square
-    incoming = np.array([row.input_square if row.starts else lengths[b] for row, b in zip(found, before)])
-    above = np.array([np.nan if row.starts else gradients[b] for row, b in zip(found, before)])
+    above = np.array([np.nan if row.starts or b is None else gradients[b] for row, b in zip(found, before)])
+    incoming = np.array([np.nan if row.starts or b is None else lengths[b] for row, b in zip(found, before)])
+    incoming = np.where([row.starts for row in found], [row.input_square for row in found], incoming)
     with np.errstate(divide="ignore", invalid="ignore"):
         gains = lengths / incoming, above / gradients
         sums = np.log(lengths / (square if square > 0 else lengths[0])), np.log(gradients / gradients[-1])

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from numdl.tracing._programs import CONTRACTIONS, CUSTOM, REMAT, bodies, flatten, scan_counts
 from numdl.tracing._scalars import evaluate, is_elementwise
 from numdl.tracing._trails import (
+    HIDDEN,
     KEPT,
     MOVES,
     PARTS,
@@ -68,6 +69,7 @@ def paths(program, layers, parameters):
 class _Walker:
     def __init__(self, layers):
         self.layers, self.operands, self.weights, self.biases = layers, {}, {}, {}
+        self.custom = set()  # layers that are a call with a rule of its own: what else it does is not known
         self.carries = {}  # source -> (what came in, what a step makes of it)
         self.level, self.count, self.small = 0, itertools.count(), {}
 
@@ -85,7 +87,8 @@ class _Walker:
         """From a layer's state on, the state is the source."""
         for index in program.places.get(slot, ()):
             if self.layers[index].kind != "tap" and isinstance(value, Trail):
-                value = Trail(index, upstream=value.upstream | {index})
+                inside = frozenset({"a custom rule"} if index in self.custom else ())
+                value = Trail(index, between=inside, upstream=value.upstream | {index})
         return value
 
     def step(self, program, step, values):
@@ -139,7 +142,9 @@ class _Walker:
         if index is None:
             known = any(isinstance(value, Fixed) and value.leaf for value in values)
             label = "attention" if len(trails) > 1 else "a layer not entered" if known else "a fixed matrix"
-            return [self.mixed(values, label)]
+            return [self.hiding(values, label)]
+        if step.name not in CONTRACTIONS:
+            self.custom.add(index)
         operand = trails[0] if len(trails) == 1 else self.mixed(trails, "several inputs")
         self.operands[index], self.weights[index] = operand, values[step.weight[0]]
         made = Trail(index, upstream=operand.upstream | {index})
@@ -160,7 +165,7 @@ class _Walker:
             reduced = dataclasses.replace(first, form=form, reduced=True, between=first.between | {"pooling"})
             return [reduced for _ in step.writes]
         label = {"concatenate": "concatenation", "dynamic_update_slice": "concatenation", "while": "a loop"}
-        return [self.mixed(values, label.get(name, name)) for _ in step.writes]
+        return [self.hiding(values, label.get(name, name)) for _ in step.writes]
 
     def gathered(self, step, values):
         """Entries of data at fixed places are a part; entries of a table at places that x says are a new input."""
@@ -226,6 +231,12 @@ class _Walker:
             return self.mixed(trails, "gate" if step.name in ("mul", "div") else step.name)
         later = any(one.source in other.upstream for one in trails for other in trails if other is not one)
         return self.mixed(trails, "skip" if later else "a sum of layers")
+
+    def hiding(self, values, label):
+        """A new value of several; with a parameter among them, one that comes after a layer of no index."""
+        made = self.mixed(values, label)
+        known = any(isinstance(value, Fixed) and value.leaf for value in values)
+        return dataclasses.replace(made, upstream=made.upstream | {HIDDEN}) if known else made
 
     def mixed(self, values, label):
         """A new value of several; `label` says what became of the chain."""

@@ -14,6 +14,7 @@ MOVES = frozenset(
     )
 )
 KEPT = MOVES - {"pad"} | {"convert_element_type", "copy", "copy_p", "reduce_precision"}
+HIDDEN = -1  # stands among a value's sources for a layer that was not entered
 PARTS = frozenset(("slice", "dynamic_slice", "split", "gather"))
 
 

@@ -169,6 +169,26 @@ def test_filters_are_followed_from_the_call_or_said(name):
         assert not found["b"].any()
 
 
+def test_filters_of_attention_in_flax_and_equinox(key):
+    nn, eqx = pytest.importorskip("flax.linen"), pytest.importorskip("equinox")
+    x, module = jnp.ones((2, 5, 8)), nn.MultiHeadDotProductAttention(2)
+    params = module.init(key, x)
+    found = landscape.direction(key, params, apply=module.apply, x=x)
+    for name, kept in (("query", (1, 2)), ("key", (1, 2)), ("value", (1, 2)), ("out", (2,))):
+        new, old = (lengths(tree["params"][name]["kernel"], kept) for tree in (found, params))
+        np.testing.assert_allclose(new, old, rtol=1e-5)
+    arrays, rest = eqx.partition(eqx.nn.MultiheadAttention(2, 8, key=key), eqx.is_array)
+
+    def apply(arrays, x):
+        attention = eqx.combine(arrays, rest)
+        return jax.vmap(lambda each: attention(each, each, each))(x)
+
+    found = landscape.direction(key, arrays, apply=apply, x=x)
+    for name in ("query_proj", "key_proj", "value_proj", "output_proj"):
+        new, old = (lengths(getattr(tree, name).weight, (0,)) for tree in (found, arrays))
+        np.testing.assert_allclose(new, old, rtol=1e-5)
+
+
 def test_leaves_that_are_not_contracted_are_vectors():
     params = {"table": jnp.ones((7, 4)), "positions": jnp.ones((5, 4)), "w": jnp.ones((4, 3)), "g": jnp.ones((1, 1, 3))}
 
