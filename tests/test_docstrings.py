@@ -20,18 +20,13 @@ PENDING = {
     "analysis.critical",
     "analysis.curvature",
     "analysis.filters",
-    "analysis.gradients",
     "analysis.initialization",
     "analysis.jacobian",
     "analysis.kernels",
     "analysis.landscape",
     "analysis.layers",
-    "analysis.normalization",
     "analysis.products",
-    "analysis.propagation",
     "analysis.recognition",
-    "analysis.refinement",
-    "analysis.stability",
 }  # fmt: skip
 
 SECTIONS = ("Parameters", "Returns", "Raises")

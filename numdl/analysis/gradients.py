@@ -5,20 +5,31 @@
 N is the number of examples and the loss a mean over them, so that these are the gradients of single examples. Nothing
 under- or overflows on the way: where a gradient comes near the edge of its dtype, the backward pass is begun anew at
 the last safe layer with a cotangent of size 1, and the logarithms of the scales are added.
+
+    >>> from numdl import activations
+    >>> from numdl.networks import dense
+    >>> tiny = dict(activation=activations.tanh, weight_variance=1e-30, bias_variance=0.0)
+    >>> network = dense.network(widths=(4, 30, 30, 2), **tiny)
+    >>> found = growth(jax.random.key(0), network, jnp.ones((3, 4)), seeds=5)
+    >>> found.log_square.shape, bool(jnp.all(found.log_square[:, 0] < -130))  # [seeds, layers]; e^-130 is 0 in float32
+    ((5, 2), True)
 """
 
 import functools
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from numdl import checks
 from numdl.analysis import _samples, layers
 from numdl.networks import core
 from numdl.records import record
+from numdl.typing import Apply, LossOfOutputs
 
 # fold_in(key, i) is the i-th key of split(key): init uses the first ones, and the readout's weights would be this draw.
 _APART = 2**31 - 1
@@ -37,25 +48,39 @@ class GradientSamples:
         return self.log_square - self.log_cotangent[..., None]
 
 
-def growth(key, network, x, loss=None, *, seeds, at_a_time=None):
+def growth(
+    key: Key[Array, ""],
+    network: core.Network,
+    x: Float[ArrayLike, "N ..."],
+    loss: LossOfOutputs | None = None,
+    *,
+    seeds: int,
+    at_a_time: int | None = None,
+) -> GradientSamples:
     """MEASURED mean squares of the gradients of every state, for independent networks, in logarithms.
 
-    Without a loss the outputs' cotangent is random, N(0, 1), for each network anew: what comes out is the network's
-    own doing. `log_ratio` is what theory predicts, for any loss that does not look at the weights.
+        log_square[s, l] = ln mean over examples and units of (N dloss/dy_l)^2,    network s
+
+    Vanishing gradients and exploding gradients of backward propagation: chi_1 is the factor from layer to layer, its
+    critical initialization the edge of chaos. Without a loss the outputs' cotangent is random, N(0, 1), for each
+    network anew, and what comes out is the network's own doing: `log_ratio` is what theory predicts.
 
     Parameters
     ----------
+    key : key                   of the networks' parameters and the random cotangents
+    network : Network           any; its init is called once for each seed
     x : array [N, ...]          one batch for all networks
     loss : function             outputs [N, d_out] -> scalar, a mean over examples; None: random cotangents
-    seeds : int                 number of networks
+    seeds : int                 number of networks, >= 1
     at_a_time : int             networks at a time; None: 1 on a CPU, all elsewhere
     Returns
     -------
-    GradientSamples(log_square [seeds, L], log_cotangent [seeds])
+    GradientSamples             log_square [seeds, L], log_cotangent [seeds]
     Raises
     ------
     ValueError, TypeError       seeds or at_a_time below 1, x without axes, network or loss of another kind
-    Twin: theory.gradients.growth (log_products), theory.gradients.log_norm (spread)
+    Source: Schoenholz et al. 2017, arXiv:1611.01232.
+    Twins: theory.gradients.growth, theory.gradients.log_norm (spread).    Experiments: b1, b2, b4, b6, b7.
     """
     checks.key("key", key)
     network = core.traceable(network)
@@ -64,11 +89,27 @@ def growth(key, network, x, loss=None, *, seeds, at_a_time=None):
     return _sample(network, x, key, _loss(loss), seeds, _samples.at_a_time(at_a_time, seeds))
 
 
-def growth_at(network, params, x, cotangent):
-    """MEASURED mean squares at these parameters for this cotangent of the outputs: GradientSamples([L], []).
+def growth_at(
+    network: core.Network, params: PyTree, x: ArrayLike, cotangent: Float[ArrayLike, "N ..."]
+) -> GradientSamples:
+    """MEASURED mean squares of the gradients of every state at these parameters for this cotangent of the outputs.
 
     The cotangent is that of single examples: N * dloss/doutputs. All examples are pulled back at once, so that one
     whose gradients are 1e30 times smaller than another's adds nothing.
+
+    Parameters
+    ----------
+    network : Network           any
+    params : pytree             of the network
+    x : array [N, ...]          one batch
+    cotangent : array [N, d_out]    shaped like the outputs
+    Returns
+    -------
+    GradientSamples             log_square [L], log_cotangent []
+    Raises
+    ------
+    ValueError, TypeError       a cotangent of another shape; not a Network, or one that does not take params and x
+    Twin: theory.gradients.growth.    Experiments: b1, b4.
     """
     network, params, x = core.fitting(network, params, x)
     expected = jax.eval_shape(network.apply, params, x)
@@ -76,18 +117,32 @@ def growth_at(network, params, x, cotangent):
     return GradientSamples(*_log_squares(network, params, x, cotangent.astype(expected.dtype)))
 
 
-def growth_of_function(key, apply, init, x, *, loss, seeds):
+def growth_of_function(
+    key: Key[Array, ""],
+    apply: Apply,
+    init: Callable[[Key[Array, ""]], PyTree],
+    x: PyTree,
+    *,
+    loss: LossOfOutputs,
+    seeds: int,
+) -> GradientSamples:
     """MEASURED mean squares of the gradients of every layer of any JAX function, through `layers.probe`.
 
     Parameters
     ----------
+    key : key                   of the parameters
     apply : function            apply(params, x) -> outputs, with any layers in it
     init : function             key -> params
+    x : pytree                  one batch for all draws, leaves [N, ...]
     loss : function             outputs -> scalar, a mean over the N examples
     seeds : int                 number of draws of the parameters, one at a time
     Returns
     -------
-    GradientSamples(log_square [seeds, L], log_cotangent [seeds]); the layers in the order of `layers.probe`
+    GradientSamples             log_square [seeds, L], log_cotangent [seeds]; layers in the order of `layers.probe`
+    Raises
+    ------
+    ValueError, TypeError       seeds < 1, leaves of x of other lengths, no functions, a loss that is not scalar
+    Twin: theory.gradients.growth.    Experiments: b1, b4.
     """
     checks.key("key", key)
     apply = checks.returning("apply", apply, 2, "apply(params, x)")

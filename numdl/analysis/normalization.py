@@ -7,6 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from numdl import checks
 from numdl.analysis import _samples
@@ -30,25 +31,32 @@ class GradientGrowth:
         return (self.log_square[..., start - 1] - self.log_square[..., stop - 1]) / (stop - start)
 
 
-def gradient_growth(key, *, network, x, seeds, at_a_time=1):
+def gradient_growth(
+    key: Key[Array, ""], *, network: core.Network, x: Float[ArrayLike, "N ..."], seeds: int, at_a_time: int | None = 1
+) -> GradientGrowth:
     """MEASURED squared gradient of a random linear loss at every layer, for independently drawn networks.
 
         loss = sum(outputs * v),  v ~ N(0, I) of the outputs' shape;   log_ratio[l] = log |g_l|^2 - log |g_{l+1}|^2
 
-    The prediction is a stationary rate: the layers next to the input and to the outputs have their own, so ask
-    `rate(start, stop)` for the layers between, and compare with the logarithm of the prediction. The finite width
-    leaves a bias of order 1/width.
+    Shows batch norm's growth, the gradient explosion of batch normalization. The prediction is a stationary rate: the
+    layers next to the input and to the outputs have their own, so ask `rate(start, stop)` for the layers between, and
+    compare with the logarithm of the prediction. The finite width leaves a bias of order 1/width.
 
     Parameters
     ----------
+    key : key                   of the networks' parameters and of v
     network : Network           any; its init is called once for each seed
     x : array [N, ...]          one batch for all seeds
-    seeds : int                 number of networks
-    at_a_time : int             networks at a time
+    seeds : int                 number of networks, >= 1
+    at_a_time : int             networks at a time; None: 1 on a CPU, all elsewhere
+    Returns
+    -------
+    GradientGrowth              log_square [seeds, L], log_ratio [seeds, L - 1]
     Raises
     ------
-    ValueError, TypeError       a network with less than 2 layers, no typed key
-    Twin: theory.normalization.gradient_growth
+    ValueError, TypeError       a network with less than 2 layers, a count below 1, not a key
+    Source: Yang et al. 2019, arXiv:1902.08129.
+    Twin: theory.normalization.gradient_growth.    Experiment: b10.
     """
     checks.key("key", key)
     seeds, network, x = checks.whole("seeds", seeds), core.traceable(network), checks.floating("x", x)
@@ -61,17 +69,25 @@ def gradient_growth(key, *, network, x, seeds, at_a_time=1):
     return GradientGrowth(log_square, log_square[:, :-1] - log_square[:, 1:])
 
 
-def correlation(network, params, x):
-    """MEASURED correlation of two different examples' states at every layer, averaged over pairs, [L].
+def correlation(network: core.Network, params: PyTree, x: Float[ArrayLike, "N ..."]) -> Float[Array, "layers"]:
+    """MEASURED correlation of two different examples' states at every layer, averaged over pairs.
 
-        sum_{a != b} y_a . y_b / (N - 1) / sum_a |y_a|^2
+        c[l] = sum_{a != b} y_a . y_b / (N - 1) / sum_a |y_a|^2,   y the states of layer l
 
     In float32 at least; nan where the states are 0.
 
+    Parameters
+    ----------
+    network : Network           any
+    params : pytree             of the network
+    x : array [N, ...]          one batch, N >= 2
+    Returns
+    -------
+    c : array [L]
     Raises
     ------
-    ValueError                  fewer than 2 examples
-    Twin: theory.normalization.correlation
+    ValueError, TypeError       fewer than 2 examples, x of integers, not a Network
+    Source: Yang et al. 2019, arXiv:1902.08129.    Twin: theory.normalization.correlation.    Experiment: b10.
     """
     x = checks.floating("x", x, least_ndim=1)
     if x.shape[0] < 2:

@@ -6,6 +6,13 @@ batch: positions and channels of a convolutional network alike.
 
 The samples over seeds come one network at a time on a CPU and all at once elsewhere; `at_a_time` changes that. A
 network is data of the compiled measurement: the same architecture at other variances is not compiled again.
+
+    >>> from numdl import activations
+    >>> from numdl.networks import dense
+    >>> physics = dict(activation=activations.relu, weight_variance=2.0, bias_variance=0.0)
+    >>> network = dense.network(widths=(4, 50, 50, 2), **physics)
+    >>> lengths(jax.random.key(0), network, jnp.ones((3, 4)), seeds=5).shape  # [seeds, layers]
+    (5, 2)
 """
 
 import functools
@@ -14,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree, Real, Shaped
 
 from numdl import checks
 from numdl.analysis import _samples
@@ -22,77 +29,171 @@ from numdl.networks import core
 from numdl.records import record
 
 
-def lengths(key, network, x, *, seeds, at_a_time=None) -> Float[Array, "seeds layers"]:
-    """MEASURED mean square of every state over units and examples, for independent networks.
+def lengths(
+    key: Key[Array, ""],
+    network: core.Network,
+    x: Float[ArrayLike, "N ..."],
+    *,
+    seeds: int,
+    at_a_time: int | None = None,
+) -> Float[Array, "seeds layers"]:
+    """MEASURED length map (variance map) of forward propagation: mean square of every state, independent networks.
 
         q[s, l] = mean over examples and units of y_l**2,   network s
 
     Parameters
     ----------
+    key : key                   of the networks' parameters
+    network : Network           any; its init is called once for each seed
     x : array [N, ...]          one batch for all networks
-    seeds : int                 number of networks
+    seeds : int                 number of networks, >= 1
     at_a_time : int             networks at a time; None: 1 on a CPU, all elsewhere
     Returns
     -------
     q : array [seeds, L]
-    Source: Poole et al. 2016, arXiv:1606.05340, sec. 2.    Twin: theory.propagation.lengths
+    Raises
+    ------
+    ValueError, TypeError       seeds or at_a_time below 1, x without axes or of integers, not a Network, not a key
+    Source: Poole et al. 2016, arXiv:1606.05340, sec. 2.
+    Twin: theory.propagation.lengths.    Experiments: a2, b3.
     """
     return _over_seeds(lengths_at, key, network, x, seeds, at_a_time)
 
 
-def lengths_at(network, params, x) -> Float[Array, "layers"]:
-    """MEASURED mean square of every state at these parameters, [L]."""
+def lengths_at(network: core.Network, params: PyTree, x: ArrayLike) -> Float[Array, "layers"]:
+    """MEASURED mean square of every state over units and examples at these parameters.
+
+        q[l] = mean over examples and units of y_l**2
+
+    Parameters
+    ----------
+    network : Network           any
+    params : pytree             of the network
+    x : array [N, ...]          one batch
+    Returns
+    -------
+    q : array [L]
+    Raises
+    ------
+    ValueError, TypeError       not a Network, or one that does not take params and x
+    Source: Poole et al. 2016, arXiv:1606.05340, sec. 2.
+    Twin: theory.propagation.lengths.    Experiments: a2, b3.
+    """
     network, params, x = core.fitting(network, params, x)
     return core.per_layer(lambda y: jnp.mean(_square(y)), network.states(params, x))
 
 
-def correlations(key, network, x, *, seeds, at_a_time=None) -> Float[Array, "seeds pairs layers"]:
-    """MEASURED correlation of the states of each pair of inputs, layer by layer, for independent networks.
+def correlations(
+    key: Key[Array, ""],
+    network: core.Network,
+    x: Float[ArrayLike, "pairs 2 ..."],
+    *,
+    seeds: int,
+    at_a_time: int | None = None,
+) -> Float[Array, "seeds pairs layers"]:
+    """MEASURED correlation map: correlation of the states of each pair of inputs, layer by layer, independent networks.
 
         c[s, p, l] = <y_l(x[p, 0]), y_l(x[p, 1])> / (|y_l(x[p, 0])| |y_l(x[p, 1])|)
 
-    nan where a state is exactly 0 (a relu network without biases whose units are all dead).
+    The cosine of the angle between inputs on their way; nan where a state is exactly 0 (a relu network without biases
+    whose units are all dead).
 
     Parameters
     ----------
+    key : key                   of the networks' parameters
+    network : Network           any; its init is called once for each seed
     x : array [P, 2, ...]       P pairs of inputs
-    seeds, at_a_time : int     as for `lengths`
+    seeds : int                 number of networks, >= 1
+    at_a_time : int             networks at a time; None: 1 on a CPU, all elsewhere
     Returns
     -------
     c : array [seeds, P, L]
-    Source: Poole et al. 2016, arXiv:1606.05340, sec. 3.    Twin: theory.propagation.correlations
+    Raises
+    ------
+    ValueError, TypeError       x without pairs along axis 1; else as for `lengths`
+    Source: Poole et al. 2016, arXiv:1606.05340, sec. 3.
+    Twin: theory.propagation.correlations.    Experiment: a3.
     """
     x = _pairs(x)
     return _over_seeds(correlations_at, key, network, x, seeds, at_a_time)
 
 
-def correlations_at(network, params, x) -> Float[Array, "pairs layers"]:
-    """MEASURED correlation of the states of each pair of inputs x [P, 2, ...] at these parameters, [P, L]."""
+def correlations_at(
+    network: core.Network, params: PyTree, x: Float[ArrayLike, "pairs 2 ..."]
+) -> Float[Array, "pairs layers"]:
+    """MEASURED correlation of the states of each pair of inputs at these parameters.
+
+        c[p, l] = <y_l(x[p, 0]), y_l(x[p, 1])> / (|y_l(x[p, 0])| |y_l(x[p, 1])|)
+
+    Parameters
+    ----------
+    network : Network           any
+    params : pytree             of the network
+    x : array [P, 2, ...]       P pairs of inputs
+    Returns
+    -------
+    c : array [P, L]            nan where a state is exactly 0
+    Raises
+    ------
+    ValueError, TypeError       x without pairs along axis 1; not a Network, or one that does not take params and x
+    Source: Poole et al. 2016, arXiv:1606.05340, sec. 3.
+    Twin: theory.propagation.correlations.    Experiment: a3.
+    """
     x = _pairs(x)
     network, params, rows = core.fitting(network, params, x.reshape(-1, *x.shape[2:]))
     states = network.states(params, rows)
     return core.per_layer(lambda y: _cosines(_rows(y)), states).reshape(-1, x.shape[0]).T
 
 
-def covariances(key, network, x, *, seeds, at_a_time=None) -> Float[Array, "seeds layers N N"]:
+def covariances(
+    key: Key[Array, ""],
+    network: core.Network,
+    x: Float[ArrayLike, "N ..."],
+    *,
+    seeds: int,
+    at_a_time: int | None = None,
+) -> Float[Array, "seeds layers N N"]:
     """MEASURED second moments between examples over units, layer by layer, for independent networks.
 
         k[s, l, i, j] = <y_l(x_i), y_l(x_j)> / number of units
 
     Parameters
     ----------
+    key : key                   of the networks' parameters
+    network : Network           any; its init is called once for each seed
     x : array [N, ...]          one batch for all networks
-    seeds, at_a_time : int     as for `lengths`
+    seeds : int                 number of networks, >= 1
+    at_a_time : int             networks at a time; None: 1 on a CPU, all elsewhere
     Returns
     -------
     k : array [seeds, L, N, N]
-    Twin: theory.kernels.nngp, one layer at a time
+    Raises
+    ------
+    ValueError, TypeError       as for `lengths`
+    Source: the definition.
+    Twins: theory.propagation.correlations of pairs, theory.kernels.nngp of one layer at a time.    Experiment: a3.
     """
     return _over_seeds(covariances_at, key, network, x, seeds, at_a_time)
 
 
-def covariances_at(network, params, x) -> Float[Array, "layers N N"]:
-    """MEASURED second moments between examples over units at these parameters, [L, N, N]."""
+def covariances_at(network: core.Network, params: PyTree, x: Shaped[ArrayLike, "N ..."]) -> Float[Array, "layers N N"]:
+    """MEASURED second moments between examples over units at these parameters.
+
+        k[l, i, j] = <y_l(x_i), y_l(x_j)> / number of units
+
+    Parameters
+    ----------
+    network : Network           any
+    params : pytree             of the network
+    x : array [N, ...]          one batch
+    Returns
+    -------
+    k : array [L, N, N]
+    Raises
+    ------
+    ValueError, TypeError       not a Network, or one that does not take params and x
+    Source: the definition.    Twin: theory.kernels.nngp, one layer at a time.
+    """
     network, params, x = core.fitting(network, params, x)
     return core.per_layer(_second_moments, network.states(params, x))
 
@@ -106,8 +207,8 @@ class DepthScale:
     slopes: np.ndarray  # [seeds, ...]: of log(values) against the layer's number, natural log
 
 
-def depth_scale(values, *, start, stop):
-    """The depth scale of a decaying quantity: least squares of its logarithm, one line for each seed.
+def depth_scale(values: Real[ArrayLike, "seeds *axes layers"], *, start: int, stop: int) -> DepthScale:
+    """MEASURED depth scale (xi_q, xi_c) of a decaying quantity: least squares of its logarithm, a line for each seed.
 
         log values[s, l] ~ a[s] + slopes[s] * l,   l = start..stop;    value = -1 / mean of slopes
 
@@ -115,15 +216,16 @@ def depth_scale(values, *, start, stop):
 
     Parameters
     ----------
-    values : array [seeds, ..., L]    |q_l - q*| or |c_l - c*| for example; seeds >= 2
+    values : array [seeds, ..., L]    |q_l - q*| or |c_l - c*| (the correlation length) for example; seeds >= 2
     start, stop : int           first and last layer of the window, counted from 1; at least 3 layers
     Returns
     -------
-    DepthScale(value [...], stderr [...], slopes [seeds, ...])
+    DepthScale                  value [...] in layers, stderr [...], slopes [seeds, ...]
     Raises
     ------
-    ValueError                  a window outside 1..L or of fewer than 3 layers, fewer than 2 seeds
-    Source: Schoenholz et al. 2017, arXiv:1611.01232, eq. (7), (9).    Twin: theory.propagation.fixed_point
+    ValueError, TypeError       a window outside 1..L or of fewer than 3 layers, fewer than 2 seeds
+    Source: Schoenholz et al. 2017, arXiv:1611.01232, eq. (7), (9).
+    Twin: theory.propagation.fixed_point.    Experiments: a3, b2.
     """
     values = np.asarray(checks.array("values", values), np.float64)
     if values.ndim < 2 or values.shape[0] < 2:

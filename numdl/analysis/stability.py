@@ -8,14 +8,22 @@ scheme amplifies (|R| > 1) is the step's fault; a mode with Re lambda > 0 grows 
 Eigenvalues along a trajectory bound nothing when J_l turns with l or is far from normal; the logarithmic norm does:
 d|y1 - y2|/dt <= mu |y1 - y2| while mu_2(J) <= mu.
 
+    >>> import jax.numpy as jnp
+    >>> field = lambda y, rate: -rate * y
+    >>> rates, states = jnp.array([1.0, 30.0]), jnp.ones((2, 1, 3))
+    >>> spectrum(field, rates, states, 0.1, amplification=lambda z: 1 + z).unstable.ravel()  # Euler's
+    array([False,  True])
+
 Twin: ode.stability (what a scheme does to one eigenvalue). What follows from a spectrum: audit.verdicts.step_size.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from numdl import checks
 from numdl.krylov import arnoldi
@@ -40,23 +48,40 @@ class Spectrum:
     step: np.ndarray  # []: h
 
 
-def spectrum(field, theta, states, step, *, amplification, largest_step=None, krylov=None, key=None):
-    """Eigenvalues of h J_l at every layer and example, against the amplification R of the scheme.
+def spectrum(
+    field: Callable[[Array, PyTree], Array],
+    theta: PyTree,
+    states: Float[ArrayLike, "L N ..."],
+    step: ArrayLike,
+    *,
+    amplification: Callable[[np.ndarray], ArrayLike],
+    largest_step: Callable[[np.ndarray], ArrayLike] | None = None,
+    krylov: int | None = None,
+    key: Key[Array, ""] | None = None,
+) -> Spectrum:
+    """MEASURED eigenvalues of h J_l at every layer and example, against the amplification factor R of the scheme.
+
+        z = h lambda(J_l),   unstable: Re lambda <= 0 and |R(z)| > 1,   outside the region of absolute stability
 
     Parameters
     ----------
     field : function            (y [1, ...], theta of one layer) -> y', for one example
     theta : pytree              leaves [L, ...]
     states : array [L, N, ...]  y at the beginning of each step; take a few examples of a batch
-    step : scalar               h
+    step : scalar               h > 0
     amplification : function    z (complex array) -> R(z)
     largest_step : function     eigenvalues -> the largest stable h, as ode.stability.largest_step for one tableau
     krylov : int                Arnoldi's method with this many steps; None: all eigenvalues up to 600 unknowns, 40 else
-    key : jax.random key        of the vector that Arnoldi's method starts from; needed by it alone
+    key : key                   of the vector that Arnoldi's method starts from; needed by it alone
+    Returns
+    -------
+    Spectrum                    eigenvalues [L, N, K], figures [L, N], largest_step []
     Raises
     ------
-    ValueError, TypeError       states without layers and examples, a step that is not positive, no function, no key
+    ValueError, TypeError       states without layers and examples, a step that is not positive, not a function, no key
                                 where Arnoldi's method needs one
+    Source: Hairer & Wanner, Solving Ordinary Differential Equations II, chapter IV.
+    Twins: ode.stability.amplification, ode.stability.largest_step.    Experiment: c3.
     """
     theta, states = _along(field, theta, states)
     checks.accepts("amplification", amplification, 1, "amplification(z)")
@@ -77,8 +102,23 @@ def spectrum(field, theta, states, step, *, amplification, largest_step=None, kr
     return _judge(values, residual, log_norm, step, amplification, largest_step)
 
 
-def jacobians(field, theta, states):
-    """J_l = dF/dy for every layer and example, [L, N, n, n] with n the size of a state; arguments as in `spectrum`."""
+def jacobians(
+    field: Callable[[Array, PyTree], Array], theta: PyTree, states: Float[ArrayLike, "L N ..."]
+) -> Float[Array, "L N n n"]:
+    """MEASURED J_l = dF/dy for every layer and example, n the size of a state; what `spectrum` looks at.
+
+    Parameters
+    ----------
+    field : function            F, (y [1, ...], theta of one layer) -> y', for one example
+    theta : pytree              leaves [L, ...]
+    states : array [L, N, ...]  y at the beginning of each step
+    Returns
+    -------
+    array [L, N, n, n]          all of it in memory
+    Raises
+    ------
+    ValueError, TypeError       states without layers and examples, theta of another length, a field of another shape
+    """
     return _jacobians(field, *_along(field, theta, states))
 
 
