@@ -11,7 +11,6 @@ stretch; the readout is a linear map of the mean over tokens. There are no biase
 the leaves of "layers" stacked along depth.
 """
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -23,10 +22,11 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
 from numdl import checks
-from numdl.networks import _affine
+from numdl.networks import _affine, _split_tokens
+from numdl.networks._attention_parameters import Settings, init
 from numdl.networks._record import Network, probed, split_probes
+from numdl.networks._split_tokens import SplitTokens
 from numdl.networks.initializers import Initializer
-from numdl.records import record, static
 
 SELECTIONS = ("soft", "top_1", "gumbel")
 
@@ -161,7 +161,7 @@ def self_attention(
     x, params = checks.floating("x", x, least_ndim=2), _projections(params, np.shape(x)[-1])
     checks.accepts("weights", weights, 1, "weights(scores)")
     checks.flag("causal", causal)
-    queries, keys, values = (_heads(x, params[name]) for name in ("query", "key", "value"))
+    queries, keys, values = (_split_tokens.heads(x, params[name]) for name in ("query", "key", "value"))
     mixed = attend(queries, keys, values, weights=weights, causal=causal)
     return jnp.einsum("...htv,hvd->...td", mixed, params["output"])
 
@@ -206,7 +206,7 @@ def network(
     """
     sizes = (("depth", depth), ("heads", heads), ("head_width", head_width), ("outputs", outputs))
     checks.one_of("selection", selection, SELECTIONS)
-    settings = _Settings(
+    settings = Settings(
         *(checks.whole(name, value) for name, value in sizes),
         checks.flag("skip", skip),
         None if mlp_width is None else checks.whole("mlp_width", mlp_width),
@@ -219,16 +219,7 @@ def network(
         checks.key("key", key) if selection == "gumbel" else None,
         checks.positive("temperature", temperature, shape=()),
     )
-    return Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout))
-
-
-@record
-class SplitTokens:
-    """Tokens as mean plus deviation, X = 1 mean' + exp(log_scale) deviation: rank collapse without cancellation."""
-
-    mean: jax.Array  # [L + 1, N, d]
-    deviation: jax.Array  # [L + 1, N, tokens, d], largest entry 1, token mean 0
-    log_scale: jax.Array  # [L + 1, N]
+    return Network(Partial(init, settings), Partial(_states, settings), Partial(_readout))
 
 
 def split_states(params: PyTree, x: Float[ArrayLike, "N tokens d"], *, skip: bool) -> SplitTokens:
@@ -260,37 +251,14 @@ def split_states(params: PyTree, x: Float[ArrayLike, "N tokens d"], *, skip: boo
         raise checks.BadValue(
             f"params must have no MLP, whose deviations cannot be split off; got layers {sorted(layers)}"
         )
-    first = _split(jnp.mean(x, axis=1), x - jnp.mean(x, axis=1, keepdims=True), jnp.zeros(x.shape[0], x.dtype))
+    first = _split_tokens.first(x)
 
     def step(tokens, layer):
-        tokens = _split_layer(layer, tokens, skip)
+        tokens = _split_tokens.split_layer(layer, tokens, skip)
         return tokens, tokens
 
     _, rest = lax.scan(step, first, layers)
     return jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), first, rest)
-
-
-@record
-class _Settings:
-    depth: int = static()
-    heads: int = static()
-    head_width: int = static()
-    outputs: int = static()
-    skip: bool = static()
-    mlp_width: object = static()
-    activation: object = static()
-    selection: str = static()
-    causal: bool = static()
-    query_key: Initializer
-    value: Initializer
-    mlp: object
-    key: object
-    temperature: float
-
-
-def _init(settings, key, x):
-    dtype = _affine.dtype_at_init(key, x, ndim=3)
-    return _draw(settings, key, x.shape[-1], dtype)
 
 
 def _projections(params, width):
@@ -305,30 +273,6 @@ def _projections(params, width):
     v = checks.shape("params['value']", arrays["value"], (heads, width, None)).shape[-1]
     checks.shape("params['output']", arrays["output"], (heads, v, None))
     return arrays
-
-
-@functools.partial(jax.jit, static_argnames=("width", "dtype"))
-def _draw(settings, key, width, dtype):
-    layers_key, last_key = jax.random.split(key)
-    draw = functools.partial(_draw_layer, settings, width, dtype)
-    readout = settings.value.sample(last_key, (width, settings.outputs), dtype)
-    return {"layers": lax.map(draw, jax.random.split(layers_key, settings.depth)), "readout": {"kernel": readout}}
-
-
-def _draw_layer(settings, width, dtype, key):
-    h, k = settings.heads, settings.head_width
-    keys = jax.random.split(key, 6)
-    parts = (("query", settings.query_key), ("key", settings.query_key), ("value", settings.value))
-    layer = {
-        name: jax.vmap(lambda one, law=law: law.sample(one, (width, k), dtype))(jax.random.split(keys[i], h))
-        for i, (name, law) in enumerate(parts)
-    }
-    # One map from all heads: its fan_in is heads * head_width.
-    layer["output"] = settings.value.sample(keys[3], (h * k, width), dtype).reshape(h, k, width)
-    if settings.mlp_width is not None:
-        layer["mlp_in"] = settings.mlp.sample(keys[4], (width, settings.mlp_width), dtype)
-        layer["mlp_out"] = settings.mlp.sample(keys[5], (settings.mlp_width, width), dtype)
-    return layer
 
 
 def _states(settings, params, x, probes=None):
@@ -370,43 +314,3 @@ def _readout(params, y):
 def _straight_through(scores, smooth):
     hard = jax.nn.one_hot(jnp.argmax(scores, axis=-1), scores.shape[-1], dtype=scores.dtype)
     return hard + (smooth - lax.stop_gradient(smooth))
-
-
-def _heads(x, weights):
-    return jnp.einsum("...td,hdk->...htk", x, weights)
-
-
-def _split(mean, deviation, log_scale):
-    """The token mean of the deviation moved to the mean, and its largest entry to the scale."""
-    shift = jnp.mean(deviation, axis=1)
-    deviation = deviation - shift[:, None, :]
-    mean = mean + jnp.exp(log_scale)[:, None] * shift
-    largest = jnp.max(jnp.abs(deviation), axis=(1, 2))
-    safe = jnp.where(largest > 0, largest, jnp.ones_like(largest))
-    return SplitTokens(mean, deviation / safe[:, None, None], log_scale + jnp.log(largest))
-
-
-def _split_layer(layer, tokens, skip):
-    m, r, log_scale = tokens.mean, tokens.deviation, tokens.log_scale
-    scale = jnp.exp(log_scale)[:, None, None, None]
-    root = math.sqrt(layer["query"].shape[-1])
-    keys = _heads(r, layer["key"])
-    common = jnp.einsum("nd,hdk->nhk", m, layer["query"])
-    q = soft(scale[..., 0] * jnp.einsum("nhk,nhsk->nhs", common, keys) / root)[:, :, None, :]
-    change = _relative_change(q, jnp.einsum("nhtk,nhsk->nhts", _heads(r, layer["query"]), keys) / root, scale**2)
-    maps = jnp.einsum("hdv,hve->hde", layer["value"], layer["output"])
-    mean = jnp.einsum("nhd,hde->ne", m[:, None, :] + scale[..., 0] * jnp.einsum("nhus,nsd->nhd", q, r), maps)
-    deviation = jnp.einsum("nhts,nsd,hde->nte", q * change, r, maps)
-    if not skip:
-        return _split(mean, deviation, 3 * log_scale)
-    return _split(mean + m, r + scale[:, 0] ** 2 * deviation, log_scale)
-
-
-def _relative_change(q, scores, t):
-    """(softmax(log q + t scores) / q - 1) / t, exact also where t underflows."""
-    scores = scores - jnp.sum(q * scores, axis=-1, keepdims=True)
-    u = t * scores
-    small = jnp.max(jnp.abs(u), axis=-1, keepdims=True) < jnp.finfo(u.dtype).eps
-    safe = jnp.where(small, jnp.zeros_like(u), u)
-    change = jnp.expm1(safe - jnp.log1p(jnp.sum(q * jnp.expm1(safe), axis=-1, keepdims=True)))
-    return jnp.where(small, scores, change / jnp.where(small, jnp.ones_like(t), t))

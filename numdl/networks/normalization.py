@@ -13,7 +13,6 @@ along depth; gain and bias of a layer are those of the normalization that follow
 from the batch in hand, until `freeze` writes them into the parameters.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -23,11 +22,12 @@ from jax.tree_util import Partial
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
 
-from numdl import checks, precision
-from numdl.networks import _affine
+from numdl import checks
+from numdl.networks import _affine, _normalizing
+from numdl.networks._normalized_parameters import Settings, init, without_kernel
+from numdl.networks._normalizing import Statistics
 from numdl.networks._record import Network, fitting, probed, probed_alone, split_probes
 from numdl.networks.initializers import Initializer
-from numdl.records import record, static
 
 KINDS = ("batch", "layer", "rms")
 
@@ -58,8 +58,8 @@ def batch(
     ValueError, TypeError       another shape, no such axis, eps < 0, x not of floating-point numbers
     Source: Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1.
     """
-    x, axes, eps = _axes(x, axis, eps)
-    gain, bias = _scales(gain, bias, _outside(x, axes))
+    x, axes, eps = _normalizing.axes(x, axis, eps)
+    gain, bias = _normalizing.scales(gain, bias, _normalizing.outside(x, axes))
     return normalize(x, statistics(x, axis=axes), gain, bias, axis=axes, eps=eps)
 
 
@@ -89,12 +89,12 @@ def layer(
     ValueError, TypeError       another shape, no such axis, eps < 0, x not of floating-point numbers
     Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450, eq. (4).
     """
-    x, axes, eps = _axes(x, axis, eps)
-    gain, bias = _scales(gain, bias, tuple(x.shape[a] for a in axes))
-    wide = _wide(x)
+    x, axes, eps = _normalizing.axes(x, axis, eps)
+    gain, bias = _normalizing.scales(gain, bias, tuple(x.shape[a] for a in axes))
+    wide = _normalizing.wide(x)
     centred = wide - jnp.mean(wide, axis=axes, keepdims=True)
-    scaled = centred * _inverse_root(jnp.mean(centred**2, axis=axes, keepdims=True) + eps)
-    return _scaled_and_shifted(x, scaled, gain, bias, axes)
+    scaled = centred * _normalizing.inverse_root(jnp.mean(centred**2, axis=axes, keepdims=True) + eps)
+    return _normalizing.scaled_and_shifted(x, scaled, gain, bias, axes)
 
 
 def rms(
@@ -123,11 +123,11 @@ def rms(
     ValueError, TypeError       another shape, no such axis, eps < 0, x not of floating-point numbers
     Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. (4).
     """
-    x, axes, eps = _axes(x, axis, eps)
-    gain, bias = _scales(gain, bias, tuple(x.shape[a] for a in axes))
-    wide = _wide(x)
-    scaled = wide * _inverse_root(jnp.mean(wide**2, axis=axes, keepdims=True) + eps)
-    return _scaled_and_shifted(x, scaled, gain, bias, axes)
+    x, axes, eps = _normalizing.axes(x, axis, eps)
+    gain, bias = _normalizing.scales(gain, bias, tuple(x.shape[a] for a in axes))
+    wide = _normalizing.wide(x)
+    scaled = wide * _normalizing.inverse_root(jnp.mean(wide**2, axis=axes, keepdims=True) + eps)
+    return _normalizing.scaled_and_shifted(x, scaled, gain, bias, axes)
 
 
 def weight(
@@ -155,19 +155,11 @@ def weight(
     ValueError, TypeError       another shape, no such axis, eps < 0, direction not of floating-point numbers
     Source: Salimans & Kingma 2016, arXiv:1602.07868, eq. (2).
     """
-    direction, axes, eps = _axes(direction, axis, eps, "direction")
-    gain, _ = _scales(gain, None, _outside(direction, axes))
-    wide = _wide(direction)
-    scaled = wide * _inverse_root(jnp.sum(wide**2, axis=axes, keepdims=True) + eps)
-    return _scaled_and_shifted(direction, scaled, gain, None, _others(direction, axes))
-
-
-@record
-class Statistics:
-    """Mean and variance of a batch, feature by feature; running ones are the same record."""
-
-    mean: jax.Array  # shape of x without the axes of the examples
-    variance: jax.Array  # likewise; divided by the number of entries
+    direction, axes, eps = _normalizing.axes(direction, axis, eps, "direction")
+    gain, _ = _normalizing.scales(gain, None, _normalizing.outside(direction, axes))
+    wide = _normalizing.wide(direction)
+    scaled = wide * _normalizing.inverse_root(jnp.sum(wide**2, axis=axes, keepdims=True) + eps)
+    return _normalizing.scaled_and_shifted(direction, scaled, gain, None, _normalizing.others(direction, axes))
 
 
 def statistics(x: Float[ArrayLike, "..."], *, axis: int | Sequence[int] = 0) -> Statistics:
@@ -184,8 +176,8 @@ def statistics(x: Float[ArrayLike, "..."], *, axis: int | Sequence[int] = 0) -> 
     ------
     ValueError, TypeError       no such axis, x empty or not of floating-point numbers
     """
-    x, axes, _ = _axes(x, axis, 0.0)
-    wide = _wide(x)
+    x, axes, _ = _normalizing.axes(x, axis, 0.0)
+    wide = _normalizing.wide(x)
     mean = jnp.mean(wide, axis=axes, keepdims=True)
     return Statistics(jnp.squeeze(mean, axes), jnp.mean((wide - mean) ** 2, axis=axes))
 
@@ -211,8 +203,8 @@ def update(
     ValueError, TypeError       statistics of another shape, decay outside of [0, 1], no such axis
     """
     decay = checks.finite("decay", decay, least=0.0, most=1.0, shape=())
-    x, axes, _ = _axes(x, axis, 0.0)
-    running = _known("running", running, _outside(x, axes))
+    x, axes, _ = _normalizing.axes(x, axis, 0.0)
+    running = _normalizing.known("running", running, _normalizing.outside(x, axes))
     return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, running, statistics(x, axis=axis))
 
 
@@ -241,13 +233,15 @@ def normalize(
     ------
     ValueError, TypeError       another shape, no such axis, eps < 0, x not of floating-point numbers
     """
-    x, axes, eps = _axes(x, axis, eps)
-    outside = _outside(x, axes)
-    known = _known("known", known, outside)
-    gain, bias = _scales(gain, bias, outside)
+    x, axes, eps = _normalizing.axes(x, axis, eps)
+    outside = _normalizing.outside(x, axes)
+    known = _normalizing.known("known", known, outside)
+    gain, bias = _normalizing.scales(gain, bias, outside)
     mean, variance = known.mean, known.variance
-    scaled = (_wide(x) - jnp.expand_dims(mean, axes)) * _inverse_root(jnp.expand_dims(variance, axes) + eps)
-    return _scaled_and_shifted(x, scaled, gain, bias, _others(x, axes))
+    scaled = (_normalizing.wide(x) - jnp.expand_dims(mean, axes)) * _normalizing.inverse_root(
+        jnp.expand_dims(variance, axes) + eps
+    )
+    return _normalizing.scaled_and_shifted(x, scaled, gain, bias, _normalizing.others(x, axes))
 
 
 def network(
@@ -281,7 +275,7 @@ def network(
     ValueError, TypeError       a size below 1, a negative variance or eps, two laws or none, an unknown kind
     Source: Yang et al. 2019, arXiv:1902.08129.
     """
-    settings = _Settings(
+    settings = Settings(
         *(checks.whole(n, v) for n, v in (("width", width), ("depth", depth), ("outputs", outputs))),
         checks.accepts("activation", activation, 1, "activation(x)"),
         checks.one_of("kind", kind, KINDS),
@@ -289,7 +283,7 @@ def network(
         _affine.law(weight_variance, initializer),
         checks.finite("eps", eps, least=0.0, shape=()),
     )
-    return Network(Partial(_init, settings), Partial(_states, settings), Partial(_readout, settings))
+    return Network(Partial(init, settings), Partial(_states, settings), Partial(_readout, settings))
 
 
 def freeze(network: Network, params: PyTree, x: Float[ArrayLike, "N features"]) -> PyTree:
@@ -321,37 +315,6 @@ def freeze(network: Network, params: PyTree, x: Float[ArrayLike, "N features"]) 
     return clean
 
 
-@record
-class _Settings:
-    width: int = static()
-    depth: int = static()
-    outputs: int = static()
-    activation: object = static()
-    kind: str = static()
-    dtype: object = static()
-    weights: Initializer
-    eps: float
-
-
-def _init(settings, key, x):
-    dtype = _affine.dtype_at_init(key, x, settings.dtype, ndim=2)
-    return _draw(settings, key, x.shape[1], dtype)
-
-
-@functools.partial(jax.jit, static_argnames=("features", "dtype"))
-def _draw(settings, key, features, dtype):
-    n, first_key, hidden_key, last_key = settings.width, *jax.random.split(key, 3)
-
-    def draw(rows, key):
-        kernel = settings.weights.sample(key, (rows, n), dtype)
-        return {"kernel": kernel, "gain": jnp.ones(n, dtype), "bias": jnp.zeros(n, dtype)}
-
-    hidden = lax.map(functools.partial(draw, n), jax.random.split(hidden_key, settings.depth - 1))
-    last = settings.weights.sample(last_key, (n, settings.outputs), dtype)
-    readout = {"kernel": last, "bias": jnp.zeros(settings.outputs, dtype)}
-    return {"first": draw(features, first_key), "hidden": hidden, "readout": readout}
-
-
 def _states(settings, params, x, probes=None):
     checks.shape("x", checks.floating("x", x), (None, params["first"]["kernel"].shape[0]))
     depth = params["hidden"]["kernel"].shape[0]
@@ -361,7 +324,7 @@ def _states(settings, params, x, probes=None):
         return (y[None],)
     # The map of a layer follows the normalization that belongs to the layer before it.
     normalizations = jax.tree.map(
-        lambda one, rest: jnp.concatenate([one[None], rest[:-1]]), _without_kernel(params["first"]), _norms(params)
+        lambda one, rest: jnp.concatenate([one[None], rest[:-1]]), without_kernel(params["first"]), _norms(params)
     )
 
     def step(y, layer):
@@ -375,7 +338,7 @@ def _states(settings, params, x, probes=None):
 
 def _readout(settings, params, y):
     depth = params["hidden"]["kernel"].shape[0]
-    norm = jax.tree.map(lambda leaf: leaf[-1], _norms(params)) if depth else _without_kernel(params["first"])
+    norm = jax.tree.map(lambda leaf: leaf[-1], _norms(params)) if depth else without_kernel(params["first"])
     return _affine.apply(params["readout"], _active(settings, norm, y))
 
 
@@ -387,68 +350,5 @@ def _active(settings, norm, y):
     return settings.activation(function(y, norm["gain"], norm["bias"], eps=settings.eps))
 
 
-def _without_kernel(layer):
-    return {name: leaf for name, leaf in layer.items() if name != "kernel"}
-
-
 def _norms(params):
-    return _without_kernel(params["hidden"])
-
-
-def _probed(y, probe):
-    return y if probe is None else y + probe.astype(y.dtype)
-
-
-def _axes(x, axis, eps, name="x"):
-    """(x, the axes as sorted numbers from 0, eps), everything checked."""
-    x, eps = checks.floating(name, x), checks.variance("eps", eps, shape=())
-    asked = axis if isinstance(axis, tuple | list) else (axis,)
-    asked = [checks.whole("axis", a, least=-x.ndim, most=x.ndim - 1) for a in asked]
-    if not asked or len({a % x.ndim for a in asked}) < len(asked):
-        raise checks.BadValue(f"axis must name different axes of {name}, of shape {tuple(x.shape)}; got {axis}")
-    return x, tuple(sorted(a % x.ndim for a in asked)), eps
-
-
-def _known(name, known, shape):
-    """Statistics of this shape."""
-    checks.instance(name, known, Statistics, hint="made by normalization.statistics")
-    return Statistics(
-        *(
-            checks.shape(f"{name}.{field}", checks.floating(f"{name}.{field}", getattr(known, field)), shape)
-            for field in ("mean", "variance")
-        )
-    )
-
-
-def _others(x, axes):
-    return tuple(a for a in range(x.ndim) if a not in axes)
-
-
-def _outside(x, axes):
-    return tuple(x.shape[a] for a in _others(x, axes))
-
-
-def _wide(x):
-    return x.astype(precision.wide(x.dtype))
-
-
-def _inverse_root(square):
-    """1 / sqrt(square), and 0 with derivative 0 at 0."""
-    zero = square <= 0
-    return jnp.where(zero, jnp.zeros_like(square), lax.rsqrt(jnp.where(zero, jnp.ones_like(square), square)))
-
-
-def _scales(gain, bias, shape):
-    """Gain and bias, floating-point numbers of this shape where they are given."""
-    named = (("gain", gain), ("bias", bias))
-    return tuple(v if v is None else checks.shape(n, checks.floating(n, v), shape) for n, v in named)
-
-
-def _scaled_and_shifted(x, scaled, gain, bias, axes):
-    """Gain and bias, which lie along these axes of x."""
-    spread = tuple(n if a in axes else 1 for a, n in enumerate(x.shape))
-    if gain is not None:
-        scaled = scaled * jnp.reshape(gain, spread)
-    if bias is not None:
-        scaled = scaled + jnp.reshape(bias, spread)
-    return scaled.astype(x.dtype)
+    return without_kernel(params["hidden"])

@@ -24,13 +24,10 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
 
 from numdl import checks
-from numdl.networks import _affine, initializers
+from numdl.networks import _affine, _cells, initializers
 from numdl.networks._record import Network, probed, split_probes
 from numdl.networks.initializers import Initializer
 from numdl.records import record, static
-
-LSTM_GATES = ("input", "forget", "candidate", "output")
-GRU_GATES = ("reset", "update", "candidate")
 
 
 class Cell(NamedTuple):
@@ -40,13 +37,6 @@ class Cell(NamedTuple):
     step: Callable  # (params, carry, x [N, features]) -> carry
     start: Callable  # (examples, dtype) -> carry of zeros
     hidden: Callable  # carry -> h [N, n]
-
-
-class Memory(NamedTuple):
-    """The carry of an LSTM."""
-
-    hidden: jax.Array  # [N, n]
-    cell: jax.Array  # [N, n]
 
 
 def vanilla(
@@ -76,8 +66,8 @@ def vanilla(
     Source: Elman 1990.
     """
     checks.accepts("activation", activation, 1, "activation(x)")
-    settings = _laws(width, input_weights, recurrent_weights, bias_variance, 0.0, activation)
-    return _cell(settings, _draw_vanilla, _step_vanilla(activation), ("hidden",))
+    settings = _cells.laws(width, input_weights, recurrent_weights, bias_variance, 0.0, activation)
+    return _cell(settings, _cells.draw_vanilla, _cells.step_vanilla(activation), ("hidden",))
 
 
 def lstm(
@@ -107,9 +97,8 @@ def lstm(
     ValueError, TypeError       width < 1, a negative variance, weights that are not an Initializer
     Source: Hochreiter & Schmidhuber 1997; Gers et al. 2000 (forget gate); Jozefowicz et al. 2015 (its bias).
     """
-    checks.finite("forget_bias", forget_bias, shape=())
-    settings = _laws(width, input_weights, recurrent_weights, bias_variance, forget_bias, None)
-    return _cell(settings, _draw_lstm, _step_lstm, ("hidden", "cell"))
+    settings = _cells.laws(width, input_weights, recurrent_weights, bias_variance, forget_bias, None)
+    return _cell(settings, _cells.draw_lstm, _cells.step_lstm, ("hidden", "cell"))
 
 
 def gru(*, width: int, input_weights: Initializer, recurrent_weights: Initializer, bias_variance: ScalarLike) -> Cell:
@@ -131,8 +120,8 @@ def gru(*, width: int, input_weights: Initializer, recurrent_weights: Initialize
     ValueError, TypeError       width < 1, a negative variance, weights that are not an Initializer
     Source: Cho et al. 2014, arXiv:1406.1078.
     """
-    settings = _laws(width, input_weights, recurrent_weights, bias_variance, 0.0, None)
-    return _cell(settings, _draw_gru, _step_gru, ("hidden",))
+    settings = _cells.laws(width, input_weights, recurrent_weights, bias_variance, 0.0, None)
+    return _cell(settings, _cells.draw_gru, _cells.step_gru, ("hidden",))
 
 
 def run(cell: Cell, params: PyTree, start: PyTree, inputs: Float[ArrayLike, "T N features"]) -> PyTree:
@@ -227,16 +216,6 @@ def one_to_many(
 
 
 @record
-class _Laws:
-    width: int = static()
-    activation: object = static()
-    input_weights: Initializer
-    recurrent_weights: Initializer
-    bias_variance: float
-    forget_bias: float
-
-
-@record
 class _Head:
     cell: Cell
     outputs: int = static()
@@ -246,111 +225,13 @@ class _Head:
     feedback: bool = static()
 
 
-def _laws(width, input_weights, recurrent_weights, bias_variance, forget_bias, activation):
-    return _Laws(
-        checks.whole("width", width),
-        activation,
-        _affine.checked_law("input_weights", input_weights),
-        _affine.checked_law("recurrent_weights", recurrent_weights),
-        checks.variance("bias_variance", bias_variance, shape=()),
-        forget_bias,
-    )
-
-
 def _cell(laws, draw, step, fields):
     return Cell(
-        Partial(_init_cell(draw), laws),
+        Partial(_cells.init_cell(draw), laws),
         Partial(step),
-        Partial(_zeros(fields, laws.width)),
-        Partial(_hidden),
+        Partial(_cells.zeros(fields, laws.width)),
+        Partial(_cells.hidden),
     )
-
-
-# Cached, so that equal cells are the same functions and a compiled caller is found again.
-@functools.cache
-def _init_cell(draw):
-    @functools.partial(jax.jit, static_argnames=("features", "dtype"))
-    def drawn(laws, key, features, dtype):
-        return draw(laws, key, features, dtype)
-
-    def init(laws, key, features, dtype):
-        return drawn(laws, checks.key("key", key), checks.whole("features", features), jnp.dtype(dtype))
-
-    return init
-
-
-@functools.cache
-def _zeros(fields, width):
-    def start(examples, dtype):
-        parts = [jnp.zeros((examples, width), dtype) for _ in fields]
-        return Memory(*parts) if len(fields) == 2 else parts[0]
-
-    return start
-
-
-def _hidden(carry):
-    return carry.hidden if isinstance(carry, Memory) else carry
-
-
-def _draw_vanilla(laws, key, features, dtype):
-    return jax.tree.map(lambda leaf: leaf[0], _draw_gates(laws, key, features, dtype, 1))
-
-
-def _draw_lstm(laws, key, features, dtype):
-    params = _draw_gates(laws, key, features, dtype, len(LSTM_GATES))
-    shift = jnp.asarray(laws.forget_bias, dtype)
-    return {**params, "bias": params["bias"].at[LSTM_GATES.index("forget")].add(shift)}
-
-
-def _draw_gru(laws, key, features, dtype):
-    gates_key, bias_key = jax.random.split(key)
-    bias = initializers.normal(laws.bias_variance).sample(bias_key, (laws.width,), dtype)
-    return {**_draw_gates(laws, gates_key, features, dtype, len(GRU_GATES)), "candidate_bias": bias}
-
-
-def _draw_gates(laws, key, features, dtype, gates):
-    n = laws.width
-    parts = (
-        ("input", laws.input_weights, (features, n)),
-        ("recurrent", laws.recurrent_weights, (n, n)),
-        ("bias", initializers.normal(laws.bias_variance), (n,)),
-    )
-    keys = jax.random.split(key, (len(parts), gates))
-    return {
-        name: lax.map(lambda k, law=law, shape=shape: law.sample(k, shape, dtype), keys[i])
-        for i, (name, law, shape) in enumerate(parts)
-    }
-
-
-@functools.cache
-def _step_vanilla(activation):
-    def step(params, h, x):
-        return activation(h @ params["recurrent"] + x @ params["input"] + params["bias"][None, :])
-
-    return step
-
-
-def _step_lstm(params, carry, x):
-    i, f, g, o = _products(carry.hidden, params["recurrent"]) + _products(x, params["input"]) + _rows(params["bias"])
-    cell = jax.nn.sigmoid(f) * carry.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
-    return Memory(jax.nn.sigmoid(o) * jnp.tanh(cell), cell)
-
-
-def _step_gru(params, h, x):
-    from_h = _products(h, params["recurrent"])
-    from_x = _products(x, params["input"]) + _rows(params["bias"])
-    reset, update = jax.nn.sigmoid(from_h[:2] + from_x[:2])
-    candidate = jnp.tanh(from_x[2] + reset * (from_h[2] + params["candidate_bias"][None, :]))
-    return (1 - update) * candidate + update * h
-
-
-def _products(x, weights):
-    """x times the weights of every gate, [gates, N, n]."""
-    return jnp.einsum("ni,gio->gno", x, weights)
-
-
-def _rows(bias):
-    return bias[:, None, :]
 
 
 def _checked(cell, outputs, weights):

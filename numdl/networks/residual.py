@@ -6,6 +6,15 @@
 `numdl.ode` may take the step; the parameters are functions of time, constant on steps or linear between grid times.
 `refine` cuts the steps of a network, `with_tableau` exchanges its solver: is it an ODE? `unroll` hands out its
 right-hand side along its own trajectory.
+
+    >>> import jax
+    >>> from numdl import activations
+    >>> from numdl.networks import residual
+    >>> physics = {"activation": activations.tanh, "weight_variance": 1.0, "bias_variance": 0.0}
+    >>> net, x = residual.network(widths=(3, 3, 1), depth=4, time=1.0, **physics), jax.numpy.ones((5, 3))
+    >>> finer, theta = residual.refine(net, net.init(jax.random.key(0), x), factor=2)
+    >>> [stretch.shape for stretch in finer.states(theta, x)]
+    [(8, 5, 3)]
 """
 
 import dataclasses
