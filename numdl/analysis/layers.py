@@ -4,51 +4,75 @@ A *layer* is a contraction of a parameter with data (`numdl.tracing` says which)
 activation. `probe` reads statistics of states and cotangents on the fly, `capture` returns the states themselves, `tap`
 marks a further place. Identities do the work of `probe`: at states, at weights and at the leaves of params, each with a
 backward rule that hears the cotangent (`analysis._listening`). No state is kept for it.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from numdl.analysis import layers
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
+    >>> params = {"first": jnp.ones((3, 4)), "second": jnp.ones((4, 2))}
+    >>> flow = layers.probe(apply, params, jnp.ones((5, 3)), loss=lambda outputs: jnp.mean(outputs**2))
+    >>> flow.names, flow.state_rms.tolist()
+    (('first', 'second'), [3.0, 12.0])
+    >>> outputs, states = layers.capture(apply, "fir*")(params, jnp.ones((5, 3)))
+    >>> {name: state.shape for name, state in states.items()}
+    {'first': (5, 4)}
 """
 
 import collections
 import fnmatch
 import functools
 import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from numdl import checks, tracing
 from numdl.analysis import _listening
 from numdl.analysis._flow import LayerFlow
 from numdl.analysis._rows import layer_rows, leaf_rows
 from numdl.tracing import tap
+from numdl.typing import Apply, LossOfOutputs
 
 __all__ = ["LayerFlow", "capture", "probe", "tap"]
 
 
-def probe(apply, params, x, *, loss=None, optimizer=None, examples=None, rank_examples=64):
+def probe(
+    apply: Apply,
+    params: PyTree,
+    x: PyTree,
+    *,
+    loss: LossOfOutputs | None = None,
+    optimizer: Any = None,
+    examples: PyTree = None,
+    rank_examples: int = 64,
+) -> LayerFlow:
     """MEASURED statistics of every layer's state, cotangent and weight gradient: one forward, one backward pass.
 
     Compiled once for the same `apply`, `loss` and shapes: define both before a loop. As with `jax.jit`, what they
-    close over is read at that time.
-    A second, slower program runs only where squares overflow or underflow or a number is not finite, and under jit or
-    vmap: it scales before it squares and counts. Leaves of params that no layer holds have rows among `leaf_...`.
+    close over is read at that time. A second, slower program, which scales before it squares and counts, runs only
+    where squares leave the range or a number is not finite, and under jit or vmap.
 
     Parameters
     ----------
     apply : function            apply(params, x) -> outputs, pure, examples along x's first axis
-    params : pytree of arrays
-    x : array, or pytree of them, [N, ...]
-    examples : pytree of axes, or paths   which leaves of x have the examples, and where: `tracing.example_axes`
+    params : pytree             arrays [..]; leaves that no layer holds have rows among `leaf_...`
+    x : pytree                  arrays [N, ...]
     loss : function             loss(outputs) -> real scalar, a *mean* over the N examples; None: forward pass only
-    optimizer : optax transformation      its first update gives `leaf_update_ratio`; needs a loss
-    rank_examples : int         at most so many examples, evenly spaced, enter effective_rank and mean_cosine
+    optimizer : GradientTransformation of optax     its first update gives `leaf_update_ratio`; needs a loss. None: none
+    examples : names or pytree  which leaves of x have the examples, and where: `tracing.example_axes`. None: all, first
+    rank_examples : int >= 2    at most this many examples, evenly spaced, enter effective_rank and mean_cosine
     Returns
     -------
-    flow : LayerFlow
+    LayerFlow                   statistics of the L layers, names, kinds, state_rms, state_gradient_rms, ... each [L]
     Raises
     ------
     ValueError                  no layer in `apply` (the parameter paths are listed), empty x, loss not a real scalar
-    TypeError                   a leaf of params or x that is no array, apply or loss that is no function, an optimizer
-                                without `init` and `update`
+    TypeError                   a leaf of params or x that is not an array, apply or loss that is not a function, an
+                                optimizer without `init` and `update`
     """
     settings = {"loss": loss, "optimizer": optimizer, "examples": examples, "rank_examples": rank_examples}
     return probed(apply, params, x, **settings)[0]
@@ -71,7 +95,12 @@ def probed(apply, params, x, *, loss=None, optimizer=None, examples=None, rank_e
     return run(*arguments, careful=True)[0], traced
 
 
-def capture(apply, select=None, *, examples=None):
+def capture(
+    apply: Apply,
+    select: str | re.Pattern | Callable[[str], bool] | Sequence | None = None,
+    *,
+    examples: PyTree = None,
+) -> Callable:
     """`apply` that also returns its layers' states: function(params, x) -> (outputs, OrderedDict of name -> state).
 
     States have the examples first, unfolded where the program folds them with positions or heads; a scanned layer's has
@@ -81,12 +110,17 @@ def capture(apply, select=None, *, examples=None):
 
     Parameters
     ----------
+    apply : function            apply(params, x) -> outputs, pure
     select : str, compiled regular expression, function or list of these: a glob 'params/Dense_*', a pattern that is
              searched in the name, or function(name) -> bool. None: every layer
-    examples : pytree of axes, or paths   which leaves of x have the examples, and where: `tracing.example_axes`
+    examples : names or pytree  which leaves of x have the examples, and where: `tracing.example_axes`. None: all, first
+    Returns
+    -------
+    function                    (params, x) -> (outputs, states); `.notes(params, x)` -> {name: reason}
     Raises
     ------
     ValueError                  at the call, if nothing is selected (the names are listed)
+    TypeError                   apply is not a function of two arguments, select is none of the above
     """
     checks.accepts("apply", apply, 2, "apply(params, x)")
     chosen = _selector(select)

@@ -16,14 +16,24 @@ function keeps its rule: with one layer inside, the call is that layer; with sev
 is and stands in `not_entered`. What `apply` closes over is in `constants`, to be passed to `jit` as an argument.
 Not seen as layers: embeddings (a gather), the scales of norms, what runs inside `shard_map` or a kernel. Steps of a
 `lax.map` over examples are steps like any other: prefer `vmap`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from numdl import tracing
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
+    >>> params = {"first": jnp.ones((3, 4)), "second": jnp.ones((4, 2))}
+    >>> [(layer.name, layer.kind, layer.fan_in) for layer in tracing.trace(apply, params, jnp.ones((5, 3))).layers]
+    [('first', 'dense', 3), ('second', 'dense', 4)]
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, ArrayLike, PyTree
 
 from numdl import checks, trees
 from numdl.tracing import _inputs
@@ -33,15 +43,29 @@ from numdl.tracing._inputs import example_axes
 from numdl.tracing._programs import TAP, calls, flatten
 from numdl.tracing._running import Visit, run_program
 from numdl.tracing._uses import only_uses
+from numdl.typing import Apply
 
 __all__ = ["Axes", "Layer", "Traced", "example_axes", "place", "tap", "trace"]
 
 
-def trace(apply, params, x, *, examples=None):
+def trace(apply: Apply, params: PyTree, x: PyTree, *, examples: PyTree = None) -> "Traced":
     """The layers of `apply(params, x)` and a way to run it with something placed at each: a `Traced`.
 
-    Shapes and dtypes of params and x are all that is used. Nothing is compiled. `examples` as in `example_axes`; where
-    it is not given and leaves of x differ in their first length, no layer's examples are known.
+    Shapes and dtypes of params and x are all that is used. Nothing is compiled.
+
+    Parameters
+    ----------
+    apply : function            apply(params, x) -> outputs, pure
+    params : pytree             arrays, or shapes with dtypes; may be empty
+    x : pytree                  arrays [N, ...], or shapes with dtypes
+    examples : None, names or pytree    which leaves of x have the examples, and where: `example_axes`. None: all have
+                                them first; where first lengths differ, no layer's examples are known
+    Returns
+    -------
+    Traced                      layers in the order of their first call, entries, uses, roles(), run(...)
+    Raises
+    ------
+    ValueError, TypeError       apply is not a function of two arguments, a leaf that is not an array, no such axis
     """
     apply = checks.returning("apply", apply, 2, "apply(params, x)")
     params, x = checks.leaves("params", params, empty=True), checks.leaves("x", x)
@@ -66,8 +90,22 @@ def trace(apply, params, x, *, examples=None):
     return Traced(program, layers, tuple(finder.not_entered), outputs, paths, count, *told)
 
 
-def place(apply, visit, *, weigh=None):
-    """`apply` with `visit` at each layer: function(params, x, given=None) -> (outputs, found), traced at every call."""
+def place(apply: Apply, visit: Callable, *, weigh: Callable | None = None) -> Callable:
+    """`apply` with `visit` at each layer: function(params, x, given=None) -> (outputs, found), traced at every call.
+
+    Parameters
+    ----------
+    apply : function            apply(params, x) -> outputs, pure
+    visit : function            visit(layer, state, given) -> (state, found), as for `Traced.run`
+    weigh : function            weigh(layer, weight, given) -> (weight, found), at the parameter of each layer; None:
+                                weights stay as they are
+    Returns
+    -------
+    function                    (params, x, given=None) -> (outputs, found); given and found have an entry per layer
+    Raises
+    ------
+    TypeError                   an argument that is not a function of this many arguments
+    """
 
     checks.accepts("apply", apply, 2, "apply(params, x)")
     checks.accepts("visit", visit, 3, "visit(layer, state, given)")
@@ -80,8 +118,20 @@ def place(apply, visit, *, weigh=None):
     return placed
 
 
-def tap(x, name):
-    """x itself, marked as a place `name` for every analysis of the function that computes it."""
+def tap(x: ArrayLike, name: str) -> Array:
+    """x itself, marked as a place `name` for every analysis of the function that computes it.
+
+    Parameters
+    ----------
+    x : array [...]             any value inside the function
+    name : str                  not empty; the name of the layer of kind "tap" that x becomes
+    Returns
+    -------
+    array                       x
+    Raises
+    ------
+    TypeError                   x is not an array, name is not a text or is empty
+    """
     if not isinstance(name, str) or not name:
         raise checks.BadType(f"name must be a non-empty string; got {name!r}")
     return checkpoint_name(checks.leaf("x", x), TAP + name)

@@ -2,23 +2,28 @@
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from numdl import checks, trees
 
 
-def example_axes(x, examples=None):
+def example_axes(x: PyTree, examples: PyTree = None) -> tuple[list[int | None], int]:
     """([axis of the examples of each leaf of x, None if it has none], how many examples there are).
 
     Parameters
     ----------
     x : array, or pytree of them
-    examples : None             all leaves have them first; refused if their first lengths differ or one is a scalar
-               str, or several  paths of the leaves (or of subtrees) that have them first, all others have none
-               pytree           a prefix of x: the axis of each part, None for what has no examples, as vmap's in_axes
+    examples : None, names or pytree    where the examples are. None: all leaves have them first; refused if their first
+               lengths differ or one is a scalar. A str, or several: the paths of the leaves (or of subtrees) that have
+               them first; all others have none. A pytree: a prefix of x, the axis of each part, None for what has no
+               examples, as vmap's in_axes
+    Returns
+    -------
+    axes, count                 one axis or None for each leaf, in the order of jax.tree.leaves; the number of examples
     Raises
     ------
     ValueError                  no leaf has examples, lengths differ, no such path, or no such axis
-    TypeError                   an axis that is no integer
+    TypeError                   an axis that is not an integer
     """
     axes, count = find_axes(x, examples)
     leaves = _leaves(x)
