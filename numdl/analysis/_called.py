@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
 def rows(params, apply, x, loss, examples):
     """(rows in the order of the call, notes)."""
-    flow, traced = layers.probed(apply, params, x, loss=loss or against_signs, examples=examples)
+    flow, traced = layers._probed(apply, params, x, loss=loss or against_signs, examples=examples)
     found = paths(traced.program, traced.layers, traced.parameters)
     call = _Call(traced, found, flow, _weights.floating(params), jax.tree.leaves(x))
     made = [call.row(key) for key in call.entries]

@@ -75,10 +75,10 @@ def probe(
                                 optimizer without `init` and `update`
     """
     settings = {"loss": loss, "optimizer": optimizer, "examples": examples, "rank_examples": rank_examples}
-    return probed(apply, params, x, **settings)[0]
+    return _probed(apply, params, x, **settings)[0]
 
 
-def probed(apply, params, x, *, loss=None, optimizer=None, examples=None, rank_examples=64):
+def _probed(apply, params, x, *, loss=None, optimizer=None, examples=None, rank_examples=64):
     """(what `probe` measures, the `Traced` that it was measured with)."""
     checks.accepts("apply", apply, 2, "apply(params, x)")
     rank_examples = checks.whole("rank_examples", rank_examples, least=2)
