@@ -167,7 +167,7 @@ def _trained(key, batch, width, classes, steps):
     network, loss = composed(width, classes)
     key_weights, key_batches = jax.random.split(key)
     rows = jax.random.randint(key_batches, (steps, BATCH), 0, len(batch[0]))
-    penalized = train.l2(lambda params, rows: loss(params, (batch[0][rows], batch[1][rows])), PENALTY)
+    penalized = losses.with_l2(lambda params, rows: loss(params, (batch[0][rows], batch[1][rows])), PENALTY)
     descent = optax.sgd(optax.cosine_decay_schedule(0.1, steps), momentum=0.9)
     return train.descend(penalized, network.init(key_weights, batch[0]), descent, rows)[0]
 

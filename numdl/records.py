@@ -40,6 +40,14 @@ def rows(value):
     return [(f.name, describe(getattr(value, f.name))) for f in dataclasses.fields(value) if f.repr]
 
 
+def abridged(table, ends=12):
+    """Rows of text, tuples of one length; of more than twice `ends` the first and the last with a line between."""
+    if len(table) <= 2 * ends:
+        return table
+    between = (f"... {len(table) - 2 * ends} more", *("...",) * (len(table[0]) - 1))
+    return [*table[:ends], between, *table[-ends:]]
+
+
 def describe(value):
     """One field as text: a number as itself, a short vector in full, a large array by shape, dtype and range."""
     if isinstance(value, jax.core.Tracer):

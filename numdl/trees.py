@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from numdl import checks
+from numdl import checks, precision
 
 
 def inner(a, b):
@@ -198,7 +198,7 @@ def _total(tree):
 
 
 def _wide(leaf):
-    return jnp.asarray(leaf).astype(jnp.promote_types(jnp.result_type(leaf), jnp.float32))
+    return jnp.asarray(leaf).astype(precision.wide(jnp.result_type(leaf)))
 
 
 def _real(leaf):
@@ -211,7 +211,7 @@ def _squares(leaf):
 
 def _normal(key, leaf):
     dtype = jnp.result_type(leaf)
-    return jax.random.normal(key, jnp.shape(leaf), jnp.promote_types(dtype, jnp.float32)).astype(dtype)
+    return jax.random.normal(key, jnp.shape(leaf), precision.wide(dtype)).astype(dtype)
 
 
 def _rademacher(key, leaf):

@@ -5,7 +5,7 @@ import html
 import jax
 import numpy as np
 
-from numdl.records import record, rows, static
+from numdl.records import abridged, record, rows, static
 
 
 @record
@@ -105,6 +105,4 @@ def _cells(flow):
         (name, kind, *("-" if np.isnan(column[i]) else f"{column[i]:.4g}" for column in columns))
         for i, (name, kind) in enumerate(zip(flow.names, flow.kinds))
     ]
-    if len(rows) <= 24:
-        return rows
-    return [*rows[:12], (f"... {len(rows) - 24} more", *("...",) * (len(_HEAD) - 1)), *rows[-12:]]
+    return abridged(rows)

@@ -9,6 +9,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from numdl import precision
+
 # |state| beyond which the slope is under 5 % of the steepest one: 1 - tanh(y)^2, 4 s(1 - s), exp(-y^2)
 SATURATION = {"tanh": 2.178275, "sigmoid": 4.356550, "erf": 1.730818}
 # the state below which |slope| stays under 5 % of the steepest one
@@ -52,7 +54,7 @@ def sink(dtype, steps=()):
 def wide(dtype):
     """The real dtype in which statistics of such numbers are accumulated: float32 at least."""
     real = jnp.finfo(dtype).dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.float32
-    return jnp.promote_types(real, jnp.float32)
+    return precision.wide(real)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -64,7 +66,7 @@ def magnitude(careful, array):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def state_statistics(careful, nonlinearity, units, rank_examples, state):
     """All statistics of one state: dict of scalars, in float32 at least."""
-    state = state.astype(jnp.promote_types(state.dtype, wide(state.dtype)))
+    state = state.astype(precision.wide(state.dtype))
     size = jnp.abs(state)
     square, largest = _size(careful, size)[0], jnp.max(size)
     mean, nan = jnp.mean(state), jnp.full((), jnp.nan, size.dtype)
@@ -141,6 +143,6 @@ def rms(careful, size, largest):
 @jax.jit
 def variance(weight):
     """Var(W) in one pass: shifted by one entry, so that a large mean does not cancel it."""
-    weight = weight.astype(jnp.promote_types(weight.dtype, wide(weight.dtype)))
+    weight = weight.astype(precision.wide(weight.dtype))
     shifted = weight - weight.ravel()[0]
     return jnp.mean(jnp.abs(shifted) ** 2) - jnp.abs(jnp.mean(shifted)) ** 2

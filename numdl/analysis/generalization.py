@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Integer, Key, PyTree, Real
 
-from numdl import checks, trees
+from numdl import checks, precision, trees
 from numdl.analysis import _parts, filters
 from numdl.records import record, static
 from numdl.typing import Apply, Loss
@@ -111,7 +111,7 @@ def gap(train_losses: ArrayLike | Sequence[float], test_losses: ArrayLike | Sequ
         losses = checks.array(name, losses, ndim=1, empty=True)
         if losses.size < 2:
             raise checks.BadValue(f"{name} must hold at least 2 numbers; got {losses.size}")
-        samples.append(jnp.asarray(losses, jnp.promote_types(losses.dtype, jnp.float32)))
+        samples.append(jnp.asarray(losses, precision.wide(losses.dtype)))
     train, test = map(jnp.mean, samples)
     stderr = jnp.sqrt(sum(jnp.var(s, ddof=1) / s.size for s in samples))
     return Gap(train, test, test - train, stderr)
@@ -369,7 +369,7 @@ def _tolerated(key, loss, moving, rest, batch, rise, low, high, draws, relative)
 
 @functools.partial(jax.jit, static_argnames="classes")
 def _collapse(features, labels, weights, bias, classes):
-    features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+    features = features.astype(precision.wide(features.dtype))
     member = jax.nn.one_hot(labels, classes, dtype=features.dtype)
     means = (member.T @ features) / jnp.sum(member, axis=0)[:, None]
     centered = means - jnp.mean(means, axis=0, keepdims=True)

@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-from numdl import checks
+from numdl import checks, precision
 from numdl.analysis import _samples, layers
 from numdl.networks import core
 from numdl.records import record
@@ -259,7 +259,7 @@ def _largest(array):
 
 def _size(array):
     real = jnp.finfo(array.dtype).dtype
-    return jnp.abs(array).astype(jnp.promote_types(real, jnp.float32))
+    return jnp.abs(array).astype(precision.wide(real))
 
 
 def _safe(scale):

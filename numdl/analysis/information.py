@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import ArrayLike
 
-from numdl import checks
+from numdl import checks, precision
 from numdl.records import record
 
 
@@ -155,7 +155,7 @@ def kernel_bounds(
     variances = _scales("noise_variances", noise_variances)
     classes, places = np.unique(labels, return_inverse=True)
     shares = np.bincount(places) / len(places)
-    dtype = jnp.promote_types(jnp.result_type(states), jnp.float32)
+    dtype = precision.wide(jnp.result_type(states))
     rows = jnp.asarray(states, dtype).reshape(len(places), -1)
     found = _bounds(rows, jnp.asarray(places, jnp.int32), jnp.asarray(variances, dtype), classes=len(classes))
     most = entropy(shares)

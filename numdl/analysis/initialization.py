@@ -17,7 +17,7 @@ from numdl.activations import Activation
 from numdl.analysis import _called, _weights, recognition
 from numdl.analysis._laws import Defaults, defaults
 from numdl.analysis.advice import Evidence, advise, critical_weight_variance, moments
-from numdl.records import record, rows, static
+from numdl.records import abridged, record, rows, static
 
 __all__ = ["Defaults", "Explanation", "critical_weight_variance", "defaults", "explain"]
 
@@ -314,9 +314,7 @@ def _cells(self):
         )
         for i, (name, shape, laws) in enumerate(zip(self.names, self.shapes, self.candidates))
     ]
-    if len(table) <= 24:
-        return table
-    return [*table[:12], (f"... {len(table) - 24} more", *("...",) * (len(table[0]) - 1)), *table[-12:]]
+    return abridged(table)
 
 
 def _law(laws):

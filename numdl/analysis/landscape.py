@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from numdl import checks, trees
+from numdl import checks, precision, trees
 from numdl.analysis import _parts, _samples, filters
 from numdl.analysis._alignment import Alignment, align
 from numdl.analysis.critical import CriticalPoint, critical_point
@@ -263,7 +263,7 @@ def _on_grid(loss, moving, rest, batch, directions, positions, size):
 
 def _positions(name, positions, moving):
     positions = checks.finite(name, checks.array(name, positions, ndim=1))
-    return jnp.asarray(positions, jnp.promote_types(jnp.result_type(*jax.tree.leaves(moving)), jnp.float32))
+    return jnp.asarray(positions, precision.wide(jnp.result_type(*jax.tree.leaves(moving))))
 
 
 @functools.partial(jax.jit, static_argnames=("found", "normalize", "vectors"))

@@ -39,6 +39,11 @@ from numdl.typing import Apply, LossOfOutputs
 
 __all__ = ["LayerFlow", "capture", "probe", "tap"]
 
+MOST_KEPT = 32
+# Programs of the last calls, for functions that stay alive by it: without it a probe in a training loop would be traced
+# and compiled anew at every step, as `jax.jit` would if it forgot.
+_KEPT = collections.OrderedDict()
+
 
 def probe(
     apply: Apply,
@@ -213,8 +218,8 @@ def _updates(optimizer, structure, moving, gradients):
     return jax.tree.leaves(optimizer.update(gradients, optimizer.init(params), params)[0])
 
 
-def _prepared(apply, loss, params, x, examples, rank_examples, optimizer=None, _kept=collections.OrderedDict()):  # noqa: B006
-    """(traced, cost, compiled function) for these functions and shapes; the last 32 are kept."""
+def _prepared(apply, loss, params, x, examples, rank_examples, optimizer=None):
+    """(traced, cost, compiled function) for these functions and shapes; from `_KEPT` if they are there."""
     leaves, structure = jax.tree.flatten((params, x))
     flags = (jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision)
     options = (
@@ -223,17 +228,17 @@ def _prepared(apply, loss, params, x, examples, rank_examples, optimizer=None, _
         *(map(_Same, (optimizer.init, optimizer.update)) if optimizer else ()),
     )
     key = (_Same(apply), _Same(loss), options, structure, tuple(jax.typeof(leaf) for leaf in leaves), flags)
-    if key in _kept:
-        _kept.move_to_end(key)
-        return _kept[key]
+    if key in _KEPT:
+        _KEPT.move_to_end(key)
+        return _KEPT[key]
     traced = _with_layers(apply, params, x, examples)
     cost = None if loss is None else _Cost(loss, traced.outputs)
     run = jax.jit(functools.partial(_measure, traced, cost, rank_examples, optimizer), static_argnames="careful")
     closed_over = (*traced.constants, *(cost.constants if cost else ()))
     if not any(isinstance(value, jax.core.Tracer) for value in closed_over):
-        _kept[key] = traced, cost, run
-        if len(_kept) > 32:
-            _kept.popitem(last=False)
+        _KEPT[key] = traced, cost, run
+        if len(_KEPT) > MOST_KEPT:
+            _KEPT.popitem(last=False)
     return traced, cost, run
 
 

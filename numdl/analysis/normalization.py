@@ -32,7 +32,12 @@ class GradientGrowth:
 
 
 def gradient_growth(
-    key: Key[Array, ""], *, network: core.Network, x: Float[ArrayLike, "N ..."], seeds: int, at_a_time: int | None = 1
+    key: Key[Array, ""],
+    *,
+    network: core.Network,
+    x: Float[ArrayLike, "N ..."],
+    seeds: int,
+    at_a_time: int | None = None,
 ) -> GradientGrowth:
     """MEASURED squared gradient of a random linear loss at every layer, for independently drawn networks.
 

@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, Real, Shaped
 
-from numdl import checks
+from numdl import checks, precision
 from numdl.analysis import _samples
 from numdl.networks import core
 from numdl.records import record
@@ -263,7 +263,7 @@ def _pairs(x):
 
 
 def _wide(y):
-    return y.astype(jnp.promote_types(y.dtype, jnp.float32))
+    return y.astype(precision.wide(y.dtype))
 
 
 def _square(y):

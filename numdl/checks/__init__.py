@@ -5,7 +5,7 @@ dtype is known and is checked. Use what a check returns: integers are ints there
 """
 
 from numdl.checks._arrays import array, dtype, floating, is_key, key, known_dtype, native, shape
-from numdl.checks._functions import accepts, function, one_real_number, returning
+from numdl.checks._functions import accepts, as_pytree, function, one_real_number, returning
 from numdl.checks._numbers import concrete, finite, positive, sequence, variance, whole, wholes
 from numdl.checks._objects import flag, instance, one_of, path
 from numdl.checks._refusals import BadType, BadValue, Refused, shown
@@ -17,6 +17,7 @@ __all__ = [
     "Refused",
     "accepts",
     "array",
+    "as_pytree",
     "concrete",
     "dtype",
     "finite",

@@ -31,15 +31,18 @@ def accepts(name, value, count, signature):
     return value
 
 
+def as_pytree(function):
+    """The function as a pytree: a Partial's arrays stay arguments of compiled code, anything else is taken as it is."""
+    return function if isinstance(function, jax.tree_util.Partial) else jax.tree_util.Partial(function)
+
+
 def returning(name, value, count, signature, *, scalar=False):
     """The function as a Partial that refuses to return anything else than arrays, or than one real number.
 
     What it returns is looked at when it is called, so under a trace and before anything is compiled; equal functions
     are equal, so that `jit` knows them again.
     """
-    accepts(name, value, count, signature)
-    if not isinstance(value, jax.tree_util.Partial):
-        value = jax.tree_util.Partial(value)
+    value = as_pytree(accepts(name, value, count, signature))
     if isinstance(value.func, _Returning):
         return value
     return jax.tree_util.Partial(_Returning(name, signature, value.func, scalar), *value.args, **value.keywords)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Num, PyTree
 
 from numdl import checks
@@ -43,7 +42,7 @@ def traceable(network: Network) -> Network:
     TypeError                   not a Network
     """
     checks.instance("network", network, Network, hint="made by a builder such as dense.network")
-    return Network(*(f if isinstance(f, Partial) else Partial(f) for f in network))
+    return Network(*(checks.as_pytree(f) for f in network))
 
 
 def fitting(network: Network, params: PyTree, x: PyTree) -> tuple[Network, PyTree, PyTree]:

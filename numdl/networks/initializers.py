@@ -35,8 +35,8 @@ class Initializer:
     def __post_init__(self):
         for name in ("sample", "entry_variance", "excess_kurtosis"):
             function = getattr(self, name)
-            if callable(function) and not isinstance(function, Partial):
-                object.__setattr__(self, name, Partial(function))
+            if callable(function):
+                object.__setattr__(self, name, checks.as_pytree(function))
 
     def __call__(self, key, shape, dtype):
         """Weights of this shape, the arguments checked."""

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from numdl import checks, trees
+from numdl import checks, precision, trees
 
 
 def of_moving(function, rest):
@@ -36,14 +36,9 @@ def preconditioned(preconditioner, rest):
     return Partial(_preconditioned, preconditioner, rest)
 
 
-def as_pytree(function):
-    """`function` as a pytree: a Partial's arrays stay arguments of compiled code, anything else is taken as it is."""
-    return function if isinstance(function, Partial) else Partial(function)
-
-
 def scalar_dtype(params):
     """The dtype of norms and values: that of the parameters, float32 at least."""
-    return jnp.promote_types(jnp.result_type(*jax.tree.leaves(params)), jnp.float32)
+    return precision.wide(jnp.result_type(*jax.tree.leaves(params)))
 
 
 def _of_moving(function, rest, moving):

@@ -21,7 +21,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.tree_util import Partial
 
 from numdl import checks, trees
 from numdl.optimize import _moving_part
@@ -131,7 +130,7 @@ def successive_approximations(problem, x, theta, *, iterations, penalty=0.0, asc
     ascents = checks.whole("ascents", ascents)
     penalty = checks.finite("penalty", penalty, least=0.0, shape=())
     maximize = _ascent(ascents) if maximize is None else _maximizer(maximize)
-    functions = (f if isinstance(f, Partial) else Partial(f) for f in problem[:3])
+    functions = (checks.as_pytree(f) for f in problem[:3])
     return _iterate(Problem(*functions, problem.step), x, theta, penalty, iterations, maximize)
 
 

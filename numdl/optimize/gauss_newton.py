@@ -79,14 +79,14 @@ class Composite:
 
 def least_squares(residual):
     """The objective |residual(params)|^2 / 2; bind data with `jax.tree_util.Partial(residual, x=x, y=y)`."""
-    return LeastSquares(_moving_part.as_pytree(checks.accepts("residual", residual, 1, "residual(params)")))
+    return LeastSquares(checks.as_pytree(checks.accepts("residual", residual, 1, "residual(params)")))
 
 
 def composite(outputs, targets, loss):
     """The objective loss(outputs(params), targets); loss is one of `losses`, or a convex function."""
     function = checks.accepts("outputs", outputs, 1, "outputs(params)")
     loss = checks.accepts("loss", loss, 2, "loss(outputs, targets)")
-    return Composite(_moving_part.as_pytree(function), checks.leaves("targets", targets), loss)
+    return Composite(checks.as_pytree(function), checks.leaves("targets", targets), loss)
 
 
 def minimize(objective, params, *, steps, method="trust_region", **options):

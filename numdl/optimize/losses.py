@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl import checks
+from numdl import checks, trees
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +87,27 @@ def accuracy(outputs, targets):
     right = jnp.argmax(outputs, axis=-1) == jnp.argmax(encoded, axis=-1)
     right &= jnp.all(jnp.isfinite(outputs), axis=-1)
     return jnp.mean(_or_nan(inside, right.astype(outputs.dtype)))
+
+
+def with_l2(loss, strength, *, where=lambda name: True):
+    """The loss with a penalty: loss(params, batch, ...) + strength / 2 * |params|**2 over the leaves named by `where`.
+
+    `where` sees a leaf's path, 'hidden/0/weight'. Weight decay that is not in the gradient: optax.adamw.
+    """
+    checks.function("loss", loss)
+    where = checks.accepts("where", where, 1, "where(name)")
+    strength = checks.finite("strength", strength, least=0.0, shape=())
+
+    def penalized(params, *batch):
+        leaves = [
+            leaf
+            for name, leaf in zip(trees.names(params), jax.tree.leaves(params), strict=True)
+            if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) and where(name)
+        ]
+        value = loss(params, *batch)
+        return value + jnp.asarray(strength / 2 * jnp.real(trees.inner(leaves, leaves)), value.dtype)
+
+    return penalized
 
 
 def _or_nan(inside, value):

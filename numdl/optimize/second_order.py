@@ -114,7 +114,7 @@ def minimize(
             f"got {objective!r}"
         )
     if preconditioner is not None:
-        preconditioner = _moving_part.as_pytree(
+        preconditioner = checks.as_pytree(
             checks.accepts("preconditioner", preconditioner, 2, "preconditioner(params, v)")
         )
     numbers = radius, damping, inner_tolerance, tolerance

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from numdl.optimize import train
+from numdl.optimize import losses, train
 
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.normal(size=(13, 3)), RANDOM.normal(size=13)
@@ -80,12 +80,12 @@ def test_accuracy_in_pieces_counts_every_example_once():
 
 def test_the_penalty_is_on_the_leaves_that_are_named():
     plain = loss(PARAMS, (X, Y))
-    np.testing.assert_allclose(train.l2(loss, 0.1)(PARAMS, (X, Y)) - plain, 0.05 * (0.25 + 1 + 4 + 0.0625))
-    weights = train.l2(loss, 0.1, where=lambda name: name == "w")
+    np.testing.assert_allclose(losses.with_l2(loss, 0.1)(PARAMS, (X, Y)) - plain, 0.05 * (0.25 + 1 + 4 + 0.0625))
+    weights = losses.with_l2(loss, 0.1, where=lambda name: name == "w")
     np.testing.assert_allclose(weights(PARAMS, (X, Y)) - plain, 0.05 * (1 + 4 + 0.0625))
-    assert train.l2(lambda params, batch, key: loss(params, batch), 1e-3)(PARAMS, (X, Y), None) > plain
+    assert losses.with_l2(lambda params, batch, key: loss(params, batch), 1e-3)(PARAMS, (X, Y), None) > plain
     with pytest.raises(ValueError, match="strength must be a finite number >= 0; got -1"):
-        train.l2(loss, -1.0)
+        losses.with_l2(loss, -1.0)
 
 
 def test_a_measure_of_changing_shape_is_refused_at_once():

@@ -64,6 +64,7 @@ UNCHECKED = {
     "ode.adjoints.square_root": "called by the integrators",
     "quadrature.expect": "traceable, says so",
     "quadrature.expect_product": "traceable, says so",
+    "records.abridged": "rows of a table",
     "records.static": "a field",
     "reporting.details": "a piece of a page: any text",
     "reporting.environment": "takes what there is",
@@ -197,8 +198,6 @@ def _walk(path, prefix):
         module = importlib.import_module(info.name)
         if hasattr(module, "__all__"):
             offered = [getattr(module, name) for name in module.__all__]
-            if not info.ispkg:  # what a file hands on from another is registered there
-                offered = [one for one in offered if getattr(one, "__module__", None) == module.__name__]
             yield from ((f"{_short(module)}.{f.__name__}", f) for f in offered if _is_function(f))
             for inner in filter(inspect.ismodule, offered):
                 yield from _own(inner)

@@ -230,13 +230,13 @@ CALLS = {
         "stop": kinds.limited(2, most=4),
         "draws": kinds.count(3, least=2),
     },
-    "analysis.products.lyapunov_exponents": {"sampler": kinds.function(o.sampler, np.ones(7), "text")},
-    "analysis.products.lyapunov_exponents_along": {
+    "analysis.jacobian.lyapunov_exponents": {"sampler": kinds.function(o.sampler, np.ones(7), "text")},
+    "analysis.jacobian.lyapunov_exponents_along": {
         "step": kinds.function(lambda layer, y: layer @ y, np.ones(7), "text"),
         "layers": kinds.data(np.stack([o.MATRIX] * 2)).also(None, {}, (o.MATRIX, np.ones(2))),
         "y": kinds.floating(o.VECTOR),
     },
-    "analysis.products.product_norm": {
+    "analysis.jacobian.product_norm": {
         "sampler": kinds.function(o.sampler, np.ones(7), "text"),
         "y": kinds.floating(np.ones(2), np.ones(3)),
     },

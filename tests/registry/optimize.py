@@ -147,6 +147,7 @@ CALLS = {
     "optimize.least_squares.augmented": LINEAR,
     "optimize.line_search.armijo": MINIMIZED,
     "optimize.line_search.wolfe": MINIMIZED,
+    "optimize.losses.with_l2": {**TRAINED, "loss": kinds.Argument(o.loss, (None, 3, "text"))},
     "optimize.losses.accuracy": {
         "outputs": kinds.batch(o.TARGETS),
         "targets": kinds.labels(o.LABELS, classes=2),
@@ -188,7 +189,6 @@ CALLS = {
         "apply": kinds.function(o.apply),
         "targets": kinds.real(o.LABELS, np.zeros(2, int), np.zeros((3, 1), int), np.full(3, -1)),
     },
-    "optimize.train.l2": {**TRAINED, "loss": kinds.Argument(o.loss, (None, 3, "text"))},
     "optimize.train.gradient_noise": {**TRAINED, "loss": kinds.function(o.loss)},
     "optimize.train.update_ratio": {**TRAINED, "loss": kinds.function(o.loss)},
     "optimize.train.resident": {**TRAINED, "key": kinds.key(o.KEY).without(None)},

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl import checks
+from numdl import checks, precision
 from numdl.analysis.curvature import _kinds, _memory
 from numdl.krylov import vectors
 
@@ -134,7 +134,7 @@ def _weight(piece):
 
     def weight(moving):
         found = piece.kind.outcome(piece.rest.params(moving), piece.batch)[1]
-        return jnp.asarray(found, jnp.promote_types(jnp.result_type(found), jnp.float32))
+        return jnp.asarray(found, precision.wide(jnp.result_type(found)))
 
     return jax.jvp(weight, (piece.moving,), (jax.tree.map(jnp.cos, piece.moving),))
 

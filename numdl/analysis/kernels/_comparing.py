@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.tree_util import Partial
 
 from numdl import checks, trees
 from numdl.analysis import _parts
@@ -111,7 +110,7 @@ def linearization_error(apply, params0, params, x, *, frozen=()):
     moving0, rest0 = trees.trainable(params0, frozen=frozen, name="params0")
     moving, rest = trees.trainable(checks.like("params", params, params0, of="params0"), frozen=frozen)
     moving = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), moving, moving0)
-    return _linearization_error(_partial(apply), (moving0, rest0), (moving, rest), checks.leaves("x", x))
+    return _linearization_error(checks.as_pytree(apply), (moving0, rest0), (moving, rest), checks.leaves("x", x))
 
 
 def laziness(apply, trajectory, x, *, targets=None, scale=None, memory_limit=None, frozen=()):
@@ -187,7 +186,3 @@ def _unit(kernel, centered):
     part = _centered(kernel) if centered else kernel
     size, least = jnp.linalg.norm(part), 8 * jnp.finfo(part.dtype).eps * jnp.linalg.norm(kernel)
     return jnp.where(size > least, part / jnp.where(size > least, size, jnp.ones_like(size)), jnp.nan)
-
-
-def _partial(function):
-    return function if isinstance(function, Partial) else Partial(function)

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.tree_util import Partial
 
 from numdl import checks, trees
 from numdl.analysis.kernels import _cost
@@ -21,7 +20,7 @@ def arguments(apply, x1, x2, outputs, method, memory_limit):
         if jax.tree.map(_of_one, x1) != jax.tree.map(_of_one, x2):
             raise checks.BadValue(f"x2 must have examples like x1's, {forms(x1)}; got {forms(x2)}")
     limit = None if memory_limit is None else float(checks.positive("memory_limit", memory_limit, shape=()))
-    return apply if isinstance(apply, Partial) else Partial(apply), x1, x2, limit
+    return checks.as_pytree(apply), x1, x2, limit
 
 
 def _examples(name, x):

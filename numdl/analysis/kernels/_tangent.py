@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from numdl import checks, tracing, trees
+from numdl import checks, precision, tracing, trees
 from numdl.analysis.kernels import _cost, _doors, _factors
 from numdl.networks import core
 
@@ -110,7 +110,7 @@ class _Problem:
         leaves = jax.tree.leaves((moving, rest))
         self.real = list(range(len(jax.tree.leaves(moving))))
         self.k, self.full, self.symmetric = math.prod(found[0].shape), outputs == "full", x2 is None
-        self.wide = jnp.promote_types(found[0].dtype, jnp.float32)
+        self.wide = precision.wide(found[0].dtype)
         self.sizes = [len(jax.tree.leaves(x)[0]) for x in (x1, x1 if x2 is None else x2)]
         sites = _factors.sites(self.traced, len(leaves))
         options = {"layers": _factors.moving(sites, len(self.real)), "jacobian": ()}

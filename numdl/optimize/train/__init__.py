@@ -9,7 +9,7 @@ is the same descent as a pure function, for `vmap` over seeds and for `grad`. Wh
 
     schedule    optax.adam(optax.cosine_decay_schedule(1e-3, 1000))
     clipping    optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
-    decay       optax.adamw(1e-3, weight_decay=1e-2), or a penalty on the loss: train.l2(loss, 1e-4)
+    decay       optax.adamw(1e-3, weight_decay=1e-2), or a penalty on the loss: losses.with_l2(loss, 1e-4)
     dropout     fit(..., key=key) calls loss(params, batch, key) with another key at every step
 """
 
@@ -21,7 +21,6 @@ from numdl.optimize.train._measures import (
     accuracy,
     distance,
     gradient_noise,
-    l2,
     update_ratio,
     with_moment,
 )
@@ -38,7 +37,6 @@ __all__ = [
     "every",
     "fit",
     "gradient_noise",
-    "l2",
     "resident",
     "update_ratio",
     "whole",

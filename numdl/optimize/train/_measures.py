@@ -81,7 +81,7 @@ def gradient_noise(loss, data, *, size):
         square_norm = |g|**2 - trace / (size * batches)
 
     loss(params, batch) is a mean over the batch; data are leaves [examples, ...], at least two batches long.
-    Source: McCandlish et al. 2018, arXiv:1812.06162, eqs. (2.8), (A.1).
+    Source: McCandlish et al. 2018, arXiv:1812.06162, eqs. (2.8), (A.1).    Experiment: d10.
     """
     loss = checks.returning("loss", bound(loss), 2, "loss(params, batch)", scalar=True)
     data = checks.leaves("data", data)
@@ -113,27 +113,6 @@ def distance():
         return trees.norm(jax.tree.map(jnp.subtract, trees.trainable(params)[0], trees.trainable(start)[0]))
 
     return with_moment(lambda params, moment: run(params, moment.start))
-
-
-def l2(loss, strength, *, where=lambda name: True):
-    """The loss with a penalty: loss(params, batch, ...) + strength / 2 * |params|**2 over the leaves named by `where`.
-
-    `where` sees a leaf's path, 'hidden/0/weight'. Weight decay that is not in the gradient: optax.adamw.
-    """
-    checks.function("loss", loss)
-    where = checks.accepts("where", where, 1, "where(name)")
-    strength = checks.finite("strength", strength, least=0.0, shape=())
-
-    def penalized(params, *batch):
-        leaves = [
-            leaf
-            for name, leaf in zip(trees.names(params), jax.tree.leaves(params), strict=True)
-            if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) and where(name)
-        ]
-        value = loss(params, *batch)
-        return value + jnp.asarray(strength / 2 * jnp.real(trees.inner(leaves, leaves)), value.dtype)
-
-    return penalized
 
 
 def _check_targets(targets):

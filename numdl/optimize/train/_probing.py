@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from numdl import checks, trees
+from numdl import checks, precision, trees
 from numdl.optimize.train import _stepping
 
 IN_A_ROW = 8
@@ -67,7 +67,7 @@ def _small(params, side):
 
     def leaf(old, index):
         shape = tuple(size if side is None else min(size, side) for size in old.shape)
-        dtype = jnp.promote_types(old.dtype, jnp.float32)
+        dtype = precision.wide(old.dtype)
         return jnp.asarray(1 + np.cos(index + np.arange(math.prod(shape))).reshape(shape) / 2, dtype)
 
     leaves, structure = jax.tree.flatten(params)
