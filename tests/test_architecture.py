@@ -129,6 +129,105 @@ def test_only_public_jax(path):
     assert not [m for m, _ in imports(path) if m.startswith(("jax._src", "jax.core", "jax.interpreters"))]
 
 
+# ---- inside the wings: one home for each thing, and sizes ------------------------------------------------------------
+
+# Runs of six equal lines, or functions equal up to names, that stay: (file, file) and why.
+ALLOWED_COPIES: dict[tuple[str, str], str] = {}
+
+
+def lines_of(nodes):
+    """Numbers of the lines of these nodes."""
+    return {number for node in nodes for number in range(node.lineno, node.end_lineno + 1)}
+
+
+def documented(tree):
+    """The docstrings of a file as nodes."""
+    owners = (n for n in ast.walk(tree) if isinstance(n, ast.Module | ast.FunctionDef | ast.ClassDef))
+    return [owner.body[0] for owner in owners if ast.get_docstring(owner) is not None]
+
+
+def functions(tree):
+    """(function, its statements without the docstring) of a file, inner ones too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            yield node, node.body[ast.get_docstring(node) is not None :]
+
+
+def code(text):
+    """(number, line) of what functions do: no signatures, docstrings, comments, nor brackets on their own."""
+    tree, inside, outside = ast.parse(text), set(), set()
+    for node, body in functions(tree):
+        inside |= lines_of(body)
+        outside |= set(range(node.lineno - len(node.decorator_list), body[0].lineno if body else node.lineno + 1))
+    outside |= lines_of(documented(tree))
+    kept = ((n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if n in inside - outside)
+    return [(n, line) for n, line in kept if len(line) > 3 and not line.startswith("#")]
+
+
+class Anonymous(ast.NodeTransformer):
+    """Names by the order in which they come."""
+
+    def __init__(self):
+        self.known = {}
+
+    def visit_Name(self, node):
+        return ast.Name(self.known.setdefault(node.id, len(self.known)), node.ctx)
+
+    def visit_arg(self, node):
+        return ast.arg(self.known.setdefault(node.arg, len(self.known)), None)
+
+    def visit_FunctionDef(self, node):
+        node.name = self.known.setdefault(node.name, len(self.known))
+        return self.generic_visit(node)
+
+
+def copies(texts, size=6):
+    """[(place, place)] of runs of `size` equal lines and of function bodies of that size that differ in names only."""
+    runs, shapes = {}, {}
+    for name, text in texts.items():
+        lines = code(text)
+        for i in range(len(lines) - size + 1):
+            runs.setdefault(tuple(line for _, line in lines[i : i + size]), []).append((name, lines[i][0]))
+        for node, body in functions(ast.parse(text)):
+            if body and body[-1].end_lineno - body[0].lineno + 1 >= size:
+                place = (name, node.lineno)
+                shapes.setdefault(ast.dump(Anonymous().visit(ast.Module(body, []))), []).append(place)
+    return [places for found in (runs, shapes) for places in found.values() if len(places) > 1]
+
+
+def test_nothing_is_written_twice():
+    found = copies({str(path.relative_to(PACKAGE)): path.read_text() for path in FILES})
+    places = {tuple(sorted(name for name, _ in places)[:2]): places for places in found}
+    assert not {names: places[names] for names in places if names not in ALLOWED_COPIES}
+    assert set(ALLOWED_COPIES) <= set(places), "a copy that is gone leaves the list"
+
+
+def test_copies_are_seen():
+    lines = "\n".join(f"    a{i} = g(x, {i})" for i in range(6))
+    one, other = f"def f(x):\n{lines}\n", f"def h(y, x):\n    y = y + 1\n{lines}\n    return y\n"
+    assert len(copies({"one": one, "other": other})) == 1
+    renamed = one.replace("x", "width").replace("a", "b")
+    assert len(copies({"one": one, "other": renamed})) == 1
+    assert not copies({"one": one, "other": renamed.replace("5)", "7)")})
+    assert not copies({"one": one.replace("a5", "    # a5"), "other": other})
+
+
+def test_sizes_stay():
+    lengths, bodies = {}, []
+    for path in FILES:
+        text = path.read_text()
+        tree = ast.parse(text)
+        lengths[path.name] = len(text.splitlines()) - len(lines_of(documented(tree)))
+        lines = enumerate(map(str.strip, text.splitlines()), 1)
+        written = {n for n, line in lines if line and not line.startswith("#")}
+        bodies += [len(lines_of(body) & written) for _, body in functions(tree)]
+    assert not {name: length for name, length in lengths.items() if length > 350}, "lines beside docstrings"
+    bodies.sort()
+    assert bodies[len(bodies) // 2] <= 4
+    assert bodies[len(bodies) * 9 // 10] <= 12
+    assert bodies[-1] <= 40
+
+
 def test_every_module_says_what_it_is():
     for path in FILES:
         text = ast.get_docstring(ast.parse(path.read_text()))

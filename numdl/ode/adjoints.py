@@ -209,62 +209,49 @@ def _length(drive):
     return jax.tree.leaves(drive)[0].shape[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _reversible(recurrence, save, y, shared, drive):
-    return direct(recurrence, y, shared, drive, save)
+def _from_its_end(undo):
+    """An integration whose gradient keeps the last state only.
+
+    undo(recurrence, y, ybar, shared, x) goes one step back: (the state before, its cotangent, shared's part, x's).
+    """
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+    def solve(recurrence, save, y, shared, drive):
+        return direct(recurrence, y, shared, drive, save)
+
+    def forward(recurrence, save, y, shared, drive):
+        last, saved = direct(recurrence, y, shared, drive, save)
+        return (last, saved), (last, shared, drive)
+
+    def backward(recurrence, save, kept, cotangents):
+        last, shared, drive = kept
+        cotangent, (later, _) = cotangents
+
+        def back(carry, xs):
+            y, ybar, total = carry
+            x, extra = xs
+            y, ybar, part, xbar = undo(recurrence, y, _add(ybar, extra), shared, x)
+            return (y, ybar, _add(total, part)), xbar
+
+        carry = last, cotangent, _zeros(shared)
+        (_, ybar, total), xbars = lax.scan(back, carry, (drive, later), reverse=True)
+        return ybar, total, xbars
+
+    solve.defvjp(forward, backward)
+    return solve
 
 
-def _reversible_forward(recurrence, save, y, shared, drive):
-    last, saved = direct(recurrence, y, shared, drive, save)
-    return (last, saved), (last, shared, drive)
+def _by_the_inverse(recurrence, y, ybar, shared, x):
+    before = recurrence.inverse(y, shared, x)
+    return before, *_pullback(recurrence.step, before, shared, x)(ybar)
 
 
-def _reversible_backward(recurrence, save, kept, cotangents):
-    last, shared, drive = kept
-    cotangent, (later, _) = cotangents
-
-    def back(carry, xs):
-        y, ybar, total = carry
-        x, extra = xs
-        before = recurrence.inverse(y, shared, x)
-        pull = _pullback(recurrence.step, before, shared, x)
-        ybar, part, xbar = pull(_add(ybar, extra))
-        return (before, ybar, _add(total, part)), xbar
-
-    carry = last, cotangent, _zeros(shared)
-    (_, ybar, total), xbars = lax.scan(back, carry, (drive, later), reverse=True)
-    return ybar, total, xbars
+def _by_the_equation(recurrence, y, ybar, shared, x):
+    return recurrence.solve_back(y, ybar, shared, x)
 
 
-_reversible.defvjp(_reversible_forward, _reversible_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _backsolve(recurrence, save, y, shared, drive):
-    return direct(recurrence, y, shared, drive, save)
-
-
-def _backsolve_forward(recurrence, save, y, shared, drive):
-    last, saved = direct(recurrence, y, shared, drive, save)
-    return (last, saved), (last, shared, drive)
-
-
-def _backsolve_backward(recurrence, save, kept, cotangents):
-    last, shared, drive = kept
-    cotangent, (later, _) = cotangents
-
-    def back(carry, xs):
-        y, ybar, total = carry
-        x, extra = xs
-        y, ybar, part, xbar = recurrence.solve_back(y, _add(ybar, extra), shared, x)
-        return (y, ybar, _add(total, part)), xbar
-
-    carry = last, cotangent, _zeros(shared)
-    (_, ybar, total), xbars = lax.scan(back, carry, (drive, later), reverse=True)
-    return ybar, total, xbars
-
-
-_backsolve.defvjp(_backsolve_forward, _backsolve_backward)
+_reversible = _from_its_end(_by_the_inverse)
+_backsolve = _from_its_end(_by_the_equation)
 
 
 def _binomial(snapshots, recurrence, y, shared, drive, save):
