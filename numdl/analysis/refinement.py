@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Integer, PyTree
+from jaxtyping import Array, ArrayLike, Integer, PyTree
 
 from numdl import checks, statistics
 from numdl.records import record, static
