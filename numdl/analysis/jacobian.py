@@ -3,6 +3,14 @@
 Exact for small networks (`singular_values`, `spectra`); matrix-free by forward and backward products for large ones
 (`extremes`, `trace_moments`). All are at one example. Layers count from 1; start = 0 is the input, stop = L + 1 the
 outputs. Products of random matrices are in `products`, and its functions can be had from here, too, as in the twin.
+
+    >>> from numdl import activations
+    >>> from numdl.networks import dense
+    >>> physics = dict(activation=activations.relu, weight_variance=2.0, bias_variance=0.0)
+    >>> network = dense.network(widths=(4, 20, 20, 20), **physics)
+    >>> s = spectra(jax.random.key(0), network, jnp.ones((1, 4)), seeds=3, start=1, stop=2)
+    >>> s.shape, isometry(s).score.shape  # [seeds, directions], [seeds]
+    ((3, 20), (3,))
 """
 
 import functools
@@ -11,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree, Shaped
 
 from numdl import checks
 from numdl.analysis.products import (
@@ -72,41 +80,76 @@ class Isometry:
     zeros: jax.Array  # [...]  share of singular values that count as zero
 
 
-def singular_values(network, params, x, *, start, stop) -> Float[Array, "directions"]:
-    """MEASURED singular values of dy_stop / dy_start at one example, descending, [min of the two sizes]; exact.
+def singular_values(
+    network: core.Network, params: PyTree, x: Shaped[ArrayLike, "1 ..."], *, start: int, stop: int
+) -> Float[Array, "directions"]:
+    """MEASURED singular values of dy_stop / dy_start at one example, descending; exact.
 
     The matrix is built: n_start or n_stop passes, whichever is less. Squares far below eps * s_max^2 are rounding.
 
     Parameters
     ----------
+    network : Network           any
+    params : pytree             of the network
     x : array [1, ...]          one example
-    start, stop : int           0 <= start < stop <= L + 1
-    Twin: theory.jacobian.squared_singular_values (mean and variance of their squares)
+    start, stop : int           layers, 0 <= start < stop <= L + 1
+    Returns
+    -------
+    array [min of the two sizes]
+    Raises
+    ------
+    ValueError, TypeError       several examples, start and stop out of range, not a Network
+    Twin: theory.jacobian.squared_singular_values (mean and variance of their squares).    Experiment: b5.
     """
     return jnp.linalg.svd(core.jacobian(network, params, x, start=start, stop=stop), compute_uv=False)
 
 
-def spectra(key, network, x, *, seeds, start, stop) -> Float[Array, "seeds directions"]:
-    """MEASURED singular values of dy_stop / dy_start for independent networks, [seeds, min of the two sizes]."""
+def spectra(
+    key: Key[Array, ""], network: core.Network, x: Shaped[ArrayLike, "1 ..."], *, seeds: int, start: int, stop: int
+) -> Float[Array, "seeds directions"]:
+    """MEASURED Jacobian spectrum: singular values of dy_stop / dy_start for independent networks, each descending.
+
+    Parameters
+    ----------
+    key : key                   of the networks' parameters
+    network : Network           any; its init is called once for each seed
+    x : array [1, ...]          one example for all networks
+    seeds : int                 number of networks, >= 1
+    start, stop : int           layers, 0 <= start < stop <= L + 1
+    Returns
+    -------
+    array [seeds, min of the two sizes]
+    Raises
+    ------
+    ValueError, TypeError       seeds < 1, several examples, start and stop out of range, not a Network
+    Twins: theory.jacobian.squared_singular_values, theory.jacobian.product_density.    Experiment: b5.
+    """
     checks.key("key", key)
     network, seeds, x = core.traceable(network), checks.whole("seeds", seeds), core.one_example(x, start)
     shapes = jax.eval_shape(lambda key, x: network.states(network.init(key, x), x), key, x)
     return _spectra(network, x, key, seeds, *core.segment(shapes, start, stop))
 
 
-def isometry(singular_values, *, zero_below=None):
-    """How near a Jacobian is to a multiple of an isometry, from its singular values.
+def isometry(singular_values: Float[ArrayLike, "*batch n"], *, zero_below: ArrayLike | None = None) -> Isometry:
+    """MEASURED dynamical isometry: how near a Jacobian is to a multiple of an isometry, from its singular values.
 
         score = (mean s^2)^2 / mean s^4 = 1 / (1 + relative variance of s^2)
 
     the share of directions that carry the signal: 1 for orthogonal maps, 1/2 for their product with one relu, 1/(1 + L)
-    after L Gaussian layers.
+    after L Gaussian layers. The condition number is among what is returned.
 
     Parameters
     ----------
     singular_values : array [..., n]    of any scale; the score of an all-zero matrix is nan
-    zero_below : scalar         relative to the largest; None: n * eps of the dtype
-    Twin: theory.jacobian.SquaredSingularValues.isometry
+    zero_below : scalar         relative to the largest, >= 0; None: n * eps of the dtype
+    Returns
+    -------
+    Isometry                    score, gain, log_spread, condition, zeros, each [...]
+    Raises
+    ------
+    ValueError, TypeError       no array of floating-point numbers, a negative zero_below
+    Source: Pennington et al. 2017, arXiv:1711.04735.
+    Twin: theory.jacobian.squared_singular_values (its field isometry).    Experiment: b5.
     """
     s = checks.floating("singular_values", singular_values, least_ndim=1)
     limit = s.shape[-1] * float(jnp.finfo(s.dtype).eps) if zero_below is None else zero_below
@@ -114,7 +157,16 @@ def isometry(singular_values, *, zero_below=None):
     return _isometry(jnp.asarray(s), jnp.asarray(limit, s.dtype))
 
 
-def extremes(key, network, params, x, *, start, stop, num_matvecs):
+def extremes(
+    key: Key[Array, ""],
+    network: core.Network,
+    params: PyTree,
+    x: Shaped[ArrayLike, "1 ..."],
+    *,
+    start: int,
+    stop: int,
+    num_matvecs: int,
+) -> Extremes:
     """MEASURED largest singular value of dy_stop / dy_start at one example, without the matrix.
 
         J V = U B,   J' U = V B' + beta v e_k':    Golub-Kahan bidiagonalization, all vectors kept orthogonal
@@ -125,12 +177,18 @@ def extremes(key, network, params, x, *, start, stop, num_matvecs):
 
     Parameters
     ----------
+    key : key                   of the vector that the method starts from
+    network, params : Network, pytree     any, and its parameters
     x : array [1, ...]          one example
+    start, stop : int           layers, 0 <= start < stop <= L + 1
     num_matvecs : int           >= 1; more than the smaller size are not made
+    Returns
+    -------
+    Extremes                    largest, smallest and their residuals, each []
     Raises
     ------
-    ValueError                  several examples, start and stop out of range, num_matvecs < 1
-    Source: Golub & Kahan 1965, SIAM J. Numer. Anal. 2.    Twin: theory.jacobian.largest_squared
+    ValueError, TypeError       several examples, start and stop out of range, num_matvecs < 1, not a Network
+    Source: Golub & Kahan 1965, SIAM J. Numer. Anal. 2.    Twin: theory.jacobian.largest_squared.
     """
     checks.key("key", key)
     num_matvecs = checks.whole("num_matvecs", num_matvecs)
@@ -140,7 +198,17 @@ def extremes(key, network, params, x, *, start, stop, num_matvecs):
     return _extremes(key, network, params, x, start, stop, min(num_matvecs, *sizes), num_matvecs >= min(sizes))
 
 
-def trace_moments(key, network, params, x, *, start, stop, order, draws):
+def trace_moments(
+    key: Key[Array, ""],
+    network: core.Network,
+    params: PyTree,
+    x: Shaped[ArrayLike, "1 ..."],
+    *,
+    start: int,
+    stop: int,
+    order: int,
+    draws: int,
+) -> TraceMoments:
     """MEASURED mean of s^2, s^4, ... s^(2 order) over the singular values of dy_stop / dy_start, without the matrix.
 
         moment[k] = E v' (J' J)^k v / n,    v of n random signs (Hutchinson),    n = size of y_start
@@ -149,10 +217,19 @@ def trace_moments(key, network, params, x, *, start, stop, order, draws):
 
     Parameters
     ----------
+    key : key                   of the random signs
+    network, params : Network, pytree     any, and its parameters
     x : array [1, ...]          one example
-    order : int                 number of moments
+    start, stop : int           layers, 0 <= start < stop <= L + 1
+    order : int                 number of moments, >= 1
     draws : int                 random vectors, >= 2
-    Source: Hutchinson 1990, Commun. Stat. Simul. 19.    Twin: theory.jacobian.squared_singular_values
+    Returns
+    -------
+    TraceMoments                moments, stderr [order], samples [draws, order]
+    Raises
+    ------
+    ValueError, TypeError       several examples, start and stop out of range, order < 1, draws < 2, not a Network
+    Source: Hutchinson 1990, Commun. Stat. Simul. 19.    Twin: theory.jacobian.squared_singular_values.
     """
     checks.key("key", key)
     order, draws = checks.whole("order", order), checks.whole("draws", draws, least=2)

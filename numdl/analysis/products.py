@@ -1,18 +1,29 @@
 """MEASURED: products of random matrices, K_L ... K_1: norms of a vector on its way, Lyapunov exponents.
 
 Layer by layer and in logarithms, so that any depth and any scale fit. Twin: theory.jacobian.
+
+    >>> sampler = lambda key, shape, dtype: 0.5 * jnp.eye(*shape, dtype=dtype)
+    >>> found = product_norm(jax.random.key(0), width=3, depth=1000, sampler=sampler, draws=2)
+    >>> print(f"{found.log_ratio[0, -1] / 1000:.3f}")  # ln 0.5**2; 0.25**1000 itself is 0
+    -1.386
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from numdl import checks, precision
 from numdl.analysis import _samples
 from numdl.records import record
+
+Sampler = Any  # (key, (width, width), dtype) -> W, or an Initializer, whose field `sample` is such a function
 
 
 @record
@@ -37,8 +48,18 @@ class LyapunovSamples:
     log_growth: jax.Array  # [L, n]  ln |R_ii| of each layer
 
 
-def product_norm(key, *, width, depth, sampler, draws, at_a_time=None, y=None, dtype=None):
-    """MEASURED log |K_l ... K_1 y|^2 for l = 1..depth, over independent draws of the matrices.
+def product_norm(
+    key: Key[Array, ""],
+    *,
+    width: int,
+    depth: int,
+    sampler: Sampler,
+    draws: int,
+    at_a_time: int | None = None,
+    y: Float[ArrayLike, "width"] | None = None,
+    dtype: DTypeLike | None = None,
+) -> ProductNormSamples:
+    """MEASURED product law of a random matrix product: log |K_l ... K_1 y|^2, l = 1..depth, over independent draws.
 
         z_l = K_l z_{l-1} / |z_{l-1}|,   log_norm[l] = log |y|^2 + sum_{k <= l} log |z_k|^2
 
@@ -47,15 +68,20 @@ def product_norm(key, *, width, depth, sampler, draws, at_a_time=None, y=None, d
 
     Parameters
     ----------
-    width, depth, draws : int
+    key : key                   of the matrices, and of y where it is None
+    width, depth, draws : int   n, L and the number of products, each >= 1
     sampler : function          (key, (width, width), dtype) -> W: an Initializer, or any function
     at_a_time : int             draws at a time; None: 1 on a CPU, as many as fit in 1/4 GiB elsewhere
     y : array [width]           fixed input, not 0; a new N(0, I) for each draw if None
     dtype : dtype               of the computation; y's, or jax's default float
+    Returns
+    -------
+    ProductNormSamples          log_input [draws], log_norm [draws, depth]
     Raises
     ------
-    ValueError, TypeError       a size below 1, y of another shape, a sampler that is no function
-    Twin: theory.jacobian.product_norm (its log moments, for Gaussian entries)
+    ValueError, TypeError       a size below 1, y of another shape, a sampler that is not a function
+    Source: elementary.    Twin: theory.jacobian.product_norm (its log moments, for Gaussian entries: about log-normal).
+    Experiment: a1.
     """
     checks.key("key", key)
     width, depth, draws = checks.whole("width", width), checks.whole("depth", depth), checks.whole("draws", draws)
@@ -69,17 +95,26 @@ def product_norm(key, *, width, depth, sampler, draws, at_a_time=None, y=None, d
     return ProductNormSamples(*_sample(key, sampler, y, width, depth, draws, min(at_a_time, draws), dtype))
 
 
-def lyapunov_exponents(key, *, width, depth, sampler, dtype=None):
-    """MEASURED Lyapunov exponents of K_L ... K_1 with independent matrices, [width]; any depth, no overflow.
+def lyapunov_exponents(
+    key: Key[Array, ""], *, width: int, depth: int, sampler: Sampler, dtype: DTypeLike | None = None
+) -> LyapunovSamples:
+    """MEASURED Lyapunov exponents of K_L ... K_1 with independent matrices; any depth, no overflow.
 
         K_l Q_{l-1} = Q_l R_l,    exponents[i] = (1/L) sum_l ln |R_l[i, i]|
 
     Parameters
     ----------
-    width, depth : int          n and L
+    key : key                   of the matrices
+    width, depth : int          n and L, each >= 1
     sampler : function          (key, (width, width), dtype) -> W, K = W': an Initializer, or any function
     dtype : dtype               of the computation; jax's default float if None
-    Source: Benettin et al. 1980, Meccanica 15.    Twin: theory.jacobian.lyapunov_exponents
+    Returns
+    -------
+    LyapunovSamples             exponents, stderr [n], log_growth [L, n]; per layer, natural logarithms
+    Raises
+    ------
+    ValueError, TypeError       a size below 1, a sampler that is not a function or returns another shape
+    Source: Benettin et al. 1980, Meccanica 15.    Twin: theory.jacobian.lyapunov_exponents.    Experiment: a1.
     """
     checks.key("key", key)
     width, depth = checks.whole("width", width), checks.whole("depth", depth)
@@ -88,8 +123,12 @@ def lyapunov_exponents(key, *, width, depth, sampler, dtype=None):
     return _lyapunov_of_samples(key, sampler, width, depth, dtype)
 
 
-def lyapunov_exponents_along(step, layers, y):
+def lyapunov_exponents_along(
+    step: Callable[[PyTree, Array], Array], layers: PyTree, y: Float[ArrayLike, "n"]
+) -> LyapunovSamples:
     """MEASURED Lyapunov exponents along y <- step(layer, y): a stack of equal layers, a recurrent net, an ODE's steps.
+
+        J_l Q_{l-1} = Q_l R_l,    exponents[i] = (1/L) sum_l ln |R_l[i, i]|,   J_l the step's Jacobian on the way
 
     Parameters
     ----------
@@ -98,7 +137,11 @@ def lyapunov_exponents_along(step, layers, y):
     y : array [n]               the start
     Returns
     -------
-    LyapunovSamples(exponents [n], stderr [n], log_growth [L, n])
+    LyapunovSamples             exponents, stderr [n], log_growth [L, n]; per layer, natural logarithms
+    Raises
+    ------
+    ValueError, TypeError       y with several axes, leaves of other lengths, a step that does not return what is like y
+    Source: Benettin et al. 1980, Meccanica 15.    Twin: theory.jacobian.lyapunov_exponents.    Experiment: a1.
     """
     step = checks.returning("step", step, 2, "step(layer, y)")
     y, layers = checks.floating("y", y, ndim=1), checks.leaves("layers", layers, examples=True)

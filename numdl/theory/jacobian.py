@@ -122,24 +122,29 @@ def product_norm(
     return _assemble(n * float(entry_variance), depths, np.shape(depth), *start, *fields)
 
 
-def squared_singular_values(*, depth, q, activation, weight_variance, orthogonal):
+def squared_singular_values(
+    *, depth: int, q: ArrayLike, activation: Activation, weight_variance: ArrayLike, orthogonal: bool
+) -> SquaredSingularValues:
     """PREDICTED mean and variance of the squared singular values of D_1 W_1 ... D_L W_L at infinite width.
 
         mean = prod w mu_1(q_l),     variance / mean^2 = sum (mu_2(q_l) / mu_1(q_l)^2 - 1 - s_1),   mu_k = E f'^(2k)
         s_1 = -1 for Gaussian weights, 0 for orthogonal ones
 
-    J = dy_stop / dy_start of a dense network whose L = stop - start layers have one width and start >= 1.
+    J = dy_stop / dy_start of a dense network whose L = stop - start layers have one width and start >= 1. Dynamical
+    isometry is variance 0.
 
     Parameters
     ----------
     depth : int                 L >= 1
     q : scalar or (L,)          length of y_start ... y_{stop-1}: the fixed point, or layer by layer
+    activation : Activation     f
     weight_variance : scalar    w = fan_in * Var(W_ij); an orthogonal W is sqrt(w) times a Haar matrix
     orthogonal : bool           the law of the weights
     Raises
     ------
-    ValueError                  depth < 1, q negative or of another shape, a negative weight_variance
-    Source: Pennington et al. 2017, arXiv:1711.04735; 2018, arXiv:1802.09979.    Twin: analysis.jacobian.spectra
+    ValueError, TypeError       depth < 1, q negative or of another shape, a negative weight_variance, no Activation
+    Source: Pennington et al. 2017, arXiv:1711.04735; 2018, arXiv:1802.09979.
+    Twin: analysis.jacobian.spectra.    Experiment: b5.
     """
     depth = checks.whole("depth", depth)
     checks.instance("activation", activation, Activation, hint="for example numdl.activations.tanh")
