@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
 
 from numdl import checks, trees
 from numdl.optimize import _moving_part
@@ -48,15 +49,49 @@ class ControlHistory:
     gain: jax.Array  # [iterations]: h sum of what maximizing has added to the (augmented) Hamiltonian, >= 0
 
 
-def objective(problem, x, theta):
-    """J(theta) from the initial states x [examples, ...]; `jax.grad` of it is backpropagation."""
+def objective(problem: Problem, x: Float[ArrayLike, "examples *x"], theta: PyTree) -> Float[Array, ""]:
+    """The control problem's cost J(theta) from the initial states; `jax.grad` of it is backpropagation.
+
+        J = terminal(x_N) + step * sum over n of running(x_n, theta_n),    x_{n+1} = x_n + step * field(x_n, theta_n)
+
+    Parameters
+    ----------
+    problem : Problem           field, terminal, running, step
+    x : array [examples, ...]   initial states
+    theta : pytree              controls, real floating leaves [steps, ...]
+    Returns
+    -------
+    scalar                      J
+    Raises
+    ------
+    TypeError, ValueError       not a Problem, theta without a common time axis or with leaves that are not real
+    Source: the definition; Li, Chen, Tai & E 2018, arXiv:1710.09513.
+    """
     x, theta = _check(problem, x, theta)
     path, running = _run(problem, x, theta)
     return problem.terminal(path[-1]) + problem.step * jnp.sum(running)
 
 
-def hamiltonian(problem, x, p, theta):
-    """H(x, p, theta) = <p, field(x, theta)> - running(x, theta), at one time."""
+def hamiltonian(
+    problem: Problem, x: Float[ArrayLike, "examples *x"], p: Float[ArrayLike, "examples *x"], theta: PyTree
+) -> Float[Array, ""]:
+    """Pontryagin's Hamiltonian H at one time; gradient descent and the maximum principle both raise it.
+
+        H(x, p, theta) = <p, field(x, theta)> - running(x, theta)
+
+    Parameters
+    ----------
+    problem : Problem           field, terminal, running, step
+    x, p : array [examples, ...]        states, and costates of the same shape
+    theta : pytree              controls of one time, real floating leaves
+    Returns
+    -------
+    scalar                      H
+    Raises
+    ------
+    TypeError, ValueError       not a Problem, p shaped unlike x, leaves of theta that are not real
+    Source: Li, Chen, Tai & E 2018, arXiv:1710.09513.
+    """
     _check_problem(problem)
     x, theta = checks.floating("x", x, least_ndim=1), _moving_part.only_real("theta", theta)
     p = checks.floating("p", p, ndim=x.ndim)
@@ -64,16 +99,47 @@ def hamiltonian(problem, x, p, theta):
     return jnp.vdot(p, problem.field(x, theta)) - problem.running(x, theta)
 
 
-def states(problem, x, theta):
-    """x_0 ... x_N, [steps + 1, examples, ...]."""
+def states(problem: Problem, x: Float[ArrayLike, "examples *x"], theta: PyTree) -> Float[Array, "times examples *x"]:
+    """The trajectory of the states, forward in time.
+
+        x_{n+1} = x_n + step * field(x_n, theta_n)
+
+    Parameters
+    ----------
+    problem : Problem           field, terminal, running, step
+    x : array [examples, ...]   initial states x_0
+    theta : pytree              controls, real floating leaves [steps, ...]
+    Returns
+    -------
+    array [steps + 1, examples, ...]    x_0 ... x_N
+    Raises
+    ------
+    TypeError, ValueError       not a Problem, theta without a common time axis or with leaves that are not real
+    Source: the definition.
+    """
     x, theta = _check(problem, x, theta)
     return _run(problem, x, theta)[0]
 
 
-def costates(problem, path, theta):
-    """p_0 ... p_N, shaped like the states: minus the gradient of J with respect to x_n.
+def costates(
+    problem: Problem, path: Float[ArrayLike, "times examples *x"], theta: PyTree
+) -> Float[Array, "times examples *x"]:
+    """The costates p_0 ... p_N of a trajectory, backward in time: minus the gradient of J with respect to x_n.
 
-    p_N = -terminal'(x_N),    p_n = p_{n+1} + h dH/dx(x_n, p_{n+1}, theta_n)
+        p_N = -terminal'(x_N),    p_n = p_{n+1} + step * dH/dx(x_n, p_{n+1}, theta_n)
+
+    Parameters
+    ----------
+    problem : Problem           field, terminal, running, step
+    path : array [steps + 1, examples, ...]     x_0 ... x_N, of `states`
+    theta : pytree              controls, real floating leaves [steps, ...]
+    Returns
+    -------
+    array [steps + 1, examples, ...]    shaped like the path
+    Raises
+    ------
+    TypeError, ValueError       not a Problem, a path whose length is not that of theta and one more
+    Source: Li, Chen, Tai & E 2018, arXiv:1710.09513.
     """
 
     path = checks.floating("path", path, least_ndim=2)
@@ -90,10 +156,23 @@ def costates(problem, path, theta):
     return jnp.concatenate([earlier, last[None]])
 
 
-def gradient(problem, x, theta):
+def gradient(problem: Problem, x: Float[ArrayLike, "examples *x"], theta: PyTree) -> tuple[Float[Array, ""], PyTree]:
     """J and dJ/dtheta by the maximum principle, without differentiating J: equal to `jax.grad(objective)` to rounding.
 
-    dJ/dtheta_n = -h dH/dtheta(x_n, p_{n+1}, theta_n)
+        dJ/dtheta_n = -step * dH/dtheta(x_n, p_{n+1}, theta_n)
+
+    Parameters
+    ----------
+    problem : Problem           field, terminal, running, step
+    x : array [examples, ...]   initial states
+    theta : pytree              controls, real floating leaves [steps, ...]
+    Returns
+    -------
+    J, gradient                 a scalar, and a pytree like theta
+    Raises
+    ------
+    TypeError, ValueError       not a Problem, theta without a common time axis or with leaves that are not real
+    Source: Li, Chen, Tai & E 2018, arXiv:1710.09513.
     """
     x, theta = _check(problem, x, theta)
     path, running = _run(problem, x, theta)
@@ -103,26 +182,39 @@ def gradient(problem, x, theta):
     return value, jax.tree.map(lambda g, leaf: (-problem.step * g).astype(leaf.dtype), slope, theta)
 
 
-def successive_approximations(problem, x, theta, *, iterations, penalty=0.0, ascents=10, maximize=None):
-    """Solve forward for x, backward for p, maximize the Hamiltonian at every time, and again: (theta, ControlHistory).
+def successive_approximations(
+    problem: Problem,
+    x: Float[ArrayLike, "examples *x"],
+    theta: PyTree,
+    *,
+    iterations: int,
+    penalty: ScalarLike = 0.0,
+    ascents: int = 10,
+    maximize: Callable | None = None,
+) -> tuple[PyTree, ControlHistory]:
+    """The method of successive approximations (MSA): forward for x, backward for p, maximize H at every time, again.
 
-    With penalty rho > 0 the augmented Hamiltonian keeps the dynamics of both where they were,
+    With penalty rho > 0 the augmented Hamiltonian keeps the dynamics of both where they were; means over examples,
 
-        H - rho / 2 mean |field(x, theta) - field(x, old)|^2 - rho / 2 mean |dH/dx(theta) - dH/dx(old)|^2,
+        H - rho / 2 mean |field(x, theta) - field(x, old)|^2 - rho / 2 mean |dH/dx(theta) - dH/dx(old)|^2
 
-    means over examples, each with its own costate. Then J falls if rho is large enough; basic iterations (rho = 0)
-    may diverge, for a long time horizon even in linear-quadratic problems.
+    Then J falls if rho is large enough; rho = 0 may diverge for a long horizon even in linear-quadratic problems.
 
     Parameters
     ----------
+    problem : Problem           field, terminal, running, step
     x : array [examples, ...]   initial states
-    theta : pytree              the start, leaves [steps, ...]
+    theta : pytree              the start, real floating leaves [steps, ...]
+    iterations : int            >= 1
     penalty : scalar            rho >= 0
-    ascents : int               gradient ascents with backtracking for each maximization
+    ascents : int               gradient ascents with backtracking for each maximization, >= 1
     maximize : function         (function of theta, theta, x_n, p_{n+1}) -> theta of one time, instead of them
+    Returns
+    -------
+    theta, ControlHistory       loss, gradient_norm [iterations + 1], gain [iterations]
     Raises
     ------
-    TypeError, ValueError       a negative penalty, theta without a common time axis, ...
+    TypeError, ValueError       a negative penalty, theta without a common time axis, a count below 1
     Source: Li, Chen, Tai & E 2018, arXiv:1710.09513, algorithms 1 and 2.
     """
     x, theta = _check(problem, x, theta)

@@ -12,18 +12,22 @@ and data is bound as `jax.tree_util.Partial(outputs, x=x)`, so that it stays an 
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, PyTree, ScalarLike
 
 from numdl import checks, trees
 from numdl.krylov import cg
 from numdl.optimize import _moving_part, losses, second_order
-from numdl.optimize.second_order import Local
+from numdl.optimize.second_order import Local, SecondOrderHistory
 from numdl.optimize.train import _stepping
 from numdl.records import record, static
+
+if TYPE_CHECKING:
+    import optax
 
 DECAY = 0.95  # of the last direction, where the next search for one begins
 SMALLEST, GREATEST = 1e-10, 1e10  # damping of mini-batch steps stays in this range
@@ -77,31 +81,73 @@ class Composite:
         return hessian_product(self.loss, outputs, self.targets, v)
 
 
-def least_squares(residual):
-    """The objective |residual(params)|^2 / 2; bind data with `jax.tree_util.Partial(residual, x=x, y=y)`."""
+def least_squares(residual: Callable[[PyTree], PyTree]) -> LeastSquares:
+    """The objective |residual(params)|^2 / 2; bind data with `jax.tree_util.Partial(residual, x=x, y=y)`.
+
+    Parameters
+    ----------
+    residual : function         params -> pytree of arrays
+    Returns
+    -------
+    LeastSquares                for `minimize`
+    Raises
+    ------
+    TypeError                   not a function of one argument
+    """
     return LeastSquares(checks.as_pytree(checks.accepts("residual", residual, 1, "residual(params)")))
 
 
-def composite(outputs, targets, loss):
-    """The objective loss(outputs(params), targets); loss is one of `losses`, or a convex function."""
+def composite(
+    outputs: Callable[[PyTree], PyTree], targets: PyTree, loss: Callable[[PyTree, PyTree], Array]
+) -> Composite:
+    """The objective loss(outputs(params), targets) of a model and a convex loss.
+
+    Parameters
+    ----------
+    outputs : function          params -> outputs, any pytree; bind data with `jax.tree_util.Partial(outputs, x=x)`
+    targets : pytree            what the loss compares the outputs with
+    loss : Loss or function     one of `losses`, or any convex (outputs, targets) -> scalar
+    Returns
+    -------
+    Composite                   for `minimize`
+    Raises
+    ------
+    TypeError, ValueError       not functions of these arguments, targets that are not arrays
+    """
     function = checks.accepts("outputs", outputs, 1, "outputs(params)")
     loss = checks.accepts("loss", loss, 2, "loss(outputs, targets)")
     return Composite(checks.as_pytree(function), checks.leaves("targets", targets), loss)
 
 
-def minimize(objective, params, *, steps, method="trust_region", **options):
-    """Minimize by Gauss–Newton: (params, SecondOrderHistory). Options and methods are those of `second_order.minimize`.
+def minimize(
+    objective: LeastSquares | Composite | Callable[[PyTree], PyTree],
+    params: PyTree,
+    *,
+    steps: int = 100,
+    method: str = "trust_region",
+    **options: Any,
+) -> tuple[PyTree, SecondOrderHistory]:
+    """Minimize by Gauss–Newton: the curvature of the loss, without that of the model.
 
-    `method="trust_region"` is Gauss–Newton–CG inside a ball, "levenberg_marquardt" the damped one, "armijo" and "wolfe"
-    search along the step. Near a solution where the residual vanishes all but the constantly damped converge fast:
+    Near a solution where the residual vanishes all methods but the constantly damped ones converge fast:
     quadratically, or with a factor that falls by 3 per step for levenberg_marquardt.
 
     Parameters
     ----------
     objective : LeastSquares, Composite, or a function params -> residual
-    params : pytree
+                                the latter is |residual(params)|^2 / 2
+    params : pytree             floating leaves move (complex ones as two reals), all others stay as they are
     steps : int                 at most this many
-    Source: Nocedal & Wright 2006, chapter 10; Levenberg 1944, Marquardt 1963; Schraudolph 2002 (B for any convex loss).
+    method : str                "trust_region" (Gauss–Newton–CG inside a ball), "levenberg_marquardt" (damped), "armijo"
+                                or "wolfe" (a line search along the step)
+    **options : Any             of `second_order.minimize`: radius, damping, inner_iterations, tolerance, ...
+    Returns
+    -------
+    params, SecondOrderHistory
+    Raises
+    ------
+    ValueError, TypeError       unknown method, a count below 1, params without a floating leaf, ...
+    Source: Nocedal & Wright 2006, chapter 10; Levenberg 1944, Marquardt 1963; Schraudolph 2002 (any convex loss).
     """
     if not isinstance(objective, LeastSquares | Composite):
         objective = least_squares(checks.accepts("objective", objective, 1, "objective(params)"))
@@ -117,18 +163,33 @@ class BatchState(NamedTuple):
     iterations: jax.Array  # of conjugate gradients in the last step
 
 
-def transformation(*, damping, inner_iterations=10, inner_tolerance=1e-3, adaptation=1.5):
-    """An optax transformation for mini-batches: the gradient becomes the step of a damped Gauss–Newton model.
+def transformation(
+    *,
+    damping: ScalarLike,
+    inner_iterations: int = 10,
+    inner_tolerance: ScalarLike = 1e-3,
+    adaptation: ScalarLike = 1.5,
+) -> "optax.GradientTransformationExtraArgs":
+    """Hessian-free steps for mini-batches, as an optax transformation: the gradient becomes a damped Gauss–Newton step.
 
         (B + damping) s = -gradient, by conjugate gradients from 0.95 times the last step
 
     `update(gradient, state, params, objective=...)`, where the objective holds the batch. Chained after it, a scale or
     a schedule shortens the step. The damping is divided by `adaptation` where the batch's decrease is above 3/4 of what
-    was promised and multiplied where below 1/4; adaptation = 1 keeps it.
+    was promised and multiplied where below 1/4.
 
     Parameters
     ----------
-    damping : scalar > 0        to start with
+    damping : scalar            > 0, to start with
+    inner_iterations : int      of conjugate gradients in each step, >= 1
+    inner_tolerance : scalar    > 0, of the residual |(B + damping) s + gradient| relative to |gradient|
+    adaptation : scalar         >= 1; 1 keeps the damping
+    Returns
+    -------
+    GradientTransformationExtraArgs     of optax; its state is a BatchState
+    Raises
+    ------
+    ValueError, TypeError       a number out of its range
     Source: Martens 2010 (Hessian-free).
     """
     import optax
@@ -156,14 +217,27 @@ def transformation(*, damping, inner_iterations=10, inner_tolerance=1e-3, adapta
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def descend(objective, params, batches, *, optimizer):
+def descend(
+    objective: Callable[[PyTree], LeastSquares | Composite],
+    params: PyTree,
+    batches: PyTree,
+    *,
+    optimizer: "optax.GradientTransformationExtraArgs",
+) -> tuple[PyTree, Float[Array, "steps"]]:
     """Parameters after one step for each batch, and the loss before each: one scan, like `train.descend`.
 
     Parameters
     ----------
     objective : function        batch -> LeastSquares or Composite
+    params : pytree             floating leaves move (complex ones as two reals), all others stay as they are
     batches : pytree            every leaf [steps, ...]
     optimizer : GradientTransformationExtraArgs     `transformation(...)`, alone or chained
+    Returns
+    -------
+    params, losses              losses [steps]
+    Raises
+    ------
+    TypeError, ValueError       not an optax transformation, leaves with different numbers of steps
     """
     import optax
 
@@ -183,10 +257,23 @@ def descend(objective, params, batches, *, optimizer):
     return rest.params(moving), losses
 
 
-def hessian_product(loss, outputs, targets, v):
-    """loss''(outputs) v for a loss (outputs, targets) -> scalar: a `losses.Loss` knows it, any other is differentiated.
+def hessian_product(loss: Callable[[PyTree, PyTree], Array], outputs: PyTree, targets: PyTree, v: PyTree) -> PyTree:
+    """loss''(outputs) v, the Hessian in output space times a vector: known for a `losses.Loss`, else differentiated.
 
     The Hessians of a `losses.Loss` belong to single examples; called, it is their mean.
+
+    Parameters
+    ----------
+    loss : Loss or function     (outputs, targets) -> scalar
+    outputs : pytree            for a `losses.Loss` an array [..., k]
+    targets : pytree            as the loss takes them
+    v : pytree                  like the outputs
+    Returns
+    -------
+    pytree                      like the outputs
+    Raises
+    ------
+    TypeError, ValueError       v unlike the outputs, targets that the loss does not allow
     """
     checks.accepts("loss", loss, 2, "loss(outputs, targets)")
     outputs, targets = checks.leaves("outputs", outputs), checks.leaves("targets", targets)

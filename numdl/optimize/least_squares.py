@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Key, ScalarLike
 
 from numdl import checks
 from numdl.krylov import cg
+from numdl.optimize import _damping
 from numdl.records import record, static
 
 CHOICES = ("gcv", "discrepancy")
@@ -54,7 +55,9 @@ class Tikhonov:
     found: jax.Array  # []: the choice lies inside the range searched (discrepancy: the residual is as asked for)
 
 
-def qr(features, targets, *, damping=0.0):
+def qr(
+    features: Float[ArrayLike, "N width"], targets: Float[ArrayLike, "N *outputs"], *, damping: ScalarLike = 0.0
+) -> Fit:
     """The least squares solution by QR of [A; sqrt(damping) I], stable where the normal equations lose half the digits.
 
     Needs full rank: A with independent columns, or damping > 0; else `converged` is False (or the solution is huge).
@@ -64,7 +67,13 @@ def qr(features, targets, *, damping=0.0):
     features : array [N, width]
     targets : array [N] or [N, outputs]
     damping : scalar            >= 0, of the sum of squares
-    Source: Golub & Van Loan 2013, section 5.3.
+    Returns
+    -------
+    Fit                         solution, residual_norm, solution_norm, converged
+    Raises
+    ------
+    ValueError, TypeError       fewer rows than columns without damping, arrays that do not fit or are not finite
+    Source: Golub & Van Loan 2013, section 5.3.    Experiment: d1.
     """
     features, targets = _check(features, targets)
     damping = checks.variance("damping", damping, shape=())
@@ -79,15 +88,28 @@ def qr(features, targets, *, damping=0.0):
     return _fit(features, targets, solution, jnp.zeros((), jnp.int32), jnp.ones((), bool))
 
 
-def svd(features, targets, *, cutoff=None):
-    """The solution of least norm, without the directions whose singular value is below cutoff * the largest.
+def svd(
+    features: Float[ArrayLike, "N width"],
+    targets: Float[ArrayLike, "N *outputs"],
+    *,
+    cutoff: ScalarLike | None = None,
+) -> SingularSpectrum:
+    """The solution of least norm by singular values (the pseudoinverse), cut off relative to the largest.
 
         W = sum over i <= rank of v_i (u_i'Y) / values_i
 
     Parameters
     ----------
-    cutoff : scalar             relative, default max(N, width) * eps
-    Source: Hansen 1998, chapters 3 and 4 (truncated SVD, Picard's condition).
+    features : array [N, width]
+    targets : array [N] or [N, outputs]
+    cutoff : scalar             relative to the largest singular value, >= 0; None: max(N, width) * eps
+    Returns
+    -------
+    SingularSpectrum            solution, values, coefficients (Picard's condition), rank
+    Raises
+    ------
+    ValueError, TypeError       a negative cutoff, arrays that do not fit or are not finite
+    Source: Hansen 1998, chapters 3 and 4 (truncated SVD, Picard's condition).    Experiment: e8.
     """
     features, targets = _check(features, targets)
     if cutoff is None:
@@ -97,21 +119,37 @@ def svd(features, targets, *, cutoff=None):
     coefficients = u.T @ targets
     used = values > cutoff * values[0]
     inverse = jnp.where(used, 1 / jnp.where(used, values, 1), 0)
-    solution = vt.T @ _rows(inverse, coefficients)
-    sizes = jnp.sqrt(_row_squares(coefficients))
+    solution = vt.T @ _damping.scaled_rows(inverse, coefficients)
+    sizes = jnp.sqrt(_damping.row_squares(coefficients))
     return SingularSpectrum(solution, jnp.linalg.norm(features @ solution - targets), values, sizes, jnp.sum(used))
 
 
-def cgls(features, targets, *, iterations, tolerance, damping=0.0):
+def cgls(
+    features: Float[ArrayLike, "N width"],
+    targets: Float[ArrayLike, "N *outputs"],
+    *,
+    iterations: int = 100,
+    tolerance: ScalarLike = 1e-6,
+    damping: ScalarLike = 0.0,
+) -> Fit:
     """The solution by conjugate gradients on the normal equations: few products with A and A', no factorization.
 
     Stopped early it regularizes: directions of small singular values come last.
 
     Parameters
     ----------
-    iterations : int            at most this many
+    features : array [N, width]
+    targets : array [N] or [N, outputs]
+    iterations : int            at most this many, >= 1
     tolerance : scalar          stop at |A'(Y - A W) - damping W| <= tolerance |A'Y|
-    Source: `krylov.cg.cgls`.
+    damping : scalar            >= 0, of the sum of squares
+    Returns
+    -------
+    Fit                         `converged` says whether the tolerance was reached
+    Raises
+    ------
+    ValueError, TypeError       a count below 1, a negative number, arrays that do not fit or are not finite
+    Source: `krylov.cg.cgls`; Hansen 1998, chapter 6 (regularization by stopping).
     """
     features, targets = _check(features, targets)
     numbers = {"iterations": iterations, "tolerance": tolerance, "damping": damping}
@@ -119,23 +157,36 @@ def cgls(features, targets, *, iterations, tolerance, damping=0.0):
     return _fit(features, targets, found.solution, found.iterations, found.converged)
 
 
-def tikhonov(features, targets, *, damping=None, choice="gcv", noise_variance=None, candidates=200):
-    """The regularized solution; without a damping it is chosen: by cross validation, or by the size of the noise.
+def tikhonov(
+    features: Float[ArrayLike, "N width"],
+    targets: Float[ArrayLike, "N *outputs"],
+    *,
+    damping: ScalarLike | None = None,
+    choice: str = "gcv",
+    noise_variance: ScalarLike | None = None,
+    candidates: int = 200,
+) -> Tikhonov:
+    """The regularized solution (ridge regression); a damping not given is chosen by cross validation or by the noise.
 
         gcv(damping) = N |A W - Y|^2 / (N - trace of the influence)^2         least over the candidates
         discrepancy: |A W - Y|^2 = N outputs noise_variance                   by bisection
 
-    One singular value decomposition serves all candidates: equally spaced logarithms from eps to 10 times the largest
-    singular value squared, damping being measured on that scale.
+    The candidates are equally spaced logarithms from eps to 10 times the largest singular value squared.
 
     Parameters
     ----------
+    features : array [N, width]
+    targets : array [N] or [N, outputs]
     damping : scalar            >= 0: taken as it is; None: chosen
-    choice : str                "gcv" or "discrepancy"
+    choice : str                "gcv" (generalized cross validation) or "discrepancy"
     noise_variance : scalar     of one entry of the targets, for "discrepancy"
+    candidates : int            trial values for "gcv", >= 3
+    Returns
+    -------
+    Tikhonov                    solution, damping, degrees_of_freedom, criterion, found, ...
     Raises
     ------
-    ValueError                  unknown choice; "discrepancy" without noise_variance; ...
+    ValueError, TypeError       unknown choice; "discrepancy" without noise_variance; arrays that do not fit; ...
     Source: Golub, Heath & Wahba 1979; Morozov 1966; Hansen 1998, chapter 7.
     """
     features, targets = _check(features, targets)
@@ -145,10 +196,10 @@ def tikhonov(features, targets, *, damping=None, choice="gcv", noise_variance=No
         raise checks.BadValue("noise_variance must be given for choice='discrepancy'; got None")
     checks.variance("noise_variance", 0.0 if noise_variance is None else noise_variance, shape=())
     checks.variance("damping", 0.0 if damping is None else damping, shape=())
-    parts = _decompose(features, targets)
+    parts = _damping.decompose(features, targets)
     found = jnp.ones((), bool)
     if damping is None:
-        pick = _by_discrepancy if choice == "discrepancy" else _by_cross_validation
+        pick = _damping.by_discrepancy if choice == "discrepancy" else _damping.by_cross_validation
         damping, found = pick(parts, candidates if choice == "gcv" else noise_variance)
     return _regularized(features, targets, parts, jnp.asarray(damping, features.dtype), found)
 
@@ -171,21 +222,38 @@ class ExtremeLearningMachine:
         return self.features(x) @ self.readout.solution
 
 
-def extreme_learning_machine(key, x, targets, *, width, activation, weight_variance, bias_variance, damping=None):
-    """Fit the readout of a random hidden layer: no iteration, no gradient.
+def extreme_learning_machine(
+    key: Key[Array, ""],
+    x: Float[ArrayLike, "N inputs"],
+    targets: Float[ArrayLike, "N *outputs"],
+    *,
+    width: int,
+    activation: Callable[[Array], Array],
+    weight_variance: ScalarLike,
+    bias_variance: ScalarLike,
+    damping: ScalarLike | None = None,
+) -> ExtremeLearningMachine:
+    """Fit the readout of a random hidden layer (random features): no iteration, no gradient.
 
         weights ~ N(0, weight_variance / inputs),  bias ~ N(0, bias_variance),  [activation(x weights + bias), 1] W = Y
 
     Parameters
     ----------
+    key : key                   typed, of the hidden layer
     x : array [N, inputs]
     targets : array [N] or [N, outputs]     classes as rows of a unit matrix
+    width : int                 of the hidden layer, >= 1
     activation : Activation or function, elementwise
+                                such as activations.tanh
+    weight_variance, bias_variance : scalar     >= 0: inputs * Var(weights), Var(bias)
     damping : scalar            of the sum of squares; None: by generalized cross validation
     Returns
     -------
     ExtremeLearningMachine      `.apply(x)`, `.readout.damping`, ...
-    Source: Huang, Zhu & Siew 2006; Pao, Park & Sobajic 1994.
+    Raises
+    ------
+    ValueError, TypeError       a negative variance, arrays that do not fit or are not finite, ...
+    Source: Huang, Zhu & Siew 2006; Pao, Park & Sobajic 1994.    Experiment: d5.
     """
     checks.key("key", key)
     x = checks.finite("x", checks.floating("x", x, ndim=2))
@@ -204,14 +272,40 @@ def extreme_learning_machine(key, x, targets, *, width, activation, weight_varia
     return ExtremeLearningMachine(weights, bias, tikhonov(hidden, targets, damping=damping), activation)
 
 
-def with_bias(features):
-    """[features, 1]: the last row of the readout's weights is then its bias."""
+def with_bias(features: Float[ArrayLike, "N width"]) -> Float[Array, "N columns"]:
+    """[features, 1]: the last row of the readout's weights is then its bias.
+
+    Parameters
+    ----------
+    features : array [N, width]
+    Returns
+    -------
+    array [N, width + 1]
+    Raises
+    ------
+    TypeError, ValueError       not a floating-point matrix
+    """
     features = checks.floating("features", features, ndim=2)
     return jnp.concatenate([features, jnp.ones((features.shape[0], 1), features.dtype)], axis=1)
 
 
-def augmented(features, targets, damping):
-    """[A; sqrt(damping) I] and [Y; 0]: Tikhonov's problem as plain least squares."""
+def augmented(
+    features: Float[ArrayLike, "N width"], targets: Float[ArrayLike, "N *outputs"], damping: ScalarLike
+) -> tuple[Float[Array, "rows width"], Float[Array, "rows *outputs"]]:
+    """[A; sqrt(damping) I] and [Y; 0]: Tikhonov's problem as plain least squares.
+
+    Parameters
+    ----------
+    features : array [N, width]
+    targets : array [N] or [N, outputs]
+    damping : scalar            >= 0, of the sum of squares
+    Returns
+    -------
+    matrix, rhs                 [N + width, width], and [N + width] or [N + width, outputs]
+    Raises
+    ------
+    ValueError, TypeError       a negative damping, arrays that do not fit or are not finite
+    """
     features, targets = _check(features, targets)
     damping = checks.variance("damping", damping, shape=())
     width = features.shape[1]
@@ -221,77 +315,16 @@ def augmented(features, targets, damping):
     return rows, jnp.concatenate([targets, below])
 
 
-def _decompose(features, targets):
-    """Singular values, V', U'Y, the squares of its rows, what of |Y|^2 no damping can fit, and N."""
-    u, values, vt = jnp.linalg.svd(features, full_matrices=False)
-    coefficients = u.T @ targets
-    outside = targets - u @ coefficients
-    return values, vt, coefficients, _row_squares(coefficients), jnp.sum(outside**2), features.shape[0]
-
-
-def _residual(parts, damping):
-    """|A W - Y|^2 from the filter damping / (values^2 + damping)."""
-    values, _, _, squares, outside, _ = parts
-    return jnp.sum((1 - _influence(values, damping)) ** 2 * squares) + outside
-
-
-def _influence(values, damping):
-    total = values**2 + damping
-    return jnp.where(total > 0, values**2 / jnp.where(total > 0, total, 1), 0)
-
-
-def _gcv(parts, damping):
-    rows = parts[-1]
-    free = rows - jnp.sum(_influence(parts[0], damping))
-    return rows * _residual(parts, damping) / free**2
-
-
-def _by_cross_validation(parts, candidates):
-    grid = _grid(parts[0], candidates)
-    criteria = lax.map(lambda damping: _gcv(parts, damping), grid)
-    best = jnp.argmin(jnp.where(jnp.isfinite(criteria), criteria, jnp.inf))
-    return grid[best], (best > 0) & (best < candidates - 1)
-
-
-def _by_discrepancy(parts, noise_variance):
-    values, _, coefficients, _, _, rows = parts
-    outputs = coefficients.size // coefficients.shape[0]
-    goal = rows * outputs * noise_variance
-    ends = jnp.log(_grid(values, 2))
-
-    def halve(ends, _):
-        middle = jnp.mean(ends)
-        low = _residual(parts, jnp.exp(middle)) < goal
-        return jnp.stack([jnp.where(low, middle, ends[0]), jnp.where(low, ends[1], middle)]), None
-
-    reached = (_residual(parts, jnp.exp(ends[0])) < goal) & (_residual(parts, jnp.exp(ends[1])) > goal)
-    ends, _ = lax.scan(halve, ends, None, length=60)
-    return jnp.exp(jnp.mean(ends)), reached
-
-
-def _grid(values, count):
-    """Damping from where it is lost to rounding to where nothing is left of the solution."""
-    top = values[0] ** 2
-    low = jnp.log(top * jnp.finfo(values.dtype).eps)
-    return jnp.exp(low + jnp.linspace(0, 1, count, dtype=values.dtype) * (jnp.log(10 * top) - low))
-
-
 def _regularized(features, targets, parts, damping, found):
     values, vt, coefficients, *_ = parts
     total = values**2 + damping
-    solution = vt.T @ _rows(jnp.where(total > 0, values / jnp.where(total > 0, total, 1), 0), coefficients)
+    solution = vt.T @ _damping.scaled_rows(
+        jnp.where(total > 0, values / jnp.where(total > 0, total, 1), 0), coefficients
+    )
     residual = jnp.linalg.norm(features @ solution - targets)
-    freedom = jnp.sum(_influence(values, damping))
-    criterion = _gcv(parts, damping)
+    freedom = jnp.sum(_damping.influence(values, damping))
+    criterion = _damping.criterion(parts, damping)
     return Tikhonov(solution, damping, residual, jnp.linalg.norm(solution), freedom, criterion, found)
-
-
-def _rows(factors, matrix):
-    return factors.reshape((-1,) + (1,) * (matrix.ndim - 1)) * matrix
-
-
-def _row_squares(matrix):
-    return jnp.sum(matrix.reshape(matrix.shape[0], -1) ** 2, axis=1)
 
 
 def _fit(features, targets, solution, iterations, converged):

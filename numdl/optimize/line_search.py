@@ -8,8 +8,11 @@ the step 0 and says so, and a direction that does not descend is refused. Values
 decreased, or no method could finish its last, quadratically convergent steps.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree, ScalarLike
 
 from numdl import checks, trees
 from numdl.records import record
@@ -27,19 +30,36 @@ class Search:
     found: jax.Array  # []: the conditions asked for hold at t
 
 
-def armijo(function, params, direction, *, value, gradient, start=1.0, sufficient=1e-4, shrink=0.5, trials=25):
-    """The first of start, start * shrink, start * shrink^2 ... that satisfies Armijo's condition.
+def armijo(
+    function: Callable[[PyTree], Array],
+    params: PyTree,
+    direction: PyTree,
+    *,
+    value: ScalarLike,
+    gradient: PyTree,
+    start: ScalarLike = 1.0,
+    sufficient: ScalarLike = 1e-4,
+    shrink: ScalarLike = 0.5,
+    trials: int = 25,
+) -> Search:
+    """The first of start, start * shrink, start * shrink^2 ... that satisfies Armijo's condition: backtracking.
 
     Parameters
     ----------
     function : function         f: params -> scalar
-    direction : pytree          d, with d.f'(x) < 0
-    value, gradient             f(x), finite, and f'(x)
-    sufficient, shrink : scalars        in (0, 1)
-    trials : int                at most this many values of f
+    params : pytree             x
+    direction : pytree          d, like params, with d.f'(x) < 0
+    value : scalar              f(x), finite
+    gradient : pytree           f'(x), like params
+    start : scalar              the first t, > 0
+    sufficient, shrink : scalar         in (0, 1)
+    trials : int                at most this many values of f, >= 1
     Returns
     -------
-    Search
+    Search                      step (0 where nothing was found), value, evaluations, found
+    Raises
+    ------
+    ValueError, TypeError       a number out of its range, a direction or gradient unlike params, f not a scalar
     Source: Armijo 1966; Nocedal & Wright 2006, algorithm 3.1. By optax.scale_by_backtracking_linesearch.
     """
     import optax
@@ -61,7 +81,17 @@ def armijo(function, params, direction, *, value, gradient, start=1.0, sufficien
     return _verdict(state, value, found, found)
 
 
-def wolfe(function, params, direction, *, value, gradient, sufficient=1e-4, curvature=0.9, trials=25):
+def wolfe(
+    function: Callable[[PyTree], Array],
+    params: PyTree,
+    direction: PyTree,
+    *,
+    value: ScalarLike,
+    gradient: PyTree,
+    sufficient: ScalarLike = 1e-4,
+    curvature: ScalarLike = 0.9,
+    trials: int = 25,
+) -> Search:
     """A step that satisfies the strong Wolfe conditions, by bracketing and zooming from t = 1.
 
     `found` asks for both conditions; where only the decrease was found, that step is returned with found = False.
@@ -69,12 +99,19 @@ def wolfe(function, params, direction, *, value, gradient, sufficient=1e-4, curv
     Parameters
     ----------
     function : function         f: params -> scalar, differentiable
-    direction : pytree          d, with d.f'(x) < 0
-    value, gradient             f(x) and f'(x)
-    sufficient, curvature       in (0, 1); sufficient < curvature makes such a step exist for every f bounded below
+    params : pytree             x
+    direction : pytree          d, like params, with d.f'(x) < 0
+    value : scalar              f(x), finite
+    gradient : pytree           f'(x), like params
+    sufficient, curvature : scalar      in (0, 1), sufficient < curvature: then such a step exists for every f that is
+                                bounded below
+    trials : int                at most this many values and slopes of f, >= 1
     Returns
     -------
-    Search
+    Search                      step (0 where no decrease was found), value, evaluations, found
+    Raises
+    ------
+    ValueError, TypeError       a number out of its range, a direction or gradient unlike params, f not a scalar
     Source: Nocedal & Wright 2006, algorithms 3.5 and 3.6. By optax.scale_by_zoom_linesearch.
     """
     import optax

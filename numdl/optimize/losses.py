@@ -19,6 +19,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Float, ScalarLike
 
 from numdl import checks, trees
 
@@ -78,10 +79,22 @@ class Loss:
         return outputs, encoded(), inside
 
 
-def accuracy(outputs, targets):
+def accuracy(outputs: Float[ArrayLike, "*examples k"], targets: ArrayLike) -> Float[Array, ""]:
     """The share of examples whose largest output is at the label (or at the largest class probability).
 
     An example with an output that is not finite counts as wrong: the argmax of a row of nan would be class 0.
+
+    Parameters
+    ----------
+    outputs : array [..., k]    k classes
+    targets : array             labels [...], integers in 0..k - 1, or class probabilities [..., k]
+    Returns
+    -------
+    scalar                      in [0, 1]; nan where a label is not allowed and its value was not known (under jit)
+    Raises
+    ------
+    ValueError, TypeError       a label out of range, probabilities that do not sum to 1, shapes that do not fit
+    Source: the definition.
     """
     outputs, encoded, inside = softmax_cross_entropy._admit(outputs, targets)
     right = jnp.argmax(outputs, axis=-1) == jnp.argmax(encoded, axis=-1)
@@ -89,10 +102,27 @@ def accuracy(outputs, targets):
     return jnp.mean(_or_nan(inside, right.astype(outputs.dtype)))
 
 
-def with_l2(loss, strength, *, where=lambda name: True):
-    """The loss with a penalty: loss(params, batch, ...) + strength / 2 * |params|**2 over the leaves named by `where`.
+def with_l2(
+    loss: Callable[..., Array], strength: ScalarLike, *, where: Callable[[str], bool] = lambda name: True
+) -> Callable[..., Array]:
+    """The loss with an L2 penalty on the weights (ridge, weight decay inside the gradient).
 
-    `where` sees a leaf's path, 'hidden/0/weight'. Weight decay that is not in the gradient: optax.adamw.
+        loss(params, batch, ...) + strength / 2 * |params|**2,    over the leaves named by `where`
+
+    Weight decay that is not in the gradient is optax.adamw's.
+
+    Parameters
+    ----------
+    loss : function             (params, batch, ...) -> scalar
+    strength : scalar           >= 0
+    where : function            path of a leaf, 'hidden/0/weight' -> whether it is penalized
+    Returns
+    -------
+    function                    called as the loss
+    Raises
+    ------
+    ValueError, TypeError       a negative strength, arguments that are not functions
+    Source: the definition.    Experiment: e1.
     """
     checks.function("loss", loss)
     where = checks.accepts("where", where, 1, "where(name)")

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
+from jaxtyping import Array, PyTree, ScalarLike
 
 from numdl import checks, trees
 from numdl.krylov import cg
@@ -23,6 +24,7 @@ from numdl.optimize import _moving_part, line_search
 from numdl.records import record
 
 METHODS = ("trust_region", "levenberg_marquardt", "armijo", "wolfe")
+STARTS = {"levenberg_marquardt": 1e-3}  # the damping that is not given; 0 for the others
 ACCEPT = 1e-4  # of the decrease that the model promises
 LARGEST, LEAST = 1e12, 1e-12  # radius and damping stay in this range
 
@@ -68,20 +70,20 @@ class _Options(NamedTuple):
 
 
 def minimize(
-    objective,
-    params,
+    objective: Any,
+    params: PyTree,
     *,
-    steps,
-    method="trust_region",
-    radius=1.0,
-    damping=0.0,
-    inner_iterations=100,
-    inner_tolerance=0.1,
-    tolerance=1e-6,
-    preconditioner=None,
-    trials=25,
-):
-    """Minimize an objective: (params, SecondOrderHistory).
+    steps: int = 100,
+    method: str = "trust_region",
+    radius: ScalarLike = 1.0,
+    damping: ScalarLike | None = None,
+    inner_iterations: int = 100,
+    inner_tolerance: ScalarLike = 0.1,
+    tolerance: ScalarLike = 1e-6,
+    preconditioner: Callable[[PyTree, PyTree], PyTree] | None = None,
+    trials: int = 25,
+) -> tuple[PyTree, SecondOrderHistory]:
+    """Minimize an objective by one of four second-order methods; |s| is measured by the preconditioner if there is one.
 
         trust_region            |s| <= radius by Steihaug's method; the radius follows decrease / promised decrease
         levenberg_marquardt     the same for the damping: (B + damping) s = -g
@@ -89,20 +91,27 @@ def minimize(
 
     Parameters
     ----------
+    objective : record          with the methods value and local, `gauss_newton.least_squares(...)`
     params : pytree             floating leaves move (complex ones as two reals), all others stay as they are
     steps : int                 at most this many
-    radius, damping : scalars   those to start with; `damping` stays in the other methods
+    method : str                one of the four
+    radius, damping : scalar    those to start with; None: a damping of 0, of 1e-3 for levenberg_marquardt
     inner_iterations : int      of conjugate gradients in each step
     inner_tolerance : scalar    |B s + g| <= min(inner_tolerance, |g| / |g at the start|) |g|: in the end quadratic
     tolerance : scalar          stop at |g| <= tolerance |g at the start|
     preconditioner : function   (params, v) -> M v, near the inverse of B; with it the ball is |s|^2 = s.M^-1 s
     trials : int                values of f in one line search
+    Returns
+    -------
+    params, SecondOrderHistory
     Raises
     ------
-    ValueError, TypeError       unknown method, levenberg_marquardt without damping, ...
+    ValueError, TypeError       unknown method, levenberg_marquardt with damping 0, a number out of its range, ...
     Source: Nocedal & Wright 2006, chapters 4, 7 and 10; Dembo, Eisenstat & Steihaug 1982 (inner_tolerance).
     """
     steps = checks.whole("steps", steps)
+    checks.one_of("method", method, METHODS)
+    damping = STARTS.get(method, 0.0) if damping is None else damping
     options = _options(method, damping, inner_iterations, trials)
     radius = checks.positive("radius", radius, shape=())
     damping = checks.variance("damping", damping, shape=())
@@ -131,15 +140,31 @@ def minimize(
     return rest.params(moving), history
 
 
-def lbfgs(function, params, *, steps, memory=10, tolerance=1e-6):
-    """Minimize by limited-memory BFGS with a strong Wolfe search, both optax's: (params, SecondOrderHistory).
+def lbfgs(
+    function: Callable[[PyTree], Array],
+    params: PyTree,
+    *,
+    steps: int = 100,
+    memory: int = 10,
+    tolerance: ScalarLike = 1e-6,
+) -> tuple[PyTree, SecondOrderHistory]:
+    """Minimize by limited-memory BFGS (L-BFGS, quasi-Newton) with a strong Wolfe search, both optax's.
 
     `scale` holds the line search's steps; the other columns of the record belong to methods with a model.
 
     Parameters
     ----------
+    function : function         params -> scalar; bind data with `jax.tree_util.Partial(function, x=x)`
+    params : pytree             floating leaves move (complex ones as two reals), all others stay as they are
+    steps : int                 at most this many
     memory : int                pairs of differences kept
     tolerance : scalar          stop at |g| <= tolerance |g at the start|
+    Returns
+    -------
+    params, SecondOrderHistory
+    Raises
+    ------
+    ValueError, TypeError       a count below 1, a negative tolerance, a function that is not a scalar
     Source: Liu & Nocedal 1989. By optax.lbfgs.
     """
     steps = checks.whole("steps", steps)
@@ -309,7 +334,6 @@ def _either(condition, a, b):
 
 
 def _options(method, damping, inner_iterations, trials):
-    checks.one_of("method", method, METHODS)
     if method == "levenberg_marquardt" and not isinstance(damping, jax.core.Tracer) and not damping > 0:
         raise ValueError(f"damping must be > 0 to start levenberg_marquardt; got {damping}")
     return _Options(method, checks.whole("inner_iterations", inner_iterations), checks.whole("trials", trials))

@@ -12,15 +12,20 @@ generalized cross validation (sGCV)
 Source: Newman, Chung, Chung & Ruthotto 2021, arXiv:2109.14002 (slimTrain); Slagel et al. 2019 (sampled Tikhonov).
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
 
 from numdl import checks, trees
 from numdl.optimize.train._stepping import transformation
 from numdl.records import record
+
+if TYPE_CHECKING:
+    import optax
 
 CANDIDATES = 100  # trial values of the damping
 
@@ -43,10 +48,26 @@ class SlimtikHistory:
     total: jax.Array  # [steps]: tau
 
 
-def start(*, width, outputs, batch, memory, dtype):
-    """The state before the first batch: W = 0, an empty memory of so many batches beside the current one."""
+def start(*, width: int, outputs: int, batch: int, memory: int = 5, dtype: Any = None) -> SlimtikState:
+    """The state before the first batch: W = 0, an empty memory of this many batches beside the current one.
+
+    Parameters
+    ----------
+    width : int                 columns of the features, >= 1
+    outputs : int               columns of the targets, >= 1
+    batch : int                 examples in a batch, >= 1
+    memory : int                batches remembered beside the current one, >= 0; the paper finds 5 to 10 enough
+    dtype : dtype               a floating-point one; None: jax's default
+    Returns
+    -------
+    SlimtikState                weights [width, outputs], memory [memory + 1, batch, width], total, count
+    Raises
+    ------
+    ValueError, TypeError       a count out of its range, a dtype that is not floating-point
+    """
     width, outputs, batch = checks.whole("width", width), checks.whole("outputs", outputs), checks.whole("batch", batch)
-    if not jnp.issubdtype(checks.dtype("dtype", dtype), jnp.floating):
+    dtype = jnp.result_type(float) if dtype is None else checks.dtype("dtype", dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
         raise checks.BadValue(f"dtype must be one of floating-point numbers; got {dtype!r}")
     memory = checks.whole("memory", memory, least=0)
     none = jnp.zeros((), jnp.int32)
@@ -55,15 +76,33 @@ def start(*, width, outputs, batch, memory, dtype):
     )
 
 
-def update(state, features, targets, *, damping=None, least=1e-7, most=1e-3):
-    """The state after one batch.
+def update(
+    state: SlimtikState,
+    features: Float[ArrayLike, "batch width"],
+    targets: Float[ArrayLike, "batch outputs"],
+    *,
+    damping: ScalarLike | None = None,
+    least: ScalarLike = 1e-7,
+    most: ScalarLike = 1e-3,
+) -> SlimtikState:
+    """The state after one batch: W moves to the Tikhonov solution of the batches in memory.
+
+        W <- W - (M'M + tau)^-1 (A'(A W - Y) + damping W)
 
     Parameters
     ----------
-    features : array [batch, width]
-    targets : array [batch, outputs]
+    state : SlimtikState        of `start` or the last update
+    features : array [batch, width]     A, before division by sqrt(batch)
+    targets : array [batch, outputs]    Y
     damping : scalar            added to tau (which must stay positive); None: by sGCV
-    least, most : scalars       then tau >= least, it grows by at most `most`, and at most halves
+    least, most : scalar        > 0: then tau >= least, it grows by at most `most`, and at most halves
+    Returns
+    -------
+    SlimtikState
+    Raises
+    ------
+    ValueError, TypeError       arrays that do not fit the state or are not finite, a number out of its range
+    Source: Newman, Chung, Chung & Ruthotto 2021, arXiv:2109.14002.
     """
     checks.instance("state", state, SlimtikState, hint="slimtik.start(...)")
     features = checks.floating("features", features, ndim=2)
@@ -85,24 +124,46 @@ def update(state, features, targets, *, damping=None, least=1e-7, most=1e-3):
     return SlimtikState(state.weights - v @ _move(batch, total), memory, total, state.count + 1)
 
 
-def train(features, theta, batches, *, optimizer, memory, outputs, damping=None, least=1e-7, most=1e-3):
-    """Train features and readout batch by batch, one scan: ((theta, weights), SlimtikHistory).
+def train(
+    features: Callable[[PyTree, Array], Array],
+    theta: PyTree,
+    batches: tuple[ArrayLike, ArrayLike],
+    *,
+    optimizer: "optax.GradientTransformation",
+    memory: int = 5,
+    outputs: int | None = None,
+    damping: ScalarLike | None = None,
+    least: ScalarLike = 1e-7,
+    most: ScalarLike = 1e-3,
+) -> tuple[tuple[PyTree, Float[Array, "width outputs"]], SlimtikHistory]:
+    """Train features and readout batch by batch (slimTrain), one scan: ((theta, weights), SlimtikHistory).
 
         W by `update` with this batch's features, then theta by the optimizer's step on |A(theta) W - Y|^2 / (2 batch)
 
     Parameters
     ----------
     features : function         (theta, x) -> A [batch, width]
-    theta : pytree
+    theta : pytree              floating leaves move (complex ones as two reals), all others stay as they are
     batches : pair              x [steps, batch, ...], targets [steps, batch, outputs]
     optimizer : GradientTransformation      of optax, for theta
-    memory : int                batches remembered beside the current one; the paper finds 5 to 10 enough
+    memory : int                batches remembered beside the current one, >= 0; the paper finds 5 to 10 enough
+    outputs : int               columns of the targets, which say it themselves; another number is refused
+    damping : scalar            added to tau at each batch; None: by sGCV
+    least, most : scalar        > 0: then tau >= least, it grows by at most `most`, and at most halves
+    Returns
+    -------
+    (theta, weights), SlimtikHistory        weights [width, outputs]
+    Raises
+    ------
+    ValueError, TypeError       arrays that do not fit, not an optax transformation, a number out of its range
+    Source: Newman, Chung, Chung & Ruthotto 2021, arXiv:2109.14002.
     """
     import optax
 
     features = checks.returning("features", features, 2, "features(theta, x)")
     transformation("optimizer", optimizer)
-    outputs, memory = checks.whole("outputs", outputs), checks.whole("memory", memory, least=0)
+    outputs = None if outputs is None else checks.whole("outputs", outputs)
+    memory = checks.whole("memory", memory, least=0)
     least, most = checks.positive("least", least, shape=()), checks.positive("most", most, shape=())
     damping = None if damping is None else checks.finite("damping", damping, shape=())
     if not isinstance(batches, tuple | list) or len(batches) != 2:
@@ -113,7 +174,7 @@ def train(features, theta, batches, *, optimizer, memory, outputs, damping=None,
     checks.shape("batches[0]", x, (*targets.shape[:2], *x.shape[2:]))
     moving, rest = trees.trainable(theta, name="theta")
     shape = jax.eval_shape(features, theta, x[0])
-    state = start(width=shape.shape[1], outputs=outputs, batch=x.shape[1], memory=memory, dtype=shape.dtype)
+    state = start(width=shape.shape[1], outputs=targets.shape[2], batch=x.shape[1], memory=memory, dtype=shape.dtype)
 
     def loss(moving, x, y, weights):
         theta = rest.params(moving)

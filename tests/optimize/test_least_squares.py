@@ -48,6 +48,12 @@ def test_qr_and_cgls_are_numpy_on_the_augmented_system(damping):
     assert found.iterations == 0 and 0 < iterated.iterations < 50
 
 
+def test_a_first_call_of_cgls_needs_no_numbers():
+    found = least_squares.cgls(*cast(np.diag([1.0, 2.0, 3.0]), np.ones(3)))
+    assert found.converged
+    np.testing.assert_allclose(found.solution, [1, 1 / 2, 1 / 3], rtol=1e-4)
+
+
 def test_qr_keeps_the_digits_that_normal_equations_lose():
     matrix, _ = problem(decay=EPS**0.08)  # condition number eps^-0.4
     exact = np.ones((6, 2))

@@ -160,11 +160,18 @@ def test_a_function_that_is_nan_everywhere_is_not_converged():
     np.testing.assert_array_equal(params, 1)
 
 
+@pytest.mark.parametrize("method", ["trust_region", "levenberg_marquardt"])
+def test_a_first_call_needs_neither_steps_nor_damping(method):
+    params, history = gauss_newton.minimize(objective(), jnp.zeros(4, WIDEST), method=method)
+    np.testing.assert_allclose(params, np.linalg.solve(MATRIX, TARGET), rtol=1e-3)
+    assert history.converged and history.value.shape == (101,)
+
+
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match="method must be one of trust_region, .*; got 'newton'"):
         run(steps=1, method="newton")
     with pytest.raises(ValueError, match="damping must be > 0 to start levenberg_marquardt; got 0"):
-        run(steps=1, method="levenberg_marquardt")
+        run(steps=1, method="levenberg_marquardt", damping=0.0)
     with pytest.raises(ValueError, match="steps must be an integer >= 1; got 0"):
         run(steps=0)
     with pytest.raises(ValueError, match=r"radius must be .*> 0; got -1"):

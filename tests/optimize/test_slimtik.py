@@ -115,12 +115,23 @@ def test_training_fits_a_curve_and_tells_its_history():
     x = random.uniform(-2, 2, (60, 16, 1))
     batches = cast(x, np.sin(2 * x))
     theta = jnp.asarray(random.standard_normal((1, 12)) * 2, WIDEST)
-    options = {"optimizer": optax.adam(1e-2), "memory": 5, "outputs": 1}
+    options = {"optimizer": optax.adam(1e-2)}
     (found, weights), history = jax.jit(functools.partial(slimtik.train, features_of, **options))(theta, batches)
     np.testing.assert_allclose(history.loss[0], np.sum(np.sin(2 * x[0]) ** 2) / 32, rtol=1e-5)
     assert (np.asarray(history.fitted[:5]) < np.asarray(history.loss[:5])).all()
     assert np.mean(np.asarray(history.loss[-5:])) < 0.05 * float(history.loss[0])
     assert weights.shape == (13, 1) and np.abs(np.asarray(found - theta)).max() > 1e-3 and (history.total > 0).all()
+
+
+def test_the_start_has_the_memory_of_the_paper_and_the_default_precision():
+    state = slimtik.start(width=3, outputs=2, batch=4)
+    assert state.memory.shape == (6, 4, 3) and state.memory.dtype == jnp.zeros(()).dtype
+
+
+def test_targets_say_how_many_outputs_there_are():
+    batches = jnp.ones((3, 4, 2)), jnp.ones((3, 4, 1))
+    with pytest.raises(ValueError, match=r"batches\[1\] must have shape \(3, 4, 2\); got \(3, 4, 1\)"):
+        slimtik.train(lambda theta, x: x * theta, jnp.ones(2), batches, optimizer=optax.sgd(0.1), outputs=2)
 
 
 def test_arguments_are_checked():

@@ -11,6 +11,14 @@ is the same descent as a pure function, for `vmap` over seeds and for `grad`. Wh
     clipping    optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
     decay       optax.adamw(1e-3, weight_decay=1e-2), or a penalty on the loss: losses.with_l2(loss, 1e-4)
     dropout     fit(..., key=key) calls loss(params, batch, key) with another key at every step
+
+    >>> import jax.numpy as jnp, optax
+    >>> from numdl.optimize import train
+    >>> loss = lambda params, batch: jnp.mean((batch[0] * params - batch[1]) ** 2)
+    >>> batches = train.whole((jnp.arange(4.0), 3 * jnp.arange(4.0)))
+    >>> params, history = train.fit(loss, jnp.asarray(0.0), optax.sgd(0.1), batches, steps=50)
+    >>> print(f"{params:.3f}, {history.stopped}")
+    3.000, finished
 """
 
 from numdl.optimize.train._batches import resident, whole

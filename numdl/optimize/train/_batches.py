@@ -11,6 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Key, PyTree
 
 from numdl import checks
 from numdl.optimize.train._checkpoints import digest
@@ -21,8 +22,8 @@ STACKED = 64  # most batches of an iterable in one chunk, and most bytes of them
 STACKED_BYTES = 2**26
 
 
-def resident(data, *, size, key, remainder="drop"):
-    """Batches of data that lies on the device, in an order drawn anew for every epoch.
+def resident(data: PyTree, *, size: int, key: Key[jax.Array, ""] | None, remainder: str = "drop") -> "Resident":
+    """Mini-batches of data that lies on the device, in an order drawn anew for every epoch.
 
         order of epoch e = permutation(fold_in(key, e))
 
@@ -30,12 +31,16 @@ def resident(data, *, size, key, remainder="drop"):
     ----------
     data : pytree               every leaf [examples, ...]; batches have the same structure, [size, ...]
     size : int                  examples in a batch, 1..examples
-    key : key                   of the orders; None keeps the data's own order
+    key : key                   typed, of the orders; None keeps the data's own order
     remainder : str             "drop": what does not fill a batch is left out of this epoch, other examples in each;
                                 "carry": it begins the next epoch's first batch, so each example comes once an epoch
+    Returns
+    -------
+    Resident                    for `fit(batches=...)`
     Raises
     ------
-    ValueError, TypeError       leaves of different lengths, a size beyond them, ...
+    ValueError, TypeError       leaves of different lengths, a size beyond them, an untyped key, another `remainder`
+    Source: the definition.
     """
     data = checks.leaves("data", data)
     examples = checks.length("data", data)
@@ -46,8 +51,19 @@ def resident(data, *, size, key, remainder="drop"):
     return Resident(jax.tree.map(_device, data), examples, size, key, remainder)
 
 
-def whole(data):
-    """The same batch at every step, all of the data: gradient descent without noise."""
+def whole(data: PyTree) -> "Whole":
+    """The same batch at every step, all of the data: gradient descent without noise (full batch).
+
+    Parameters
+    ----------
+    data : pytree               arrays; the loss gets them as they are, on the device
+    Returns
+    -------
+    Whole                       for `fit(batches=...)`
+    Raises
+    ------
+    TypeError, ValueError       leaves that are not arrays, or none at all
+    """
     return Whole(jax.tree.map(_device, checks.leaves("data", data)))
 
 

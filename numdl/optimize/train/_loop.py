@@ -1,57 +1,64 @@
 """The training loop: compiled chunks between the steps at which something is observed, validated or saved."""
 
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Key, PyTree
 
 from numdl import checks
 from numdl.optimize.train import _checkpoints, _divergence, _measures, _resuming, _stepping
 from numdl.optimize.train._history import History
 from numdl.optimize.train._plan import VALIDATION, Best, Log, Run, planned
 from numdl.optimize.train._progress import Bar
+from numdl.optimize.train._schedule import EarlyStopping
+from numdl.typing import StrPath
+
+if TYPE_CHECKING:
+    import optax
 
 PAUSE = 0.5  # seconds of steps between two visits to the host, for the progress bar and for Ctrl-C
 FIRST = 8  # steps of the first chunk, from which the time of a step is known
 
 
 def fit(
-    loss,
-    params,
-    optimizer,
-    batches,
+    loss: Callable[..., Array],
+    params: PyTree,
+    optimizer: "optax.GradientTransformation",
+    batches: Any,
     *,
-    steps,
-    key=None,
-    observe=None,
-    early_stopping=None,
-    folder=None,
-    checkpoint=1000,
-    progress=None,
-):
-    """Train, and return (params, History).
+    steps: int,
+    key: Key[Array, ""] | None = None,
+    observe: dict | None = None,
+    early_stopping: EarlyStopping | None = None,
+    folder: StrPath | None = None,
+    checkpoint: int = 1000,
+    progress: bool | None = None,
+) -> tuple[PyTree, History]:
+    """Train: (params after the last step, History); early stopping: the best params.
 
-    Without numbers that are not finite, params are those after the last step (early stopping: the best ones). A step
-    whose loss or result is not finite ends training; params are then those before it, history.stopped is "diverged",
-    and history.detail names the step and the first layer that was not finite.
+    A step whose loss or result is not finite ends training: params are then those before it, history.stopped is
+    "diverged", and history.detail names the step and the first layer that was not finite.
 
     Parameters
     ----------
-    loss : function             loss(params, batch) -> scalar; with `key`: loss(params, batch, key of the step)
-    params : pytree             floating leaves move (complex ones as two reals); masks, integers, keys and None stay
-                                as they are. They are not donated and stay valid
+    loss : function             (params, batch) -> scalar; with `key`: (params, batch, key of the step)
+    params : pytree             floating leaves move (complex ones as two reals), others stay; they remain valid
     optimizer : GradientTransformation      of optax
     batches : iterable of batches, `train.resident(...)` or `train.whole(...)`
     steps : int                 in all, those of a resumed run included
+    key : key                   typed; the loss then gets another one at every step, for dropout
     observe : dict              name -> (when, function(params)); `when`: train.every(n), steps, or step -> bool
     early_stopping : train.early_stopping(...)
-    folder : path               checkpoints, one each `checkpoint` steps and at the end; a run that was killed goes on
-                                from the last one and ends in the same bits (same arguments, versions, CPUs, flags);
-                                a run with other data, loss, optimizer, ... is refused
+    folder : path               of checkpoints; a run that was killed goes on from the last one and ends in the same
+                                bits (same arguments, versions, CPUs, flags); one with other data, ... is refused
+    checkpoint : int            one each `checkpoint` steps, and at the end
     progress : bool             a bar on standard error; None: if that is a terminal
     Raises
     ------
-    ValueError, TypeError       a loss that is no real scalar, a leaf that is not finite, another run's folder, ...
+    ValueError, TypeError       a loss that is not a real scalar, a leaf that is not finite, another run's folder, ...
     OSError                     another process trains in this folder (BlockingIOError), it cannot be written, ...
     """
     folder = None if folder is None else checks.path("folder", folder)

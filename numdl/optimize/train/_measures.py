@@ -6,17 +6,22 @@ compiled chunks. One that needs more is wrapped: `with_moment(fn)` is called as 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import ArrayLike, PyTree
 
 from numdl import checks, trees
 from numdl.optimize import losses
 from numdl.optimize.train._stepping import bound, transformation
 from numdl.records import record
+from numdl.typing import Apply, Loss
+
+if TYPE_CHECKING:
+    import optax
 
 
 class Moment(NamedTuple):
@@ -36,8 +41,19 @@ class GradientNoise:
     scale: jax.Array  # trace / square_norm: the batch size at which noise and signal are equal
 
 
-def with_moment(function):
-    """A measure that is called as function(params, moment), see `Moment`."""
+def with_moment(function: Callable[[PyTree, Moment], Any]) -> "WithMoment":
+    """A measure that is called as function(params, moment): it sees the step, the optimizer's state and the start.
+
+    Parameters
+    ----------
+    function : function         (params, Moment) -> a number, an array, or a pytree of them
+    Returns
+    -------
+    WithMoment                  for `fit(observe=...)`
+    Raises
+    ------
+    TypeError                   not a function of two arguments
+    """
     return WithMoment(checks.accepts("function", function, 2, "function(params, moment)"))
 
 
@@ -52,10 +68,21 @@ class WithMoment:
         return self.function(params, moment)
 
 
-def accuracy(apply, x, targets, *, size=None):
-    """A measure: the share of examples that apply(params, x) gets right, computed `size` examples at a time.
+def accuracy(apply: Apply, x: PyTree, targets: ArrayLike, *, size: int | None = None) -> Callable[[PyTree], float]:
+    """A measure: the share of examples that apply(params, x) gets right, see `losses.accuracy`.
 
-    See `losses.accuracy`; x is a pytree of leaves [N, ...], targets are labels [N] or class probabilities [N, k].
+    Parameters
+    ----------
+    apply : function            (params, x) -> outputs [N, k]
+    x : pytree                  leaves [N, ...]
+    targets : array             labels [N], integers >= 0, or class probabilities [N, k]
+    size : int or None          examples at a time, 1..N; None: all at once
+    Returns
+    -------
+    function                    params -> share in [0, 1], for `fit(observe=...)`
+    Raises
+    ------
+    ValueError, TypeError       targets of another length, a negative label, labels that are not whole, a size beyond N
     """
     checks.accepts("apply", apply, 2, "apply(params, x)")
     x, targets = checks.leaves("x", x), checks.array("targets", targets, least_ndim=1)
@@ -74,14 +101,25 @@ def accuracy(apply, x, targets, *, size=None):
     return measure
 
 
-def gradient_noise(loss, data, *, size):
-    """A measure: the scatter of gradients between disjoint batches of `size` examples, as a `GradientNoise`.
+def gradient_noise(loss: Loss, data: PyTree, *, size: int) -> Callable[[PyTree], GradientNoise]:
+    """A measure: the gradient noise scale (critical batch size), from the scatter of gradients of disjoint batches.
 
         trace       = size * sum over batches |g_i - g|**2 / (batches - 1),    g the mean of the batches' gradients g_i
         square_norm = |g|**2 - trace / (size * batches)
+        scale       = trace / square_norm
 
-    loss(params, batch) is a mean over the batch; data are leaves [examples, ...], at least two batches long.
-    Source: McCandlish et al. 2018, arXiv:1812.06162, eqs. (2.8), (A.1).    Experiment: d10.
+    Parameters
+    ----------
+    loss : function             (params, batch) -> scalar, a mean over the batch
+    data : pytree               leaves [examples, ...], at least two batches long
+    size : int                  examples in a batch, 1..examples // 2; what fills no batch is left out
+    Returns
+    -------
+    function                    params -> GradientNoise(trace, square_norm, scale), for `fit(observe=...)`
+    Raises
+    ------
+    ValueError, TypeError       a size beyond half of the examples, a loss that is not a real scalar, leaves that differ
+    Source: McCandlish et al. 2018, arXiv:1812.06162 (the simple noise scale).    Experiment: d10.
     """
     loss = checks.returning("loss", bound(loss), 2, "loss(params, batch)", scalar=True)
     data = checks.leaves("data", data)
@@ -93,10 +131,22 @@ def gradient_noise(loss, data, *, size):
     return lambda params: run(loss, params, data, size)
 
 
-def update_ratio(loss, optimizer, batch):
+def update_ratio(loss: Loss, optimizer: "optax.GradientTransformation", batch: PyTree) -> "WithMoment":
     """A measure: |update| / |weights| of every leaf, of the step that the optimizer would make on `batch`.
 
-    Leaves that are zero have the ratio inf. Values are a dict by the leaves' paths.
+    Leaves that are zero have the ratio inf.
+
+    Parameters
+    ----------
+    loss : function             (params, batch) -> scalar
+    optimizer : GradientTransformation      of optax, the one that trains
+    batch : pytree              data, as the loss takes it
+    Returns
+    -------
+    WithMoment                  its values are a dict by the leaves' paths, for `fit(observe=...)`
+    Raises
+    ------
+    TypeError, ValueError       a loss that is not a real scalar, not an optax transformation, no arrays
     """
     run = jax.jit(_update_ratio, static_argnums=1)
     loss = checks.returning("loss", bound(loss), 2, "loss(params, batch)", scalar=True)
@@ -105,14 +155,19 @@ def update_ratio(loss, optimizer, batch):
     return with_moment(lambda params, moment: run(loss, optimizer, params, moment.memory, batch))
 
 
-def distance():
-    """A measure: |params - params before the first step|, over all leaves."""
+def distance() -> "WithMoment":
+    """A measure: |params - params before the first step|, over all leaves that move.
+
+    Returns
+    -------
+    WithMoment                  its value is a scalar, for `fit(observe=...)`
+    """
 
     @jax.jit
     def run(params, start):
         return trees.norm(jax.tree.map(jnp.subtract, trees.trainable(params)[0], trees.trainable(start)[0]))
 
-    return with_moment(lambda params, moment: run(params, moment.start))
+    return WithMoment(lambda params, moment: run(params, moment.start))
 
 
 def _check_targets(targets):

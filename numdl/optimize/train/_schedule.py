@@ -2,30 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from numdl import checks
-
-
-def every(period, *, start=0):
-    """The steps start, start + period, ...: a number of completed steps, 0 before the first one."""
-    return Every(checks.whole("period", period), checks.whole("start", start, least=0))
-
-
-def early_stopping(when, function, *, patience, gain=0.0):
-    """Stop when `function(params)`, the smaller the better, has not improved for `patience` validations in a row.
-
-    `fit` then returns the parameters with the smallest value; the values stand in history.observed["validation"]. A
-    value that is not finite is no improvement, nor is one by `gain` or less.
-    """
-    checks.accepts("function", function, 1, "function(params)")
-    when = when if callable(when) else _steps("when", when)
-    if callable(when) and not isinstance(when, Every):
-        checks.accepts("when", when, 1, "when(step)")
-    patience = checks.whole("patience", patience)
-    gain = checks.finite("gain", gain, least=0.0, shape=())
-    return EarlyStopping(when, function, patience, gain)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +30,58 @@ class EarlyStopping:
     function: Callable
     patience: int
     gain: float
+
+
+def every(period: int, *, start: int = 0) -> Every:
+    """The steps start, start + period, ...: a number of completed steps, 0 before the first one.
+
+    Parameters
+    ----------
+    period : int                >= 1
+    start : int                 the first of them, >= 0
+    Returns
+    -------
+    Every                       for `fit(observe=...)` and `early_stopping`; called, whether a step is one of them
+    Raises
+    ------
+    ValueError, TypeError       numbers that are not whole or too small
+    """
+    return Every(checks.whole("period", period), checks.whole("start", start, least=0))
+
+
+def early_stopping(
+    when: Callable[[int], bool] | Iterable[int],
+    function: Callable[[PyTree], Any],
+    *,
+    patience: int,
+    gain: float = 0.0,
+) -> EarlyStopping:
+    """Stop when `function(params)`, the smaller the better, has not improved for `patience` validations in a row.
+
+    `fit` then returns the parameters with the smallest value; the values are in history.observed["validation"]. A
+    value that is not finite is not an improvement, nor is one by `gain` or less.
+
+    Parameters
+    ----------
+    when : train.every(n), steps, or step -> bool
+                                after which numbers of steps to look
+    function : function         params -> a number, such as the loss on validation data
+    patience : int              validations in a row without improvement, >= 1
+    gain : float                what counts as an improvement, >= 0
+    Returns
+    -------
+    EarlyStopping               for `fit(early_stopping=...)`
+    Raises
+    ------
+    ValueError, TypeError       not functions of these arguments, numbers out of their range
+    """
+    checks.accepts("function", function, 1, "function(params)")
+    when = when if callable(when) else _steps("when", when)
+    if callable(when) and not isinstance(when, Every):
+        checks.accepts("when", when, 1, "when(step)")
+    patience = checks.whole("patience", patience)
+    gain = checks.finite("gain", gain, least=0.0, shape=())
+    return EarlyStopping(when, function, patience, gain)
 
 
 def chosen(name, when, steps):

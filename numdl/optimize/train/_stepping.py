@@ -6,15 +6,20 @@ Nothing is donated: the state at the start of a chunk outlives it, and any step 
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.tree_util import Partial
+from jaxtyping import Array, Float, PyTree
 
 from numdl import checks, trees
+from numdl.typing import Loss
+
+if TYPE_CHECKING:
+    import optax
 
 
 class State(NamedTuple):
@@ -24,7 +29,9 @@ class State(NamedTuple):
     memory: Any  # the optimizer's
 
 
-def descend(loss, params, optimizer, batches):
+def descend(
+    loss: Loss, params: PyTree, optimizer: "optax.GradientTransformation", batches: PyTree
+) -> tuple[PyTree, Float[Array, "steps"]]:
     """The parameters after one step for each batch, and the loss before each step; pure: jit, vmap and grad it.
 
         params <- params + update(gradient of loss(params, batch))
@@ -38,6 +45,11 @@ def descend(loss, params, optimizer, batches):
     Returns
     -------
     params, losses              losses [steps]
+    Raises
+    ------
+    TypeError, ValueError       a loss that is not a real scalar, not an optax transformation, leaves with different
+                                numbers of steps, params without a floating leaf
+    Source: the definition of gradient descent.
     """
     import optax
 
