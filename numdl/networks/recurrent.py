@@ -25,6 +25,9 @@ from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
 
 from numdl import checks
 from numdl.networks import _affine, _cells, initializers
+from numdl.networks._cells import GRU_GATES as GRU_GATES
+from numdl.networks._cells import LSTM_GATES as LSTM_GATES
+from numdl.networks._cells import Memory as Memory
 from numdl.networks._record import Network, probed, split_probes
 from numdl.networks.initializers import Initializer
 from numdl.records import record, static

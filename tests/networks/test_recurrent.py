@@ -196,3 +196,13 @@ def test_input_of_other_features_is_named(key):
     net = recurrent.many_to_one(CELLS["lstm"](), outputs=2, **READOUT)
     with pytest.raises(ValueError, match=r"x must have shape \(any, any, 3\); got \(2, 6, 2\)"):
         net.apply(net.init(key, x), x[..., :2])
+
+
+def test_carries_and_gates_are_offered_beside_the_cells(key):
+    laws = {"input_weights": initializers.lecun_normal, "recurrent_weights": initializers.lecun_normal}
+    cell = recurrent.lstm(width=3, bias_variance=0.0, forget_bias=2.0, **laws)
+    assert isinstance(cell.start(2, jnp.float32), recurrent.Memory)
+    bias = cell.init(key, 2, jnp.float32)["bias"]
+    assert [float(b) for b in bias[:, 0]] == [2.0 * (gate == "forget") for gate in recurrent.LSTM_GATES]
+    with pytest.raises(TypeError, match="dtype must be a real floating-point dtype; got int32"):
+        cell.init(key, 2, jnp.int32)
