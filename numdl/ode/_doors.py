@@ -29,6 +29,7 @@ def time_dtype(y):
 
 
 def scheme_of(tableau, scheme):
+    """The scheme that is given, or that of the tableau: exactly one of them."""
     if (tableau is None) == (scheme is None):
         got = "neither" if scheme is None else f"tableau={tableau!r} and scheme={scheme!r}"
         raise checks.BadValue(f"exactly one of tableau and scheme must be given; got {got}")
@@ -42,6 +43,7 @@ def _instance(scheme):
 
 
 def field_of(field, scheme):
+    """The field, checked: a pair (f, g) for the schemes of two coupled parts, one function else."""
     pair = scheme in (schemes.verlet, schemes.coupling)
     if not pair:
         return checks.accepts("field", field, 3, "field(t, y, theta)")
@@ -53,11 +55,13 @@ def field_of(field, scheme):
 
 
 def numbers(state, y0, theta, t0, t1):
+    """(y0, theta, t0, t1), checked; `state` is what y0 is called in errors."""
     y0, theta = checks.floats(state, y0), checks.floats("theta", theta, empty=True)
     return y0, theta, *(checks.finite(name, time, shape=()) for name, time in (("t0", t0), ("t1", t1)))
 
 
 def check_theta(theta, interpolation, steps):
+    """Refuse a theta without one entry for each step, or for each grid time if linear."""
     checks.one_of("interpolation", interpolation, INTERPOLATIONS)
     if interpolation is None:
         return
@@ -70,6 +74,7 @@ def check_theta(theta, interpolation, steps):
 
 
 def time_axis(theta):
+    """The length of the first leaf along axis 0, the time axis."""
     leaves = jax.tree.leaves(theta)
     if not leaves or jnp.ndim(leaves[0]) == 0:
         raise checks.BadValue(f"theta must have leaves with a time axis; got {theta!r}")
