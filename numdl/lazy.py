@@ -2,10 +2,20 @@
 
 import importlib
 import pkgutil
+from collections.abc import Callable, Sequence
 
 
-def submodules(package, path):
-    """The pair (__getattr__, __dir__) for a package's __init__ (PEP 562): its modules, loaded when asked for."""
+def submodules(package: str, path: Sequence[str]) -> tuple[Callable, Callable]:
+    """The pair (__getattr__, __dir__) for a package's __init__ (PEP 562): its modules, loaded when asked for.
+
+    Parameters
+    ----------
+    package : str               `__name__` of the package
+    path : list of str          its `__path__`
+    Raises
+    ------
+    AttributeError              by the returned `__getattr__`: there is no such module; the message lists them
+    """
     names = sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
 
     def load(name):

@@ -1,29 +1,56 @@
 """Float64 where it matters, whatever jax's global flag says; float32 at least wherever many numbers are summed."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from numdl import checks
 
 
-def wide(dtype):
-    """The dtype to accumulate in: float32 for half precision, the dtype itself if it has at least that."""
+def wide(dtype: Any) -> np.dtype:
+    """The dtype to accumulate in: float32 for half precision, the dtype itself if it has at least that.
+
+    Parameters
+    ----------
+    dtype : dtype               of any kind of number; integers are accumulated in floats
+    Raises
+    ------
+    TypeError                   no dtype
+    """
     dtype = checks.known_dtype("dtype", dtype)
     narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
     return jnp.dtype(jnp.float32) if narrow else jnp.promote_types(dtype, jnp.float32)
 
 
-def widen(tree):
-    """The leaves as arrays in the dtypes to accumulate in."""
+def widen(tree: PyTree) -> PyTree:
+    """The leaves as arrays in the dtypes to accumulate in.
+
+    Parameters
+    ----------
+    tree : pytree               arrays or numbers
+    Raises
+    ------
+    ValueError, TypeError       a leaf that is not an array
+    """
     tree = checks.leaves("tree", tree, empty=True)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(wide(jnp.result_type(leaf))), tree)
 
 
-def narrow(tree, like):
-    """The leaves in the dtypes of those of another tree with the same structure."""
+def narrow(tree: PyTree, like: PyTree) -> PyTree:
+    """The leaves in the dtypes of those of another tree with the same structure.
+
+    Parameters
+    ----------
+    tree, like : pytree         arrays of one structure
+    Raises
+    ------
+    ValueError, TypeError       another structure, a leaf that is not an array
+    """
     tree = checks.leaves("tree", tree, empty=True)
     if jax.tree.structure(tree) != jax.tree.structure(like):
         raise checks.BadValue(
@@ -32,11 +59,18 @@ def narrow(tree, like):
     return jax.tree.map(lambda leaf, other: leaf.astype(jnp.result_type(other)), tree, like)
 
 
-def float64(function):
-    """Run `function` in float64 on the CPU, at once even under a trace; floats come out as NumPy float64.
+def float64(function: Callable) -> Callable:
+    """The function run in float64 on the CPU, at once even under a trace; floats come out as NumPy float64.
 
     The global flag is not touched. A float64 jax array that left the context would be demoted by the next operation,
     so arrays leave as NumPy; numbers leave as `np.float64`, which formats like a float.
+
+    Parameters
+    ----------
+    function : function         of any arguments
+    Raises
+    ------
+    TypeError                   not a function
     """
 
     checks.function("function", function)

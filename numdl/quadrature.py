@@ -13,13 +13,14 @@ drawn from its own kink.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike
 
-from numdl import checks, tanh_sinh
+from numdl import _tanh_sinh, checks
 from numdl.precision import float64
 from numdl.records import record
 
@@ -41,8 +42,10 @@ class Estimate:
     converged: jax.Array  # [...]: error <= 1e-6 E|f|
 
 
-def expectation(f, variance, *, kinks=()):
-    """E f(sqrt(variance) z), z ~ N(0, 1), and an estimate of its absolute error, in float64.
+def expectation(f: Callable, variance: ArrayLike | Sequence, *, kinks: Sequence[float] = ()) -> Estimate:
+    """Gaussian expectation with an estimate of its absolute error, in float64.
+
+        value = E f(sqrt(variance) z),    z ~ N(0, 1)
 
     Parameters
     ----------
@@ -55,7 +58,8 @@ def expectation(f, variance, *, kinks=()):
                                 the rule does not see, or has a kink that was not named.
     Raises
     ------
-    TypeError, ValueError       f is no function; a variance is negative or not finite; a kink is not finite
+    TypeError, ValueError       f is not a function; a variance is negative or not finite; a kink is not finite
+    Source: the rules of this module: a trapezoid after a map; Gauss-Legendre between kinks; Takahasi & Mori 1974.
     """
     checks.accepts("f", f, 1, "f(x)")
     variance = _known_floats(variance=checks.variance("variance", variance))["variance"]
@@ -64,7 +68,16 @@ def expectation(f, variance, *, kinks=()):
     return _expectation(f, variance, kinks)
 
 
-def product_expectation(f, g, variance_f, variance_g, correlation, *, kinks_f=(), kinks_g=()):
+def product_expectation(
+    f: Callable,
+    g: Callable,
+    variance_f: ArrayLike | Sequence,
+    variance_g: ArrayLike | Sequence,
+    correlation: ArrayLike | Sequence,
+    *,
+    kinks_f: Sequence[float] = (),
+    kinks_g: Sequence[float] = (),
+) -> Estimate:
     """E f(u) g(v) for centred Gaussians u, v, and an estimate of its absolute error, in float64.
 
         E u^2 = variance_f,   E v^2 = variance_g,   E u v = correlation * sqrt(variance_f * variance_g)
@@ -80,6 +93,7 @@ def product_expectation(f, g, variance_f, variance_g, correlation, *, kinks_f=()
     Raises
     ------
     TypeError, ValueError       as for `expectation`; a correlation outside [-1, 1]
+    Source: the rules of this module, one inside the other.
     """
     checks.accepts("f", f, 1, "f(x)")
     checks.accepts("g", g, 1, "g(x)")
@@ -94,15 +108,37 @@ def product_expectation(f, g, variance_f, variance_g, correlation, *, kinks_f=()
     return _product_expectation(f, g, point, kinks_f, kinks_g)
 
 
-def expect(f, variance, *, kinks=()):
-    """E f(sqrt(variance) z) shaped like `variance`: traceable, unchecked, in the precision of its input."""
+def expect(f: Callable, variance: ArrayLike, *, kinks: Sequence[float] = ()) -> Array:
+    """E f(sqrt(variance) z) shaped like `variance`: traceable, unchecked, in the precision of its input.
+
+    Parameters
+    ----------
+    f : function                elementwise, traceable
+    variance : array            any shape, >= 0
+    kinks : tuple of float      where f or one of its derivatives jumps
+    """
     return _line_value(f, variance, kinks, _NODES)
 
 
-def expect_product(f, g, variance_f, variance_g, correlation, *, kinks_f=(), kinks_g=()):
+def expect_product(
+    f: Callable,
+    g: Callable,
+    variance_f: ArrayLike,
+    variance_g: ArrayLike,
+    correlation: ArrayLike,
+    *,
+    kinks_f: Sequence[float] = (),
+    kinks_g: Sequence[float] = (),
+) -> Array:
     """E f(u) g(v) on the common shape of the arguments: traceable, unchecked, in the precision of its input.
 
     Differentiable in the variances (> 0) and in the correlation inside (-1, 1).
+
+    Parameters
+    ----------
+    f, g : functions            elementwise, traceable
+    variance_f, variance_g, correlation : arrays that broadcast to one shape; correlation in [-1, 1]
+    kinks_f, kinks_g : tuples   where f, g or one of their derivatives jumps
     """
     return _plane_value(f, g, variance_f, variance_g, correlation, kinks_f, kinks_g, _NODES)
 
@@ -120,7 +156,7 @@ def _expectation(f, variance, kinks):
     doubtful |= ~np.isfinite(at_kinks).all()
     for place in zip(*np.nonzero(np.atleast_1d(doubtful)), strict=True):
         place = place if variance.ndim else ()
-        other = tanh_sinh.expectation(f, float(np.sqrt(variance[place])), kinks)
+        other = _tanh_sinh.expectation(f, float(np.sqrt(variance[place])), kinks)
         if other[1] == np.inf or not error[place] <= other[1]:
             value[place], error[place] = other
     return _judged(value, error, size)

@@ -7,6 +7,8 @@ axis on every field. A field marked `static()` (a name, a tuple of names) is not
 import dataclasses
 import html
 import typing
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,14 +16,27 @@ import numpy as np
 from numdl import checks
 
 
-def static(**kwargs):
-    """A field that is no array: part of the pytree's structure, hashable, not traced."""
+def static(**kwargs: Any) -> Any:
+    """A field that is not an array: part of the pytree's structure, hashable, not traced.
+
+    Parameters
+    ----------
+    **kwargs : what `dataclasses.field` takes, `default` for example
+    """
     return dataclasses.field(metadata={"static": True}, **kwargs)
 
 
 @typing.dataclass_transform(frozen_default=True, field_specifiers=(static, dataclasses.field))
-def record(cls):
-    """Make `cls` a frozen dataclass, a registered pytree, and printable as a small table."""
+def record(cls: type) -> type:
+    """Make `cls` a frozen dataclass, a registered pytree, and printable as a small table.
+
+    Parameters
+    ----------
+    cls : class                 with annotated fields; used as a decorator
+    Raises
+    ------
+    TypeError                   not a class
+    """
     if not isinstance(cls, type):
         raise checks.BadType(f"cls must be a class with annotated fields; got {cls!r}")
     own_repr = "__repr__" in cls.__dict__
@@ -33,28 +48,47 @@ def record(cls):
     return jax.tree_util.register_dataclass(cls)
 
 
-def rows(value):
-    """The record's fields as (name, text) pairs, safe on tracers: what `repr` and the notebook table show."""
+def rows(value: Any) -> list[tuple[str, str]]:
+    """The record's fields as (name, text) pairs, safe on tracers: what `repr` and the notebook table show.
+
+    Parameters
+    ----------
+    value : record              an instance
+    Raises
+    ------
+    TypeError                   not a record
+    """
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         raise checks.BadType(f"value must be a record; got {value!r}")
     return [(f.name, describe(getattr(value, f.name))) for f in dataclasses.fields(value) if f.repr]
 
 
-def abridged(table, ends=12):
-    """Rows of text, tuples of one length; of more than twice `ends` the first and the last with a line between."""
+def abridged(table: Sequence[tuple[str, ...]], ends: int = 12) -> Sequence[tuple[str, ...]]:
+    """Rows of text, tuples of one length; of more than twice `ends` the first and the last with a line between.
+
+    Parameters
+    ----------
+    table : list of tuples      of strings
+    ends : int                  rows that are shown at each end
+    """
     if len(table) <= 2 * ends:
         return table
     between = (f"... {len(table) - 2 * ends} more", *("...",) * (len(table[0]) - 1))
     return [*table[:ends], between, *table[-ends:]]
 
 
-def describe(value):
-    """One field as text: a number as itself, a short vector in full, a large array by shape, dtype and range."""
+def describe(value: Any) -> str:
+    """One field as text: a number as itself, a short vector in full, a large array by shape, dtype and range.
+
+    Parameters
+    ----------
+    value : any                 a field's value, tracers too
+    """
     if isinstance(value, jax.core.Tracer):
         return str(value.aval)
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         return repr(value) if not dataclasses.is_dataclass(value) else type(value).__name__
-    if checks.is_key(value):
+    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
         return f"key{list(value.shape)}"
     array = np.asarray(value)
     if array.size == 1 and array.ndim == 0:

@@ -4,12 +4,21 @@ False alarms. A test that compares a Monte Carlo mean with an exact value fails 
 whole suite one budget and every test its share: `z_limit(tests)` is the threshold for |z| such that `tests` tests
 together raise a false alarm with probability at most `budget`: 5.61 for 50 tests, 6.00 for 500, 6.36 for 5000 at one in
 a million. It counts on Gaussian means: many samples, no heavy tails; test logarithms of what is heavy-tailed.
+
+    >>> from numdl import statistics
+    >>> found = statistics.agreement(2.0, [1.9, 2.2, 2.1, 2.0])
+    >>> print(f"{found.mean:.2f} +- {found.stderr:.2f}, z = {found.z:.2f}")
+    2.05 +- 0.06, z = 0.77
+    >>> print(f"{statistics.z_limit(50):.2f}")
+    5.61
 """
 
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import ArrayLike
 
 from numdl import checks
 from numdl.records import record
@@ -46,15 +55,23 @@ class Slope:
     intercept: float
 
 
-def mean_and_error(samples, axis=0):
+def mean_and_error(samples: ArrayLike | Sequence, axis: int = 0) -> Mean:
     """Mean and standard error of independent samples along an axis.
 
         stderr = sqrt(sum (s_i - mean)**2 / (n - 1)) / sqrt(n);   exactly 0 where all samples are equal
 
+    Parameters
+    ----------
+    samples : array             n >= 2 along `axis`, real numbers
+    axis : int                  of the samples
+    Returns
+    -------
+    Mean                        fields without that axis
     Raises
     ------
     ValueError                  fewer than 2 samples, or no such axis
-    TypeError                   samples are no real numbers
+    TypeError                   samples that are not real numbers
+    Source: elementary.
     """
     values = _numbers("samples", samples)
     axis, count = _count(values, axis)
@@ -66,7 +83,7 @@ def mean_and_error(samples, axis=0):
     return Mean(np.where(equal, lowest, mean)[()], np.where(equal, 0.0, deviation / np.sqrt(count))[()], count)
 
 
-def agreement(predicted, samples, axis=0):
+def agreement(predicted: ArrayLike | Sequence, samples: ArrayLike | Sequence, axis: int = 0) -> Agreement:
     """The prediction beside the mean of samples, apart in standard errors (z) and relative to the prediction.
 
         z = (mean - predicted) / stderr,    relative = (mean - predicted) / |predicted|
@@ -78,9 +95,14 @@ def agreement(predicted, samples, axis=0):
     ----------
     predicted : array [...]     shape of the mean, or one number for all
     samples : array             independent along `axis`
+    axis : int                  of the samples
+    Returns
+    -------
+    Agreement                   fields without that axis
     Raises
     ------
-    ValueError                  fewer than 2 samples, or the shapes differ
+    ValueError, TypeError       fewer than 2 samples, the shapes differ, not real numbers
+    Source: the definition.
     """
     measured = mean_and_error(samples, axis)
     expected = _numbers("predicted", predicted)
@@ -97,16 +119,20 @@ def agreement(predicted, samples, axis=0):
     return Agreement(expected[()], measured.mean, measured.stderr, z[()], _ratio(gap, np.abs(expected))[()])
 
 
-def slope(x, y, confidence=0.95):
+def slope(x: ArrayLike | Sequence, y: ArrayLike | Sequence, confidence: float = 0.95) -> Slope:
     """Least-squares slope of y against x, with Student's interval for independent errors of one variance.
 
     Parameters
     ----------
     x, y : array [n]            n >= 3; x not all equal
     confidence : scalar         probability that [low, high] covers the slope
+    Returns
+    -------
+    Slope(value, stderr, low, high, intercept)
     Raises
     ------
-    ValueError                  too few points, different shapes, equal x, confidence outside (0, 1)
+    ValueError, TypeError       too few points, different shapes, equal x, confidence outside (0, 1)
+    Source: elementary.
     """
     from scipy.special import stdtrit
 
@@ -120,17 +146,21 @@ def slope(x, y, confidence=0.95):
     return Slope(value, stderr, value - half, value + half, intercept)
 
 
-def extrapolate(x, means, stderrs):
-    """The limit at x = 0 of means with known standard errors, by weighted least squares of a line: a Mean.
+def extrapolate(x: ArrayLike | Sequence, means: ArrayLike | Sequence, stderrs: ArrayLike | Sequence) -> Mean:
+    """The limit at x = 0 of means with known standard errors, by weighted least squares of a line.
 
     With x = 1 / width it removes the leading bias of a finite network, which no tolerance need then hide.
 
     Parameters
     ----------
     x, means, stderrs : array [n]   n >= 2, x not all equal, stderrs > 0; independent
+    Returns
+    -------
+    Mean                        of the limit, its standard error, n
     Raises
     ------
-    ValueError                  fewer than 2 points, different shapes, equal x, a standard error not above 0
+    ValueError, TypeError       fewer than 2 points, different shapes, equal x, a standard error not above 0
+    Source: elementary.
     """
     x, means, stderrs = _numbers("x", x), _numbers("means", means), _numbers("stderrs", stderrs)
     _check_line(x, 2, means=means, stderrs=stderrs)
@@ -139,10 +169,19 @@ def extrapolate(x, means, stderrs):
     return Mean(weights @ means, np.linalg.norm(weights * stderrs), x.size)
 
 
-def z_limit(tests, budget=1e-6):
+def z_limit(tests: int, budget: float = 1e-6) -> float:
     """The threshold for |z| at which `tests` tests together raise a false alarm with probability at most `budget`.
 
-    P(|Z| > z_limit) = budget / tests,   Z ~ N(0, 1)
+        P(|Z| > z_limit) = budget / tests,   Z ~ N(0, 1)
+
+    Parameters
+    ----------
+    tests : int                 >= 1
+    budget : scalar             probability in (0, 1)
+    Raises
+    ------
+    ValueError, TypeError       no tests, a budget outside (0, 1)
+    Source: Bonferroni's inequality.
     """
     checks.whole("tests", tests)
     checks.positive("budget", budget, shape=())

@@ -6,6 +6,7 @@ two reals, and all else (masks, tables, random keys, what `frozen` names) stays 
 
 import dataclasses
 import fnmatch
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,20 +14,40 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, ArrayLike, Key, PyTree
 
 from numdl import checks, precision
 
 
-def inner(a, b):
-    """The inner product sum conj(a_i) b_i over all leaves; half precision is summed in float32."""
+def inner(a: PyTree, b: PyTree) -> Array:
+    """The inner product over all leaves; half precision is summed in float32.
+
+        inner = sum conj(a_i) b_i
+
+    Parameters
+    ----------
+    a, b : pytree               arrays of one structure and shapes
+    Raises
+    ------
+    ValueError, TypeError       trees that are not alike, a leaf that is not an array
+    Source: elementary.
+    """
     b = checks.like("b", b, checks.leaves("a", a, empty=True), of="a")
     return _total(jax.tree.map(lambda u, v: jnp.vdot(_wide(u), _wide(v)), a, b))
 
 
-def norm(a):
+def norm(a: PyTree) -> Array:
     """The Euclidean norm over all leaves: real, with gradient 0 at 0, no overflow or underflow of the squares.
 
-    norm = scale * sqrt(sum |a_i / scale|**2),   scale = max |a_i|
+        norm = scale * sqrt(sum |a_i / scale|**2),   scale = max |a_i|
+
+    Parameters
+    ----------
+    a : pytree                  arrays; half precision is summed in float32
+    Raises
+    ------
+    ValueError, TypeError       a leaf that is not an array
+    Source: elementary.
     """
     leaves = [_wide(leaf) for leaf in jax.tree.leaves(checks.leaves("a", a, empty=True)) if jnp.size(leaf)]
     if not leaves:
@@ -39,20 +60,47 @@ def norm(a):
     return jnp.where(zero, jnp.zeros_like(squares), scale * jnp.sqrt(jnp.where(zero, jnp.ones_like(squares), squares)))
 
 
-def axpy(alpha, x, y):
-    """alpha * x + y leaf by leaf, in the dtypes of y."""
+def axpy(alpha: ArrayLike, x: PyTree, y: PyTree) -> PyTree:
+    """alpha * x + y leaf by leaf, in the dtypes of y.
+
+    Parameters
+    ----------
+    alpha : scalar              a factor
+    x, y : pytree               arrays of one structure and shapes
+    Raises
+    ------
+    ValueError, TypeError       trees that are not alike, a leaf that is not an array
+    """
     alpha, x = checks.leaf("alpha", alpha), checks.leaves("x", x, empty=True)
     y = checks.like("y", y, x, of="x")
     return jax.tree.map(lambda u, v: (alpha * u + v).astype(jnp.result_type(v)), x, y)
 
 
-def ravel(tree):
-    """All leaves as one vector, and the function that takes such a vector back to the tree."""
+def ravel(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
+    """All leaves as one vector, and the function that takes such a vector back to the tree.
+
+    Parameters
+    ----------
+    tree : pytree               arrays
+    Raises
+    ------
+    ValueError, TypeError       a leaf that is not an array
+    """
     return ravel_pytree(checks.leaves("tree", tree, empty=True))
 
 
-def random_like(key, tree, *, law="normal"):
-    """A tree of independent entries, E |z_i|**2 = 1, shaped like `tree`; law is "normal" or "rademacher"."""
+def random_like(key: Key[Array, ""], tree: PyTree, *, law: str = "normal") -> PyTree:
+    """A tree of independent entries, E |z_i|**2 = 1, shaped like `tree`.
+
+    Parameters
+    ----------
+    key : key                   of the entries
+    tree : pytree               arrays: their shapes and dtypes
+    law : str                   "normal" or "rademacher"
+    Raises
+    ------
+    ValueError, TypeError       no typed key, another law, a leaf that is not an array
+    """
     checks.key("key", key)
     checks.one_of("law", law, _LAWS)
     leaves, structure = jax.tree.flatten(checks.leaves("tree", tree, empty=True))
@@ -77,7 +125,7 @@ class Rest:
         return self._filled(moving, [_still(leaf) for leaf in self.kept])
 
     def moving(self, tree):
-        """The part of a tree like params, a direction say, that moves."""
+        """The part of a tree like params, a direction for example, that moves."""
         leaves = self.structure.flatten_up_to(tree)
         return _part_that_moves(leaves, self.kinds, self.structure)
 
@@ -95,7 +143,9 @@ class Rest:
 jax.tree_util.register_dataclass(Rest)
 
 
-def trainable(params, *, frozen=(), name="params"):
+def trainable(
+    params: PyTree, *, frozen: str | Sequence[str] | set[str] = (), name: str = "params"
+) -> tuple[PyTree, Rest]:
     """(moving, rest): the leaves of params that move and are differentiated, and what makes params of them again.
 
         rest.params(moving) == params,    rest.direction(v) = v where something moves and 0 elsewhere
@@ -112,6 +162,7 @@ def trainable(params, *, frozen=(), name="params"):
     ------
     ValueError                  nothing moves, or a name in `frozen` fits no leaf (the leaves are listed)
     TypeError                   a leaf that is not an array
+    Source: the definition.
     """
     pairs, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = tuple(name_of(path) for path, _ in pairs)
@@ -127,8 +178,18 @@ def trainable(params, *, frozen=(), name="params"):
     return _part_that_moves(leaves, kinds, structure), Rest(kept, structure, kinds)
 
 
-def matching(argument, patterns, paths):
-    """The paths that one of the patterns names: as a whole, as what they lie under, or as a glob; each must fit one."""
+def matching(argument: str, patterns: str | Sequence[str] | set[str], paths: Sequence[str]) -> frozenset[str]:
+    """The paths that one of the patterns names: as a whole, as what they lie under, or as a glob; each must fit one.
+
+    Parameters
+    ----------
+    argument : str              what to call the patterns in errors
+    patterns : str or strings   paths or globs
+    paths : sequence of str     of the leaves, as `names` gives them
+    Raises
+    ------
+    ValueError, TypeError       a pattern that fits no path, or is not a string
+    """
     if not isinstance(patterns, str | tuple | list | set | frozenset):
         raise checks.BadType(f"{argument} must be a path or a list of paths; got {patterns!r}")
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
@@ -140,18 +201,26 @@ def matching(argument, patterns, paths):
     return frozenset(path for path in paths if any(_fits(path, pattern) for pattern in patterns))
 
 
-def names(tree):
+def names(tree: PyTree) -> tuple[str, ...]:
     """The paths of the leaves as strings such as "hidden/0/kernel", in the order of the leaves.
 
     Dictionaries, sequences, dataclasses, modules and flax.nnx states give the same names for the same nesting.
+
+    Parameters
+    ----------
+    tree : pytree               of anything
     """
     return tuple(name_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0])
 
 
-def name_of(path):
+def name_of(path: tuple) -> str:
     """One path of `jax.tree_util` as a string; a tree that is one array is called "params".
 
     A wrapper around the array itself (the '.value' of an nnx Variable) has no name.
+
+    Parameters
+    ----------
+    path : tuple                of keys, as `jax.tree_util.tree_flatten_with_path` gives it
     """
     wrapped = len(path) > 1 and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value"
     return jax.tree_util.keystr(path[:-1] if wrapped else path, simple=True, separator="/") or "params"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mpmath import mp
 
-from numdl import activations, jumps
+from numdl import _jumps, activations
 from numdl.theory import gradients, jacobian, kernels, propagation, recurrent
 
 CORRELATIONS = np.array([-0.9, -0.5, 0.0, 0.3, 0.999])
@@ -37,7 +37,7 @@ def test_a_staircase_and_a_far_jump():
 
 @pytest.mark.parametrize("name", ["tanh", "hard_tanh", "elu", "selu", "sigmoid", "softplus", "silu", "gelu_tanh"])
 def test_what_is_continuous_does_not_jump(name):
-    assert jumps.find(activations.named(name), activations.named(name).slope, activations.named(name).kinks) == ()
+    assert _jumps.find(activations.named(name), activations.named(name).slope, activations.named(name).kinks) == ()
 
 
 def test_a_cusp_and_a_steep_slope_do_not_jump():

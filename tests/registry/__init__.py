@@ -26,13 +26,11 @@ INTERNAL = {
     "analysis.critical",
     "analysis.recognition",
     "checks",
-    "jumps",
     "krylov.search",
     "krylov.vectors",
     "lazy",
     "networks.fields",
     "networks.stages",
-    "tanh_sinh",
 }
 # Functions whose good call needs what a test does not have: files, a record, an axes.
 NOT_RUN = (
