@@ -99,7 +99,7 @@ def one_example(x: Num[ArrayLike, "..."], start: int = 0) -> Num[ArrayLike, "1 .
     return x
 
 
-def last_state(states: Sequence[Array], x: PyTree) -> PyTree:
+def last_state(states: Sequence[ArrayLike], x: PyTree) -> PyTree:
     """y_L, the state that the readout reads; x where there is no layer.
 
     Parameters
@@ -117,7 +117,7 @@ def last_state(states: Sequence[Array], x: PyTree) -> PyTree:
     return states[-1][-1] if states else x
 
 
-def layer_count(states: Sequence[Array | jax.ShapeDtypeStruct]) -> int:
+def layer_count(states: Sequence[ArrayLike | jax.ShapeDtypeStruct]) -> int:
     """The number of layers L in a tuple of stretches.
 
     Parameters
@@ -134,7 +134,7 @@ def layer_count(states: Sequence[Array | jax.ShapeDtypeStruct]) -> int:
     return sum(stretch.shape[0] for stretch in states)
 
 
-def per_layer(function: Callable[[Array], PyTree], states: Sequence[Array]) -> PyTree:
+def per_layer(function: Callable[[Array], PyTree], states: Sequence[ArrayLike]) -> PyTree:
     """`function` of every layer's array [N, ...], stacked into [L, ...]; shape [0] where there is no layer.
 
     The results of all layers must have one shape, a scalar each gives [L].
@@ -175,7 +175,7 @@ def zero_probes(network: Network, params: PyTree, x: PyTree) -> tuple[Array, ...
     return tuple(jnp.zeros(stretch.shape, stretch.dtype) for stretch in shapes)
 
 
-def split_probes(probes: Sequence[Array | None] | None, stretches: int) -> tuple[Array | None, ...]:
+def split_probes(probes: Sequence[ArrayLike | None] | None, stretches: int) -> tuple[ArrayLike | None, ...]:
     """For builders: one probe or None for each stretch, their number checked.
 
     Parameters

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import ArrayLike
 
 from numdl import checks
 from numdl.networks import _record
 
 
-def segment(shapes: Sequence[Array | jax.ShapeDtypeStruct], start: int, stop: int) -> tuple[int, int]:
+def segment(shapes: Sequence[ArrayLike | jax.ShapeDtypeStruct], start: int, stop: int) -> tuple[int, int]:
     """(start, stop), checked against the layers that states of these shapes have.
 
     Parameters

@@ -134,7 +134,7 @@ def attend(
 
 
 def self_attention(
-    params: dict[str, Array],
+    params: dict[str, ArrayLike],
     x: Float[ArrayLike, "*batch T d"],
     *,
     weights: Callable[[Array], Array] = soft,

@@ -20,7 +20,7 @@ import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from numdl.typing import Field
 
@@ -107,7 +107,7 @@ def layout(block: str, width: int, hidden: int | None, window: tuple[int, ...]) 
     return leaves
 
 
-def apply(kernel: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+def apply(kernel: Float[ArrayLike, "..."], y: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
     """y K: a product over the last axis, or the convolution with a window HWIO and zero padding.
 
     Parameters
@@ -121,7 +121,7 @@ def apply(kernel: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "
     return y @ kernel if kernel.ndim == 2 else convolve(y, kernel)
 
 
-def transpose(kernel: Float[Array, "..."]) -> Float[Array, "..."]:
+def transpose(kernel: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
     """K^T, so that <apply(K, y), z> = <y, apply(K^T, z)>; for a window the axes are flipped and channels exchanged.
 
     Parameters
@@ -134,7 +134,7 @@ def transpose(kernel: Float[Array, "..."]) -> Float[Array, "..."]:
     return kernel.T if kernel.ndim == 2 else jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
 
 
-def convolve(y: Float[Array, "N H W n"], kernel: Float[Array, "height width n m"]) -> Float[Array, "N H W m"]:
+def convolve(y: Float[ArrayLike, "N H W n"], kernel: Float[ArrayLike, "height width n m"]) -> Float[Array, "N H W m"]:
     """The convolution of y [N, H, W, C] with a window HWIO of odd size, stride 1, zero padding: one matrix product.
 
         z[n, i, j] = sum over a, b of y[n, i + a - height // 2, j + b - width // 2] @ kernel[a, b]

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, PyTree, ScalarLike
+from jaxtyping import ArrayLike, Float, PyTree, ScalarLike
 
 from numdl import checks
 from numdl.networks import _affine, _record, _stage_options, fields
@@ -155,7 +155,7 @@ def flow(settings: Settings, params: PyTree, stage: int) -> tuple[PyTree, dict[s
     return theta, options
 
 
-def split(settings: Settings, y: Float[Array, "..."]) -> PyTree:
+def split(settings: Settings, y: Float[ArrayLike, "..."]) -> PyTree:
     """The state as the scheme sees it.
 
     Parameters
@@ -169,7 +169,7 @@ def split(settings: Settings, y: Float[Array, "..."]) -> PyTree:
     return tuple(jnp.split(y, 2, axis=-1)) if settings.pair else y
 
 
-def merge(settings: Settings, y: PyTree) -> Float[Array, "..."]:
+def merge(settings: Settings, y: PyTree) -> Float[ArrayLike, "..."]:
     """The state as the network sees it; undoes `split`.
 
     Parameters
