@@ -39,6 +39,8 @@ def record(cls: type) -> type:
     """
     if not isinstance(cls, type):
         raise checks.BadType(f"cls must be a class with annotated fields; got {cls!r}")
+    if "__dataclass_fields__" in vars(cls):
+        raise checks.BadType(f"cls must be a plain class, which `record` makes a dataclass; got the dataclass {cls!r}")
     own_repr = "__repr__" in cls.__dict__
     cls = dataclasses.dataclass(frozen=True, repr=False, eq=False)(cls)
     if not own_repr:

@@ -27,7 +27,7 @@ def opened(loss, params, batch, frozen, name="params"):
 
 def inward(name, tree, expected, rest, moving, *, of="params"):
     """The moving part of a tree like `expected`, in the dtypes of `moving`."""
-    return _cast(name, rest.moving(checks.like(name, tree, expected, of=of)), moving)
+    return cast(name, rest.moving(checks.like(name, tree, expected, of=of)), moving)
 
 
 def inward_rows(name, tree, expected, rest, moving):
@@ -40,7 +40,7 @@ def inward_rows(name, tree, expected, rest, moving):
         )
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], leaf.dtype), tree)
     checks.like(name, shapes, expected, of="with a leading axis, params")
-    return _cast(name, rest.moving(jax.tree.map(lambda leaf: checks.native(name, leaf), tree)), moving)
+    return cast(name, rest.moving(jax.tree.map(lambda leaf: checks.native(name, leaf), tree)), moving)
 
 
 def data(name, batch):
@@ -59,7 +59,9 @@ def _still(leaf, lead):
     return np.zeros((*lead, *np.shape(leaf)), jax.dtypes.float0 if key else leaf.dtype)
 
 
-def _cast(name, part, moving):
+def cast(name, part, moving):
+    """Coordinates in the dtypes of `moving`; complex ones are refused."""
+
     def one(v, leaf):
         if jnp.iscomplexobj(v):
             raise checks.BadType(f"{name} must be real where params are real; got dtype {v.dtype}, shape {v.shape}")

@@ -83,10 +83,8 @@ def sharpness(
     Source: Lanczos 1950; Cohen et al. 2021, arXiv:2103.00065.
     Twin: theory.descent.sharpness_limit.    Experiment: d7.
     """
-    loss = checks.returning("loss", loss, 2, "loss(params, batch)", scalar=True)
     size = checks.whole("num_matvecs", num_matvecs)
-    moving, rest = trees.trainable(params, frozen=frozen)
-    batch = _parts.data("batch", batch)
+    loss, moving, rest, batch = _parts.opened(loss, params, batch, frozen)
     start = _parts.inward("start", start, params, rest, moving)
     if not vectors.traced(start):
         vectors.nonzero("start", np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(start)]))

@@ -110,7 +110,7 @@ def gap(train_losses: ArrayLike | Sequence[float], test_losses: ArrayLike | Sequ
     for name, losses in (("train_losses", train_losses), ("test_losses", test_losses)):
         losses = checks.array(name, losses, ndim=1, empty=True)
         if losses.size < 2:
-            raise checks.BadValue(f"{name} must hold at least 2 numbers; got {losses.size}")
+            raise checks.BadValue(f"{name} must hold at least 2 numbers; got {losses.size} of shape {losses.shape}")
         samples.append(jnp.asarray(losses, precision.wide(losses.dtype)))
     train, test = map(jnp.mean, samples)
     stderr = jnp.sqrt(sum(jnp.var(s, ddof=1) / s.size for s in samples))
@@ -212,11 +212,14 @@ def path_norm(
     ValueError, TypeError       complex params, no floating-point leaf, a path that fits no leaf, x of integers
     Source: Neyshabur et al. 2015, arXiv:1506.02617.
     """
-    checks.accepts("apply", apply, 2, "apply(params, x)")
+    apply = checks.returning("apply", apply, 2, "apply(params, x)")
     x = checks.floating("x", x, least_ndim=1)
     moving, rest = trees.trainable(params, frozen=frozen)
     if "complex" in rest.kinds:
         raise checks.BadType("params must be real, or frozen, for a path norm; got complex leaves")
+    outputs = jax.eval_shape(lambda moving, x: apply(rest.params(moving), x[:1]), moving, x)
+    if not isinstance(outputs, jax.ShapeDtypeStruct) or not jnp.issubdtype(outputs.dtype, jnp.floating):
+        raise checks.BadType(f"apply must return one array of real numbers; got {outputs}")
     squares = rest.params(jax.tree.map(jnp.square, moving))
     return jnp.sqrt(jnp.sum(apply(squares, jnp.ones_like(x[:1]))))
 

@@ -213,7 +213,7 @@ def plane(
 def _table(name, probabilities):
     table = np.asarray(checks.finite(name, checks.array(name, probabilities), least=0.0), np.float64)
     if abs(table.sum() - 1) > 1e-6:
-        raise checks.BadValue(f"{name} must sum to 1; got {table.sum():g}, the sum of shape {table.shape}")
+        raise checks.BadValue(f"{name} must sum to 1; got a sum of {float(table.sum())!r} in {checks.shown(table)}")
     return table
 
 
@@ -225,8 +225,9 @@ def _scales(name, values):
 def _samples(states, labels):
     states = checks.finite("states", checks.array("states", states, least_ndim=1))
     labels = checks.shape("labels", np.asarray(checks.native("labels", labels)), (np.shape(states)[0],))
-    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        raise checks.BadValue("labels must be values that can be equal; got some that are not finite")
+    if labels.dtype.kind in "fc" and not np.isfinite(labels).all():
+        wrong = labels[~np.isfinite(labels)][0]
+        raise checks.BadValue(f"labels must be values that can be equal; got {wrong} among them")
     return states, labels
 
 

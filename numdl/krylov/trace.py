@@ -41,7 +41,7 @@ class Quadrature:
 
     def sums(self, function):
         """sum_j weights f(nodes) of each start, [starts]; f's value counts only where there is weight."""
-        return weighted_sums(self.weights, function(self.nodes))
+        return weighted_sums(self.weights, self.nodes, function)
 
 
 def hutchinson(key, matvec, like, *, num_matvecs, law="rademacher"):
@@ -178,8 +178,12 @@ def quadrature(key, matvec, like, *, num_matvecs, num_probes, reorthogonalize=Fa
     return Quadrature(nodes, weights, layout.size)
 
 
-def weighted_sums(weights, values):
-    """The sum of weights * values along the last axis, where a weight of 0 means that the value is not looked at."""
+def weighted_sums(weights, nodes, function):
+    """The sum of weights * function(nodes) along the last axis; where a weight is 0 the value is not looked at."""
+    checks.accepts("function", function, 1, "function(eigenvalues)")
+    values = checks.array("function(eigenvalues)", function(nodes), kind="number")
+    if values.shape:  # else a constant
+        checks.shape("function(eigenvalues)", values, nodes.shape)
     return np.sum(weights * np.where(weights == 0, 0.0, values), axis=-1)
 
 

@@ -64,7 +64,7 @@ class Composite:
 
     def value(self, params):
         """loss(outputs(params), targets)."""
-        return self.loss(self.outputs(params), self.targets)
+        return self._loss(self.outputs(params), self.targets)
 
     def within(self, rest):
         """The same of the part of the parameters that moves, see `trees.trainable`."""
@@ -74,8 +74,11 @@ class Composite:
         """Value, gradient J'loss' and the product v -> J' loss'' J v; the outputs are linearized once."""
         outputs, forward = jax.linearize(self.outputs, params)
         backward = jax.linear_transpose(forward, params)
-        value, slope = jax.value_and_grad(self.loss)(outputs, self.targets)
+        value, slope = jax.value_and_grad(self._loss)(outputs, self.targets)
         return Local(value, backward(slope)[0], lambda v: backward(self._curvature(outputs, forward(v)))[0])
+
+    def _loss(self, outputs, targets):
+        return checks.one_real_number("loss", "loss(outputs, targets)", self.loss(outputs, targets))
 
     def _curvature(self, outputs, v):
         return hessian_product(self.loss, outputs, self.targets, v)
@@ -94,7 +97,7 @@ def least_squares(residual: Callable[[PyTree], PyTree]) -> LeastSquares:
     ------
     TypeError                   not a function of one argument
     """
-    return LeastSquares(checks.as_pytree(checks.accepts("residual", residual, 1, "residual(params)")))
+    return LeastSquares(checks.returning("residual", residual, 1, "residual(params)"))
 
 
 def composite(
@@ -114,9 +117,9 @@ def composite(
     ------
     TypeError, ValueError       not functions of these arguments, targets that are not arrays
     """
-    function = checks.accepts("outputs", outputs, 1, "outputs(params)")
+    function = checks.returning("outputs", outputs, 1, "outputs(params)")
     loss = checks.accepts("loss", loss, 2, "loss(outputs, targets)")
-    return Composite(checks.as_pytree(function), checks.leaves("targets", targets), loss)
+    return Composite(function, checks.leaves("targets", targets), loss)
 
 
 def minimize(
@@ -150,7 +153,7 @@ def minimize(
     Source: Nocedal & Wright 2006, chapter 10; Levenberg 1944, Marquardt 1963; Schraudolph 2002 (any convex loss).
     """
     if not isinstance(objective, LeastSquares | Composite):
-        objective = least_squares(checks.accepts("objective", objective, 1, "objective(params)"))
+        objective = LeastSquares(checks.returning("objective", objective, 1, "objective(params)"))
     return second_order.minimize(objective, params, steps=steps, method=method, **options)
 
 
@@ -248,7 +251,8 @@ def descend(
 
     def step(carry, batch):
         moving, memory = carry
-        here = objective(batch) if _moving_part.all_move(rest) else objective(batch).within(rest)
+        here = checks.instance("objective(batch)", objective(batch), (LeastSquares, Composite))
+        here = here if _moving_part.all_move(rest) else here.within(rest)
         value, gradient = jax.value_and_grad(here.value)(moving)
         update, memory = optimizer.update(gradient, memory, moving, objective=here)
         return (optax.apply_updates(moving, update), memory), value

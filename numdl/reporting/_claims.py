@@ -89,7 +89,11 @@ class Claim:
     @classmethod
     def from_dict(cls, values):
         """The claim that `as_dict` described; numbers may be strings, as strict JSON writes those not finite."""
-        fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        checks.instance("values", values, dict, hint="from Claim.as_dict()")
+        names = [field.name for field in dataclasses.fields(cls)]
+        if missing := [name for name in names if name not in values]:
+            raise checks.BadValue(f"values must have {', '.join(missing)}; got {checks.shown(values)}")
+        fields = {name: values[name] for name in names}
         return cls(**fields | {name: float(fields[name]) for name in NUMBERS})
 
     def expected_text(self):

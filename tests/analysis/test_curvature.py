@@ -286,7 +286,7 @@ def test_errors_name_the_argument():
         ValueError, match="params must hold at least one floating-point array that is not frozen; got a"
     ):
         curvature.hessian(loss, {"a": jnp.zeros(3, jnp.int32)}, batch)
-    with pytest.raises(ValueError, match="batch must have one axis of examples"):
+    with pytest.raises(ValueError, match="batch must have leaves of one length along axis 0, the examples"):
         curvature.hessian(loss, params, {"x": batch["x"], "y": batch["y"][:3]}, chunk=2)
     with pytest.raises(ValueError, match="method must be one of hutchinson"):
         curvature.trace(loss, params, batch, key=key, method="exact")

@@ -84,7 +84,7 @@ CALLS = {
     "analysis.curvature.fisher": {"outputs": kinds.function(outputs, "text"), "likelihood": kinds.name("gaussian")},
     "analysis.curvature.gauss_newton": {
         "outputs": kinds.function(outputs, "text"),
-        "loss_of_outputs": kinds.free(of_outputs),
+        "loss_of_outputs": kinds.function(of_outputs, np.ones(3), "text", None, 1j),
     },
     "analysis.curvature.gradient_overlap": {"vectors": kinds.like(STACK)},
     "analysis.curvature.outliers": {
@@ -286,8 +286,9 @@ CALLS = {
             "method": kinds.name("auto"),
             "memory_limit": kinds.positive(1e9),
             "scale": kinds.Argument(None, ("text", {}, {"tpyo": 1.0})),
-            "trajectory": kinds.like(STACK),
+            "trajectory": kinds.tree(STACK),
             "params0": DIRECTION,
+            "targets": kinds.real(o.TARGETS, np.ones((2, 2)), 3.0),
         }
         for name in ("estimate", "laziness", "linearization_error", "linearize", "ntk", "ntk_scale")
     },
@@ -312,12 +313,14 @@ CALLS = {
             "second": GRID,
             "normalize": kinds.name("layer"),
             "vectors": kinds.flag(False),
-            "trajectory": kinds.like(STACK),
+            "trajectory": kinds.tree(STACK),
             "tolerance": kinds.variance(0.1),
         }
         for name in ("connect", "critical_point", "direction", "interpolation", "line", "plane", "plane_of_trajectory")
     },
 }
+# The linear model is built before there are data to try the function on: what it returns is refused when it is called.
+CALLS["analysis.kernels.linearize"]["apply"] = kinds.function(o.apply)
 CALLS["analysis.landscape.align"]["reference"] = kinds.like(CALLS["analysis.landscape.align"]["params"].good)
 for _name, _call in CALLS.items():
     if _name.startswith("analysis.curvature.") and _name != "analysis.curvature.gradient_overlap":

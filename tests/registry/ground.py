@@ -97,6 +97,12 @@ class Config:
     depth: int = 3
 
 
+class Plain:
+    """What `record` makes a record of."""
+
+    depth: int
+
+
 RECORD = types.SimpleNamespace
 CALLS = {
     "activations.names": {},
@@ -117,7 +123,7 @@ CALLS = {
     "precision.widen": TREES,
     "precision.narrow": {"tree": kinds.data(o.PARAMS).also({}, [o.PARAMS]), "like": kinds.free(o.PARAMS)},
     "precision.float64": {"function": kinds.Argument(o.elementwise, (None, 3, "text"))},
-    "records.record": {"cls": kinds.Argument(Config, (None, 3, "text", o.elementwise))},
+    "records.record": {"cls": kinds.Argument(Plain, (None, 3, "text", o.elementwise, Config))},
     "records.rows": {"value": kinds.Argument(statistics.agreement(np.ones(3), SAMPLES), (None, 3, "text"))},
     "records.describe": {"value": kinds.free(3)},
     **{f"data.{name}": BATCHED for name in ("batches", "epoch_indices", "split")},

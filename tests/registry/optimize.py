@@ -97,6 +97,8 @@ PATH = np.ones((3, 3, 4))
 CALLS = {
     **{f"krylov.{name}": SOLVER for name in KRYLOV.split()},
     "krylov.arnoldi.decompose": {**SOLVER, "start": kinds.floating(o.VECTOR)},
+    "krylov.trace.hutch_plus_plus": {**SOLVER, "num_matvecs": kinds.count(6, least=6)},
+    "krylov.trace.xtrace": {**SOLVER, "num_matvecs": kinds.count(4, least=4)},
     # A product with A of another length is only seen by the transpose that takes it.
     "krylov.bidiagonal.decompose": {**SOLVER, "matvec": kinds.function(o.product, "text")},
     "krylov.bidiagonal.singular_triplets": {**SOLVER, "matvec": kinds.function(o.product, "text")},
@@ -180,7 +182,6 @@ CALLS = {
             "early_stopping",
             "every",
             "fit",
-            "with_moment",
         ]
     },
     "optimize.train.accuracy": {
@@ -189,6 +190,7 @@ CALLS = {
         "apply": kinds.function(o.apply),
         "targets": kinds.real(o.LABELS, np.zeros(2, int), np.zeros((3, 1), int), np.full(3, -1)),
     },
+    "optimize.train.with_moment": {"function": kinds.function(lambda params, moment: 0.0)},
     "optimize.train.gradient_noise": {**TRAINED, "loss": kinds.function(o.loss)},
     "optimize.train.update_ratio": {**TRAINED, "loss": kinds.function(o.loss)},
     "optimize.train.resident": {**TRAINED, "key": kinds.key(o.KEY).without(None)},

@@ -22,8 +22,7 @@ class SpectralDensity:
 
     def mean_of(self, function):
         """Mean over eigenvalues of function(eigenvalue), a `statistics.Mean` over the probes."""
-        checks.function("function", function)
-        return statistics.mean_and_error(trace.weighted_sums(self.weights, function(self.nodes)))
+        return statistics.mean_and_error(trace.weighted_sums(self.weights, self.nodes, function))
 
     def count_above(self, threshold):
         """How many eigenvalues lie above a threshold, a `statistics.Mean`; it wants a gap there, as at outliers."""

@@ -10,6 +10,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from numdl import checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +68,10 @@ class Fisher:
 
     def outcome(self, params, batch):
         """The first output: its dtype is that of the products."""
-        return jnp.ravel(self.outputs(params, batch))[0]
+        z = self.outputs(params, batch)
+        if not getattr(z, "shape", ()) or not jnp.issubdtype(jnp.result_type(z), jnp.floating) or 0 in np.shape(z):
+            raise checks.BadType(f"outputs must return one array of real numbers [..., C]; got {z}")
+        return jnp.ravel(z)[0]
 
 
 @dataclasses.dataclass(frozen=True)

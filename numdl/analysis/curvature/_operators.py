@@ -66,7 +66,7 @@ class Operator:
     def __call__(self, v):
         """The product A v; v like params ({name: leaf} in a block), 0 where nothing moves, or like `like`."""
         if jax.tree.structure(v) == jax.tree.structure(self.like):
-            return self._product(v)
+            return self._product(_parts.cast("v", checks.like("v", v, self.like), self.like))
         return self.outward(self._product(self.inward("v", v)))
 
     def inward(self, name, tree):
@@ -176,8 +176,8 @@ def gauss_newton(outputs, loss_of_outputs, params, batch, *, frozen=(), chunk=No
     Source: Schraudolph 2002, Neural Computation 14.
     """
     kind = _kinds.GaussNewton(
-        checks.accepts("outputs", outputs, 2, "outputs(params, batch)"),
-        checks.accepts("loss_of_outputs", loss_of_outputs, 2, "loss_of_outputs(z, batch)"),
+        checks.returning("outputs", outputs, 2, "outputs(params, batch)"),
+        checks.returning("loss_of_outputs", loss_of_outputs, 2, "loss_of_outputs(z, batch)"),
     )
     return _operator(kind, params, batch, frozen, chunk, reduction)
 
@@ -195,7 +195,7 @@ def fisher(outputs, params, batch, *, likelihood, frozen=(), chunk=None):
     Source: Martens 2020, JMLR 21, section 9.
     """
     checks.one_of("likelihood", likelihood, _kinds.INFORMATION)
-    kind = _kinds.Fisher(checks.accepts("outputs", outputs, 2, "outputs(params, batch)"), likelihood)
+    kind = _kinds.Fisher(checks.returning("outputs", outputs, 2, "outputs(params, batch)"), likelihood)
     return _operator(kind, params, batch, frozen, chunk, "mean")
 
 
@@ -289,10 +289,7 @@ def prepared(operator, linearize):
 
 def examples(batch):
     """The number N of examples, the first axis of every leaf."""
-    counts = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
-    if len(counts) != 1 or counts == {()} or counts == {(0,)}:
-        raise checks.BadValue(f"batch must have one axis of examples on every leaf; got lengths {sorted(counts)}")
-    return counts.pop()[0]
+    return checks.length("batch", batch)
 
 
 @jax.jit

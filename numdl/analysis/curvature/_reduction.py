@@ -28,7 +28,8 @@ def outcome(operator):
     pair = isinstance(found, tuple) and len(found) == 2
     for part, kind in zip(found if pair else (found,), (jnp.floating, jnp.number)):
         if getattr(part, "shape", None) != () or not jnp.issubdtype(part.dtype, kind):
-            raise checks.BadType(f"loss must return a real scalar, or a pair (sum, weight) of scalars; got {found}")
+            name = "loss_of_outputs" if hasattr(operator.kind, "loss_of_outputs") else "loss"
+            raise checks.BadType(f"{name} must return a real scalar, or a pair (sum, weight) of scalars; got {found}")
     return "pair" if pair else "scalar"
 
 

@@ -88,7 +88,7 @@ def linearize(apply, params, *, frozen=()):
     What does not move, and what `frozen` names, is that of `params`, whatever new_params hold there.
     Source: Lee et al. 2019, arXiv:1902.06720, eq. (5).
     """
-    checks.accepts("apply", apply, 2, "apply(params, x)")
+    apply = checks.returning("apply", apply, 2, "apply(params, x)")
     moving, rest = trees.trainable(params, frozen=frozen)
 
     def linear(new_params, x):
@@ -106,11 +106,11 @@ def linearization_error(apply, params0, params, x, *, frozen=()):
     what does not move from params0.
     Source: Chizat et al. 2019, arXiv:1812.07956.
     """
-    checks.accepts("apply", apply, 2, "apply(params, x)")
+    apply = checks.returning("apply", apply, 2, "apply(params, x)")
     moving0, rest0 = trees.trainable(params0, frozen=frozen, name="params0")
     moving, rest = trees.trainable(checks.like("params", params, params0, of="params0"), frozen=frozen)
     moving = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), moving, moving0)
-    return _linearization_error(checks.as_pytree(apply), (moving0, rest0), (moving, rest), checks.leaves("x", x))
+    return _linearization_error(apply, (moving0, rest0), (moving, rest), checks.leaves("x", x, examples=True))
 
 
 def laziness(apply, trajectory, x, *, targets=None, scale=None, memory_limit=None, frozen=()):
@@ -120,7 +120,7 @@ def laziness(apply, trajectory, x, *, targets=None, scale=None, memory_limit=Non
     ----------
     trajectory : pytree         params with a leading axis T; the first are the start
     x : array [N, ...]
-    targets : array             [N] labels or [N, k] numbers: what the kernel is to align with; None: alignment is nan
+    targets : array             [N] labels or [N, ...] numbers: what the kernel is to align with; None: alignment is nan
     scale, memory_limit, frozen     as for `ntk`
     Returns
     -------

@@ -11,7 +11,7 @@ from numdl.analysis.kernels import _cost
 
 def arguments(apply, x1, x2, outputs, method, memory_limit):
     """(apply as a Partial, x1, x2, the limit or None), checked."""
-    checks.accepts("apply", apply, 2, "apply(params, x)")
+    apply = checks.returning("apply", apply, 2, "apply(params, x)")
     checks.one_of("outputs", outputs, ("mean", "full"))
     checks.one_of("method", method, ("auto", *_cost.METHODS))
     x1 = _examples("x1", x1)
@@ -20,7 +20,7 @@ def arguments(apply, x1, x2, outputs, method, memory_limit):
         if jax.tree.map(_of_one, x1) != jax.tree.map(_of_one, x2):
             raise checks.BadValue(f"x2 must have examples like x1's, {forms(x1)}; got {forms(x2)}")
     limit = None if memory_limit is None else float(checks.positive("memory_limit", memory_limit, shape=()))
-    return checks.as_pytree(apply), x1, x2, limit
+    return apply, x1, x2, limit
 
 
 def _examples(name, x):

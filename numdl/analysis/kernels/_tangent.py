@@ -57,11 +57,11 @@ def ntk_scale(apply, params, x, *, weight_variance, bias_variance):
     What `ntk` takes as `scale` to be the kernel of theory.kernels.ntk. A weight is a leaf that a layer of `apply`
     contracts with data; its fan_in is the number of products that make one output.
     """
-    checks.accepts("apply", apply, 2, "apply(params, x)")
+    apply = checks.returning("apply", apply, 2, "apply(params, x)")
     weight_variance = checks.variance("weight_variance", weight_variance, shape=())
     bias_variance = checks.variance("bias_variance", bias_variance, shape=())
     trees.trainable(params)
-    x = checks.leaves("x", x)
+    x = checks.leaves("x", x, examples=True)
     traced = tracing.trace(apply, params, x)
     fans = {layer.leaf: layer.fan_in for layer in reversed(traced.layers) if layer.leaf is not None}
     leaves, structure = jax.tree.flatten(params)

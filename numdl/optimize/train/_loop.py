@@ -13,7 +13,7 @@ from numdl.optimize.train import _checkpoints, _divergence, _measures, _resuming
 from numdl.optimize.train._history import History
 from numdl.optimize.train._plan import VALIDATION, Best, Log, Run, planned
 from numdl.optimize.train._progress import Bar
-from numdl.optimize.train._schedule import EarlyStopping
+from numdl.optimize.train._schedule import EarlyStopping, noted
 from numdl.typing import StrPath
 
 if TYPE_CHECKING:
@@ -170,7 +170,9 @@ def _visited(plan, run):
     for name, (at, function) in plan.measures.items():
         index = np.searchsorted(at, run.step)
         if index < len(at) and at[index] == run.step:
-            for part, value in _measures.observed(function, run.state.params, moment).items():
+            with noted("early_stopping" if name == VALIDATION else f"observe[{name!r}]", run.step):
+                observed = _measures.observed(function, run.state.params, moment)
+            for part, value in observed.items():
                 run.log.add(f"{name}/{part}" if part else name, run.step, value)
             if name == VALIDATION:
                 run = _judged(plan, run)

@@ -1,5 +1,6 @@
 """When the loop comes to the host: observations, validation, checkpoints."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,6 +20,7 @@ class Every:
 
     def __call__(self, step):
         """Whether this is one of them."""
+        step = checks.whole("step", step, least=0)
         return step >= self.start and (step - self.start) % self.period == 0
 
 
@@ -89,8 +91,28 @@ def chosen(name, when, steps):
     if isinstance(when, Every):
         return np.arange(when.start, steps + 1, when.period)
     if callable(when):
-        return np.array([step for step in range(steps + 1) if when(step)], int)
+        checks.accepts(name, when, 1, "when(step)")
+        return np.array([step for step in range(steps + 1) if _answer(name, step, when)], int)
     return np.array(sorted({step for step in _steps(name, when) if step <= steps}), int)
+
+
+@contextlib.contextmanager
+def noted(place, step):
+    """An error of the caller's own function says, in a note, in which argument and at which step it was called."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in {place} at step {step}")
+        raise
+
+
+def _answer(name, step, when):
+    """Whether a function chooses a step: by a bool, or a whole number, of which 0 means no."""
+    with noted(name, step):
+        answer = when(step)
+    if np.shape(answer) or np.asarray(answer).dtype.kind not in "biu":
+        raise checks.BadType(f"{name} must be True or False at every step; got {checks.shown(answer)} at step {step}")
+    return bool(answer)
 
 
 def _steps(name, when):
