@@ -159,3 +159,10 @@ def test_a_checked_function_is_known_again_and_keeps_its_data():
     assert hash(jax.tree.structure(first)) == hash(jax.tree.structure(second))
     np.testing.assert_array_equal(first(np.ones(3)), [3.0, 3.0])
     assert checks.returning("loss", first, 1, "loss(params)") is first
+
+
+def test_a_checked_function_is_known_again_as_a_static_argument():
+    first, second = (checks.returning("loss", loss, 2, "loss(params, batch)", static=True) for _ in range(2))
+    assert first == second
+    assert hash(first) == hash(second)
+    assert checks.returning("loss", first, 2, "loss(params, batch)", static=True) is first

@@ -36,13 +36,16 @@ def as_pytree(function):
     return function if isinstance(function, jax.tree_util.Partial) else jax.tree_util.Partial(function)
 
 
-def returning(name, value, count, signature, *, scalar=False):
+def returning(name, value, count, signature, *, scalar=False, static=False):
     """The function as a Partial that refuses to return anything else than arrays, or than one real number.
 
     What it returns is looked at when it is called, so under a trace and before anything is compiled; equal functions
-    are equal, so that `jit` knows them again.
+    are equal, so that `jit` knows them again. `static`: as no Partial, whose equality is identity outside of a pytree.
     """
-    value = as_pytree(accepts(name, value, count, signature))
+    accepts(name, value, count, signature)
+    if static:
+        return value if isinstance(value, _Returning) else _Returning(name, signature, value, scalar)
+    value = as_pytree(value)
     if isinstance(value.func, _Returning):
         return value
     return jax.tree_util.Partial(_Returning(name, signature, value.func, scalar), *value.args, **value.keywords)

@@ -154,7 +154,7 @@ def hessian(loss, params, batch, *, frozen=(), chunk=None, reduction=None):
     Source: Pearlmutter 1994, Neural Computation 6.
     """
     return _operator(
-        _kinds.Hessian(checks.returning("loss", loss, 2, "loss(params, batch)")),
+        _kinds.Hessian(checks.returning("loss", loss, 2, "loss(params, batch)", static=True)),
         params,
         batch,
         frozen,
@@ -176,8 +176,8 @@ def gauss_newton(outputs, loss_of_outputs, params, batch, *, frozen=(), chunk=No
     Source: Schraudolph 2002, Neural Computation 14.
     """
     kind = _kinds.GaussNewton(
-        checks.returning("outputs", outputs, 2, "outputs(params, batch)"),
-        checks.returning("loss_of_outputs", loss_of_outputs, 2, "loss_of_outputs(z, batch)"),
+        checks.returning("outputs", outputs, 2, "outputs(params, batch)", static=True),
+        checks.returning("loss_of_outputs", loss_of_outputs, 2, "loss_of_outputs(z, batch)", static=True),
     )
     return _operator(kind, params, batch, frozen, chunk, reduction)
 
@@ -195,7 +195,7 @@ def fisher(outputs, params, batch, *, likelihood, frozen=(), chunk=None):
     Source: Martens 2020, JMLR 21, section 9.
     """
     checks.one_of("likelihood", likelihood, _kinds.INFORMATION)
-    kind = _kinds.Fisher(checks.returning("outputs", outputs, 2, "outputs(params, batch)"), likelihood)
+    kind = _kinds.Fisher(checks.returning("outputs", outputs, 2, "outputs(params, batch)", static=True), likelihood)
     return _operator(kind, params, batch, frozen, chunk, "mean")
 
 
@@ -213,7 +213,7 @@ def empirical_fisher(loss, params, batch, *, frozen=(), chunk=None):
     """
     examples(batch)
     return _operator(
-        _kinds.EmpiricalFisher(checks.returning("loss", loss, 2, "loss(params, batch)")),
+        _kinds.EmpiricalFisher(checks.returning("loss", loss, 2, "loss(params, batch)", static=True)),
         params,
         batch,
         frozen,
