@@ -213,7 +213,8 @@ def plane(
 def _table(name, probabilities):
     table = np.asarray(checks.finite(name, checks.array(name, probabilities), least=0.0), np.float64)
     if abs(table.sum() - 1) > 1e-6:
-        raise checks.BadValue(f"{name} must sum to 1; got a sum of {float(table.sum())!r} in {checks.shown(table)}")
+        got = f"{float(table.sum())!r}, the sum of {checks.shown(table)}"
+        raise checks.BadValue(f"{name} must sum to 1; got {got}")
     return table
 
 
