@@ -32,8 +32,6 @@ from numdl.networks._record import Network, probed, split_probes
 from numdl.networks.initializers import Initializer
 from numdl.records import record, static
 
-Memory = _cells.Memory  # the carry of an LSTM, for those who start or read one
-
 
 class Cell(NamedTuple):
     """One step of a recurrent network: four pure functions."""
