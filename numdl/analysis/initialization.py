@@ -10,16 +10,17 @@ says what lies between two layers that is no chain: a skip, a normalization, a g
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from numdl import activations, checks
 from numdl.activations import Activation
 from numdl.analysis import _called, _weights, recognition
 from numdl.analysis._laws import Defaults, defaults
-from numdl.analysis.advice import Evidence, advise, critical_weight_variance, moments
+from numdl.precision import float64
 from numdl.records import abridged, record, rows, static
 
-__all__ = ["Defaults", "Explanation", "critical_weight_variance", "defaults", "explain"]
+__all__ = ["Defaults", "Explanation", "defaults", "explain"]
 
 
 @record
@@ -32,8 +33,9 @@ class Explanation:
     candidates: tuple = static()  # a tuple of laws for each row
     breaks: tuple = static()  # a tuple for each row: what lies before it that is no chain; empty without a call
     activation: str = static()
+    function: Activation | None = static()  # the one activation between the layers; None: not known
+    unknown: str = static()  # why it is not known
     measured: bool = static()  # lengths and gradients are measured on x; else they follow from the variances, E x^2 = 1
-    advice: str = static()
     notes: tuple = static()
     fan_in: np.ndarray  # [L]
     fan_out: np.ndarray  # [L]
@@ -49,18 +51,19 @@ class Explanation:
     predicted_length_gain: np.ndarray  # [L]  of a chain, from these lengths
     predicted_gradient_gain: np.ndarray  # [L]
     predicted_log_gradient: np.ndarray  # [L]
-    set_weight_variance: np.ndarray  # []  at which squared gradients keep their size; nan: none can be justified
-    set_bias_variance: np.ndarray  # []  that goes with it
+    begins: np.ndarray  # [L] bool: no layer comes before
+    entries: np.ndarray  # [L]  how many numbers the variance was taken from; inf: exact
+    input_square: np.ndarray  # []  mean square of what the first layer reads; 1 without a call
 
     def __repr__(self):
-        if np.ndim(self.set_weight_variance) or isinstance(self.set_weight_variance, jax.core.Tracer):
+        if np.ndim(self.input_square) or isinstance(self.input_square, jax.core.Tracer):
             return "\n".join(["Explanation", *(f"  {name:<19} {text}" for name, text in rows(self))])
         head, table = _head(self), [_head(self), *_cells(self)]
         wide = [max(len(row[i]) for row in table) for i in range(len(head))]
         lines = ["  ".join(c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(r, wide))) for r in table]
         source = "measured on x, chain: as predicted" if self.measured else "lengths from the variances, E x^2 = 1"
         title = f"Explanation: {len(self.names)} weights, activation {self.activation}, {source}"
-        return "\n".join([title, *(line.rstrip() for line in lines), self.advice, *self.notes])
+        return "\n".join([title, *(line.rstrip() for line in lines), *self.notes])
 
 
 def explain(
@@ -74,7 +77,6 @@ def explain(
     layouts=None,
     transposed=False,
     stacked=(),
-    bias_variance=None,
 ):
     """Law, variances and gains of every weight of a model, and the weight variance to set instead.
 
@@ -93,7 +95,6 @@ def explain(
                                 such as "OIHW", or (letters, groups); None for what is no weight. Without a call only
     transposed : bool or globs  weights stored (out, in) or (out, in, window): PyTorch, Equinox; without a call only
     stacked : globs             weights and biases whose first axis is depth; without a call only
-    bias_variance : scalar      for the advice; None: the mean of the model's own
     Raises
     ------
     ValueError, TypeError       no weight (the leaves are listed), apply without x, an activation of another kind
@@ -104,22 +105,20 @@ def explain(
     if (apply is None) != (x is None):
         given = f"apply={apply!r} and x={type(x).__name__}"
         raise checks.BadValue(f"apply and x must be given together; got {given}")
-    if bias_variance is not None:
-        bias_variance = float(checks.variance("bias_variance", bias_variance, shape=()))
     if apply is not None:
         for name, value in (("layouts", layouts), ("transposed", transposed), ("stacked", stacked)):
             if value is not None and value is not False and value != ():
                 raise checks.BadValue(f"{name} must be left out with a call, which shows it; got {value!r}")
         _weights.check_params(params)
         found, notes = _called.rows(params, apply, x, loss, examples)
-        return _from_call(found, notes, activation, bias_variance)
+        return _from_call(found, notes, activation)
     for name, value in (("loss", loss), ("examples", examples)):
         if value is not None:
             raise checks.BadValue(f"{name} must come with apply and x; got {value!r} alone")
     found, notes = _weights.from_defaults(params), []
     if found is None:
         found, notes = _weights.from_leaves(params, layouts or {}, transposed, stacked)
-    return _from_chain(found, notes, activation, bias_variance)
+    return _from_chain(found, notes, activation)
 
 
 _IDENTITY = activations.identity
@@ -128,7 +127,7 @@ _IDENTITY = activations.identity
 # ---- the gains -----------------------------------------------------------------------------------------------------
 
 
-def _from_chain(found, notes, activation, bias_variance):
+def _from_chain(found, notes, activation):
     """All numbers follow from the variances."""
     lengths, begins = _propagated(found, activation)
     incoming = np.where(begins, 1.0, lengths[:-1])
@@ -140,11 +139,11 @@ def _from_chain(found, notes, activation, bias_variance):
         sums = _sums(np.log(gains[0]), begins), _backwards(gains[1], begins)
     f = activation or _IDENTITY
     unknown = "No activation was given: these are the gains of the linear maps; activation= says which."
-    judged = activation, unknown, tuple(() for _ in found), begins, np.nan, 1.0
-    return _explanation(found, notes, f.name, lengths[1:], gains, sums, gains, sums[1], judged, bias_variance)
+    judged = activation, unknown, tuple(() for _ in found), begins, 1.0
+    return _explanation(found, notes, f.name, lengths[1:], gains, sums, gains, sums[1], judged)
 
 
-def _from_call(found, notes, activation, bias_variance):
+def _from_call(found, notes, activation):
     """Lengths and gradients as measured, those of a chain beside them."""
     all_weights = [row.weight for row in found]
     before = [row.source if row.source is not None else (i - 1 if i else None) for i, row in enumerate(found)]
@@ -172,9 +171,9 @@ def _from_call(found, notes, activation, bias_variance):
     if not np.isfinite(gradients).all() or not (gradients > 0).all():
         notes = [*notes, "gradients are 0 or unknown at some layers: their gains are not numbers there"]
     name = common.name if common else "identity" if begins.all() else recognition.names(seen)
-    judged = common, unknown, tuple(row.breaks for row in found), begins, sums[1][0], square
+    judged = common, unknown, tuple(row.breaks for row in found), begins, square
     logs = _backwards(chain, begins)
-    return _explanation(all_weights, notes, name, lengths, gains, sums, predicted, logs, judged, bias_variance)
+    return _explanation(all_weights, notes, name, lengths, gains, sums, predicted, logs, judged)
 
 
 def _propagated(found, f):
@@ -182,7 +181,7 @@ def _propagated(found, f):
     f, begins, lengths = f or _IDENTITY, [], [1.0]
     for before, weight in zip([None, *found], found):
         begins.append(before is None or weight.features[0] % before.features[1] != 0)
-        square = 1.0 if begins[-1] else float(moments(f, lengths[-1])[0])
+        square = 1.0 if begins[-1] else float(_moments(f, lengths[-1])[0])
         lengths.append(weight.fan_in * weight.variance * square + weight.bias_square)
     return np.array(lengths), np.array(begins, bool)
 
@@ -206,7 +205,7 @@ def _moment(which, each, lengths):
     values = np.full(len(lengths), np.nan)
     for f in dict.fromkeys(each):
         at = [i for i, other in enumerate(each) if other is f]
-        values[at] = moments(f or _IDENTITY, np.asarray(lengths)[at])[which]
+        values[at] = _moments(f or _IDENTITY, np.asarray(lengths)[at])[which]
     return values
 
 
@@ -226,24 +225,22 @@ def _backwards(gains, begins):
     return _sums(later[::-1], np.append(begins[1:], True)[::-1])[::-1]
 
 
-def _explanation(found, notes, activation, lengths, gains, sums, predicted, log_predicted, judged, bias_variance):
+def _explanation(found, notes, activation, lengths, gains, sums, predicted, log_predicted, judged):
     fan_in, fan_out, variance, bias, mean = (
         np.array([getattr(w, name) for w in found], float)
         for name in ("fan_in", "fan_out", "variance", "bias_variance", "bias_mean")
     )
-    known = bias[np.isfinite(bias)]
-    own = float(known.mean()) if known.size else 0.0
-    evidence = _evidence(found, judged, predicted[1], own if bias_variance is None else bias_variance)
-    weight_variance, set_bias, advice = advise(evidence)
+    function, unknown, breaks, begins, square = judged
     return Explanation(
-        names=evidence.names,
+        names=tuple(w.name for w in found),
         shapes=tuple(w.shape for w in found),
         laws=tuple(w.laws[0] if len(w.laws) == 1 and not w.laws[0].startswith("~") else "unknown" for w in found),
         candidates=tuple(w.laws for w in found),
-        breaks=evidence.breaks,
+        breaks=breaks,
         activation=activation,
+        function=function,
+        unknown=unknown,
         measured=gains is not predicted,
-        advice=advice,
         notes=tuple(notes),
         fan_in=fan_in,
         fan_out=fan_out,
@@ -259,26 +256,19 @@ def _explanation(found, notes, activation, lengths, gains, sums, predicted, log_
         predicted_length_gain=predicted[0],
         predicted_gradient_gain=predicted[1],
         predicted_log_gradient=log_predicted,
-        set_weight_variance=weight_variance,
-        set_bias_variance=set_bias,
-    )
-
-
-def _evidence(found, judged, gradient_gain, bias_variance):
-    f, unknown, breaks, begins, measured_log, square = judged
-    return Evidence(
-        activation=f,
-        unknown=unknown,
-        names=tuple(w.name for w in found),
-        breaks=breaks,
         begins=begins,
-        weight_variance=np.array([w.fan_in * w.variance for w in found], float),
         entries=np.array([w.entries for w in found], float),
-        gradient_gain=gradient_gain,
-        measured_log=float(measured_log),
-        bias_variance=bias_variance,
-        input_square=square,
+        input_square=np.float64(square),
     )
+
+
+@float64
+def _moments(activation, q):
+    """E f^2 and E f'^2 at these lengths; padded, so that all calls share two programs."""
+    q = np.asarray(q, np.float64)
+    padded = jnp.asarray(np.resize(q, -(-q.size // 256) * 256))
+    found = (np.asarray(moment(padded)) for moment in (activation.mean_square, activation.slope_mean_square))
+    return tuple(values[: q.size].reshape(q.shape) for values in found)
 
 
 _COLUMNS = {

@@ -10,8 +10,10 @@ from jax.typing import ArrayLike
 
 from numdl import checks
 from numdl.analysis.gradients import GradientSamples
+from numdl.analysis.initialization import Explanation
 from numdl.analysis.refinement import Refinement
 from numdl.analysis.stability import Spectrum
+from numdl.audit import _initialization
 from numdl.records import record, static
 
 TRAINABLE = math.exp(6)  # squared gradients that change by more hardly train: about 6 depth scales
@@ -33,6 +35,18 @@ class GradientVerdict:
     threshold: float  # ln factor: vanishing below -threshold, exploding above
     spread: float  # standard deviation of `change` from one network to another
     dead: float  # share of seeds whose gradient at y_1 is exactly 0
+
+
+@record
+class InitializationAdvice:
+    """What to draw weights and biases with; printed as its text."""
+
+    weight_variance: np.ndarray  # []  fan_in * Var(W) that keeps squared gradients; nan: none can be justified
+    bias_variance: np.ndarray  # []  that goes with it
+    text: str = static()
+
+    def __repr__(self):
+        return str(self.text)
 
 
 def gradients(
@@ -96,6 +110,33 @@ def refinement(study: Refinement) -> str:
         f"Only in the limit: its own steps are too large. Outputs are {start:.2g} from the limit, "
         f"{same:.1%} of the classes stay."
     )
+
+
+def initialization(explanation: Explanation, *, bias_variance: float | None = None) -> InitializationAdvice:
+    """Which weight variance to draw instead, if the chain that was measured justifies one.
+
+    The critical one, at which squared gradients keep their size, tried on this network's own depth and input; none
+    where something between the layers is no chain, or where it would cure nothing.
+
+    Parameters
+    ----------
+    explanation : Explanation   of `analysis.initialization.explain`, one model's
+    bias_variance : scalar      to go with it; None: the mean of the model's own
+    Returns
+    -------
+    InitializationAdvice        weight_variance nan where none is advised
+    Raises
+    ------
+    ValueError, TypeError       something else than an Explanation, a negative bias_variance
+    Source: Schoenholz et al. 2017, arXiv:1611.01232, for the critical variance; the limits of a cure are ours.
+    """
+    checks.instance("explanation", explanation, Explanation)
+    known = explanation.bias_variance[np.isfinite(explanation.bias_variance)]
+    bias = float(known.mean()) if known.size else 0.0
+    if bias_variance is not None:
+        bias = float(checks.variance("bias_variance", bias_variance, shape=()))
+    weight, bias, text = _initialization.advise(explanation, bias)
+    return InitializationAdvice(np.float64(weight), np.float64(bias), text)
 
 
 def steps(spectrum: Spectrum) -> str:

@@ -21,7 +21,6 @@ import numdl
 
 # Modules that no face offers: helpers of one package.
 INTERNAL = {
-    "analysis.advice",
     "analysis.filters",
     "analysis.critical",
     "analysis.recognition",

@@ -154,7 +154,6 @@ CALLS = {
         "widths": kinds.numbers(np.array([0.5]), -1.0),
         "noise_variances": kinds.free(None),
     },
-    "analysis.initialization.critical_weight_variance": {},
     "analysis.initialization.explain": {
         "activation": kinds.function(activations.tanh),
         "apply": kinds.function(o.apply),

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from numdl.analysis import refinement, stability
+from numdl.analysis import initialization, refinement, stability
 from tests.registry import kinds
 from tests.registry import objects as o
 
@@ -10,6 +10,7 @@ REFINEMENT = refinement.study(lambda factor, solver: lambda x: x / factor, o.X, 
 SPECTRUM = stability.spectrum(
     o.field, np.stack([np.eye(4)] * 2), np.ones((2, 1, 4)), 0.1, amplification=lambda z: 1 + z
 )
+EXPLANATION = initialization.explain({"w": np.eye(4)})
 CALLS = {
     "audit.verdicts.gradients": {
         "samples": kinds.real(
@@ -17,6 +18,7 @@ CALLS = {
         ),
         "factor": kinds.number(2.0, 1.0, 0.5),
     },
+    "audit.verdicts.initialization": {"explanation": kinds.instance(EXPLANATION)},
     "audit.verdicts.refinement": {"study": kinds.instance(REFINEMENT)},
     "audit.verdicts.steps": {"spectrum": kinds.instance(SPECTRUM)},
 }
