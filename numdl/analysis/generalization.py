@@ -13,17 +13,17 @@ None of them is a bound by itself: which ones rank networks as their gaps do is 
     [ 1.5  2.  -1. ] 0.67
 """
 
-import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Integer, Key, PyTree, Real
 
 from numdl import checks, precision, trees
-from numdl.analysis import _parts, filters
+from numdl.analysis import _collapse, _flatness, _parts, filters
+from numdl.analysis._collapse import NeuralCollapse
+from numdl.analysis._flatness import Flatness
 from numdl.records import record, static
 from numdl.typing import Apply, Loss
 
@@ -60,32 +60,6 @@ class Norms:
     distance: jax.Array  # [L]: |W - W_0| in the Frobenius norm; nan without a reference
     log_spectral_product: jax.Array  # []: ln of the product over layers
     spectral_complexity: jax.Array  # []: product^2 * sum over layers of (distance or frobenius)^2 / spectral^2
-
-
-@record
-class Flatness:
-    """The variance of Gaussian noise at which the mean loss has risen by the amount asked for."""
-
-    variance: jax.Array  # []
-    stderr: jax.Array  # []: over the directions drawn
-    rise: jax.Array  # []: mean rise of the loss at this variance
-    rise_stderr: jax.Array  # []
-    found: jax.Array  # [] bool: the rise is reached between the smallest and largest variance tried
-
-
-@record
-class NeuralCollapse:
-    """Distances from collapse; all are 0 when it is complete."""
-
-    within: jax.Array  # []: NC1, tr(S_W S_B^+) / C
-    norm_spread: jax.Array  # []: NC2, standard deviation / mean of the class means' lengths
-    angle_spread: jax.Array  # []: NC2, standard deviation of the cosines between class means
-    angle_gap: jax.Array  # []: NC2, mean |cosine + 1 / (C - 1)|
-    weight_norm_spread: jax.Array  # []: NC2 of the classifier's vectors; nan without
-    weight_angle_spread: jax.Array  # []
-    weight_angle_gap: jax.Array  # []
-    duality: jax.Array  # []: NC3, |W / |W| - M / |M||_F ; nan without a classifier
-    disagreement: jax.Array  # []: NC4, share of examples where the classifier is not the nearest class mean
 
 
 def gap(train_losses: ArrayLike | Sequence[float], test_losses: ArrayLike | Sequence[float]) -> Gap:
@@ -265,8 +239,8 @@ def tolerated_variance(
     smallest = checks.positive("smallest", smallest, shape=())
     largest = checks.finite("largest", largest, above=smallest, shape=())
     moving, rest = trees.trainable(params, frozen=frozen)
-    ends = np.log(smallest), np.log(largest)
-    return _tolerated(key, loss, moving, rest, _parts.data("batch", batch), rise, *ends, draws=draws, relative=relative)
+    batch, ends = _parts.data("batch", batch), (np.log(smallest), np.log(largest))
+    return _flatness.tolerated(key, loss, moving, rest, batch, rise, *ends, draws=draws, relative=relative)
 
 
 def neural_collapse(
@@ -310,7 +284,7 @@ def neural_collapse(
         weights = checks.shape("weights", weights, (features.shape[1], classes))
     if bias is not None:
         bias = checks.shape("bias", checks.array("bias", bias), (classes,))
-    return _collapse(features, jnp.asarray(labels), weights, bias, classes=classes)
+    return _collapse.distances(features, jnp.asarray(labels), weights, bias, classes=classes)
 
 
 # ---- helpers -------------------------------------------------------------------------------------------------------
@@ -333,71 +307,3 @@ def _matrices(params, found):
         several = filters.matrices(leaf, filters_of)
         alone = len(several) == 1 and not filters_of.stack
         yield from ((name if alone else f"{name}[{i}]", matrix) for i, matrix in enumerate(several))
-
-
-@functools.partial(jax.jit, static_argnames=("draws", "relative"))
-def _tolerated(key, loss, moving, rest, batch, rise, low, high, draws, relative):
-    loss = _parts.loss_of(loss, rest)
-    start = loss(moving, batch)
-    low, high, rise = (jnp.asarray(number, start.dtype) for number in (low, high, rise))
-
-    def rises(log_variance):
-        deviation = jnp.exp(log_variance / 2)
-
-        def one(key):
-            noise = trees.random_like(key, moving)
-            if relative:
-                noise = jax.tree.map(jnp.multiply, noise, moving)
-            there, back = (loss(trees.axpy(sign * deviation, noise, moving), batch) for sign in (1, -1))
-            return (there + back) / 2 - start
-
-        return lax.map(one, jax.random.split(key, draws))
-
-    def halve(_, ends):
-        low, high = ends
-        middle = (low + high) / 2
-        below = jnp.mean(rises(middle)) <= rise  # false for nan: the loss has left the range of its dtype
-        return jnp.where(below, middle, low), jnp.where(below, high, middle)
-
-    steps = 26 if start.dtype == jnp.float32 else 50
-    inner = lax.fori_loop(0, steps, halve, (low, high))
-    place = (inner[0] + inner[1]) / 2
-    values, slopes = jax.jvp(rises, (place,), (jnp.ones_like(place),))
-    error = jnp.std(values, ddof=1) / draws**0.5
-    found = (inner[0] > low) & (inner[1] < high)
-    variance = jnp.exp(place)
-    # The delta method: an error of the rise moves the root by error / slope.
-    return Flatness(variance, variance * error / jnp.abs(jnp.mean(slopes)), jnp.mean(values), error, found)
-
-
-@functools.partial(jax.jit, static_argnames="classes")
-def _collapse(features, labels, weights, bias, classes):
-    features = features.astype(precision.wide(features.dtype))
-    member = jax.nn.one_hot(labels, classes, dtype=features.dtype)
-    means = (member.T @ features) / jnp.sum(member, axis=0)[:, None]
-    centered = means - jnp.mean(means, axis=0, keepdims=True)
-    rest = features - means[labels]
-    # S_B = M'M / C has the pseudo-inverse C M^+ M^+': no d x d matrix is made.
-    tolerance = max(centered.shape) * float(jnp.finfo(features.dtype).eps)
-    inverse = jnp.linalg.pinv(centered, rtol=tolerance)  # [d, C]
-    within = jnp.sum((rest @ inverse) ** 2) / features.shape[0]
-    spread = _simplex(centered)
-    nan = jnp.full((), jnp.nan, features.dtype)
-    if weights is None:
-        return NeuralCollapse(within, *spread, nan, nan, nan, nan, nan)
-    rows = weights.T.astype(features.dtype)
-    duality = jnp.linalg.norm(rows / jnp.linalg.norm(rows) - centered / jnp.linalg.norm(centered))
-    outputs = features @ rows.T
-    outputs = outputs if bias is None else outputs + bias[None, :].astype(features.dtype)
-    nearest = jnp.argmin(jnp.sum(means**2, axis=1)[None, :] - 2 * features @ means.T, axis=1)
-    differ = jnp.mean(jnp.argmax(outputs, axis=1) != nearest, dtype=features.dtype)
-    return NeuralCollapse(within, *spread, *_simplex(rows - jnp.mean(rows, axis=0, keepdims=True)), duality, differ)
-
-
-def _simplex(vectors):
-    """Spread of lengths, spread of cosines, mean distance of the cosines from -1 / (C - 1)."""
-    count = vectors.shape[0]
-    lengths = jnp.linalg.norm(vectors, axis=1)
-    unit = vectors / lengths[:, None]
-    cosines = (unit @ unit.T)[np.triu_indices(count, 1)]
-    return jnp.std(lengths) / jnp.mean(lengths), jnp.std(cosines), jnp.mean(jnp.abs(cosines + 1 / (count - 1)))

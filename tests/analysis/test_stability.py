@@ -37,6 +37,14 @@ def largest(tableau):
     return lambda eigenvalues: stability.largest_step(tableau=tableau, eigenvalues=eigenvalues)
 
 
+def test_jacobians_are_the_derivatives_at_each_layer_and_example():
+    theta = jnp.asarray([[0.5, -1.0, 2.0], [1.0, 3.0, -0.5]], WIDEST)
+    states = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 3)), WIDEST)
+    found = measured.jacobians(lambda y, rate: jnp.sin(rate[None] * y), theta, states)
+    slopes = np.asarray(theta)[:, None] * np.cos(np.asarray(theta)[:, None] * np.asarray(states))
+    np.testing.assert_allclose(found, slopes[..., None] * np.eye(3), atol=100 * EPS)
+
+
 def test_eigenvalues_and_what_follows_from_them():
     theta, states = known([-1.0, -4.0, -10.0, 0.5])
     found = measured.spectrum(linear, theta, states, 0.25, amplification=euler, largest_step=largest(tableaus.euler))
