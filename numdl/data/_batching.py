@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Int, Key, PyTree
+from jaxtyping import Array, Int, Key, PyTree
+from numpy.typing import ArrayLike
 
 from numdl import checks
 

@@ -7,7 +7,7 @@ integer seed, `random`, and returns new arrays; nothing here needs jax. Classes 
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import ArrayLike
+from numpy.typing import ArrayLike
 
 from numdl import checks
 
@@ -53,7 +53,7 @@ def peaks(random: np.random.Generator | int, count: int, *, classes: int = CLASS
     return _finish(random, [points[:each] for points in found], 0.0)
 
 
-def peaks_function(x: ArrayLike, y: ArrayLike) -> np.ndarray:
+def peaks_function(x: ArrayLike, y: ArrayLike) -> np.ndarray | np.floating:
     """MATLAB's peaks(x, y), elementwise: three hills and two valleys.
 
         3 (1 - x)^2 exp(-x^2 - (y + 1)^2) - 10 (x / 5 - x^3 - y^5) exp(-x^2 - y^2) - exp(-(x + 1)^2 - y^2) / 3
@@ -63,7 +63,7 @@ def peaks_function(x: ArrayLike, y: ArrayLike) -> np.ndarray:
     x, y : array                coordinates, of one shape or broadcast
     Returns
     -------
-    array                       the heights
+    array                       the heights; a number for two numbers
     Source: MATLAB's documentation of `peaks`.
     """
     hill = 3 * (1 - x) ** 2 * np.exp(-(x**2) - (y + 1) ** 2)
@@ -71,7 +71,7 @@ def peaks_function(x: ArrayLike, y: ArrayLike) -> np.ndarray:
     return hill - valley - np.exp(-((x + 1) ** 2) - y**2) / 3
 
 
-def level(values: ArrayLike, edges: ArrayLike) -> np.ndarray:
+def level(values: ArrayLike, edges: ArrayLike) -> np.ndarray | np.integer:
     """The index of the interval (edges[c], edges[c + 1]] that holds each value; the outermost reach to infinity.
 
     Parameters
