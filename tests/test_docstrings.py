@@ -16,7 +16,6 @@ PACKAGE = ROOT / "numdl"
 PENDING = {
     "checks", "krylov",
     "analysis.critical",
-    "analysis.curvature",
     "analysis.filters",
     "analysis.initialization",
     "analysis.kernels",

@@ -237,6 +237,32 @@ def test_new_parameters_and_data_compile_nothing():
     assert len(traces) == first
 
 
+class Held:
+    """A loss that is an object with arrays, as a module of Equinox is one."""
+
+    __hash__ = None
+
+    def __init__(self):
+        self.traces, self.target = [], jnp.ones(3, WIDEST)
+
+    def __call__(self, params, batch):
+        self.traces.append(1)
+        return jnp.mean((batch @ params - self.target) ** 2)
+
+
+@pytest.mark.parametrize("form", ["object", "method", "Partial"])
+@pytest.mark.parametrize("operator", ["hessian", "empirical_fisher"])
+def test_every_form_of_a_loss_is_known_again(form, operator):
+    held = Held()
+    once = jax.tree_util.Partial(held.__call__)
+    for i in range(2):
+        loss = {"object": held, "method": held.__call__, "Partial": once}[form]
+        params, key = jnp.full(3, 1.0 + i, WIDEST), jax.random.key(i)
+        curvature.trace(loss, params, (1.0 + i) * jnp.eye(3, dtype=WIDEST), key=key, num_matvecs=2, operator=operator)
+        first = len(held.traces) if i == 0 else first
+    assert len(held.traces) == first
+
+
 def test_convolutions_are_not_linearized_on_a_cpu():
     from numdl.analysis.curvature import _operators
 

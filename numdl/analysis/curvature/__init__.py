@@ -11,22 +11,25 @@
 `loss` is a function of the parameters and the data, nothing random, batch statistics frozen. With `chunk` it is a mean
 over examples, a sum (`reduction="sum"`), or returns a pair (sum, weight); that is verified.
 Data is an argument: the second call with other parameters or data of the same shapes compiles nothing.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from numdl.analysis import curvature
+    >>> def loss(params, batch):
+    ...     return jnp.mean((batch @ params) ** 2) / 2
+    >>> params, batch, key = jnp.ones(3), jnp.diag(jnp.array([3.0, 2.0, 1.0])), jax.random.key(0)
+    >>> found = curvature.top_eigenvalues(loss, params, batch, key=key, k=2)  # of diag(9, 4, 1) / 3
+    >>> found.values.round(3).tolist(), found.converged.tolist()
+    ([3.0, 1.333], [True, True])
+    >>> float(curvature.trace(loss, params, batch, key=key).value.round(3))
+    4.667
 """
 
 from numdl.analysis.curvature._density import SpectralDensity, spectral_density
 from numdl.analysis.curvature._eigenvalues import Outliers, gradient_overlap, outliers, top_eigenvalues
+from numdl.analysis.curvature._matrices import Composed, empirical_fisher, fisher, gauss_newton, hessian
 from numdl.analysis.curvature._memory import MemoryUse, needs
 from numdl.analysis.curvature._moments import diagonal, frobenius_norm, trace
-from numdl.analysis.curvature._operators import (
-    Composed,
-    Operator,
-    blocks,
-    empirical_fisher,
-    fisher,
-    gauss_newton,
-    hessian,
-    restrict,
-)
+from numdl.analysis.curvature._operators import Operator, blocks, restrict
 
 __all__ = [
     "Composed",

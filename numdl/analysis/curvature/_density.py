@@ -1,11 +1,15 @@
 """MEASURED: the spectral density of a curvature matrix by stochastic Lanczos quadrature, with error bars."""
 
+from collections.abc import Sequence
+
 import numpy as np
+from jaxtyping import Array, Key, PyTree, ScalarLike
 
 from numdl import checks, statistics
-from numdl.analysis.curvature import _memory, _operators
+from numdl.analysis.curvature import _matrices, _memory, _operators
 from numdl.krylov import trace
 from numdl.records import record
+from numdl.typing import Loss
 
 
 @record
@@ -37,39 +41,46 @@ class SpectralDensity:
 
 
 def spectral_density(
-    loss,
-    params=None,
-    batch=None,
+    loss: Loss | _operators.Operator,
+    params: PyTree = None,
+    batch: PyTree = None,
     *,
-    key,
-    num_matvecs=100,
-    num_probes=10,
-    operator="hessian",
-    width=None,
-    points=500,
-    frozen=(),
-    chunk=None,
-    reduction=None,
-    linearize=None,
-    reorthogonalize=False,
-):
-    """MEASURED spectral density of the curvature of a loss, with standard errors over random probes.
+    key: Key[Array, ""],
+    num_matvecs: int = 100,
+    num_probes: int = 10,
+    operator: str = "hessian",
+    width: ScalarLike | None = None,
+    points: int = 500,
+    frozen: Sequence[str] = (),
+    chunk: int | None = None,
+    reduction: str | None = None,
+    linearize: bool | None = None,
+    reorthogonalize: bool = False,
+) -> SpectralDensity:
+    """MEASURED spectral density (density of states) of the curvature of a loss, by stochastic Lanczos quadrature, SLQ.
 
         density(t) = mean over probes of sum_j weights[j] exp(-(t - nodes[j])^2 / (2 width^2)) / (sqrt(2 pi) width)
 
+    A density by Lanczos: num_matvecs products for each of num_probes random vectors, standard errors over those.
+
     Parameters
     ----------
-    loss : function or Operator     (params, batch) -> scalar or (sum, weight); or an Operator alone
-    num_matvecs : int           Lanczos steps for each probe: structure down to about the spectrum's range / num_matvecs
-    num_probes : int            >= 2; the standard error falls with its root
-    operator, frozen, chunk, reduction, linearize       those of `top_eigenvalues`
-    width : scalar              smoothing; None: a hundredth of the range of the Ritz values
-    points : int                of the grid, which reaches 5 widths beyond the Ritz values
+    loss, params, batch, operator, frozen, chunk, reduction, linearize : as in `top_eigenvalues`
+    key : key                   of the random probes
+    num_matvecs : int >= 1      Lanczos steps for each probe: structure down to about the spectrum's range / num_matvecs
+    num_probes : int >= 2       the standard error falls with its root
+    width : scalar > 0          smoothing; None: a hundredth of the range of the Ritz values
+    points : int >= 2           of the grid, which reaches 5 widths beyond the Ritz values
     reorthogonalize : bool      `krylov.trace.quadrature`: not needed for a density
     Returns
     -------
-    SpectralDensity             nan where the products were not finite
-    Source: Ghorbani, Krishnan & Xiao 2019, arXiv:1901.10159; Papyan 2018, arXiv:1811.07062.
+    SpectralDensity             grid, density, stderr [points], nodes, weights [num_probes, num_matvecs]; nan where the
+                                products were not finite
+    Raises
+    ------
+    ValueError, TypeError       a count or width out of its range, no key, what `top_eigenvalues` refuses
+    MemoryError                 what must be held at once is not there
+    Source: Ghorbani, Krishnan & Xiao 2019, arXiv:1901.10159; Papyan 2018, arXiv:1811.07062.    Experiment: e1.
     """
     checks.key("key", key)
     points = checks.whole("points", points, least=2)
@@ -77,7 +88,7 @@ def spectral_density(
     num_matvecs = checks.whole("num_matvecs", num_matvecs)
     if width is not None:
         checks.positive("width", width, shape=())
-    operator = _operators.named(loss, params, batch, operator, frozen=frozen, chunk=chunk, reduction=reduction)
+    operator = _matrices.named(loss, params, batch, operator, frozen=frozen, chunk=chunk, reduction=reduction)
     linearize = _operators.linearizes(operator, linearize)
     rows = num_matvecs if checks.flag("reorthogonalize", reorthogonalize) else 2
     _memory.check("spectral_density", _memory.needs(operator, basis=rows), least=rows)

@@ -2,16 +2,19 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
 from numdl import checks, trees
 from numdl.analysis import _parts
-from numdl.analysis.curvature import _kinds, _memory, _operators
+from numdl.analysis.curvature import _kinds, _matrices, _memory, _operators
 from numdl.krylov import lanczos
 from numdl.records import record
+from numdl.typing import Loss
 
 
 @record
@@ -25,52 +28,54 @@ class Outliers:
 
 
 def top_eigenvalues(
-    loss,
-    params=None,
-    batch=None,
+    loss: Loss | _operators.Operator,
+    params: PyTree = None,
+    batch: PyTree = None,
     *,
-    key,
-    k=5,
-    operator="hessian",
-    which="largest",
-    tolerance=1e-4,
-    max_matvecs=1000,
-    basis=None,
-    start=None,
-    deflate=None,
-    frozen=(),
-    chunk=None,
-    reduction=None,
-    linearize=None,
-    verify=True,
-):
-    """MEASURED k largest eigenvalues of the curvature of a loss, with vectors, residual bounds and a verdict on each.
+    key: Key[Array, ""],
+    k: int = 5,
+    operator: str = "hessian",
+    which: str = "largest",
+    tolerance: ScalarLike = 1e-4,
+    max_matvecs: int = 1000,
+    basis: int | None = None,
+    start: PyTree = None,
+    deflate: PyTree = None,
+    frozen: Sequence[str] = (),
+    chunk: int | None = None,
+    reduction: str | None = None,
+    linearize: bool | None = None,
+    verify: bool = True,
+) -> lanczos.Eigenpairs:
+    """MEASURED k largest Hessian eigenvalues of a loss (or another curvature's), with residual bounds and verdicts.
 
     Parameters
     ----------
     loss : function or Operator     (params, batch) -> scalar or (sum, weight); a `Composed` for "gauss_newton"; or an
-                                Operator alone
+                                Operator alone, which has its own params and batch
+    params, batch : pytree      floating leaves [..] move; data [N, ...]
     key : key                   of the random starts
+    k : int >= 1                how many
     operator : "hessian" | "gauss_newton" | "empirical_fisher"      of the loss; for others make an Operator
-    which, tolerance, max_matvecs, basis, start, deflate, verify    of `krylov.lanczos.eigenpairs`, where they are told;
-                                `start` takes the `vectors` of a step before
-    frozen, chunk, reduction    those of `hessian`: leaves that stay; examples at a time, for data that do not fit
-    linearize : bool            keep all that does not depend on v: faster by a half for dense networks, slower for
-                                convolutions on a CPU; None: choose so
+    which, tolerance, max_matvecs, basis, verify : as in `krylov.lanczos.eigenpairs`
+    start, deflate : pytree     like params, leaves with a leading axis: guesses (`vectors` of a step before); vectors
+                                to stay orthogonal to. None: none
+    frozen, chunk, reduction : as in `hessian`; leaves that stay; examples at a time, for data that do not fit
+    linearize : bool            keep all that does not depend on v; None: unless convolutions make it slow, on a CPU
     Returns
     -------
-    krylov.lanczos.Eigenpairs   values, vectors (like params, 0 where nothing moves), residuals, intervals [k, 2],
-                                converged [k], ceiling, noise, matvecs
+    Eigenpairs                  values [k], vectors (like params, 0 where nothing moves), residuals [k],
+                                intervals [k, 2], converged [k], ceiling, noise, matvecs
     Raises
     ------
-    ValueError, TypeError       bad arguments
+    ValueError, TypeError       bad arguments, k above the number of parameters, an Operator and params
     MemoryError                 what must be held at once is not there; the message says what and how much
-    Source: Lanczos with thick restarts, as in `krylov.lanczos`.
+    Source: Lanczos with thick restarts, as in `krylov.lanczos`.    Experiments: e1, e2.
     """
     k = checks.whole("k", k)
     settings = {"which": which, "tolerance": tolerance, "max_matvecs": max_matvecs, "basis": basis, "verify": verify}
     settings = lanczos.settings(key, k=k, **settings)
-    operator = _operators.named(loss, params, batch, operator, frozen=frozen, chunk=chunk, reduction=reduction)
+    operator = _matrices.named(loss, params, batch, operator, frozen=frozen, chunk=chunk, reduction=reduction)
     checks.whole("k", k, most=operator.size)
     warm = {"start": start, "deflate": deflate}
     warm = {name: tree if tree is None else operator.inward_rows(name, tree) for name, tree in warm.items()}
@@ -82,19 +87,26 @@ def top_eigenvalues(
     return dataclasses.replace(found, vectors=operator.outward(found.vectors, (k,)))
 
 
-def gradient_overlap(loss, params, batch, vectors, *, frozen=()):
+def gradient_overlap(
+    loss: Loss, params: PyTree, batch: PyTree, vectors: PyTree, *, frozen: Sequence[str] = ()
+) -> Float[Array, "k"]:
     """MEASURED share of the gradient that lies in the span of the first 1, 2, ... k orthonormal vectors, [k].
 
         overlap[j] = sum_{i <= j} (v_i . g)^2 / |g|^2,    g = gradient of loss(params, batch)
 
     Parameters
     ----------
+    loss : function             (params, batch) -> scalar
+    params, batch : pytree      floating leaves [..] move; data [N, ...]
     vectors : pytree            like params, leaves with a leading axis k: `vectors` of `top_eigenvalues`
     frozen : names              paths of leaves that stay, as for `hessian`
+    Returns
+    -------
+    array [k]                   shares 0..1, not descending; nan where the gradient is 0
     Raises
     ------
-    ValueError                  vectors of another shape than params
-    Source: Gur-Ari, Roberts & Dyer 2018, arXiv:1812.04754.
+    ValueError, TypeError       vectors of another shape than params, a loss that is not a scalar
+    Source: Gur-Ari, Roberts & Dyer 2018, arXiv:1812.04754.    Experiment: e2.
     """
     loss = checks.returning("loss", loss, 2, "loss(params, batch)", scalar=True)
     moving, rest = trees.trainable(params, frozen=frozen)
@@ -102,8 +114,8 @@ def gradient_overlap(loss, params, batch, vectors, *, frozen=()):
     return _overlap(loss, moving, rest, _parts.data("batch", batch), rows)
 
 
-def outliers(values, intervals=None, *, least_ratio=1.5):
-    """How many of the largest eigenvalues stand apart: above the widest gap, in ratio, of a descending list.
+def outliers(values: ArrayLike, intervals: ArrayLike | None = None, *, least_ratio: ScalarLike = 1.5) -> Outliers:
+    """How many of the largest eigenvalues stand apart (Hessian outliers): above the widest gap of a descending list.
 
         count = argmax_i values[i] / values[i + 1],   0 if no ratio reaches least_ratio
 
@@ -112,8 +124,15 @@ def outliers(values, intervals=None, *, least_ratio=1.5):
     Parameters
     ----------
     values : array [k], k >= 2  descending, positive ones count
-    intervals : array [k, 2]    of the same record: whether the gap is certain
-    Source: Sagun et al. 2017, arXiv:1706.04454 (as many outliers as classes, or one less).
+    intervals : array [k, 2]    of the same record: whether the gap is certain; None: it is not
+    least_ratio : scalar > 0    what the widest gap must reach to count
+    Returns
+    -------
+    Outliers                    count, ratio, threshold, certain
+    Raises
+    ------
+    ValueError, TypeError       fewer than two values, not descending, not finite, intervals of another shape
+    Source: Sagun et al. 2017, arXiv:1706.04454 (as many outliers as classes, or one less).    Experiments: e1, e2.
     """
     values = np.asarray(checks.finite("values", checks.array("values", values, ndim=1)), np.float64)
     checks.positive("least_ratio", least_ratio, shape=())

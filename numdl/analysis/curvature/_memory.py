@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from numdl import checks
+from numdl.analysis.curvature._operators import Operator
 from numdl.krylov import vectors
 from numdl.records import record
 
@@ -26,7 +27,7 @@ class MemoryUse:
         return self.total <= 0.9 * self.available
 
 
-def needs(operator, *, basis, extra=4):
+def needs(operator: Operator, *, basis: int, extra: int = 4) -> MemoryUse:
     """MEASURED memory of a method that holds `basis` vectors and `extra` others beside the product's activations.
 
         total = vector (2 basis + extra) + product
@@ -36,10 +37,15 @@ def needs(operator, *, basis, extra=4):
     Parameters
     ----------
     operator : Operator         with `chunk`, the activations are those of one chunk
-    basis, extra : int          vectors
+    basis : int >= 1            vectors of the method
+    extra : int >= 0            vectors beside them
     Returns
     -------
-    MemoryUse
+    MemoryUse                   bytes: vector, basis, product, total, available; `enough`
+    Raises
+    ------
+    ValueError, TypeError       a count out of its range, not an Operator
+    Source: the definition.
     """
     basis, extra = checks.whole("basis", basis), checks.whole("extra", extra, least=0)
     if not hasattr(operator, "like") or not hasattr(operator, "kept_bytes"):

@@ -1,12 +1,15 @@
 """MEASURED: trace, diagonal and Frobenius norm of a curvature matrix, of all of it or layer by layer."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax.numpy as jnp
+from jaxtyping import Array, Key, PyTree
 
 from numdl import checks
-from numdl.analysis.curvature import _memory, _operators
+from numdl.analysis.curvature import _matrices, _memory, _operators
 from numdl.krylov import trace as estimates
+from numdl.typing import Loss
 
 METHODS = {
     "hutchinson": estimates.hutchinson,
@@ -16,31 +19,40 @@ METHODS = {
 
 
 def trace(
-    loss,
-    params=None,
-    batch=None,
+    loss: Loss | _operators.Operator,
+    params: PyTree = None,
+    batch: PyTree = None,
     *,
-    key,
-    num_matvecs=30,
-    method="hutchinson",
-    operator="hessian",
-    frozen=(),
-    chunk=None,
-    reduction=None,
-    linearize=None,
-):
-    """MEASURED trace of the curvature of a loss, with its standard error.
+    key: Key[Array, ""],
+    num_matvecs: int = 30,
+    method: str = "hutchinson",
+    operator: str = "hessian",
+    frozen: Sequence[str] = (),
+    chunk: int | None = None,
+    reduction: str | None = None,
+    linearize: bool | None = None,
+) -> estimates.TraceEstimate:
+    """MEASURED trace of the curvature of a loss, with its standard error: trace estimation by random vectors.
 
     Parameters
     ----------
     loss : function or Operator     (params, batch) -> scalar or (sum, weight); or an Operator alone: `restrict` makes
                                 that of a layer
-    num_matvecs : int           products; "hutch++" and "xtrace" hold a third or one times as many vectors
+    params, batch : pytree      floating leaves [..] move; data [N, ...]
+    key : key                   of the random vectors
+    num_matvecs : int >= 2      products, 6 at least for "hutch++"; "hutch++" and "xtrace" hold a third or one times as
+                                many vectors
     method : "hutchinson" | "hutch++" | "xtrace"    the last two pay where few eigenvalues make most of the trace
-    operator, frozen, chunk, reduction, linearize       those of `top_eigenvalues`
+    operator, frozen, chunk, reduction, linearize : as in `top_eigenvalues`
     Returns
     -------
-    krylov.trace.TraceEstimate       value [], stderr [], samples [draws], matvecs
+    TraceEstimate               value [], stderr [], samples [draws], matvecs
+    Raises
+    ------
+    ValueError, TypeError       fewer products than the method takes, no key, what `top_eigenvalues` refuses
+    MemoryError                 what must be held at once is not there
+    Source: Hutchinson 1990; Hutch++: Meyer et al. 2021, arXiv:2010.09649; XTrace: Epperly, Tropp & Webber 2024,
+            arXiv:2301.07825.    Experiment: e1.
     """
     checks.one_of("method", method, METHODS)
     least = {"hutchinson": 2, "hutch++": 6, "xtrace": 2}[method]
@@ -52,22 +64,37 @@ def trace(
 
 
 def diagonal(
-    loss,
-    params=None,
-    batch=None,
+    loss: Loss | _operators.Operator,
+    params: PyTree = None,
+    batch: PyTree = None,
     *,
-    key,
-    num_matvecs=30,
-    operator="hessian",
-    frozen=(),
-    chunk=None,
-    reduction=None,
-    linearize=None,
-):
+    key: Key[Array, ""],
+    num_matvecs: int = 30,
+    operator: str = "hessian",
+    frozen: Sequence[str] = (),
+    chunk: int | None = None,
+    reduction: str | None = None,
+    linearize: bool | None = None,
+) -> estimates.TraceEstimate:
     """MEASURED diagonal of the curvature of a loss, like params, with a standard error for each entry.
 
+        value = mean over random signs z of z * (A z)
+
     0 where nothing moves; the two second derivatives of a complex parameter are real and imaginary part of one entry.
-    The sum over a layer's leaves estimates the trace of that layer's block. Parameters: those of `trace`.
+    The sum over a layer's leaves estimates the trace of that layer's block.
+
+    Parameters
+    ----------
+    loss, params, batch, key, operator, frozen, chunk, reduction, linearize : as in `trace`
+    num_matvecs : int >= 2      products, one random vector each
+    Returns
+    -------
+    TraceEstimate               value, stderr: like params; samples, matvecs
+    Raises
+    ------
+    ValueError, TypeError       fewer than two products, no key, what `top_eigenvalues` refuses
+    MemoryError                 what must be held at once is not there
+    Source: Bekas, Kokiopoulou & Saad 2007, Applied Numerical Mathematics 57.    Experiment: e1.
     """
     num_matvecs = checks.whole("num_matvecs", num_matvecs, least=2)
     settings = {"frozen": frozen, "chunk": chunk, "reduction": reduction}
@@ -77,23 +104,34 @@ def diagonal(
 
 
 def frobenius_norm(
-    loss,
-    params=None,
-    batch=None,
+    loss: Loss | _operators.Operator,
+    params: PyTree = None,
+    batch: PyTree = None,
     *,
-    key,
-    num_matvecs=30,
-    operator="hessian",
-    frozen=(),
-    chunk=None,
-    reduction=None,
-    linearize=None,
-):
+    key: Key[Array, ""],
+    num_matvecs: int = 30,
+    operator: str = "hessian",
+    frozen: Sequence[str] = (),
+    chunk: int | None = None,
+    reduction: str | None = None,
+    linearize: bool | None = None,
+) -> estimates.TraceEstimate:
     """MEASURED Frobenius norm of the curvature of a loss, the root of the sum of the squared eigenvalues.
 
         value = sqrt(mean |A z|^2),    stderr = stderr of the mean / (2 value)
 
-    Parameters: those of `trace`. Returns an TraceEstimate whose samples are those of the square.
+    Parameters
+    ----------
+    loss, params, batch, key, operator, frozen, chunk, reduction, linearize : as in `trace`
+    num_matvecs : int >= 2      products, one random vector z each
+    Returns
+    -------
+    TraceEstimate               value [], stderr [], samples of the square [num_matvecs], matvecs
+    Raises
+    ------
+    ValueError, TypeError       fewer than two products, no key, what `top_eigenvalues` refuses
+    MemoryError                 what must be held at once is not there
+    Source: Hutchinson's estimate of the trace of A A'; the error by the delta method.    Experiment: e1.
     """
     num_matvecs = checks.whole("num_matvecs", num_matvecs, least=2)
     settings = {"frozen": frozen, "chunk": chunk, "reduction": reduction}
@@ -106,7 +144,7 @@ def frobenius_norm(
 
 def _ready(name, key, loss, params, batch, operator, settings, linearize, rows):
     checks.key("key", key)
-    operator = _operators.named(loss, params, batch, operator, **settings)
+    operator = _matrices.named(loss, params, batch, operator, **settings)
     linearize = _operators.linearizes(operator, linearize)
     _memory.check(name, _memory.needs(operator, basis=rows), least=rows)
     return operator, _operators.prepared(operator, linearize)

@@ -1,4 +1,4 @@
-"""MEASURED: the Hessian, the Gauss-Newton matrix and the Fisher matrices of a loss as symmetric operators v -> A v.
+"""MEASURED: symmetric matrices known by their products v -> A v, their diagonal blocks, products made once for many v.
 
 An operator is a record: the parameters and the data are its arrays, the loss is part of its structure. `jit` therefore
 compiles once for a loss *function* and the shapes, and takes new parameters and data without compiling again; write the
@@ -9,7 +9,7 @@ Leaves of params that are real floating-point numbers are the coordinates, compl
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,6 @@ import numpy as np
 
 from numdl import checks, trees
 from numdl.analysis import _parts
-from numdl.analysis.curvature import _kinds, _reduction
 from numdl.records import record, static
 from numdl.tracing._programs import bodies
 
@@ -124,131 +123,20 @@ class Operator:
         return {name: found[name] for name in self.selected}
 
 
-@dataclasses.dataclass(frozen=True)
-class Composed:
-    """A loss(params, batch) that keeps its two halves: what a Gauss-Newton matrix is made of."""
-
-    outputs: Callable  # (params, batch) -> z
-    loss_of_outputs: Callable  # (z, batch) -> scalar, or a pair (sum, weight)
-
-    def __call__(self, params, batch):
-        """loss_of_outputs(outputs(params, batch), batch)."""
-        return self.loss_of_outputs(self.outputs(params, batch), batch)
-
-
-def hessian(loss, params, batch, *, frozen=(), chunk=None, reduction=None):
-    """MEASURED Hessian of loss(params, batch) as an Operator: forward over reverse, about two gradients a product.
+def restrict(operator: Operator, names: str | Sequence[str]) -> Operator:
+    """The diagonal block of the leaves whose path is, or lies under, one of the names; a name may be a glob.
 
     Parameters
     ----------
-    loss : function             (params, batch) -> scalar, or a pair (sum, weight): the loss is sum / weight, where the
-                                weight (of a mask, of classes) depends on the data only
-    params : pytree             real floating leaves are coordinates, complex ones two each; all else stays
-    batch : pytree              data; with `chunk`, every leaf [N, ...]
-    frozen : names              paths of leaves that stay as well: running statistics, a pretrained part
-    chunk : int                 so many examples at a time, in a loop: memory of one chunk, any N
-    reduction : "mean" | "sum"  what a scalar loss is over the examples; None: "mean". One product shows whether it is
+    operator : Operator         of `hessian`, `gauss_newton`, `fisher` or `empirical_fisher`
+    names : str or several      paths of leaves or of what holds them, such as "params/Dense_0" or "*/kernel"
+    Returns
+    -------
+    Operator                    acts on {path: leaf} of the block
     Raises
     ------
-    ValueError, TypeError       not a function, nothing that moves, chunks that do not make the whole
-    Source: Pearlmutter 1994, Neural Computation 6.
+    ValueError, TypeError       a name that fits no leaf, no leaf among them that moves, not an Operator
     """
-    return _operator(
-        _kinds.Hessian(checks.returning("loss", loss, 2, "loss(params, batch)", static=True)),
-        params,
-        batch,
-        frozen,
-        chunk,
-        reduction,
-    )
-
-
-def gauss_newton(outputs, loss_of_outputs, params, batch, *, frozen=(), chunk=None, reduction=None):
-    """MEASURED generalized Gauss-Newton matrix J' H_z J as an Operator; positive semidefinite for a convex loss.
-
-        J = d outputs / d params,    H_z = Hessian of loss_of_outputs at z = outputs(params, batch)
-
-    Parameters
-    ----------
-    outputs : function          (params, batch) -> z, any pytree
-    loss_of_outputs : function  (z, batch) -> scalar, or a pair (sum, weight)
-    params, batch, frozen, chunk, reduction     those of `hessian`
-    Source: Schraudolph 2002, Neural Computation 14.
-    """
-    kind = _kinds.GaussNewton(
-        checks.returning("outputs", outputs, 2, "outputs(params, batch)", static=True),
-        checks.returning("loss_of_outputs", loss_of_outputs, 2, "loss_of_outputs(z, batch)", static=True),
-    )
-    return _operator(kind, params, batch, frozen, chunk, reduction)
-
-
-def fisher(outputs, params, batch, *, likelihood, frozen=(), chunk=None):
-    """MEASURED Fisher matrix of the model's own distribution, its expectation over labels exact, as an Operator.
-
-        mean over examples of J' F_z J;   F_z = diag(p) - p p' (categorical), diag(p (1 - p)) (bernoulli), 1 (gaussian)
-
-    Parameters
-    ----------
-    outputs : function          (params, batch) -> z [..., C]: logits, or means of unit variance; leading axes: examples
-    params, batch, frozen, chunk    those of `hessian`
-    likelihood : "categorical" | "bernoulli" | "gaussian"
-    Source: Martens 2020, JMLR 21, section 9.
-    """
-    checks.one_of("likelihood", likelihood, _kinds.INFORMATION)
-    kind = _kinds.Fisher(checks.returning("outputs", outputs, 2, "outputs(params, batch)", static=True), likelihood)
-    return _operator(kind, params, batch, frozen, chunk, "mean")
-
-
-def empirical_fisher(loss, params, batch, *, frozen=(), chunk=None):
-    """MEASURED mean of g_i g_i' over the examples, g_i the gradient of one example's loss, as an Operator.
-
-    Neither the Fisher matrix nor the Hessian: it uses the labels of the data (Kunstner et al. 2019). A loss that
-    returns pairs (sum, weight) has g_i = gradient of sum / weight and a mean weighted alike; weight 0 leaves out.
-
-    Parameters
-    ----------
-    loss : function             (params, batch) -> scalar or pair; called with batches of one example
-    batch : pytree              every leaf [N, ...]
-    params, frozen, chunk       those of `hessian`
-    """
-    examples(batch)
-    return _operator(
-        _kinds.EmpiricalFisher(checks.returning("loss", loss, 2, "loss(params, batch)", static=True)),
-        params,
-        batch,
-        frozen,
-        chunk,
-        "mean",
-    )
-
-
-def named(loss, params, batch, operator, *, frozen=(), chunk=None, reduction=None):
-    """The Operator that a call means: the one handed over as `loss`, or the one of that name."""
-    if isinstance(loss, Operator):
-        given = {"params": params, "batch": batch, "chunk": chunk, "reduction": reduction}
-        beside = [name for name, value in given.items() if value is not None] + ["frozen"] * (not _empty(frozen))
-        if beside or operator != "hessian":
-            beside = beside or ["operator"]
-            raise checks.BadValue(
-                f"{beside[0]} must not be given: an Operator holds its own params, batch, frozen and chunk; "
-                f"got an Operator as loss and {', '.join(beside)} beside it"
-            )
-        return loss
-    checks.one_of("operator", operator, ("hessian", "gauss_newton", "empirical_fisher"))
-    settings = {"frozen": frozen, "chunk": chunk}
-    if operator == "empirical_fisher":
-        if reduction is not None:
-            raise checks.BadValue(f"reduction must be None for an empirical Fisher matrix, a mean; got {reduction!r}")
-        return empirical_fisher(loss, params, batch, **settings)
-    if operator == "gauss_newton":
-        hint = "curvature.Composed(outputs, loss_of_outputs): its two halves make the matrix"
-        checks.instance("loss", loss, Composed, hint=hint)
-        return gauss_newton(loss.outputs, loss.loss_of_outputs, params, batch, reduction=reduction, **settings)
-    return hessian(loss, params, batch, reduction=reduction, **settings)
-
-
-def restrict(operator, names):
-    """The diagonal block of the leaves whose path is, or lies under, one of the names; a name may be a glob."""
     checks.instance("operator", operator, Operator, hint="from hessian, gauss_newton, fisher or empirical_fisher")
     every = _names(operator.rest)
     chosen = trees.matching("names", names, every)
@@ -259,8 +147,20 @@ def restrict(operator, names):
     return dataclasses.replace(operator, selected=selected)
 
 
-def blocks(operator, *, by="layer"):
-    """{name: Operator} of the diagonal blocks: one for each leaf, or for each group of leaves under one path."""
+def blocks(operator: Operator, *, by: str = "layer") -> dict[str, Operator]:
+    """{name: Operator} of the diagonal blocks: one for each leaf, or for each group of leaves under one path.
+
+    Parameters
+    ----------
+    operator : Operator         of `hessian`, `gauss_newton`, `fisher` or `empirical_fisher`
+    by : "layer" | "leaf"       one block for all leaves that lie under one path, or for each leaf
+    Returns
+    -------
+    dict                        {path: Operator}, in the order of the leaves
+    Raises
+    ------
+    ValueError, TypeError       another `by`, not an Operator
+    """
     checks.instance("operator", operator, Operator, hint="from hessian, gauss_newton, fisher or empirical_fisher")
     checks.one_of("by", by, ("layer", "leaf"))
     every = _names(operator.rest)
@@ -319,23 +219,6 @@ def _accumulated(part, v, share, total):
     return product if total is None else jax.tree.map(jnp.add, total, product)
 
 
-def _operator(kind, params, batch, frozen, chunk, reduces):
-    moving, rest = trees.trainable(params, frozen=frozen)
-    batch = _parts.data("batch", batch)
-    checks.one_of("reduction", reduces, (None, "mean", "sum"))
-    operator = Operator(moving, rest, batch, kind, reduction=reduces or "mean")
-    if chunk is None:
-        _reduction.outcome(operator)
-        return operator
-    chunk = checks.whole("chunk", chunk)
-    examples(batch)
-    return _reduction.chunked(dataclasses.replace(operator, chunk=chunk), reduces)
-
-
 def _names(rest):
     """The paths of all leaves of params, those that stay included."""
     return trees.names(jax.tree.unflatten(rest.structure, range(len(rest.kinds))))
-
-
-def _empty(frozen):
-    return frozen is None or (not isinstance(frozen, str) and not len(tuple(frozen)))
