@@ -24,7 +24,7 @@ def opened(path, *, most_bytes=MOST):
     Raises
     ------
     FileNotFoundError           there is no such file
-    ValueError                  `path` is no regular file, or a plain file is longer than `most_bytes`
+    ValueError                  `path` is not a regular file, or a plain file is longer than `most_bytes`
     """
     most_bytes = checks.whole("most_bytes", most_bytes)
     path = checks.path("path", path)

@@ -252,7 +252,7 @@ def _improve(problem, penalty, maximize, x, p, old):
 
     def augmented(theta):
         v, q = motion(theta)
-        # A costate belongs to a mean over examples: each example's own is so many times as large.
+        # A costate belongs to a mean over examples: each example's own is larger by their number.
         gap = jnp.sum((v - velocity) ** 2) / examples + jnp.sum((q - force) ** 2) * examples
         return hamiltonian(problem, x, p, theta) - penalty / 2 * gap
 

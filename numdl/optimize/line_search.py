@@ -17,7 +17,7 @@ from jaxtyping import Array, PyTree, ScalarLike
 from numdl import checks, trees
 from numdl.records import record
 
-ROUNDING = 10  # values closer than so many units in the last place are equal
+ROUNDING = 10  # values closer than this many units in the last place are equal
 
 
 @record

@@ -213,7 +213,7 @@ class Stream:
         return row
 
     def prefetch(self, count):
-        """Read so many batches ahead while the device works; they count as taken only when they are used."""
+        """Read this many batches ahead while the device works; they count as taken only when they are used."""
         while len(self._ahead) < count and self._read():
             pass
 

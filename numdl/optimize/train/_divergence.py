@@ -17,7 +17,7 @@ def last_good(replay, taken, loss_failed):
 
     Parameters
     ----------
-    replay : function           steps -> state after so many steps of the chunk
+    replay : function           steps -> state after this many steps of the chunk
     taken : int                 steps that were taken, the last of which failed, or made what is not finite
     loss_failed : bool          whether it was the last one's loss
     """

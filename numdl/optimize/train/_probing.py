@@ -5,7 +5,7 @@
     loss (first value)      on the first batch, before the first step
     loss (first step)       of the parameters and the optimizer's state in that step
 
-A tree is told by its norm and by its product with fixed numbers. Numbers are compared to rounding: other processors
+A tree is known by its norm and by its product with fixed numbers. Numbers are compared to rounding: other processors
 and numbers of threads add in another order.
 """
 
