@@ -23,7 +23,7 @@ from jaxtyping import Array, ArrayLike, Float, Key, PyTree, Real
 
 from numdl import checks, trees
 from numdl.analysis import _parts
-from numdl.krylov import lanczos, vectors
+from numdl.krylov import _vectors, lanczos
 from numdl.records import record
 from numdl.typing import Loss
 
@@ -86,11 +86,11 @@ def sharpness(
     size = checks.whole("num_matvecs", num_matvecs)
     loss, moving, rest, batch = _parts.opened(loss, params, batch, frozen)
     start = _parts.inward("start", start, params, rest, moving)
-    if not vectors.traced(start):
-        vectors.nonzero("start", np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(start)]))
+    if not _vectors.traced(start):
+        _vectors.nonzero("start", np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(start)]))
     if preconditioner is not None:
         preconditioner = _parts.inward("preconditioner", preconditioner, params, rest, moving)
-        if not vectors.traced(preconditioner):
+        if not _vectors.traced(preconditioner):
             checks.positive("preconditioner", np.concatenate([np.ravel(x) for x in jax.tree.leaves(preconditioner)]))
     found = _sharpness(_parts.loss_of(loss, rest), moving, batch, start, size, preconditioner)
     return dataclasses.replace(found, vector=_parts.outward(found.vector, rest))

@@ -5,12 +5,15 @@
 One `lax.scan`: use it inside of `jit` too. A symmetric matrix has a tridiagonal H; `lanczos` knows how to use that.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, ArrayLike, Float
 
 from numdl import checks
-from numdl.krylov import vectors
+from numdl.krylov import _vectors
 from numdl.records import record
 
 
@@ -27,7 +30,7 @@ class Hessenberg:
         return self.matrix[..., :-1, :]
 
 
-def decompose(matvec, start, *, num_matvecs):
+def decompose(matvec: Callable[[Array], Array], start: Float[ArrayLike, "n"], *, num_matvecs: int) -> Hessenberg:
     """The Hessenberg factors from a start v: m products with A, each orthogonalized twice against all before.
 
         h[i, j] = v_i' A v_j,    h[j+1, j] v_{j+1} = A v_j - sum_{i <= j} h[i, j] v_i
@@ -35,7 +38,7 @@ def decompose(matvec, start, *, num_matvecs):
     Parameters
     ----------
     matvec : function           v [n] -> A v [n]
-    start : array [n]           not zero
+    start : array [n]           not zero; inside of jit all factors are nan for one that is
     num_matvecs : int           m <= n; where an invariant subspace is found, zeros follow
     Returns
     -------
@@ -46,12 +49,12 @@ def decompose(matvec, start, *, num_matvecs):
     Source: Arnoldi 1951, Quart. Appl. Math. 9; Saad 2011, Numerical Methods for Large Eigenvalue Problems, section 6.2.
     """
     matvec = checks.returning("matvec", matvec, 1, "matvec(v)")
-    start = vectors.nonzero("start", checks.floating("start", start, ndim=1))
+    start = _vectors.nonzero("start", checks.floating("start", start, ndim=1))
     m = checks.whole("num_matvecs", num_matvecs, most=start.size)
     checks.like("matvec(v)", jax.eval_shape(matvec, start), start, of="start")
 
     def step(basis, j):
-        coefficients, ahead, norm = vectors.unit_beside(basis, matvec(basis[j]))
+        coefficients, ahead, norm = _vectors.unit_beside(basis, matvec(basis[j]))
         return basis.at[j + 1].set(ahead), coefficients.at[j + 1].set(norm)
 
     basis = jnp.zeros((m + 1, start.size), start.dtype).at[0].set(start / jnp.linalg.norm(start))

@@ -6,15 +6,18 @@ Ritz values of B approach the singular values from below, the largest first. One
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from numdl import checks
-from numdl.krylov import vectors
+from numdl.krylov import _vectors
 from numdl.records import record
+from numdl.typing import Matvec
 
 
 @record
@@ -47,7 +50,14 @@ class SingularTriplets:
     matvecs: int  # products with A and with A', each
 
 
-def decompose(matvec, transpose, start, *, num_matvecs, key=None):
+def decompose(
+    matvec: Callable[[Array], Array],
+    transpose: Callable[[Array], Array],
+    start: Float[ArrayLike, "n"],
+    *,
+    num_matvecs: int,
+    key: Key[Array, ""] | None = None,
+) -> Bidiagonal:
     """The bidiagonal factors from a start v: m products with A and m with its transpose.
 
         u_j = (A v_j - beta_{j-1} u_{j-1}) / alpha_j,    v_{j+1} = (A' u_j - alpha_j v_j) / beta_j
@@ -55,15 +65,21 @@ def decompose(matvec, transpose, start, *, num_matvecs, key=None):
     Parameters
     ----------
     matvec, transpose : functions       v [n] -> A v [p] and u [p] -> A' u [n]
-    start : array [n]           not zero
+    start : array [n]           not zero; inside of jit all factors are nan for one that is
     num_matvecs : int           m <= min(n, p)
-    key : jax.random key        where the space is exhausted (equal singular values), a random direction comes next,
+    key : key                   where the space is exhausted (equal singular values), a random direction comes next,
                                 coupled by 0; without a key, zeros
+    Returns
+    -------
+    Bidiagonal
+    Raises
+    ------
+    ValueError, TypeError       a start that is 0, not finite or not a real vector, m too large, unfit functions
     Source: Golub & Kahan 1965, SIAM J. Numer. Anal. 2.
     """
     matvec = checks.returning("matvec", matvec, 1, "matvec(v)")
     transpose = checks.returning("transpose", transpose, 1, "transpose(u)")
-    start = vectors.nonzero("start", checks.floating("start", start, ndim=1))
+    start = _vectors.nonzero("start", checks.floating("start", start, ndim=1))
     image = jax.eval_shape(matvec, start)
     checks.shape("matvec(v)", image, (None,))
     checks.shape("transpose(u)", jax.eval_shape(transpose, image), start.shape)
@@ -77,9 +93,9 @@ def decompose(matvec, transpose, start, *, num_matvecs, key=None):
     def step(state, given):
         (left, right, v), (j, key) = state, given
         right = right.at[j].set(v)
-        _, u, alpha = vectors.unit_beside(left, matvec(v), spare(key if key is None else key[0], image))
+        _, u, alpha = _vectors.unit_beside(left, matvec(v), spare(key if key is None else key[0], image))
         left = left.at[j].set(u)
-        _, ahead, beta = vectors.unit_beside(right, transpose(u), spare(key if key is None else key[1], start))
+        _, ahead, beta = _vectors.unit_beside(right, transpose(u), spare(key if key is None else key[1], start))
         return (left, right, ahead), (alpha, beta)
 
     left, right = jnp.zeros((m, image.size), image.dtype), jnp.zeros((m + 1, start.size), start.dtype)
@@ -88,7 +104,16 @@ def decompose(matvec, transpose, start, *, num_matvecs, key=None):
     return Bidiagonal(left, right.at[m].set(last), diagonal, off_diagonal)
 
 
-def singular_triplets(key, matvec, like, *, k, num_matvecs, transpose=None, tolerance=1e-4):
+def singular_triplets(
+    key: Key[Array, ""],
+    matvec: Matvec,
+    like: PyTree,
+    *,
+    k: int,
+    num_matvecs: int,
+    transpose: Matvec | None = None,
+    tolerance: float = 1e-4,
+) -> SingularTriplets:
     """The k largest singular values of A after `num_matvecs` steps from a random start, with residuals and intervals.
 
     There is no restart: a value that has not converged says so. Equal singular values are found once (a single start
@@ -96,27 +121,32 @@ def singular_triplets(key, matvec, like, *, k, num_matvecs, transpose=None, tole
 
     Parameters
     ----------
+    key : key                   of the random start
     matvec : function           v -> A v, linear, on pytrees like `like`; hand data over in a `Partial`
     like : pytree               arrays, or shapes and dtypes
+    k : int                     values asked for
     num_matvecs : int           k <= num_matvecs <= the smaller side of A
     transpose : function        u -> A' u; None: by `jax.linear_transpose`
     tolerance : scalar          relative to the largest value
     Returns
     -------
     SingularTriplets
+    Raises
+    ------
+    ValueError, TypeError       k or num_matvecs too large, a tolerance that is not positive, functions that do not fit
     Source: Golub & Kahan 1965; Parlett 1980, theorem 4.5.1 for [[0, A], [A', 0]].
     """
     checks.key("key", key)
     tolerance = checks.positive("tolerance", tolerance, shape=())
-    matvec, layout = vectors.flat(matvec, like, square=False)
-    image = vectors.image("matvec", matvec.matvec, like)
-    outer = vectors.layout("matvec(like)", image)
+    matvec, layout = _vectors.flat(matvec, like, square=False)
+    image = _vectors.image("matvec", matvec.matvec, like)
+    outer = _vectors.layout("matvec(like)", image)
     most = min(layout.size, outer.size)
     steps = checks.whole("num_matvecs", num_matvecs, most=most)
     k = checks.whole("k", k, most=steps)
     if transpose is not None:
-        transpose = vectors.as_tree(checks.accepts("transpose", transpose, 1, "transpose(u)"))
-        checks.like("transpose(u)", vectors.image("transpose", transpose, image), layout.form, of="like")
+        transpose = _vectors.as_tree(checks.accepts("transpose", transpose, 1, "transpose(u)"))
+        checks.like("transpose(u)", _vectors.image("transpose", transpose, image), layout.form, of="like")
     return _triplets(key, matvec.matvec, transpose, layout, outer, k, steps, float(tolerance))
 
 

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import ArrayLike, PyTree
 
 from numdl import checks, trees
 from numdl.records import record
+from numdl.typing import Matvec
 
 
 @record
@@ -43,22 +45,36 @@ class Step:
     breakdown: jax.Array  # []: a number was not finite
 
 
-def cg(matvec, rhs, *, iterations, tolerance, x0=None, preconditioner=None):
+def cg(
+    matvec: Matvec,
+    rhs: PyTree,
+    *,
+    iterations: int,
+    tolerance: ArrayLike,
+    x0: PyTree | None = None,
+    preconditioner: Matvec | None = None,
+) -> Solution:
     """Solve A x = b for a symmetric positive definite A by (preconditioned) conjugate gradients.
 
         x <- x + alpha p,    r <- r - alpha A p,     alpha = r.z / p.Ap
         z = M r,             p <- z + beta p,        beta = r.z / (r.z before)
 
+    b = 0 is solved by x = 0 in no iteration.
+
     Parameters
     ----------
     matvec : function           v -> A v
     rhs : pytree                b
-    iterations : int            at most this many
-    tolerance : scalar          stop at |r| <= tolerance |b|
+    iterations : int            at most this many, >= 1
+    tolerance : scalar          stop at |r| <= tolerance |b|, >= 0
+    x0 : pytree                 the start, like b; None: 0
     preconditioner : function   v -> M v, M symmetric positive definite, near the inverse of A
     Returns
     -------
     Solution
+    Raises
+    ------
+    ValueError, TypeError       a matvec that does not return what is like b, iterations < 1, a negative tolerance
     Source: Hestenes & Stiefel 1952; Nocedal & Wright 2006, algorithm 5.3.
     """
     iterations, tolerance = _check(matvec, iterations, tolerance, preconditioner)
@@ -93,7 +109,15 @@ def cg(matvec, rhs, *, iterations, tolerance, x0=None, preconditioner=None):
     return Solution(end.x, residual, end.count, trees.norm(end.r) <= goal, end.negative, end.broken)
 
 
-def steihaug(matvec, gradient, radius, *, iterations, tolerance, preconditioner=None):
+def steihaug(
+    matvec: Matvec,
+    gradient: PyTree,
+    radius: ArrayLike,
+    *,
+    iterations: int,
+    tolerance: ArrayLike,
+    preconditioner: Matvec | None = None,
+) -> Step:
     """The step of a trust-region method: conjugate gradients on g.s + s.Hs / 2, as far as the ball |s| <= radius.
 
     It ends where H s = -g to the tolerance, or on the surface: at the crossing, or along a direction of negative
@@ -104,10 +128,15 @@ def steihaug(matvec, gradient, radius, *, iterations, tolerance, preconditioner=
     matvec : function           v -> H v, symmetric, not necessarily positive
     gradient : pytree           g
     radius : scalar             > 0
-    tolerance : scalar          stop at |g + H s| <= tolerance |g|
+    iterations : int            at most this many, >= 1
+    tolerance : scalar          stop at |g + H s| <= tolerance |g|, >= 0
+    preconditioner : function   v -> M v, M symmetric positive definite, near the inverse of H
     Returns
     -------
     Step
+    Raises
+    ------
+    ValueError, TypeError       a radius that is not positive; else as for `cg`
     Source: Steihaug 1983; Conn, Gould & Toint 2000, algorithm 7.5.1.
     """
     iterations, tolerance = _check(matvec, iterations, tolerance, preconditioner)
@@ -149,7 +178,16 @@ def steihaug(matvec, gradient, radius, *, iterations, tolerance, preconditioner=
     return Step(end.x, norm, decrease, end.count, small, end.boundary, end.negative, end.broken)
 
 
-def cgls(matvec, transpose, rhs, *, iterations, tolerance, damping=0.0, x0=None):
+def cgls(
+    matvec: Matvec,
+    transpose: Matvec,
+    rhs: PyTree,
+    *,
+    iterations: int,
+    tolerance: ArrayLike,
+    damping: ArrayLike = 0.0,
+    x0: PyTree | None = None,
+) -> Solution:
     """Minimize |A x - b|^2 + damping |x|^2 by conjugate gradients on the normal equations, without forming A'A.
 
         A'(b - A x) = damping x
@@ -160,7 +198,16 @@ def cgls(matvec, transpose, rhs, *, iterations, tolerance, damping=0.0, x0=None)
     ----------
     matvec, transpose : functions       v -> A v and u -> A'u
     rhs : pytree                b
-    tolerance : scalar          stop at |A'(b - A x) - damping x| <= tolerance |A'b|
+    iterations : int            at most this many, >= 1
+    tolerance : scalar          stop at |A'(b - A x) - damping x| <= tolerance |A'b|, >= 0
+    damping : scalar            >= 0
+    x0 : pytree                 the start, like A'b; None: 0
+    Returns
+    -------
+    Solution
+    Raises
+    ------
+    ValueError, TypeError       functions that do not fit each other, a negative damping; else as for `cg`
     Source: Björck 1996, algorithm 7.4.1.
     """
     checks.accepts("transpose", transpose, 1, "transpose(u)")

@@ -1,5 +1,12 @@
 """Eigenvalues of a symmetric matrix from products with it, each with a bound, or the word that it has not converged.
 
+    >>> import jax, jax.numpy as jnp
+    >>> from numdl.krylov import lanczos
+    >>> scales = jnp.arange(100.0)
+    >>> found = lanczos.eigenpairs(jax.random.key(0), lambda v: scales * v, scales, k=2)
+    >>> found.values.round(2).tolist(), found.converged.tolist()
+    ([99.0, 98.0], [True, True])
+
 `eigenpairs` is Lanczos with full reorthogonalization, thick restarts and a second, random start beside what was found;
 a loop in Python over compiled products. `tridiagonalize` is the plain recurrence, for use inside of `jit`.
 
@@ -15,17 +22,20 @@ if that is more, but not what the loss itself loses in this precision.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from numdl import checks
-from numdl.krylov import vectors
-from numdl.krylov.search import Search
+from numdl.krylov import _vectors
+from numdl.krylov._search import Search
 from numdl.records import record
+from numdl.typing import Matvec
 
 
 @record
@@ -53,35 +63,34 @@ class Tridiagonal:
 
 
 def eigenpairs(
-    key,
-    matvec,
-    like,
+    key: Key[Array, ""],
+    matvec: Matvec,
+    like: PyTree,
     *,
-    k,
-    which="largest",
-    tolerance=1e-4,
-    max_matvecs=1000,
-    basis=None,
-    start=None,
-    deflate=None,
-    verify=True,
-):
-    """The k largest (or smallest) eigenvalues of a symmetric matrix with vectors, residuals and intervals.
+    k: int,
+    which: str = "largest",
+    tolerance: float = 1e-4,
+    max_matvecs: int = 1000,
+    basis: int | None = None,
+    start: PyTree | None = None,
+    deflate: PyTree | None = None,
+    verify: bool = True,
+) -> Eigenpairs:
+    """The k largest (or smallest) eigenvalues of a symmetric matrix by Lanczos, with vectors, residuals, intervals.
 
     Parameters
     ----------
+    key : key                   of the random starts
     matvec : function           v -> A v on pytrees like `like`; hand data over in a `Partial`, it is then an argument
     like : pytree               arrays, or shapes and dtypes: the form of a vector, of n numbers
-    which : "largest" | "smallest"      algebraically
+    k : int                     1 <= k <= n
+    which : str                 "largest" or "smallest", algebraically
     tolerance : scalar          residuals asked for, relative to the largest |eigenvalue|
     max_matvecs : int           products at most, at least 2 k: the k of the residuals are among them
     basis : int                 vectors held at once, more than k + 2: fewer restarts for more memory; None: k + 60
     start : pytree              a warm start: vectors with a leading axis, as `vectors` of a matrix nearby
     deflate : pytree            vectors with a leading axis, to be left out: A is P A P, P the projection beside them
     verify : bool               start again at random beside what was found, to meet copies of degenerate eigenvalues
-    Returns
-    -------
-    Eigenpairs
     Raises
     ------
     ValueError, TypeError       k > n, too few products or vectors, an unknown end, leaves that are not real
@@ -89,10 +98,10 @@ def eigenpairs(
     """
     checked = settings(key, k=k, which=which, tolerance=tolerance, max_matvecs=max_matvecs, basis=basis, verify=verify)
     tolerance, max_matvecs, basis = (checked[name] for name in ("tolerance", "max_matvecs", "basis"))
-    flat, layout = vectors.flat(matvec, like)
-    left_out = vectors.Rows(layout.size, layout.dtype)
+    flat, layout = _vectors.flat(matvec, like)
+    left_out = _vectors.Rows(layout.size, layout.dtype)
     for row in () if deflate is None else layout.rows("deflate", deflate):
-        _, unit, norm = vectors.orthonormal(left_out, row)
+        _, unit, norm = _vectors.orthonormal(left_out, row)
         if norm > 0:
             left_out.append(unit)
     k = checks.whole("k", k, most=layout.size - left_out.count)
@@ -104,8 +113,28 @@ def eigenpairs(
     return _certified(search, verify)
 
 
-def settings(key, *, k, which, tolerance, max_matvecs, basis, verify):
-    """The settings of `eigenpairs`, checked: for callers that have much to do before they come to it."""
+def settings(
+    key: Key[Array, ""],
+    *,
+    k: int,
+    which: str,
+    tolerance: float,
+    max_matvecs: int,
+    basis: int | None,
+    verify: bool,
+) -> dict[str, Any]:
+    """The settings of `eigenpairs`, checked: for callers that have much to do before they come to it.
+
+    Parameters
+    ----------
+    key, k, which, tolerance, max_matvecs, basis, verify : as for `eigenpairs`
+    Returns
+    -------
+    dict                        all but key and k
+    Raises
+    ------
+    ValueError, TypeError       as for `eigenpairs`
+    """
     checks.key("key", key)
     k = checks.whole("k", k)
     return {
@@ -117,7 +146,9 @@ def settings(key, *, k, which, tolerance, max_matvecs, basis, verify):
     }
 
 
-def tridiagonalize(matvec, start, num_matvecs, *, reorthogonalize=True):
+def tridiagonalize(
+    matvec: Callable[[Array], Array], start: Float[ArrayLike, "n"], num_matvecs: int, *, reorthogonalize: bool = True
+) -> Tridiagonal:
     """The Lanczos recurrence from a vector, without restarts: traceable, one `lax.scan`.
 
         beta_j q_{j+1} = A q_j - alpha_j q_j - beta_{j-1} q_{j-1}
@@ -132,11 +163,14 @@ def tridiagonalize(matvec, start, num_matvecs, *, reorthogonalize=True):
     Returns
     -------
     Tridiagonal
+    Raises
+    ------
+    ValueError, TypeError       a start that is 0, not finite or not a real vector, m > n, a matvec of another shape
     Source: Lanczos 1950; Paige 1972.
     """
     matvec = checks.returning("matvec", matvec, 1, "matvec(v)")
     reorthogonalize = checks.flag("reorthogonalize", reorthogonalize)
-    start = vectors.nonzero("start", checks.floating("start", start, ndim=1))
+    start = _vectors.nonzero("start", checks.floating("start", start, ndim=1))
     m = checks.whole("num_matvecs", num_matvecs, most=start.size)
     checks.like("matvec(v)", jax.eval_shape(matvec, start), start, of="start")
     first = start / jnp.linalg.norm(start)
@@ -148,8 +182,8 @@ def tridiagonalize(matvec, start, num_matvecs, *, reorthogonalize=True):
         w = matvec(q)
         size = jnp.linalg.norm(w)
         alpha, w = _three_terms(w, q, before, beta)
-        w = vectors.beside(basis, w)[1] if reorthogonalize else w
-        ahead, norm = vectors.unit(w, size)
+        w = _vectors.beside(basis, w)[1] if reorthogonalize else w
+        ahead, norm = _vectors.unit(w, size)
         return (basis, ahead, q, norm), (alpha, norm)
 
     state = (basis, first, jnp.zeros_like(first), jnp.zeros((), start.dtype))
@@ -166,7 +200,7 @@ def _certified(search, verify):
     if search.broken or search.size < search.k:
         return _nothing(search)
     rows, values = search.best()
-    images = search.sign * vectors.products(search.matvec, rows)
+    images = search.sign * _vectors.products(search.matvec, rows)
     if search.left_out.count:
         images = jnp.stack([search.left_out.project(image)[1] for image in images])
     theta, residuals, asymmetry = (np.asarray(x, np.float64) for x in _residuals(rows, images))

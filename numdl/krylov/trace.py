@@ -5,20 +5,23 @@ hutch_plus_plus the trace of a sketched range exactly, the rest at random; 1 / p
 xtrace          the same with every vector used for both; the smallest error for few products
 quadrature      nodes and weights of the spectral density, by Lanczos from random starts
 
-The estimates are traceable; called outside of `jit` they loop in Python over compiled products (`vectors.products`).
+The estimates are traceable; called outside of `jit` they loop in Python over compiled products (`_vectors.products`).
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Key, PyTree
 
 from numdl import checks
-from numdl.krylov import vectors
+from numdl.krylov import _vectors
 from numdl.records import record
+from numdl.typing import Matvec
 
 
 @record
@@ -44,16 +47,26 @@ class Quadrature:
         return weighted_sums(self.weights, self.nodes, function)
 
 
-def hutchinson(key, matvec, like, *, num_matvecs, law="rademacher"):
-    """Trace of A as the mean of z' A z over random z with independent entries of variance 1.
+def hutchinson(
+    key: Key[Array, ""], matvec: Matvec, like: PyTree, *, num_matvecs: int, law: str = "rademacher"
+) -> TraceEstimate:
+    """Trace estimation by Hutchinson's method: the mean of z' A z over random z with entries of variance 1.
 
-        variance of one sample: 2 (|A|_F^2 - sum_i A_ii^2) for random signs, 2 |A|_F^2 for normal entries
+        tr A = E z' A z;    variance of one sample = 2 (|A|_F^2 - sum_i A_ii^2) for signs, 2 |A|_F^2 for normal entries
 
     Parameters
     ----------
+    key : key                   of the random vectors
     matvec : function           v -> A v on pytrees like `like`
+    like : pytree               arrays, or shapes and dtypes
     num_matvecs : int           samples, >= 2
-    law : "rademacher" | "normal"
+    law : str                   "rademacher" or "normal"
+    Returns
+    -------
+    TraceEstimate
+    Raises
+    ------
+    ValueError, TypeError       fewer than 2 samples, another law, a matvec that does not return what is like `like`
     Source: Hutchinson 1990, Commun. Stat. Simul. 19.
     """
     matvec, layout, draws = _opened(key, matvec, like, num_matvecs, 2)
@@ -62,40 +75,59 @@ def hutchinson(key, matvec, like, *, num_matvecs, law="rademacher"):
     return _estimate(samples, draws)
 
 
-def squared_norm(key, matvec, like, *, num_matvecs, law="rademacher"):
-    """Squared Frobenius norm of A, the sum of its squared eigenvalues, as the mean of |A z|^2.
+def squared_norm(
+    key: Key[Array, ""], matvec: Matvec, like: PyTree, *, num_matvecs: int, law: str = "rademacher"
+) -> TraceEstimate:
+    """Squared Frobenius norm of A, the sum of its squared eigenvalues.
 
-    Parameters, Source: those of `hutchinson`.
+        |A|_F^2 = E |A z|^2
+
+    Parameters
+    ----------
+    key, matvec, like, num_matvecs, law : as for `hutchinson`
+    Returns
+    -------
+    TraceEstimate
+    Raises
+    ------
+    ValueError, TypeError       as for `hutchinson`
+    Source: Hutchinson 1990, Commun. Stat. Simul. 19, for A' A.
     """
     matvec, layout, draws = _opened(key, matvec, like, num_matvecs, 2)
     checks.one_of("law", law, _LAWS)
 
     def sample(one):
-        image = vectors.apply(matvec, _LAWS[law](one, layout))
+        image = _vectors.apply(matvec, _LAWS[law](one, layout))
         return _dot(image, image)
 
     return _estimate(_each(sample, jax.random.split(key, draws), matvec), draws)
 
 
-def diagonal(key, matvec, like, *, num_matvecs):
+def diagonal(key: Key[Array, ""], matvec: Matvec, like: PyTree, *, num_matvecs: int) -> TraceEstimate:
     """Diagonal of A as the mean of z * A z over random signs z, with a standard error for each entry.
 
-        variance of one sample of entry i: sum over j != i of A_ij^2
+        diag A = E z * A z;    variance of one sample of entry i = sum over j != i of A_ij^2
 
+    Parameters
+    ----------
+    key, matvec, like, num_matvecs : as for `hutchinson`
     Returns
     -------
     TraceEstimate                    value and stderr like `like`
+    Raises
+    ------
+    ValueError, TypeError       as for `hutchinson`
     Source: Bekas, Kokiopoulou & Saad 2007, Appl. Numer. Math. 57.
     """
     matvec, layout, draws = _opened(key, matvec, like, num_matvecs, 2)
 
     def add(state, one):
         z = _signs(one, layout)
-        return _welford(state, z * vectors.apply(matvec, z))
+        return _welford(state, z * _vectors.apply(matvec, z))
 
     zeros = jnp.zeros(layout.size, layout.dtype)
     state, keys = (jnp.zeros((), layout.dtype), zeros, zeros), jax.random.split(key, draws)
-    if vectors.traced((matvec, keys)):
+    if _vectors.traced((matvec, keys)):
         state, _ = lax.scan(lambda s, one: (add(s, one), None), state, keys)
     else:
         for one in keys:
@@ -105,30 +137,37 @@ def diagonal(key, matvec, like, *, num_matvecs):
     return TraceEstimate(layout.unravel(mean), layout.unravel(stderr), None, draws)
 
 
-def hutch_plus_plus(key, matvec, like, *, num_matvecs):
-    """Trace of A: exactly on the range of A S, S a third of the vectors, and Hutchinson's mean beside it.
+def hutch_plus_plus(key: Key[Array, ""], matvec: Matvec, like: PyTree, *, num_matvecs: int) -> TraceEstimate:
+    """Trace of A by Hutch++: exactly on the range of A S, S a third of the vectors, and Hutchinson's mean beside it.
 
         tr A = tr Q' A Q + tr (I - Q Q') A (I - Q Q'),    Q = orthonormal basis of A S
 
     Parameters
     ----------
+    key, matvec, like : as for `hutchinson`
     num_matvecs : int           >= 6, a third each for the range, for its trace and for what is left
+    Returns
+    -------
+    TraceEstimate
+    Raises
+    ------
+    ValueError, TypeError       fewer than 6 products; else as for `hutchinson`
     Source: Meyer, Musco, Musco & Woodruff 2021, arXiv:2010.09649.
     """
     matvec, layout, num_matvecs = _opened(key, matvec, like, num_matvecs, 6)
     third = min(num_matvecs // 3, layout.size)
     keys = jax.random.split(key, num_matvecs - third)  # the rest is for the last third: its standard error
-    sketch = vectors.products(matvec, _stacked(_signs, keys[:third], layout))
+    sketch = _vectors.products(matvec, _stacked(_signs, keys[:third], layout))
     basis = jnp.linalg.qr(sketch.T)[0].T
-    exact = jnp.sum(basis * vectors.products(matvec, basis))
+    exact = jnp.sum(basis * _vectors.products(matvec, basis))
 
     def sample(one):
-        return exact + _quadratic(matvec, vectors.beside(basis, _signs(one, layout))[1])
+        return exact + _quadratic(matvec, _vectors.beside(basis, _signs(one, layout))[1])
 
     return _estimate(_each(sample, keys[third:], matvec), num_matvecs)
 
 
-def xtrace(key, matvec, like, *, num_matvecs):
+def xtrace(key: Key[Array, ""], matvec: Matvec, like: PyTree, *, num_matvecs: int) -> TraceEstimate:
     """Trace of A, each random vector once for the sketched range and once for what is left beside the others' range.
 
         estimate_i = tr Q_i' A Q_i + scale_i u_i' A u_i,    u_i = (I - Q_i Q_i') z_i,   Q_i = basis of A z_j, j != i
@@ -136,40 +175,60 @@ def xtrace(key, matvec, like, *, num_matvecs):
 
     Parameters
     ----------
+    key, matvec, like : as for `hutchinson`
     num_matvecs : int           even, >= 4, at most 2 n
     Returns
     -------
     TraceEstimate                    stderr is an estimate too: the estimates share most of their range
+    Raises
+    ------
+    ValueError, TypeError       num_matvecs odd, below 4 or above 2 n; else as for `hutchinson`
     Source: Epperly, Tropp & Webber 2024, arXiv:2301.07825.
     """
     matvec, layout, num_matvecs = _opened(key, matvec, like, num_matvecs, 4)
     if num_matvecs % 2 or num_matvecs > 2 * layout.size:
         raise checks.BadValue(f"num_matvecs must be even and at most {2 * layout.size}; got {num_matvecs}")
     z = _stacked(_normal, jax.random.split(key, num_matvecs // 2), layout)
-    basis, upper = _range(vectors.products(matvec, z))
-    samples = _leave_one_out(z, basis, upper, vectors.products(matvec, basis))
+    basis, upper = _range(_vectors.products(matvec, z))
+    samples = _leave_one_out(z, basis, upper, _vectors.products(matvec, basis))
     return _estimate(samples, num_matvecs)
 
 
-def quadrature(key, matvec, like, *, num_matvecs, num_probes, reorthogonalize=False):
-    """Nodes and weights of the spectral density: `num_matvecs` Lanczos steps from each of `num_probes` random starts.
+def quadrature(
+    key: Key[Array, ""],
+    matvec: Matvec,
+    like: PyTree,
+    *,
+    num_matvecs: int,
+    num_probes: int,
+    reorthogonalize: bool = False,
+) -> Quadrature:
+    """MEASURED nodes and weights of the density of states by stochastic Lanczos quadrature (SLQ): density by Lanczos.
 
-        tr f(A) / n  =  mean over starts of sum_j weights[j] f(nodes[j]),   exact for polynomials of degree 2 m - 1
-                        in v' f(A) v
+        tr f(A) / n = mean over starts of sum_j weights[j] f(nodes[j]),   exact for polynomials of degree 2 m - 1
+                      in v' f(A) v
 
     Without reorthogonalization eigenvalues come in copies that share one weight: sums over them are right all the same
     and cost half as much. For lists of eigenvalues use `lanczos.eigenpairs`. Not for use inside of `jit`.
 
     Parameters
     ----------
-    num_matvecs : int           steps m of each start, at most n
-    num_probes : int            starts
-    Source: Golub & Welsch 1969; Ubaru, Chen & Saad 2017, SIAM J. Matrix Anal. 38.
+    key, matvec, like : as for `hutchinson`
+    num_matvecs : int           steps m of each start, at most n of them
+    num_probes : int            random starts, >= 1
+    reorthogonalize : bool      each step against all before
+    Returns
+    -------
+    Quadrature
+    Raises
+    ------
+    ValueError, TypeError       counts below 1, called inside of jit; else as for `hutchinson`
+    Source: Golub & Welsch 1969; Ubaru, Chen & Saad 2017, SIAM J. Matrix Anal. 38.    Experiment: e1.
     """
     matvec, layout, num_probes = _opened(key, matvec, like, num_probes, 1, "num_probes")
     steps = min(checks.whole("num_matvecs", num_matvecs), layout.size)
     reorthogonalize = checks.flag("reorthogonalize", reorthogonalize)
-    if vectors.traced((key, matvec)):
+    if _vectors.traced((key, matvec)):
         raise checks.BadType(
             "key and matvec must be known outside of jit; got tracers: inside, use lanczos.tridiagonalize"
         )
@@ -178,8 +237,17 @@ def quadrature(key, matvec, like, *, num_matvecs, num_probes, reorthogonalize=Fa
     return Quadrature(nodes, weights, layout.size)
 
 
-def weighted_sums(weights, nodes, function):
-    """The sum of weights * function(nodes) along the last axis; where a weight is 0 the value is not looked at."""
+def weighted_sums(weights: np.ndarray, nodes: np.ndarray, function: Callable) -> np.ndarray:
+    """The sum of weights * function(nodes) along the last axis; where a weight is 0 the value is not looked at.
+
+    Parameters
+    ----------
+    weights, nodes : array [..., m]     as a `Quadrature` holds them
+    function : function                 of the nodes, elementwise
+    Raises
+    ------
+    ValueError, TypeError               no function, or one that returns another shape
+    """
     checks.accepts("function", function, 1, "function(eigenvalues)")
     values = checks.array("function(eigenvalues)", function(nodes), kind="number")
     if values.shape:  # else a constant
@@ -191,14 +259,14 @@ def _rule(key, matvec, layout, steps, reorthogonalize):
     """One Gauss rule: the eigenvalues of the tridiagonal matrix, and the squares of their vectors' first entries."""
     q = _unit(_normal(key, layout))
     before, beta = jnp.zeros_like(q), jnp.zeros((), q.dtype)
-    space, diagonal, off_diagonal = vectors.Rows(layout.size, layout.dtype), [], []
+    space, diagonal, off_diagonal = _vectors.Rows(layout.size, layout.dtype), [], []
     eager = getattr(matvec.matvec, "eager", False)
     for _ in range(steps):
         step = _advance(None, matvec(q), q, before, beta) if eager else _advance(matvec, q, q, before, beta)
         before, (q, alpha, beta) = q, step
         if reorthogonalize:
             space.append(before)
-            _, q, norm = vectors.orthonormal(space, q)
+            _, q, norm = _vectors.orthonormal(space, q)
             beta = beta * np.asarray(norm, q.dtype)
         diagonal.append(alpha)
         off_diagonal.append(beta)
@@ -259,7 +327,7 @@ def _lifted(upper):
 
 def _opened(key, matvec, like, count, least, name="num_matvecs"):
     checks.key("key", key)
-    matvec, layout = vectors.flat(matvec, like)
+    matvec, layout = _vectors.flat(matvec, like)
     return matvec, layout, checks.whole(name, count, least=least)
 
 
@@ -271,7 +339,7 @@ def _estimate(samples, matvecs):
 
 def _each(sample, keys, matvec):
     """sample(key) for each key, stacked; in Python outside of jit."""
-    if vectors.traced((matvec, keys)):
+    if _vectors.traced((matvec, keys)):
         return lax.map(sample, keys)
     found = [sample(keys[i]) for i in range(len(keys))]
     return jnp.asarray(np.stack(jax.device_get(found)))  # a compiled stack of hundreds of numbers takes seconds
@@ -282,7 +350,7 @@ def _stacked(draw, keys, layout):
 
 
 def _quadratic(matvec, z):
-    return _dot(z, vectors.apply(matvec, z))
+    return _dot(z, _vectors.apply(matvec, z))
 
 
 @jax.jit

@@ -7,7 +7,7 @@ import pytest
 
 from numdl import activations, data
 from numdl.analysis import curvature
-from numdl.krylov import vectors
+from numdl.krylov import _vectors
 from numdl.networks import dense
 
 pytestmark = [pytest.mark.slow]
@@ -43,10 +43,10 @@ def test_top_eigenvalues_beside_arpack(dtype):
     found = curvature.top_eigenvalues(loss, *single, k=5, key=jax.random.key(1))
 
     operator = curvature.hessian(loss, *double)
-    product, layout = vectors.flat(operator, operator.like)
+    product, layout = _vectors.flat(operator, operator.like)
     matrix = LinearOperator(
         (layout.size, layout.size),
-        matvec=lambda v: np.asarray(vectors.apply(product, jnp.asarray(v.ravel(), np.float64))),
+        matvec=lambda v: np.asarray(_vectors.apply(product, jnp.asarray(v.ravel(), np.float64))),
         dtype=np.float64,
     )
     exact = np.sort(eigsh(matrix, k=5, which="LA", tol=1e-10, return_eigenvectors=False))[::-1]

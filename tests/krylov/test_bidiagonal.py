@@ -95,6 +95,21 @@ def test_pytrees_and_an_own_transpose():
     assert calls and found.right["a"].shape == (2, 2, 5) and found.left[0].shape == (2, ROWS)
 
 
+def test_a_start_of_zero_is_refused_and_nothing_that_is_not_finite_converges():
+    matrix = matrix_of(np.ones(ROWS))
+    zero = jnp.zeros(matrix.shape[1], WIDEST)
+
+    def factors(start):
+        return bidiagonal.decompose(lambda v: matrix @ v, lambda u: matrix.T @ u, start, num_matvecs=2)
+
+    with pytest.raises(ValueError, match="start must be a finite vector that is not 0; got one of norm 0"):
+        factors(zero)
+    found = jax.jit(factors)(zero)
+    assert np.isnan(found.diagonal).all() and np.isnan(found.off_diagonal).all()
+    lost = solve(matrix.at[1, 2].set(np.nan))
+    assert np.isnan(lost.values).all() and not lost.converged.any()
+
+
 def test_errors_name_the_argument():
     matrix = matrix_of(np.ones(ROWS))
     with pytest.raises(ValueError, match=rf"num_matvecs must be an integer in 1\.\.{ROWS}; got 15"):

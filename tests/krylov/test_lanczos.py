@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from numdl.krylov import lanczos, vectors
+from numdl.krylov import _vectors, lanczos
 from tests.selection import in_turn
 
 pytestmark = pytest.mark.float32
@@ -277,7 +277,7 @@ def test_errors_name_the_argument():
 
 def test_rows_keep_what_they_are_given():
     rows = np.linalg.qr(np.random.default_rng(0).normal(size=(N, 20)))[0].T
-    space = vectors.Rows(N, WIDEST)
+    space = _vectors.Rows(N, WIDEST)
     for row in jnp.asarray(rows, WIDEST):
         space.append(row)
     assert space.count == 20 and len(space.blocks) == 2
@@ -290,5 +290,5 @@ def test_rows_keep_what_they_are_given():
     copy = space.copy()
     copy.append(w)
     assert (copy.count, space.count) == (21, 20) and not np.any(space.blocks[1][4])
-    _, _, norm = vectors.orthonormal(space, jnp.asarray(rows[3], WIDEST))
+    _, _, norm = _vectors.orthonormal(space, jnp.asarray(rows[3], WIDEST))
     assert norm == 0

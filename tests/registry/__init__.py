@@ -25,8 +25,6 @@ INTERNAL = {
     "analysis.critical",
     "analysis.recognition",
     "checks",
-    "krylov.search",
-    "krylov.vectors",
     "lazy",
     "networks.fields",
     "networks.stages",

@@ -7,7 +7,7 @@ import numpy as np
 
 from numdl import checks
 from numdl.analysis.curvature._operators import Operator
-from numdl.krylov import vectors
+from numdl.krylov import _vectors
 from numdl.records import record
 
 
@@ -50,7 +50,7 @@ def needs(operator: Operator, *, basis: int, extra: int = 4) -> MemoryUse:
     basis, extra = checks.whole("basis", basis), checks.whole("extra", extra, least=0)
     if not hasattr(operator, "like") or not hasattr(operator, "kept_bytes"):
         raise checks.BadType(f"operator must be an Operator, made by hessian or gauss_newton; got {operator!r}")
-    layout = vectors.layout("params", operator.like)
+    layout = _vectors.layout("params", operator.like)
     vector = layout.size * layout.dtype.itemsize
     product = operator.kept_bytes
     held = (2 * basis + extra) * vector

@@ -17,7 +17,7 @@ import numpy as np
 
 from numdl import checks, precision
 from numdl.analysis.curvature import _kinds, _memory
-from numdl.krylov import vectors
+from numdl.krylov import _vectors
 
 _SLACK = 1e3  # rounding units between two orders of summation
 
@@ -42,10 +42,10 @@ def chunked(operator, reduces):
         pieces = [piece for piece, _ in operator.pieces()]
         weight = sum(_weight(piece)[0] for piece in pieces)
         operator = dataclasses.replace(operator, reduction="pair", weight=weight)
-        if not vectors.traced(operator):
+        if not _vectors.traced(operator):
             _check_weights(pieces, weight)
     per_example = isinstance(operator.kind, _kinds.EmpiricalFisher)
-    if not vectors.traced(operator) and not per_example:
+    if not _vectors.traced(operator) and not per_example:
         _verify(operator)
     return operator
 
@@ -54,7 +54,7 @@ def _verify(operator):
     count = jax.tree.leaves(operator.batch)[0].shape[0]
     if operator.chunk >= count:
         return
-    layout = vectors.layout("params", operator.like)
+    layout = _vectors.layout("params", operator.like)
     v = layout.unravel(np.random.default_rng(0).standard_normal(layout.size).astype(layout.dtype))
     room = 2.0 * operator.kept_bytes * -(-count // operator.chunk) < 0.9 * _memory.available()
     other = dataclasses.replace(operator, chunk=None, weight=None) if room else _dealt(operator, count)
@@ -117,7 +117,7 @@ def _dealt(operator, count):
 
 
 def _flat(operator, layout, v):
-    return np.asarray(layout.ravel(vectors.apply(operator, v)), np.float64)
+    return np.asarray(layout.ravel(_vectors.apply(operator, v)), np.float64)
 
 
 def _check_weights(pieces, weight):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.krylov import vectors
+from numdl.krylov import _vectors
 
 RISK = 1e-3  # the probability with which a random start may hide an eigenvalue above the ceiling
 
@@ -54,7 +54,7 @@ class Search:
         for _ in range(3):
             self.key, key = jax.random.split(self.key)
             start = jax.random.normal(key, (self.layout.size,), self.layout.dtype) if warm is None else warm
-            _, self.next, norm = vectors.orthonormal(self.space, start)
+            _, self.next, norm = _vectors.orthonormal(self.space, start)
             if norm > 0 and np.isfinite(norm):
                 return
             warm = None
@@ -64,9 +64,9 @@ class Search:
         q, j = self.next, self.size
         before, coupling = (q, 0.0) if self.previous is None else (self.previous, self.coupling)
         self.space.append(q)
-        w = vectors.apply(self.matvec, q)
+        w = _vectors.apply(self.matvec, q)
         alpha, w = _recur(w, q, before, np.asarray(coupling, w.dtype), np.asarray(self.sign, w.dtype))
-        coefficients, ahead, norm = vectors.orthonormal(self.space, w)
+        coefficients, ahead, norm = _vectors.orthonormal(self.space, w)
         column = coefficients[self.left_out.count :]
         column[j] += float(alpha)
         if self.previous is not None:

@@ -252,8 +252,10 @@ def beside(rows, w):
 def unit(w, size):
     """(w / |w|, |w|), or zeros and 0 where no more is left than the rounding of a vector of norm `size`."""
     norm = jnp.linalg.norm(w)
-    norm = jnp.where(norm > EXHAUSTED * jnp.finfo(w.dtype).eps * size, norm, jnp.zeros_like(norm))
-    return jnp.where(norm > 0, w / jnp.where(norm > 0, norm, jnp.ones_like(norm)), jnp.zeros_like(w)), norm
+    # Not `norm > ...`: nan is not exhausted, and must be seen by whoever asks next.
+    exhausted = norm <= EXHAUSTED * jnp.finfo(w.dtype).eps * size
+    found = jnp.where(exhausted, jnp.zeros_like(w), w / jnp.where(exhausted, jnp.ones_like(norm), norm))
+    return found, jnp.where(exhausted, jnp.zeros_like(norm), norm)
 
 
 def unit_beside(rows, w, spare=None):
@@ -265,7 +267,7 @@ def unit_beside(rows, w, spare=None):
     found, norm = unit(rest, jnp.linalg.norm(w))
     if spare is not None:
         other, _ = unit(beside(rows, spare)[1], jnp.linalg.norm(spare))
-        found = jnp.where(norm > 0, found, other)
+        found = jnp.where(norm == 0, other, found)
     return coefficients, found, norm
 
 
