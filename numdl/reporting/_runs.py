@@ -187,7 +187,7 @@ def writable(folder: StrPath) -> pathlib.Path:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise OSError(f"results folder {folder} cannot be written: {error.strerror}") from error
+        raise type(error)(f"results folder {folder} cannot be written: {error.strerror}") from error
     return folder
 
 
