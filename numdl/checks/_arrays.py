@@ -1,13 +1,24 @@
 """Arrays: dtype, axes, byte order; random keys; dtypes themselves."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
 from numdl.checks._refusals import BadType, BadValue, shaped, shown
 
 
-def key(name, value):
-    """A typed random key, jax.random.key(seed): one key unless a batch of them is traced."""
+def key(name: str, value: Any) -> Any:
+    """A typed random key, jax.random.key(seed): one key unless a batch of them is traced.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    value : any                 what came
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     if not is_key(value):
         raise BadType(f"{name} must be a typed key, jax.random.key(seed); got {shown(value)}")
     if value.shape != ():
@@ -15,13 +26,27 @@ def key(name, value):
     return value
 
 
-def is_key(value):
-    """Whether this is a typed random key, or an array of them."""
+def is_key(value: Any) -> bool:
+    """Whether this is a typed random key, or an array of them.
+
+    Parameters
+    ----------
+    value : any                 what came
+    """
     return isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
-def native(name, value):
-    """The value; an array in the machine's byte order, nothing masked, not deleted: jax reads the bytes as they lie."""
+def native(name: str, value: Any) -> Any:
+    """The value; an array in the machine's byte order, nothing masked, not deleted: jax reads the bytes as they lie.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    value : any                 what came
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.is_deleted():
         raise BadValue(f"{name} must be an array that still exists; got a deleted one of shape {value.shape}")
     if isinstance(value, np.ma.MaskedArray):
@@ -35,10 +60,30 @@ def native(name, value):
     return value
 
 
-def array(name, value, *, kind="real", ndim=None, least_ndim=None, empty=False):
+def array(
+    name: str,
+    value: Any,
+    *,
+    kind: str = "real",
+    ndim: int | None = None,
+    least_ndim: int | None = None,
+    empty: bool = False,
+) -> Any:
     """Numbers as an array: a jax array as it is, all else as NumPy's, native and not masked; lists are converted.
 
     kind is "floating", "inexact" (or complex), "integer", "real" (floating, integer or bool) or "number" (or complex).
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    value : any                 what came
+    kind : str                  "real", "number", "inexact", ...: what the numbers may be
+    ndim : int                  axes asked for; None: any number
+    least_ndim : int            the fewest axes; None: any number
+    empty : bool                whether nothing at all is allowed
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
     """
     allowed = f"an array of {_KINDS[kind][0]}"
     value = came = native(name, value)
@@ -59,8 +104,19 @@ def array(name, value, *, kind="real", ndim=None, least_ndim=None, empty=False):
     return value
 
 
-def floating(name, value, *, ndim=None, least_ndim=None):
-    """A non-empty array of real floating-point numbers with the number of axes asked for."""
+def floating(name: str, value: Any, *, ndim: int | None = None, least_ndim: int | None = None) -> Any:
+    """A non-empty array of real floating-point numbers with the number of axes asked for.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    value : any                 what came
+    ndim : int                  axes asked for; None: any number
+    least_ndim : int            the fewest axes; None: any number
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     dtype = getattr(value, "dtype", None)
     if dtype is None or not hasattr(value, "shape"):
         raise BadType(f"{name} must be an array of floating-point numbers; got {shown(value)}")
@@ -72,8 +128,17 @@ def floating(name, value, *, ndim=None, least_ndim=None):
     return array(name, value, kind="floating", ndim=ndim, least_ndim=least_ndim)
 
 
-def dtype(name, value):
-    """A dtype that jax keeps as it is: without x64, "float64" would become float32 in silence."""
+def dtype(name: str, value: Any) -> np.dtype:
+    """A dtype that jax keeps as it is: without x64, "float64" would become float32 in silence.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    value : any                 what came
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     found = known_dtype(name, value)
     if jax.dtypes.canonicalize_dtype(found) != found:
         raise BadValue(
@@ -82,16 +147,35 @@ def dtype(name, value):
     return found
 
 
-def known_dtype(name, value):
-    """A dtype, whether or not jax keeps it as it is."""
+def known_dtype(name: str, value: Any) -> np.dtype:
+    """A dtype, whether or not jax keeps it as it is.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    value : any                 what came
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     try:
         return np.dtype(value)
     except TypeError as error:
         raise BadType(f"{name} must be a dtype such as 'float32'; got {shown(value)}") from error
 
 
-def shape(name, value, expected):
-    """An array whose shape is `expected`; None stands for any length."""
+def shape(name: str, value: Any, expected: tuple) -> Any:
+    """An array whose shape is `expected`; None stands for any length.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    value : any                 what came
+    expected : tuple            lengths; None for any length
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     got = tuple(np.shape(value))
     if len(got) != len(expected) or any(e is not None and e != g for e, g in zip(expected, got, strict=True)):
         wanted = "(" + ", ".join("any" if e is None else str(e) for e in expected) + ")"

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,15 +11,35 @@ import numpy as np
 from numdl.checks._refusals import BadType, BadValue, shown
 
 
-def function(name, value):
-    """Something that can be called."""
+def function(name: str, value: Any) -> Any:
+    """Something that can be called.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    value : any                 what came
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     if not callable(value):
         raise BadType(f"{name} must be a function; got {shown(value)}")
     return value
 
 
-def accepts(name, value, count, signature):
-    """A function that can be called with this many arguments; `signature` shows them: "loss(params, batch)"."""
+def accepts(name: str, value: Any, count: int, signature: str) -> Any:
+    """A function that can be called with this many arguments; `signature` shows them: "loss(params, batch)".
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    value : any                 what came
+    count : int                 arguments that it is called with
+    signature : str             how the call looks, for the message
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     function(name, value)
     try:
         taken = inspect.signature(value)
@@ -31,16 +52,36 @@ def accepts(name, value, count, signature):
     return value
 
 
-def as_pytree(function):
-    """The function as a pytree: a Partial's arrays stay arguments of compiled code, anything else is taken as it is."""
+def as_pytree(function: Any) -> Any:
+    """The function as a pytree: a Partial's arrays stay arguments of compiled code, anything else is taken as it is.
+
+    Parameters
+    ----------
+    function : function         what came
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     return function if isinstance(function, jax.tree_util.Partial) else jax.tree_util.Partial(function)
 
 
-def returning(name, value, count, signature, *, scalar=False, static=False):
+def returning(name: str, value: Any, count: int, signature: str, *, scalar: bool = False, static: bool = False) -> Any:
     """The function as a Partial that refuses to return anything else than arrays, or than one real number.
 
     What it returns is looked at when it is called, so under a trace and before anything is compiled; equal functions
     are equal, so that `jit` knows them again. `static`: as no Partial, whose equality is identity outside of a pytree.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    value : any                 what came
+    count : int                 arguments that it is called with
+    signature : str             how the call looks, for the message
+    scalar : bool               whether it must return one real number
+    static : bool               whether what it holds is static under jit
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
     """
     accepts(name, value, count, signature)
     if static:
@@ -51,8 +92,18 @@ def returning(name, value, count, signature, *, scalar=False, static=False):
     return jax.tree_util.Partial(_Returning(name, signature, value.func, scalar), *value.args, **value.keywords)
 
 
-def one_real_number(name, signature, value):
-    """What a loss returned: a real floating-point scalar."""
+def one_real_number(name: str, signature: str, value: Any) -> Any:
+    """What a loss returned: a real floating-point scalar.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    signature : str             how the call looks, for the message
+    value : any                 what came back
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     number = isinstance(value, bool | int | float | complex) or getattr(value, "shape", None) == ()
     if not number or not jax.dtypes.issubdtype(getattr(value, "dtype", type(value)), np.floating):
         raise BadValue(f"{name} must return one real number, as {signature} -> scalar; got {_returned(value)}")

@@ -1,6 +1,7 @@
 """Numbers: whole ones, finite ones, and a range they must lie in."""
 
 import operator
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,8 +10,19 @@ from numdl.checks._arrays import native
 from numdl.checks._refusals import BadType, BadValue, shaped, shown
 
 
-def whole(name, value, *, least=1, most=None):
-    """An int in least..most, from any whole number: int, NumPy integer, 0-d integer array; a bool is not one."""
+def whole(name: str, value: Any, *, least: int = 1, most: int | None = None) -> int:
+    """An int in least..most, from any whole number: int, NumPy integer, 0-d integer array; a bool is not one.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    value : any                 what came
+    least : int                 the least that is allowed
+    most : int                  the most that is allowed; None: no limit
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     allowed = f"an integer >= {least}" if most is None else f"an integer in {least}..{most}"
     number = _index(value)
     if number is None:
@@ -20,8 +32,19 @@ def whole(name, value, *, least=1, most=None):
     return number
 
 
-def wholes(name, values, *, least=1, fewest=1):
-    """A tuple of ints, each as in `whole`, from a sequence of at least `fewest`."""
+def wholes(name: str, values: Any, *, least: int = 1, fewest: int = 1) -> tuple[int, ...]:
+    """A tuple of ints, each as in `whole`, from a sequence of at least `fewest`.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    values : sequence           what came
+    least : int                 the least that each may be
+    fewest : int                the fewest entries
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     try:
         items = None if isinstance(values, str | bytes | dict | set | frozenset) else tuple(values)
     except TypeError:
@@ -34,8 +57,29 @@ def wholes(name, values, *, least=1, fewest=1):
     return numbers
 
 
-def finite(name, value, *, least=-np.inf, most=np.inf, above=None, shape=None):
-    """Real numbers, all finite, in [least, most] (strictly above `above`); `shape=()` asks for a scalar."""
+def finite(
+    name: str,
+    value: Any,
+    *,
+    least: float = -np.inf,
+    most: float = np.inf,
+    above: float | None = None,
+    shape: tuple | None = None,
+) -> Any:
+    """Real numbers, all finite, in [least, most] (strictly above `above`); `shape=()` asks for a scalar.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    value : any                 what came
+    least : number              the least that is allowed
+    most : number               the most that is allowed
+    above : number              what must be exceeded; None: nothing
+    shape : tuple               the shape asked for, () for a scalar; None: any
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     allowed = _range(least, most, above, shape)
     if isinstance(value, jax.core.Tracer):
         array = value
@@ -55,25 +99,63 @@ def finite(name, value, *, least=-np.inf, most=np.inf, above=None, shape=None):
     return value
 
 
-def sequence(name, values):
-    """A tuple of floats from a sequence of finite numbers, such as (0.0,)."""
+def sequence(name: str, values: Any) -> tuple[float, ...]:
+    """A tuple of floats from a sequence of finite numbers, such as (0.0,).
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    values : sequence           what came
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     if isinstance(values, str) or np.ndim(values) != 1:
         raise BadType(f"{name} must be a sequence of numbers, such as (0.0,); got {shown(values)}")
     return tuple(float(finite(name, value, shape=())) for value in values)
 
 
-def variance(name, value, *, shape=None):
-    """Finite and not negative."""
+def variance(name: str, value: Any, *, shape: tuple | None = None) -> Any:
+    """Finite and not negative.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    value : any                 what came
+    shape : tuple               the shape asked for, () for a scalar; None: any
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     return finite(name, value, least=0.0, shape=shape)
 
 
-def positive(name, value, *, shape=None):
-    """Finite and above zero."""
+def positive(name: str, value: Any, *, shape: tuple | None = None) -> Any:
+    """Finite and above zero.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    value : any                 what came
+    shape : tuple               the shape asked for, () for a scalar; None: any
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     return finite(name, value, above=0.0, shape=shape)
 
 
-def concrete(name, value):
-    """Not a tracer: theory is computed outside of jit, in float64."""
+def concrete(name: str, value: Any) -> Any:
+    """Not a tracer: theory is computed outside of jit, in float64.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    value : any                 what came
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     if isinstance(value, jax.core.Tracer):
         raise BadType(f"{name} must be a number known outside of jit, vmap and grad; got {value}")
     return value

@@ -1,5 +1,7 @@
 """What a check raises, and how the value that came is shown."""
 
+from typing import Any
+
 import numpy as np
 
 
@@ -15,8 +17,13 @@ class BadType(Refused, TypeError):  # noqa: N818
     """A value of a kind that is not allowed."""
 
 
-def shown(value):
-    """The value in a few words; an array by its shape and dtype."""
+def shown(value: Any) -> str:
+    """The value in a few words; an array by its shape and dtype.
+
+    Parameters
+    ----------
+    value : any                 what came
+    """
     if getattr(value, "shape", ()) and hasattr(value, "dtype"):
         return f"an array of shape {tuple(value.shape)}, dtype {value.dtype}"
     try:

@@ -1,14 +1,26 @@
 """Pytrees of arrays: parameters, batches, things shaped like them."""
 
+from typing import Any
+
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from numdl.checks._arrays import native
 from numdl.checks._refusals import BadType, BadValue, shown
 
 
-def leaf(name, value):
-    """A leaf of a pytree of parameters or data: an array (numbers, bools, keys) or a Python number, native."""
+def leaf(name: str, value: Any) -> Any:
+    """A leaf of a pytree of parameters or data: an array (numbers, bools, keys) or a Python number, native.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    value : any                 what came
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     if isinstance(value, bool | int | float | complex):
         return np.asarray(value, jax.dtypes.canonicalize_dtype(np.asarray(value).dtype))
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
@@ -20,8 +32,19 @@ def leaf(name, value):
     return native(name, value)
 
 
-def leaves(name, tree, *, examples=False, empty=False):
-    """A pytree of native arrays, at least one unless `empty`; `examples`: of one length >= 1 along their first axes."""
+def leaves(name: str, tree: PyTree, *, examples: bool = False, empty: bool = False) -> Any:
+    """A pytree of native arrays, at least one unless `empty`; `examples`: of one length >= 1 along their first axes.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    tree : pytree               what came
+    examples : bool             whether all leaves have one length >= 1 along axis 0
+    empty : bool                whether nothing at all is allowed
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     pairs, structure = jax.tree_util.tree_flatten_with_path(tree)
     if not pairs and not empty:
         raise BadValue(f"{name} must hold at least one array; got {shown(tree)}")
@@ -35,8 +58,19 @@ def leaves(name, tree, *, examples=False, empty=False):
     return jax.tree.unflatten(structure, found)
 
 
-def length(name, tree, *, of="examples", least=1):
-    """The length, at least `least`, that all leaves of a pytree have along axis 0."""
+def length(name: str, tree: PyTree, *, of: str = "examples", least: int = 1) -> int:
+    """The length, at least `least`, that all leaves of a pytree have along axis 0.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    tree : pytree               what came
+    of : str                    what the caller knows it as
+    least : int                 the least length
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     lengths = {
         jax.tree_util.keystr(path): np.shape(leaf)[:1] for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
@@ -51,8 +85,18 @@ def length(name, tree, *, of="examples", least=1):
     return found
 
 
-def floats(name, tree, *, empty=False):
-    """A pytree of floating-point or complex arrays, all native; `empty`: or of none."""
+def floats(name: str, tree: PyTree, *, empty: bool = False) -> Any:
+    """A pytree of floating-point or complex arrays, all native; `empty`: or of none.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    tree : pytree               what came
+    empty : bool                whether nothing at all is allowed
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     if empty and not jax.tree.leaves(tree):
         return tree
     tree = leaves(name, tree)
@@ -65,8 +109,20 @@ def floats(name, tree, *, empty=False):
     return tree
 
 
-def together(name, tree, other, like, *, of="examples"):
-    """The length along axis 0 of two pytrees of examples, which must be the same; `other` names the second."""
+def together(name: str, tree: PyTree, other: str, like: PyTree, *, of: str = "examples") -> int:
+    """The length along axis 0 of two pytrees of examples, which must be the same; `other` names the second.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    tree : pytree               what came
+    other : str                 what the caller calls the second tree
+    like : pytree               the second tree
+    of : str                    what the caller knows it as
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     first, second = length(name, tree, of=of), length(other, like, of=of)
     if first != second:
         shapes = [tuple(np.shape(jax.tree.leaves(one)[0])) for one in (tree, like)]
@@ -74,8 +130,19 @@ def together(name, tree, other, like, *, of="examples"):
     return first
 
 
-def like(name, tree, expected, *, of="params"):
-    """A pytree with the structure and the leaves' shapes of `expected`, which the caller knows as `of`."""
+def like(name: str, tree: PyTree, expected: PyTree, *, of: str = "params") -> Any:
+    """A pytree with the structure and the leaves' shapes of `expected`, which the caller knows as `of`.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    tree : pytree               what came
+    expected : pytree           arrays, or shapes and dtypes
+    of : str                    what the caller knows it as
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
     got, wanted = _shapes(tree), _shapes(expected)
     if got != wanted or jax.tree.structure(tree) != jax.tree.structure(expected):
         place = next((path for path in {**wanted, **got} if got.get(path) != wanted.get(path)), None)
