@@ -8,6 +8,17 @@
 
 `apply(params, x)` treats the examples one by one: batch statistics must be frozen, nothing random.
 Twin: theory.kernels.
+
+    >>> import jax.numpy as jnp
+    >>> from numdl.analysis import kernels
+    >>> def apply(params, x):
+    ...     return jnp.tanh(x @ params["first"]) @ params["second"]
+    >>> params = {"first": jnp.zeros((2, 3)), "second": jnp.ones((3, 1))}
+    >>> x = jnp.array([[1.0, 0.0], [1.0, 1.0]])
+    >>> kernels.ntk(apply, params, x).tolist()  # 3 x x': the second layer's inputs are 0
+    [[3.0, 3.0], [3.0, 6.0]]
+    >>> kernels.estimate(apply, params, x).method
+    'layers'
 """
 
 from numdl.analysis.kernels._comparing import (

@@ -1,16 +1,19 @@
 """MEASURED: kernels compared with each other, and a network with its linear model at the start of training."""
 
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from numdl import checks, trees
 from numdl.analysis import _parts
 from numdl.analysis.kernels import _doors, _tangent
 from numdl.precision import widen
 from numdl.records import record
+from numdl.typing import Apply
 
 
 @record
@@ -32,17 +35,21 @@ class Laziness:
     distance: jax.Array  # [T]: |params_t - params_0| / |params_0|
 
 
-def alignment(kernel1, kernel2, *, centered=True):
-    """MEASURED cosine of two kernels on the same examples as vectors, -1..1: centered kernel alignment.
+def alignment(kernel1: ArrayLike, kernel2: ArrayLike, *, centered: bool = True) -> Scalar:
+    """MEASURED cosine of two kernels on the same examples as vectors, -1..1: centered kernel alignment (CKA).
 
         <C K1 C, C K2 C> / (|C K1 C| |C K2 C|),     C = 1 - 1 1' / N; without centering C = 1
 
     Parameters
     ----------
     kernel1, kernel2 : arrays [N, N]    of features X: X @ X.T; of targets: `target_kernel`
+    centered : bool             whether the means of rows and columns are taken off first
     Returns
     -------
-    scalar                              nan where a centered kernel is 0 within rounding
+    scalar                      nan where a centered kernel is 0 within rounding
+    Raises
+    ------
+    ValueError, TypeError       not two square arrays of one shape
     Source: Cortes et al. 2012, JMLR 13; Kornblith et al. 2019, arXiv:1905.00414.
     """
     kernel1, kernel2 = checks.array("kernel1", kernel1, ndim=2), checks.array("kernel2", kernel2, ndim=2)
@@ -53,8 +60,19 @@ def alignment(kernel1, kernel2, *, centered=True):
     return jnp.sum(one * other)
 
 
-def target_kernel(targets):
-    """The kernel of targets: y y' of [N] or [N, k] numbers, 1 or 0 for equal or different integer labels [N]."""
+def target_kernel(targets: ArrayLike) -> Float[Array, "N N"]:
+    """The kernel of targets: y y' of [N] or [N, ...] numbers, 1 or 0 for equal or different integer labels [N].
+
+    Parameters
+    ----------
+    targets : array [N] or [N, ...]     integers are labels, [N] only; floating-point numbers are values
+    Returns
+    -------
+    array [N, N]                floating, in float32 at least
+    Raises
+    ------
+    ValueError, TypeError       not an array of numbers, integers of more than one axis
+    """
     targets = checks.array("targets", targets, least_ndim=1)
     whole = jnp.issubdtype(targets.dtype, jnp.integer)
     targets = jnp.asarray(checks.shape("targets", targets, (None,)) if whole else targets)
@@ -64,10 +82,22 @@ def target_kernel(targets):
     return rows @ rows.T
 
 
-def drift(kernel0, kernel):
-    """MEASURED |K - K0| / |K0| in the Frobenius norm, how far a kernel has moved: [...], leading axes of `kernel`.
+def drift(kernel0: ArrayLike, kernel: ArrayLike) -> Float[Array, "..."]:
+    """MEASURED kernel drift |K - K0| / |K0| in the Frobenius norm: how far a kernel has moved in training.
 
     In float32 at least. From a kernel K0 that is 0: inf, and nan where K is 0 too.
+
+    Parameters
+    ----------
+    kernel0 : array [N1, N2, ..]    the first one
+    kernel : array [..., N1, N2, ..]    later ones, any leading axes
+    Returns
+    -------
+    array [...]                 the leading axes of `kernel`
+    Raises
+    ------
+    ValueError, TypeError       not arrays, kernels of different shapes
+    Source: Fort et al. 2020, arXiv:2010.15110.    Twin: theory.kernels.gradient_flow.    Experiments: e3, e5.
     """
     kernel0 = checks.array("kernel0", kernel0, least_ndim=2)
     kernel = checks.array("kernel", kernel, least_ndim=kernel0.ndim)
@@ -82,10 +112,24 @@ def drift(kernel0, kernel):
     return jnp.where(largest > 0, moved, jnp.where(jnp.any(flat != 0, axis=-1), jnp.inf, jnp.nan))
 
 
-def linearize(apply, params, *, frozen=()):
-    """The linear model at `params`: a function(new_params, x) -> f(params, x) + df/dparams (new_params - params).
+def linearize(apply: Apply, params: PyTree, *, frozen: Sequence[str] = ()) -> Callable[[PyTree, PyTree], Array]:
+    """The linear model of a function at `params`: first order in the parameters.
+
+        linear(new_params, x) = f(params, x) + df/dparams (new_params - params)
 
     What does not move, and what `frozen` names, is that of `params`, whatever new_params hold there.
+
+    Parameters
+    ----------
+    apply : function            f: apply(params, x) -> outputs [N, ...]
+    params : pytree             floating leaves [..] move
+    frozen : names              paths of leaves that stay
+    Returns
+    -------
+    function                    (new_params, x) -> outputs
+    Raises
+    ------
+    ValueError, TypeError       not a function, nothing that moves; at the call: new_params not like params
     Source: Lee et al. 2019, arXiv:1902.06720, eq. (5).
     """
     apply = checks.returning("apply", apply, 2, "apply(params, x)")
@@ -99,12 +143,29 @@ def linearize(apply, params, *, frozen=()):
     return linear
 
 
-def linearization_error(apply, params0, params, x, *, frozen=()):
-    """MEASURED distance of apply(params, x) from the linear model at params0: a `LinearizationError`.
+def linearization_error(
+    apply: Apply, params0: PyTree, params: PyTree, x: PyTree, *, frozen: Sequence[str] = ()
+) -> LinearizationError:
+    """MEASURED linearization error: the distance of apply(params, x) from the linear model at params0.
+
+        error = |f - f_lin|,    change = |f - f_0|,    relative = error / change
 
     Lazy training keeps `relative` small; it falls like 1 / width in the NTK parameterization. The linear model takes
     what does not move from params0.
-    Source: Chizat et al. 2019, arXiv:1812.07956.
+
+    Parameters
+    ----------
+    apply : function            f: apply(params, x) -> outputs [N, ...]
+    params0, params : pytree    at the start, and later: of one structure
+    x : pytree                  arrays [N, ...]
+    frozen : names              paths of leaves that stay
+    Returns
+    -------
+    LinearizationError          error, change, relative []; relative is 0 where nothing changed
+    Raises
+    ------
+    ValueError, TypeError       not a function, params not like params0, nothing that moves, an x that is not [N, ...]
+    Source: Chizat et al. 2019, arXiv:1812.07956.    Twin: theory.kernels.gradient_flow.    Experiments: e3, e5.
     """
     apply = checks.returning("apply", apply, 2, "apply(params, x)")
     moving0, rest0 = trees.trainable(params0, frozen=frozen, name="params0")
@@ -113,19 +174,34 @@ def linearization_error(apply, params0, params, x, *, frozen=()):
     return _linearization_error(apply, (moving0, rest0), (moving, rest), checks.leaves("x", x, examples=True))
 
 
-def laziness(apply, trajectory, x, *, targets=None, scale=None, memory_limit=None, frozen=()):
-    """MEASURED drift of the tangent kernel, its alignment and the linear model's error along training.
+def laziness(
+    apply: Apply,
+    trajectory: PyTree,
+    x: PyTree,
+    *,
+    targets: ArrayLike | None = None,
+    scale: "PyTree | Callable" = None,
+    memory_limit: float | None = None,
+    frozen: Sequence[str] = (),
+) -> Laziness:
+    """MEASURED drift of the tangent kernel, its alignment and the linear model's error along training: lazy or rich.
 
     Parameters
     ----------
+    apply : function            apply(params, x) -> real outputs [N, ...], example by example
     trajectory : pytree         params with a leading axis T; the first are the start
-    x : array [N, ...]
+    x : pytree                  arrays [N, ...]
     targets : array             [N] labels or [N, ...] numbers: what the kernel is to align with; None: alignment is nan
-    scale, memory_limit, frozen     as for `ntk`
+    scale, memory_limit, frozen : as in `ntk`
     Returns
     -------
-    Laziness
+    Laziness                    drift, alignment, linearization_error, distance: each [T]
+    Raises
+    ------
+    ValueError, TypeError       not a function, no points, targets of another length, examples that are coupled
+    MemoryError                 not even one example at a time fits
     Source: Fort et al. 2020, arXiv:2010.15110 (kernel drift); Atanasov et al. 2022, arXiv:2111.00034 (alignment).
+    Twin: theory.kernels.gradient_flow.    Experiments: e3, e5.
     """
     x = checks.leaves("x", x, examples=True)
     apply, x, _, limit = _doors.arguments(apply, x, None, "mean", "auto", memory_limit)

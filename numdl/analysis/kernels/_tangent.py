@@ -2,19 +2,33 @@
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
 from numdl import checks, precision, tracing, trees
 from numdl.analysis.kernels import _cost, _doors, _factors
 from numdl.networks import core
+from numdl.typing import Apply
 
 
-def ntk(apply, params, x1, x2=None, *, scale=None, outputs="mean", method="auto", memory_limit=None, frozen=()):
-    """MEASURED neural tangent kernel of any function, [N1, N2]: the mean over its k outputs, or every pair of them.
+def ntk(
+    apply: Apply,
+    params: PyTree,
+    x1: PyTree,
+    x2: PyTree = None,
+    *,
+    scale: "PyTree | Callable" = None,
+    outputs: str = "mean",
+    method: str = "auto",
+    memory_limit: float | None = None,
+    frozen: Sequence[str] = (),
+) -> Float[Array, "..."]:
+    """MEASURED neural tangent kernel (NTK) of any function: the mean over its k outputs, or every pair of them.
 
         K[n, m, i, j] = sum over leaves of scale * <d f_i(x1[n]) / d leaf, d f_j(x2[m]) / d leaf>
 
@@ -23,18 +37,24 @@ def ntk(apply, params, x1, x2=None, *, scale=None, outputs="mean", method="auto"
     Parameters
     ----------
     apply : function            apply(params, x) -> real outputs [N, ...], example by example: that is verified
-    x1, x2 : arrays, pytrees    [N1, ...], [N2, ...]; x2 None: x1, at half the cost
+    params : pytree             arrays [..]
+    x1, x2 : pytree             arrays [N1, ...], [N2, ...]; x2 None: x1, at half the cost
     scale : pytree or function  variances: a prefix of params with a number for each leaf, or function(name, leaf) ->
                                 number; `ntk_scale` makes that of the NTK parameterization. None: 1
-    outputs : "mean" | "full"   mean over outputs of K[n, m, i, i], or K [N1, N2, k, k], outputs flattened
+    outputs : "mean" | "full"   [N1, N2], mean of K[n, m, i, i]; or K [N1, N2, k, k], outputs flattened
     method : str                "layers": inputs and cotangents of dense layers, Jacobians of the rest; "jacobian": of
                                 all; "products": a vector of parameters at a time; "auto": the fewest operations
     memory_limit : bytes        beside parameters and data; None: half of what is free, at most 2 GiB
     frozen : names              paths of leaves that do not count: running statistics, a pretrained part
+    Returns
+    -------
+    array                       [N1, N2] or [N1, N2, k, k], in float32 at least
     Raises
     ------
+    ValueError, TypeError       outputs that are not real or depend on other examples, x2 unlike x1, scale unlike params
     MemoryError                 not even one example at a time fits
-    Source: Jacot et al. 2018, arXiv:1806.07572; Novak et al. 2022, arXiv:2206.08720.    Twin: theory.kernels.ntk
+    Source: Jacot et al. 2018, arXiv:1806.07572; Novak et al. 2022, arXiv:2206.08720.
+    Twin: theory.kernels.ntk (the NTK recursion).    Experiments: e3, e4.
     """
     apply, x1, x2, limit = _doors.arguments(apply, x1, x2, outputs, method, memory_limit)
     moving, rest = trees.trainable(params, frozen=frozen)
@@ -45,17 +65,54 @@ def ntk(apply, params, x1, x2=None, *, scale=None, outputs="mean", method="auto"
     return compute(apply, moving, rest, x1, x2, scales)
 
 
-def estimate(apply, params, x1, x2=None, *, outputs="mean", method="auto", memory_limit=None, frozen=()):
-    """The `CostEstimate` of a call to `ntk` with these arguments: method, block, bytes, flops; from shapes alone."""
+def estimate(
+    apply: Apply,
+    params: PyTree,
+    x1: PyTree,
+    x2: PyTree = None,
+    *,
+    outputs: str = "mean",
+    method: str = "auto",
+    memory_limit: float | None = None,
+    frozen: Sequence[str] = (),
+) -> _cost.CostEstimate:
+    """What a call to `ntk` with these arguments will cost, from shapes alone.
+
+    Parameters
+    ----------
+    apply, params, x1, x2, outputs, method, memory_limit, frozen : as in `ntk`
+    Returns
+    -------
+    CostEstimate                method, block [examples], bytes held at once, flops
+    Raises
+    ------
+    ValueError, TypeError       what `ntk` refuses from shapes
+    MemoryError                 not even one example at a time fits
+    """
     apply, x1, x2, limit = _doors.arguments(apply, x1, x2, outputs, method, memory_limit)
     return _Problem(apply, *trees.trainable(params, frozen=frozen), x1, x2, outputs, method, limit).plan
 
 
-def ntk_scale(apply, params, x, *, weight_variance, bias_variance):
+def ntk_scale(
+    apply: Apply, params: PyTree, x: PyTree, *, weight_variance: ScalarLike, bias_variance: ScalarLike
+) -> PyTree:
     """Variances of the NTK parameterization: weight_variance / fan_in for weights, bias_variance for all other leaves.
 
     What `ntk` takes as `scale` to be the kernel of theory.kernels.ntk. A weight is a leaf that a layer of `apply`
     contracts with data; its fan_in is the number of products that make one output.
+
+    Parameters
+    ----------
+    apply : function            apply(params, x) -> outputs
+    params, x : pytree          arrays, or shapes with dtypes
+    weight_variance : scalar >= 0   fan_in times the variance of a weight
+    bias_variance : scalar >= 0     the variance of all else
+    Returns
+    -------
+    pytree                      like params, a number for each leaf
+    Raises
+    ------
+    ValueError, TypeError       a negative variance, not a function, params without a leaf that moves
     """
     apply = checks.returning("apply", apply, 2, "apply(params, x)")
     weight_variance = checks.variance("weight_variance", weight_variance, shape=())
@@ -70,10 +127,26 @@ def ntk_scale(apply, params, x, *, weight_variance, bias_variance):
     return jax.tree.unflatten(structure, found)
 
 
-def nngp(key, network, x1, x2=None, *, seeds):
-    """MEASURED products of outputs f(x1) f(x2)', mean over the outputs, of independent networks: [seeds, N1, N2].
+def nngp(
+    key: Key[Array, ""], network: core.Network, x1: ArrayLike, x2: ArrayLike | None = None, *, seeds: int
+) -> Float[Array, "seeds N1 N2"]:
+    """MEASURED products of outputs, mean over the outputs, of independent networks; their mean over seeds is the NNGP.
 
-    Their mean over seeds is the covariance.    Twin: theory.kernels.nngp
+        K[s, n, m] = mean over outputs i of f_i(x1[n]) f_i(x2[m]),    f drawn with seed s
+
+    Parameters
+    ----------
+    key : key                   of the networks
+    network : Network           `init` and `apply`, as in numdl.networks
+    x1, x2 : arrays [N1, ...], [N2, ...]    inputs; x2 None: x1
+    seeds : int >= 1            networks
+    Returns
+    -------
+    array [seeds, N1, N2]       their mean over seeds estimates the covariance of the outputs
+    Raises
+    ------
+    ValueError, TypeError       x2 with other examples than x1, seeds < 1, not a network
+    Source: Lee et al. 2018, arXiv:1711.00165.    Twin: theory.kernels.nngp.    Experiments: e3, e4.
     """
     checks.key("key", key)
     network = core.traceable(network)
