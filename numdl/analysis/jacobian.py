@@ -31,6 +31,7 @@ from numdl.analysis.products import (
 )
 from numdl.krylov import bidiagonal
 from numdl.networks import _segments, core
+from numdl.precision import widen
 from numdl.records import record
 
 __all__ = [
@@ -101,7 +102,7 @@ def singular_values(
     ValueError, TypeError       several examples, start and stop out of range, not a Network
     Twin: theory.jacobian.squared_singular_values (mean and variance of their squares).    Experiment: b5.
     """
-    return jnp.linalg.svd(core.jacobian(network, params, x, start=start, stop=stop), compute_uv=False)
+    return jnp.linalg.svd(widen(core.jacobian(network, params, x, start=start, stop=stop)), compute_uv=False)
 
 
 def spectra(
@@ -244,15 +245,20 @@ def trace_moments(
 
 
 def _products(network, params, x, start, stop):
-    """v -> J v, u -> J' u and the point where both were linearized, once."""
+    """v -> J v, u -> J' u and the point where both were linearized, once; vectors in float32 at least."""
     reach, point = _segments.between(network, params, x, start, stop)
-    _, forward = jax.linearize(reach, point)
+    image, forward = jax.linearize(reach, point)
     backward = jax.linear_transpose(forward, point)
-    return forward, lambda u: backward(u)[0], point
+    return (
+        lambda v: widen(forward(v.astype(point.dtype))),
+        lambda u: widen(backward(u.astype(image.dtype))[0]),
+        widen(point),
+    )
 
 
 @jax.jit
 def _isometry(s, limit):
+    s, limit = widen((s, limit))
     largest = jnp.max(s, axis=-1, keepdims=True)
     unit = s / jnp.where(largest > 0, largest, jnp.full_like(largest, jnp.nan))
     kept = unit > limit

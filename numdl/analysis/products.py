@@ -220,7 +220,7 @@ def _lyapunov_of_samples(key, sampler, width, depth, dtype):
     def layer(q, key):
         return _reduced(_drawn(sampler, key, width, dtype).T @ q)
 
-    return _exponents(lax.scan(layer, jnp.eye(width, dtype=dtype), jax.random.split(key, depth))[1])
+    return _exponents(lax.scan(layer, jnp.eye(width, dtype=precision.wide(dtype)), jax.random.split(key, depth))[1])
 
 
 @jax.jit
@@ -230,10 +230,10 @@ def _lyapunov_along(step, layers, y):
         new, push = jax.linearize(functools.partial(step, given), y)
         if np.shape(new) != y.shape:
             raise checks.BadValue(f"step must return an array like y, of shape {y.shape}; got shape {np.shape(new)}")
-        q, logs = _reduced(jax.vmap(push, 1, 1)(q))
+        q, logs = _reduced(jax.vmap(lambda v: precision.widen(push(v.astype(y.dtype))), 1, 1)(q))
         return (new, q), logs
 
-    return _exponents(lax.scan(layer, (y, jnp.eye(y.size, dtype=y.dtype)), layers)[1])
+    return _exponents(lax.scan(layer, (y, jnp.eye(y.size, dtype=precision.wide(y.dtype))), layers)[1])
 
 
 def _reduced(matrix):

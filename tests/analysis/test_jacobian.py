@@ -8,7 +8,7 @@ import pytest
 from scipy import linalg
 from scipy.special import digamma, polygamma
 
-from numdl.analysis import jacobian
+from numdl.analysis import jacobian, products
 from numdl.networks import core, dense, initializers
 
 pytestmark = pytest.mark.float32
@@ -244,6 +244,31 @@ def point(key):
 
 def tolerance(s):
     return 200 * float(jnp.finfo(jnp.float32).eps) * s[0]
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_networks_are_decomposed_in_single(key, point, dtype):
+    net = build(widths=(8, 12, 12, 5))
+    x = point.astype(dtype)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), net.init(key, point))
+    exact = linalg.svdvals(by_numpy(params, x, 0, 2))
+    rounding = 20 * float(jnp.finfo(dtype).eps) * exact[0]
+    s = jacobian.singular_values(net, params, x, start=0, stop=2)
+    ends = jacobian.extremes(key, net, params, x, start=0, stop=2, num_matvecs=8)
+    assert s.dtype == ends.largest.dtype == jnp.float32
+    np.testing.assert_allclose(s, exact, atol=rounding)
+    np.testing.assert_allclose([ends.largest, ends.smallest], exact[[0, -1]], atol=rounding)
+    found = jacobian.trace_moments(key, net, params, x, start=0, stop=2, order=2, draws=200)
+    assert abs(found.moments[0] - np.mean(exact**2)) < 6 * found.stderr[0] + rounding * exact[0]
+    values = jnp.asarray([300.0, 200.0, 100.0], dtype)
+    tight = jacobian.isometry(values)
+    np.testing.assert_allclose(tight.gain, np.mean(np.asarray(values, np.float64) ** 2), rtol=1e-6)
+    turn = jnp.array([[0.0, 0.5], [-1.0, 0.0]], dtype)
+    along = products.lyapunov_exponents_along(lambda layer, y: turn @ y, jnp.zeros(300, dtype), jnp.ones(2, dtype))
+    np.testing.assert_allclose(along.exponents, np.log(0.5) / 2, rtol=1e-5)
+    drawn = products.lyapunov_exponents(key, width=2, depth=10, sampler=lambda key, shape, dtype: turn, dtype=dtype)
+    np.testing.assert_allclose(drawn.exponents, np.log(0.5) / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("start, stop", SEGMENTS)
