@@ -202,8 +202,8 @@ def covariances_at(network: core.Network, params: PyTree, x: Shaped[ArrayLike, "
 class DepthScale:
     """The depth xi over which a quantity falls by a factor e, fitted over a window of layers."""
 
-    value: np.ndarray  # [...]: -1 / mean slope; negative where the quantity grows, nan where it is not positive
-    stderr: np.ndarray  # [...]: over seeds, stderr of the slope times value**2
+    value: np.ndarray | np.float64  # [...]: -1 / mean slope, layers; negative in growth, nan where it is not positive
+    stderr: np.ndarray | np.float64  # [...]: over seeds, stderr of the slope times value**2
     slopes: np.ndarray  # [seeds, ...]: of log(values) against the layer's number, natural log
 
 
