@@ -17,7 +17,6 @@ PENDING = {
     "analysis.critical",
     "analysis.filters",
     "analysis.initialization",
-    "analysis.landscape",
     "analysis.recognition",
 }  # fmt: skip
 

@@ -29,8 +29,9 @@ def docstring(name):
     *modules, function = name.split(".")
     folder = ROOT / "numdl" / pathlib.Path(*modules)
     files = [folder.with_suffix(".py")] if folder.with_suffix(".py").is_file() else sorted(folder.glob("*.py"))
-    if (folder / "__init__.py").is_file():
-        files = [taken(folder / "__init__.py").get(function, folder / "__init__.py"), *files]
+    face = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+    if face.is_file():
+        files = [taken(face).get(function, face), *files]
     for file in files:
         for node in ast.parse(file.read_text()).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == function:

@@ -4,9 +4,12 @@ Sorting the units of a hidden layer, the columns of its weights and the rows of 
 Two trained networks differ by such an order among other things; `align` finds the order in which they differ least.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Key, PyTree
 
 from numdl import checks, trees
 from numdl.records import record
@@ -23,8 +26,15 @@ class Alignment:
     sweeps: int
 
 
-def align(params, reference, *, layers=None, key=None, sweeps=100):
-    """MEASURED order of hidden units in which a dense network is nearest to another: an `Alignment`.
+def align(
+    params: PyTree,
+    reference: PyTree,
+    *,
+    layers: Sequence[tuple[str, str | None]] | None = None,
+    key: Key[Array, ""] | None = None,
+    sweeps: int = 100,
+) -> Alignment:
+    """MEASURED order of hidden units in which a dense network is nearest to another (permutation alignment).
 
         minimize over orders P_l   sum_l |P_{l-1}' W_l P_l - V_l|^2 + |P_l' b_l - c_l|^2
 
@@ -37,10 +47,13 @@ def align(params, reference, *, layers=None, key=None, sweeps=100):
                                 [n_in, n_out], or stacked [layers, n_in, n_out]. None: every leaf of 2 or 3 axes that is
                                 not named like a bias, in the order of the leaves, with the vector beside it
     key : key                   the layers in random order; None: from input to output
-    sweeps : int                at most
+    sweeps : int >= 1           at most
+    Returns
+    -------
+    Alignment                   params (sorted), orders ([n] of each hidden layer), distance_before, distance [], sweeps
     Raises
     ------
-    ValueError                  kernels that do not follow each other, an unknown path
+    ValueError, TypeError       kernels that do not follow each other, an unknown path, a leaf in no layer
     Source: Ainsworth et al. 2023, arXiv:2209.04836, algorithm 1.
     """
     params = checks.leaves("params", params)
