@@ -16,7 +16,6 @@ PACKAGE = ROOT / "numdl"
 PENDING = {
     "analysis.critical",
     "analysis.filters",
-    "analysis.initialization",
     "analysis.recognition",
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ uniform; truncated_normal, a Gaussian cut at two deviations; normal.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -36,18 +37,21 @@ class Defaults:
     bias_variance: np.ndarray  # []  Var(b_i), of the sum where there are two
 
 
-def defaults(framework, layer, shape):
-    """The law that a framework uses for a layer when nothing is said.
+def defaults(framework: str, layer: str, shape: Sequence[int]) -> Defaults:
+    """The law that a framework uses for a layer when nothing is said: its default initialization.
 
     Parameters
     ----------
     framework : str             flax, equinox, pytorch, keras or haiku
     layer : str                 dense, conv or recurrent: an LSTM, its gates in one matrix where the framework has it so
     shape : sequence of int     dense (in, out); conv HWIO, or WIO, DHWIO; recurrent (inputs, hidden)
+    Returns
+    -------
+    Defaults                    names, shapes, laws, fan_in, fan_out, weight_variance [P], bias_law, bias_variance
     Raises
     ------
     ValueError, TypeError       an unknown framework or layer, a shape with another number of axes
-    Source: named in the record's field `source`.
+    Source: the framework's, named in the record's field `source`.
     """
     checks.one_of("framework", framework, FRAMEWORKS)
     checks.one_of("layer", layer, LAYERS)

@@ -9,9 +9,12 @@ a chain. With a call lengths and gradients are measured, the chain's stand besid
 says what lies between two layers that is no chain: a skip, a normalization, a gate, one weight in all steps.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from numdl import activations, checks
 from numdl.activations import Activation
@@ -19,6 +22,7 @@ from numdl.analysis import _called, _weights, recognition
 from numdl.analysis._laws import Defaults, defaults
 from numdl.precision import float64
 from numdl.records import abridged, record, rows, static
+from numdl.typing import Apply, LossOfOutputs
 
 __all__ = ["Defaults", "Explanation", "defaults", "explain"]
 
@@ -67,18 +71,18 @@ class Explanation:
 
 
 def explain(
-    params,
+    params: PyTree,
     *,
-    activation=None,
-    apply=None,
-    x=None,
-    loss=None,
-    examples=None,
-    layouts=None,
-    transposed=False,
-    stacked=(),
-):
-    """Law, variances and gains of every weight of a model, and the weight variance to set instead.
+    activation: Activation | None = None,
+    apply: Apply | None = None,
+    x: PyTree = None,
+    loss: LossOfOutputs | None = None,
+    examples: PyTree = None,
+    layouts: dict | None = None,
+    transposed: "bool | str | Sequence[str]" = False,
+    stacked: "str | Sequence[str]" = (),
+) -> Explanation:
+    """Law, variances and gains of every weight of a model: its initialization explained.
 
     With `apply` and `x` fans, order, biases and what lies between are followed through the call, gains are measured.
     Without, weights are read as (in, out) or [window ..., in, out], in the natural order of their names, as a chain;
@@ -88,13 +92,16 @@ def explain(
     ----------
     params : pytree, Defaults or sequence of Defaults   without a call, floating leaves of two axes or more are weights
     activation : Activation     between the layers; None: what the call shows, else identity
-    apply, x : function, pytree     apply(params, x); both or neither
+    apply, x : function, pytree     apply(params, x), x [N, ...]; both or neither
     loss : function             loss(outputs) -> scalar, whose gradients are measured; None: a sum with random signs
-    examples : pytree of axes, or paths   where x's examples lie, as in `layers.probe`
+    examples : pytree of axes, or paths   where x's examples lie, as in `layers.probe`; None: first
     layouts : dict              path or glob -> a letter for each axis: I in, O out, D H W window, G group, S depth,
-                                such as "OIHW", or (letters, groups); None for what is no weight. Without a call only
+                                such as "OIHW", or (letters, groups); None for what is not a weight. Without a call only
     transposed : bool or globs  weights stored (out, in) or (out, in, window): PyTorch, Equinox; without a call only
     stacked : globs             weights and biases whose first axis is depth; without a call only
+    Returns
+    -------
+    Explanation                 a row per weight: names, laws, weight_variance, length, gradient_gain, ... [L], notes
     Raises
     ------
     ValueError, TypeError       no weight (the leaves are listed), apply without x, an activation of another kind
