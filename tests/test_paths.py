@@ -188,3 +188,29 @@ def test_an_activation_is_recognised_by_its_values(name):
     assert recognised(path.function).name == name
     odd, _, _ = found(lambda p, x: jnp.cos(x @ p["a"]) @ p["b"])
     assert recognised(odd["b"].function) is None
+
+
+def test_a_step_that_normalizes_its_carry_comes_after_the_step_before():
+    def norm(y):
+        return (y - y.mean(-1, keepdims=True)) / y.std(-1, keepdims=True)
+
+    def block(y, w):
+        return y + jnp.tanh(norm(y) @ w), None
+
+    path = found(lambda p, x: lax.scan(block, x, p["stack"])[0])[0]["stack"]
+    assert not path.starts and set(path.between) == {"normalization", "skip"}
+    assert path.first.starts, "at first it is x itself that is normalized"
+    path = found(lambda p, x: lax.scan(jax.checkpoint(block), x @ p["a"], p["stack"])[0])[0]["stack"]
+    assert not path.first.starts and set(path.first.between) == {"normalization"}
+    alone = found(lambda p, x: lax.scan(lambda y, w: (norm(y), x @ w), x, p["stack"])[1])[0]["stack"]
+    assert alone.starts and not alone.between
+
+
+def test_what_a_first_pass_takes_for_a_bias_is_none():
+    """The carry starts from 0: until the body is known its product looks like a parameter."""
+
+    def apply(p, x):
+        return lax.scan(lambda h, u: (jnp.tanh(h @ p["b"] + u @ p["a"]), None), jnp.zeros_like(x), x[None])[0]
+
+    _, _, seen = found(apply)
+    assert not seen.biases

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks
-from numdl.analysis import _weights, layers
+from numdl.analysis import _joined, _weights, layers
 from numdl.analysis.recognition import recognised
 from numdl.tracing._paths import paths
 
@@ -21,23 +21,38 @@ class Row(NamedTuple):
     weight: _weights.Weight
     length: float  # mean square of its output
     gradient: float  # |dloss/dy|^2, up to a factor that all rows share
-    source: int | None  # row whose state it reads, through `activation`; None: none, or a mixture
+    source: tuple  # rows whose state it reads, through `activation`; several make one state; none: a mixture
     starts: bool  # no layer comes before
     activation: object  # recognised between source and this one; None: not
     breaks: tuple  # what else lies between
     input_square: float  # mean square of what is read, where that is x itself; else nan
+    part: int = 0  # which of the rows of one contraction
 
 
 def rows(params, apply, x, loss, examples):
     """(rows in the order of the call, notes)."""
-    flow, traced = layers._probed(apply, params, x, loss=loss or against_signs, examples=examples)
+    loss = loss or against_signs
+    flow, traced = layers._probed(apply, params, x, loss=loss, examples=examples)
     found = paths(traced.program, traced.layers, traced.parameters)
-    call = _Call(traced, found, flow, _weights.floating(params), jax.tree.leaves(x))
-    made = [call.row(key) for key in call.entries]
+    parts = {i: _joined.split(traced.layers[i], weight) for i, weight in found.weights.items() if i in found.paths}
+    parts = {i: lengths for i, lengths in parts.items() if lengths}
+    apart = _joined.sizes(traced, params, x, loss, parts)
+    call = _Call(traced, found, flow, _weights.floating(params), jax.tree.leaves(x), parts, apart)
+    made = [row for key in call.entries for row in call.rows(key)]
     if not made:
         raise checks.BadValue(f"apply must contract a leaf of params with x; the layers are {', '.join(flow.names)}")
     notes = [f"not entered: {text}" for text in flow.not_entered]
     return made, [*notes, *dict.fromkeys(call.notes)]
+
+
+def predecessors(made):
+    """For each row the rows of the contraction before its own."""
+    found, begin, before = [], 0, ()
+    for i, row in enumerate(made):
+        if row.part == 0:
+            before, begin = tuple(range(begin, i)), i
+        found.append(before)
+    return found
 
 
 def against_signs(outputs):
@@ -59,13 +74,18 @@ def _signs(shape):
 
 @dataclasses.dataclass
 class _Call:
-    """What is known of one call; a row is a weight: (layer, the steps that go through its leaf)."""
+    """What is known of one call; an entry is a contraction: (layer, the steps that go through its leaf).
+
+    It has one row, or where leaves lie side by side in it (the gates of a cell) a row for each of these.
+    """
 
     traced: object
     found: object
     flow: object
     leaves: dict  # name -> array
     inputs: list  # leaves of x
+    parts: dict  # layer -> how many units each of the leaves in it makes
+    apart: dict  # layer -> (mean squares [*steps, P], |dloss/dy|^2 [*steps, P])
 
     def __post_init__(self):
         self.notes, self.entries = [], {}
@@ -81,8 +101,11 @@ class _Call:
         self.calls = {}  # layer -> places of its calls, in order
         for place, (_, layer, _) in enumerate(self.traced.entries):
             self.calls.setdefault(layer, []).append(place)
-        self.index = {key: row for row, key in enumerate(self.entries)}
-        uses = [self.traced.layers[layer].leaf for layer in {layer for layer, _ in self.entries}]
+        self.index, row = {}, 0  # key -> its rows
+        for key in self.entries:
+            self.index[key] = tuple(range(row, row + len(self.parts.get(key[0], (0,)))))
+            row = self.index[key][-1] + 1
+        uses = [leaf for layer in {layer for layer, _ in self.entries} for leaf in self.leaves_of(layer)]
         sources = [path.source for path in self.found.paths.values() if isinstance(path.source, tuple)]
         uses += [leaf for kind, leaf, *_ in sources if kind == "lookup"]
         self.shared = {leaf for leaf in uses if uses.count(leaf) > 1}
@@ -94,19 +117,29 @@ class _Call:
         indexed = weight.made == "part" and axes is not None and axes.steps
         return range(len(steps)) if indexed else [level for level in weight.levels if level < len(steps)]
 
-    def row(self, key):
+    def leaves_of(self, layer):
+        """The leaves that are weights of their own in this layer, each once."""
+        joined = self.found.weights[layer].joined
+        return [leaf for leaf, _ in joined[1]] if layer in self.parts else [self.traced.layers[layer].leaf]
+
+    def rows(self, key):
         (layer, _), places = key, self.entries[key]
         path = self.path(key)
-        return Row(
-            self.weight(key, float(self.variances[places].mean())),
-            float(self.states[places].mean()),
-            float(self.gradients[places].mean()),
+        rest = (
             self.source(path, places[0]),
             path.starts,
             None if path.starts else recognised(path.function),
             self.breaks(layer, path, len(places)),
             self.input_square(path),
         )
+        if layer not in self.parts:
+            weight = self.weight(key, float(self.variances[places].mean()))
+            return [Row(weight, float(self.states[places].mean()), float(self.gradients[places].mean()), *rest)]
+        steps = [self.traced.entries[place][2] for place in places]
+        lengths, gradients = (np.mean([size[at] for at in steps], axis=0) for size in self.apart[layer])
+        return [
+            Row(self.part(key, i), float(q), float(g), *rest, i) for i, (q, g) in enumerate(zip(lengths, gradients))
+        ]
 
     def path(self, key):
         layer, _ = key
@@ -114,22 +147,21 @@ class _Call:
         return path.first if first and path.first is not None else path
 
     def source(self, path, place):
-        """The row whose state is read: the last call of that layer before this one."""
+        """The rows whose state is read: the last call of that layer before this one."""
         before = bisect.bisect_left(self.calls.get(path.source, []), place) - 1
         if before < 0 or path.source not in self.found.paths:
-            return None
+            return ()
         steps = self.traced.entries[self.calls[path.source][before]][2]
         return self.index[path.source, tuple(steps[level] for level in self.levels(path.source))]
 
     def breaks(self, index, path, calls):
         """What lies between that is no function of one state, and what a weight of its own for each layer is not."""
-        layer = self.traced.layers[index]
         between = set() if path.starts else set(path.between)
         if isinstance(path.source, int) and self.traced.layers[path.source].kind == "attention":
             between.add("attention")
-        if layer.leaf in self.shared or calls > 1:
+        if calls > 1 or not self.shared.isdisjoint(self.leaves_of(index)):
             between.add("shared weight")
-        if self.found.weights[index].made == "derived":
+        if self.found.weights[index].made == "derived" or self.is_whole(index):
             between.add("derived weight")
         return tuple(sorted(between))
 
@@ -159,6 +191,24 @@ class _Call:
         fan_in = max(one.fan_in, 1)
         return _weights.Weight(name, tuple(shape), features, *fans, variance / fan_in, *bias, laws, entries)
 
+    def is_whole(self, layer):
+        """Whether leaves are side by side in a contraction whose state cannot be told apart."""
+        return self.found.weights[layer].made == "joined" and layer not in self.parts
+
+    def part(self, key, i):
+        """The `Weight` of one of the leaves in a contraction, as `weight`."""
+        (layer, at), one = key, self.traced.layers[key[0]]
+        name, length = self.found.weights[layer].joined[1][i]
+        axes, leaf = dict(one.made_of)[name], self.leaves[name]
+        use = one.name.rpartition("#")
+        called = name + (f"#{use[2]}" if use[1] else "") + "".join(f"[{index}]" for index in at)
+        stored, fans = self.stored(leaf, axes, at), (one.fan_in, one.fan_out * length / sum(self.parts[layer]))
+        variance = float(np.mean(np.abs(stored - stored.mean()) ** 2))
+        end = sum(self.parts[layer][: i + 1])
+        bias = self.bias(called, layer, at, slice(end - length, end))
+        laws = self.laws(leaf, stored, axes)
+        return _weights.Weight(called, stored.shape, fans, *fans, variance, *bias, laws, stored.size)
+
     def stored(self, leaf, axes, at):
         """The leaf at this step."""
         if not at or len(axes.steps) != len(at):
@@ -176,17 +226,28 @@ class _Call:
         matrix = np.transpose(stored, (*rows_of, *others)).reshape(fan_in, -1)
         return _weights.identify(matrix, fan_in, window * matrix.shape[1])
 
-    def bias(self, name, layer, at):
-        """(variance, mean) of what is added to this layer's output alone."""
+    def bias(self, name, layer, at, units=None):
+        """(variance, mean) of what is added to this layer's output alone, or to these of its units."""
         added = self.found.biases.get(layer, ())
         total = 0.0
         for fixed in added:
-            leaf = self.leaves.get(fixed.leaf)
-            if fixed.made != "leaf" or leaf is None:
+            numbers = self.added(fixed, layer, at)
+            if numbers is not None and units is not None and numbers.size > 1:
+                numbers = numbers[units] if numbers.size == sum(self.parts[layer]) else None
+            if numbers is None:
                 self.notes.append(f"{name}: its bias is computed from {fixed.leaf} and is not known")
                 return math.nan, math.nan
-            levels = list(self.levels(layer))
+            total = total + numbers if np.size(total) in (1, numbers.size) else math.nan
+        return _weights.spread(total) if added else (0.0, 0.0)
+
+    def added(self, fixed, layer, at):
+        """The numbers of a leaf, or of several side by side, at this step; None where they are computed."""
+        names = [leaf for leaf, _ in fixed.joined[1]] if fixed.joined else [fixed.leaf]
+        if fixed.made not in ("leaf", "joined") or any(name not in self.leaves for name in names):
+            return None
+        levels, found = list(self.levels(layer)), []
+        for leaf in map(self.leaves.get, names):
             for level in fixed.levels:
                 leaf = leaf[at[levels.index(level)]] if level in levels else leaf.mean(axis=0)
-            total = total + np.ravel(leaf) if np.size(total) in (1, leaf.size) else math.nan
-        return _weights.spread(total) if added else (0.0, 0.0)
+            found.append(np.ravel(leaf))
+        return np.concatenate(found)

@@ -2,7 +2,7 @@
 
 A *filter* is what feeds one output unit. Nothing is guessed from a shape or a name: without a call the last axis is
 the output and `outputs=`, `stacked=` say where it is not. One rule for vectors (biases, norm scales, positions), which
-have no filters: with a call the leaves that it does not contract with data; without one those that hold a line of
+have no filters: with a call the leaves of which it sums nothing over with data; without one those that hold a line of
 numbers, one axis at most, or three axes and more of which one at most is longer than 1.
 """
 
@@ -113,6 +113,8 @@ def _from_call(path, roles):
         raise _unknown(path, "apply contracts it along different axes")
     stack = tuple(axis for axis in sorted({*axes.groups, *axes.steps}) if axis not in axes.outputs)
     summed = {*axes.inputs, *axes.window}
+    if not summed:  # a scale of each output, a time step: nothing in it feeds a unit together
+        return None
     if summed & {*axes.outputs, *axes.groups, *axes.steps}:
         raise _unknown(path, "one of its axes holds inputs and outputs")
     return Filters(tuple(axes.outputs), stack, tuple(sorted(summed)), axes.feature_groups)

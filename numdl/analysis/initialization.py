@@ -153,17 +153,19 @@ def _from_chain(found, notes, activation):
 def _from_call(found, notes, activation):
     """Lengths and gradients as measured, those of a chain beside them."""
     all_weights = [row.weight for row in found]
-    before = [row.source if row.source is not None else (i - 1 if i else None) for i, row in enumerate(found)]
+    before = [row.source or rest for row, rest in zip(found, _called.predecessors(found))]
     lengths, gradients = (np.array([getattr(row, name) for row in found]) for name in ("length", "gradient"))
     square = found[0].input_square
-    above = np.array([np.nan if row.starts or b is None else gradients[b] for row, b in zip(found, before)])
-    incoming = np.array([np.nan if row.starts or b is None else lengths[b] for row, b in zip(found, before)])
+    units = np.array([row.weight.fan_out for row in found], float)
+    known, before = [not row.starts and len(b) > 0 for row, b in zip(found, before)], [list(b) for b in before]
+    above = np.array([gradients[b].sum() if has else np.nan for b, has in zip(before, known)])
+    incoming = [np.average(lengths[b], weights=units[b]) if has else np.nan for b, has in zip(before, known)]
     incoming = np.where([row.starts for row in found], [row.input_square for row in found], incoming)
     with np.errstate(divide="ignore", invalid="ignore"):
         gains = lengths / incoming, above / gradients
         sums = np.log(lengths / (square if square > 0 else lengths[0])), np.log(gradients / gradients[-1])
     # The identity is seen where one layer reads another one's state as it is, not where it reads a mixture.
-    seen = [r.activation for r in found if not r.starts and (r.source is not None or r.activation is not _IDENTITY)]
+    seen = [r.activation for r in found if not r.starts and (r.source or r.activation is not _IDENTITY)]
     common, unknown = recognition.common(seen)
     common = activation or common
     each = [None if row.starts else activation or row.activation or common for row in found]

@@ -5,8 +5,9 @@
 
 A *layer* is a `dot_general` or `conv_general_dilated` of an operand made from parameters alone (through reshape, cast,
 slice, weight normalization, the slicing of a scan) with one that depends on x. Its name is the path of that parameter
-leaf, in full: 'params/Dense_0/kernel'. Its *state* is the output, past the transposition that einsum appends and past a
-bias added directly to it. A contraction of data with data is a layer 'attention/0', 'attention/1', ... of kind
+leaf, in full: 'params/Dense_0/kernel'; of leaves side by side that of all: 'cell/hi+hf/kernel'. Its *state* is the
+output, past the transposition that einsum appends and past a bias added directly to it.
+A contraction of data with data is a layer 'attention/0', 'attention/1', ... of kind
 "attention"; `tap(x, name)` marks any other value. The second use of a parameter is called 'path#1'. Where examples lie
 is followed from x, never concluded from sizes: folded with tokens or heads they are unfolded, and where they are lost
 `layer.note` says why.
@@ -79,7 +80,7 @@ def trace(apply: Apply, params: PyTree, x: PyTree, *, examples: PyTree = None) -
         [parameter(i, shape) for i, shape in enumerate(shapes[: len(paths)])]
         + [data(shape, axis) for shape, axis in zip(shapes[len(paths) :], axes, strict=True)],
     )
-    finder = Finder(follower, paths, count)
+    finder = Finder(follower, paths, count, shapes)
     finder.search(program, ())
     finder.uses.outputs(program)
     layers = finder.named()

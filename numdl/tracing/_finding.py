@@ -50,8 +50,8 @@ class Layer:
 class Finder:
     """Walks a program whose values are known and puts its layers at their places."""
 
-    def __init__(self, follower, paths, examples):
-        self.follower, self.paths, self.examples = follower, paths, examples
+    def __init__(self, follower, paths, examples, shapes):
+        self.follower, self.paths, self.examples, self.shapes = follower, paths, examples, shapes
         self.layers, self.not_entered, self.uses = [], [], Uses(len(paths))
 
     def search(self, program, steps):
@@ -90,12 +90,21 @@ class Finder:
             made_of = tuple((self.paths[i], _geometry.roles_of(found, each)) for i, each in value.layouts.items())
             kind, shape = "conv" if conv else "dense", shapes[weight]
             layer = dataclasses.replace(
-                layer, name=leaf, kind=kind, weight_shape=shape, leaf=leaf, made_of=made_of
+                layer, name=self.name(value, leaf, shape), kind=kind, weight_shape=shape, leaf=leaf, made_of=made_of
             )  # fmt: skip
             own = [any(_layouts.followed(each.axes[a]) for each in value.layouts.values()) for a in range(len(shape))]
             shared = found.roles.get("groups", ())  # copies by broadcasting have no units of their own
             units = tuple(axis for axis in units if axis >= len(shared) or conv or own[shared[axis]])
         return self.put(program, step.writes[0], layer, units, readers)
+
+    def name(self, value, leaf, shape):
+        """The path of the leaf; of leaves that fill the weight side by side, of all of them."""
+        sizes = [
+            math.prod(size for axis, size in enumerate(self.shapes[i]) if axis not in layout.taken)
+            for i, layout in value.layouts.items()
+        ]
+        full = sum(sizes) == math.prod(shape) and all(layout.lost is None for layout in value.layouts.values())
+        return _together([self.paths[i] for i in value.layouts]) if full and len(sizes) > 1 else leaf
 
     def tap(self, program, step, readers, steps):
         aval = program.avals[step.writes[0]]
@@ -154,7 +163,7 @@ class Finder:
 
     def outside(self, program, step, values, readers, steps):
         """A loop of unknown length or a custom rule: not entered; a custom call with one layer is that layer."""
-        scout = Finder(self.follower, self.paths, self.examples)
+        scout = Finder(self.follower, self.paths, self.examples, self.shapes)
         for body in step.inner:
             self.follower.guess(program, step, body, values)
             scout.search(body, steps)
@@ -200,6 +209,15 @@ def roles(layers):
         unknown = (None,) if len(known) and None in every else ()
         found[path] = known[0]._replace(others=(*known[1:], *unknown)) if known else None
     return found
+
+
+def _together(names):
+    """'cell/hi+hf/kernel' for 'cell/hi/kernel' and 'cell/hf/kernel': what their paths share is said once."""
+    parts = [name.split("/") for name in names]
+    differ = [i for i, each in enumerate(zip(*parts)) if len(set(each)) > 1]
+    if len({len(each) for each in parts}) > 1 or len(differ) != 1:
+        return "+".join(names)
+    return "/".join("+".join(each) if i in differ else each[0] for i, each in enumerate(zip(*parts)))
 
 
 def _advance(program, slot, tags, readers):

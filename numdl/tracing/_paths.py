@@ -25,8 +25,11 @@ from numdl.tracing._trails import (
     moved,
     newest,
     number_of,
+    separately,
+    side_by_side,
     size_of,
     start,
+    still_joined,
     unknown,
 )
 
@@ -123,18 +126,24 @@ class _Walker:
             return [Fixed(number=number_of(evaluate(step.name, step.params, numbers))) for _ in step.writes]
         largest = max(values, key=lambda v: v.size if v.leaf else -1, default=Fixed())
         sizes = [size_of(program, slot) for slot in step.writes]
+        shapes = [[_shape(program, slot) for slot in slots] for slots in (step.reads, step.writes)]
         if step.name in KEPT and len(values) == 1:
-            return [largest._replace(size=min(largest.size, size)) for size in sizes]
+            kept = still_joined(step, largest, shapes[0][0], shapes[1][0])
+            return [kept._replace(size=min(kept.size, size)) for size in sizes]
+        joined = side_by_side(step, values, shapes[0])
+        if joined:
+            return [Fixed(largest.leaf, sizes[0], None, "joined", joined, largest.levels)]
         if step.name in PARTS and values[0].leaf:
-            made = "part" if values[0].made == "leaf" else values[0].made
-            return [values[0]._replace(size=min(values[0].size, size), made=made) for size in sizes]
-        if step.name in ("mul", "div") and values[0].leaf and values[0].made != "derived" and numbers[1] is not None:
+            made = {"leaf": "part", "joined": "derived"}.get(values[0].made, values[0].made)
+            return [values[0]._replace(size=min(values[0].size, size), made=made, joined=None) for size in sizes]
+        whole = [value.leaf and value.made not in ("derived", "joined") for value in values]
+        if step.name in ("mul", "div") and whole[0] and numbers[1] is not None:
             return [values[0]._replace(made="scaled") for _ in sizes]
-        if step.name == "mul" and values[1].leaf and values[1].made != "derived" and numbers[0] is not None:
+        if step.name == "mul" and whole[1] and numbers[0] is not None:
             return [values[1]._replace(made="scaled") for _ in sizes]
         merged = max((value.size for value in values), default=0)
         sizes = [min(size, merged) for size in sizes] if is_elementwise(step.name) else sizes
-        return [Fixed(largest.leaf, size, None, "derived", largest.levels) for size in sizes]
+        return [Fixed(largest.leaf, size, levels=largest.levels) for size in sizes]
 
     def contraction(self, program, step, values, trails):
         """A layer's operand; or a product with something fixed that is no parameter, or of data with data."""
@@ -146,7 +155,7 @@ class _Walker:
         if step.name not in CONTRACTIONS:
             self.custom.add(index)
         operand = trails[0] if len(trails) == 1 else self.mixed(trails, "several inputs")
-        self.operands[index], self.weights[index] = operand, values[step.weight[0]]
+        self.operands[index], self.weights[index] = operand, separately(step, values[step.weight[0]])
         made = Trail(index, upstream=operand.upstream | {index})
         return [made] + [self.mixed([made], step.name) for _ in step.writes[1:]]
 
@@ -258,7 +267,10 @@ class _Walker:
         scan, initial = next(self.count), values[consts : consts + carries]
         rest = [self.step_of(value, step.params["length"]) for value in values[consts + carries :]]
         moving = {i for i, value in enumerate(initial) if isinstance(value, Trail)}
+        before = {layer: dict(added) for layer, added in self.biases.items()}
         while True:
+            # A pass with a carry that turns out to be data took what it makes for parameters.
+            self.biases = {layer: dict(added) for layer, added in before.items()}
             carried = [start(("carry", scan, i)) if i in moving else initial[i] for i in range(carries)]
             carried = [
                 dataclasses.replace(c, upstream=c.upstream | v.upstream) if isinstance(v, Trail) else c
@@ -279,7 +291,12 @@ class _Walker:
         """One step's part of what is scanned over."""
         if isinstance(value, Trail):
             return dataclasses.replace(value, form=(*value.form, ("step",)))
-        return value._replace(size=max(value.size // max(length, 1), 1), levels=(*value.levels, self.level))
+        size, levels = max(value.size // max(length, 1), 1), (*value.levels, self.level)
+        if value.joined is None:
+            return value._replace(size=size, levels=levels)
+        axis, pieces = value.joined
+        made, joined = ("joined", (axis - 1, pieces)) if axis else ("derived", None)
+        return value._replace(size=size, levels=levels, made=made, joined=joined)
 
     def outside(self, value):
         """A body's output as it is seen after the scan: a carry that was handed on is what came in."""
@@ -294,7 +311,9 @@ class _Walker:
         """The `Path` of an operand: a carry is what the step before made of it, at first what came in."""
         starts = not is_after_a_layer(trail)
         plain = Path(trail.source, trail.function, trail.between, starts)
-        if trail.source not in self.carries or trail.source in seen:
+        if trail.source not in self.carries:
+            return self.later(trail, plain)
+        if trail.source in seen:
             return plain
         initial, made = self.carries[trail.source]
         seen = seen | {trail.source}
@@ -302,3 +321,26 @@ class _Walker:
         if isinstance(made, Fixed) or (made.source == trail.source and made.function is None and not made.between):
             return first or plain  # handed on unchanged
         return self.resolved(after(trail, made), seen)._replace(first=first)
+
+    def later(self, trail, plain):
+        """The path of a mixture with carries in it: from the second step on, what a step made of these came before."""
+        made, reached, left = [], set(trail.upstream), list(trail.upstream)
+        while left:
+            source = left.pop()
+            value = self.carries.get(source, (None, None))[1]
+            if isinstance(value, Trail):
+                made.append(value)
+                left += value.upstream - reached
+                reached |= value.upstream
+        if isinstance(trail.source, int) or not made or not any(isinstance(source, int) for source in reached):
+            return plain
+        between = frozenset().union(trail.between, *(each.between for each in made))
+        initial = [self.carries[source][0] for source in trail.upstream if source in self.carries]
+        came = [each.between for each in initial if isinstance(each, Trail) and is_after_a_layer(each)]
+        first = plain._replace(between=frozenset().union(trail.between, *came))
+        return plain._replace(between=between, starts=False, first=first)
+
+
+def _shape(program, read):
+    aval = program.avals[read] if isinstance(read, int) else read.aval
+    return tuple(getattr(aval, "shape", ()))

@@ -25,7 +25,50 @@ class Fixed(NamedTuple):
     size: int = 0  # how many different numbers, copies by broadcasting not counted
     number: float | None = None  # if it is one known number everywhere
     made: str = "derived"  # "leaf": moved and cast only; "part": cut as well; "scaled": times one number; "derived"
+    joined: Any = None  # of whole leaves side by side and nothing else: (axis, ((leaf, length along it), ...))
     levels: tuple = ()  # which of the scans around it go through it, the outermost being 0
+
+
+def side_by_side(step, values, shapes):
+    """The `Fixed.joined` of a concatenation of different whole leaves; None for anything else."""
+    if step.name != "concatenate" or any(v.made != "leaf" or v.levels != values[0].levels for v in values):
+        return None
+    axis, leaves = step.params["dimension"], [value.leaf for value in values]
+    if len(set(leaves)) < len(leaves) or len(leaves) < 2:
+        return None
+    return axis, tuple((leaf, shape[axis]) for leaf, shape in zip(leaves, shapes))
+
+
+def still_joined(step, value, before, after):
+    """A joined value after a step that only moves numbers: where its axis goes, if the axis stays one."""
+    if value.joined is None:
+        return value
+    axis, pieces = value.joined
+    if step.name == "transpose":
+        axis = step.params["permutation"].index(axis)
+    elif step.name == "broadcast_in_dim" and before[axis] == after[step.params["broadcast_dimensions"][axis]]:
+        axis = step.params["broadcast_dimensions"][axis]
+    elif step.name in ("reshape", "squeeze", "expand_dims"):
+        wide = [[i for i, size in enumerate(shape) if size > 1] for shape in (before, after)]
+        if [before[i] for i in wide[0]] != [after[i] for i in wide[1]]:
+            return value._replace(made="derived", joined=None)
+        axis = wide[1][wide[0].index(axis)]
+    elif before != after or step.name == "rev":
+        return value._replace(made="derived", joined=None)
+    return value._replace(joined=(axis, pieces))
+
+
+def separately(step, value):
+    """A weight as it is contracted: joined leaves are weights of their own along an axis of outputs alone."""
+    if value.joined is None:
+        return value
+    axis, place, numbers = value.joined[0], step.weight[0], step.params.get("dimension_numbers")
+    if step.name == "dot_general":
+        apart = axis not in numbers[0][place] and axis not in numbers[1][place]
+    else:
+        whole = step.name == "conv_general_dilated" and place == 1 and step.params["feature_group_count"] == 1
+        apart = whole and numbers.rhs_spec[0] == axis
+    return value if apart else value._replace(made="derived", joined=None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

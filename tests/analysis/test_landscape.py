@@ -386,3 +386,15 @@ def test_bad_arguments_are_named():
     ):
         with pytest.raises(error, match=text):
             call()
+
+
+def test_a_scale_of_outputs_in_a_weight_has_no_filters():
+    params = {"v": jnp.ones((4, 3)), "g": jnp.array([1.0, 2.0, 3.0]), "step": jnp.ones(4)}
+
+    def apply(p, x):
+        return x @ (jnp.exp(p["step"])[:, None] * p["v"] * p["g"][None] / 7)
+
+    x = jnp.ones((5, 4))
+    d = landscape.direction(jax.random.key(0), params, apply=apply, x=x)
+    np.testing.assert_allclose(jnp.linalg.norm(d["v"], axis=0), jnp.linalg.norm(params["v"], axis=0), rtol=1e-6)
+    assert not d["g"].any()
