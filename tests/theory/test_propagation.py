@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from numdl import activations
-from numdl.theory import propagation, roots
+from numdl.theory import _roots as roots
+from numdl.theory import propagation
 from tests.selection import some_fast
 
 pytestmark = pytest.mark.float32
