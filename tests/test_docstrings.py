@@ -12,12 +12,6 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "numdl"
-# Where the rule does not hold yet. This set is meant to empty.
-PENDING = {
-    "analysis.critical",
-    "analysis.filters",
-    "analysis.recognition",
-}  # fmt: skip
 
 SECTIONS = ("Parameters", "Returns", "Raises")
 
@@ -97,11 +91,7 @@ def has_formula(text):
     return bool(re.search(r"^ {4,}\S.* (?:=|<=|>=|->|~) ", before, re.MULTILINE))
 
 
-def wanted(name):
-    return not any(name == place or name.startswith(place + ".") for place in PENDING)
-
-
-CHECKED = [pytest.param(*function, id=function[0]) for function in FUNCTIONS if wanted(function[0])]
+CHECKED = [pytest.param(*function, id=function[0]) for function in FUNCTIONS]
 
 
 @pytest.mark.parametrize("name, node, known", CHECKED)
@@ -155,9 +145,3 @@ def test_the_reader_finds_what_a_face_offers():
     names = {name for name, *_ in FUNCTIONS}
     assert {"data.batches", "data.idx.read", "optimize.train.fit", "optimize.train.gradient_noise"} <= names
     assert not [name for name in names if any(part.startswith("_") for part in name.split("."))]
-
-
-def test_what_is_pending_exists():
-    assert {
-        place for place in PENDING if not any(n == place or n.startswith(place + ".") for n, *_ in FUNCTIONS)
-    } == set()

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from numdl import activations, tracing
-from numdl.analysis.recognition import recognised
+from numdl.analysis._recognition import recognised
 from numdl.tracing._paths import paths
 
 GRID = np.array([-2.0, -0.5, 0.25, 1.0, 3.0])

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.test_docstrings import taken, wanted
+from tests.test_docstrings import taken
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -39,12 +39,11 @@ def docstring(name):
     raise AssertionError(f"numdl.{name} does not exist")
 
 
-SETTLED = [row for row in ROWS if all(wanted(name) for name in (*row["predicted"], *row["measured"]))]
 NAMED = {(side, name) for row in ROWS for side in ("predicted", "measured") for name in row[side]}
-PAIRS = sorted(pair for pair in NAMED if wanted(pair[1]))
+PAIRS = sorted(NAMED)
 
 
-@pytest.mark.parametrize("row", SETTLED, ids=lambda row: row["name"])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
 def test_experiments_exist_and_synonyms_are_found(row):
     assert row["experiments"], "a symbol without an experiment"
     assert set(row["experiments"]) <= EXPERIMENTS
@@ -83,7 +82,6 @@ def test_functions_of_one_name_in_both_wings_are_in_the_table():
 
     both = set(names("theory")) & set(names("analysis"))
     assert both, "no twins at all"
-    both = {name for name in both if wanted(f"theory.{name}") and wanted(f"analysis.{name}")}
     listed = {name.removeprefix("theory.") for row in ROWS for name in row["predicted"]}
     assert both <= listed | ALONE, f"not in the table: {sorted(both - listed - ALONE)}"
 

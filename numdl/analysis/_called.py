@@ -11,7 +11,7 @@ import numpy as np
 
 from numdl import checks
 from numdl.analysis import _joined, _weights, layers
-from numdl.analysis.recognition import recognised
+from numdl.analysis._recognition import recognised
 from numdl.tracing._paths import paths
 
 

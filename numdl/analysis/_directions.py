@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from numdl import checks, trees
-from numdl.analysis import _parts, filters
+from numdl.analysis import _filters, _parts
 from numdl.records import record
 from numdl.typing import Apply
 
@@ -67,7 +67,7 @@ def direction(
     checks.one_of("normalize", normalize, ("filter", "layer", "none"))
     checks.key("key", key)
     moving, rest = trees.trainable(params, frozen=frozen)
-    found = filters.find(params, apply=apply, x=x, outputs=outputs, stacked=stacked)
+    found = _filters.find(params, apply=apply, x=x, outputs=outputs, stacked=stacked)
     found = tuple(None if kind == "kept" else one for one, kind in zip(found, rest.kinds))
     nothing = trees.Rest(tuple(np.zeros(()) for _ in rest.kept), rest.structure, rest.kinds)
     vectors = checks.flag("vectors", vectors)

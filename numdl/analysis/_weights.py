@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks, trees
-from numdl.analysis import filters
+from numdl.analysis import _filters
 from numdl.analysis._laws import LIMIT, Defaults, identify
 
 
@@ -55,7 +55,7 @@ def from_leaves(params, layouts, transposed, stacked):
     for name, leaf in leaves.items():
         if name in deep and leaf.ndim < 1:
             raise checks.BadValue(f"stacked must name leaves with a depth axis; got {name!r}, a scalar")
-        if said.get(name, "") is None or (name not in said and filters.is_line(leaf.shape[name in deep :])):
+        if said.get(name, "") is None or (name not in said and _filters.is_line(leaf.shape[name in deep :])):
             continue
         letters, groups = said.get(name) or _convention(leaf.ndim, name in turned, name in deep)
         if name not in said and len(letters.replace("S", "")) > 2:
@@ -188,7 +188,7 @@ def _bias(name, leaf, letters, leaves, said, deep):
     """([(variance, mean)] for each layer, note): the leaf beside `name` called a bias, if it serves it alone."""
     parent = _parent(name)
     beside = {other: each for other, each in leaves.items() if _parent(other) == parent and other != name}
-    lines = {other: each for other, each in beside.items() if filters.is_line(each.shape[other in deep :])}
+    lines = {other: each for other, each in beside.items() if _filters.is_line(each.shape[other in deep :])}
     vectors = {other: each for other, each in lines.items() if said.get(other, "") in ("", None) and each.any()}
     if not vectors:  # a vector of zeros adds nothing
         return [(0.0, 0.0)], None
@@ -215,7 +215,7 @@ def _is_bias(name):
 def _chosen(argument, patterns, paths):
     if isinstance(patterns, bool | np.bool_):
         return frozenset(paths) if patterns else frozenset()
-    return filters.named(argument, patterns, paths)
+    return _filters.named(argument, patterns, paths)
 
 
 def _listed(params):

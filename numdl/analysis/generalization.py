@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Integer, Key, PyTree, Real
 
 from numdl import checks, precision, trees
-from numdl.analysis import _collapse, _flatness, _parts, filters
+from numdl.analysis import _collapse, _filters, _flatness, _parts
 from numdl.analysis._collapse import NeuralCollapse
 from numdl.analysis._flatness import Flatness
 from numdl.records import record, static
@@ -151,7 +151,7 @@ def norms(
     """
     params, given = checks.leaves("params", params), reference is not None
     reference = checks.like("reference", reference, params) if given else params
-    found = filters.find(params, apply=apply, x=x, outputs=outputs, stacked=stacked)
+    found = _filters.find(params, apply=apply, x=x, outputs=outputs, stacked=stacked)
     if all(one is None for one in found):
         raise checks.BadValue(f"params must hold a kernel of 2 axes or more; got {', '.join(trees.names(params))}")
     kernels, starts = dict(_matrices(params, found)), dict(_matrices(reference, found))
@@ -304,6 +304,6 @@ def _matrices(params, found):
     for name, leaf, filters_of in zip(trees.names(params), jax.tree.leaves(params), found, strict=True):
         if filters_of is None:
             continue
-        several = filters.matrices(leaf, filters_of)
+        several = _filters.matrices(leaf, filters_of)
         alone = len(several) == 1 and not filters_of.stack
         yield from ((name if alone else f"{name}[{i}]", matrix) for i, matrix in enumerate(several))

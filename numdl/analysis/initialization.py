@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 
 from numdl import activations, checks
 from numdl.activations import Activation
-from numdl.analysis import _called, _weights, recognition
+from numdl.analysis import _called, _recognition, _weights
 from numdl.analysis._laws import Defaults, defaults
 from numdl.precision import float64
 from numdl.records import abridged, record, rows, static
@@ -166,7 +166,7 @@ def _from_call(found, notes, activation):
         sums = np.log(lengths / (square if square > 0 else lengths[0])), np.log(gradients / gradients[-1])
     # The identity is seen where one layer reads another one's state as it is, not where it reads a mixture.
     seen = [r.activation for r in found if not r.starts and (r.source or r.activation is not _IDENTITY)]
-    common, unknown = recognition.common(seen)
+    common, unknown = _recognition.common(seen)
     common = activation or common
     each = [None if row.starts else activation or row.activation or common for row in found]
     begins = np.array([row.starts for row in found])
@@ -179,7 +179,7 @@ def _from_call(found, notes, activation):
         ]
     if not np.isfinite(gradients).all() or not (gradients > 0).all():
         notes = [*notes, "gradients are 0 or unknown at some layers: their gains are not numbers there"]
-    name = common.name if common else "identity" if begins.all() else recognition.names(seen)
+    name = common.name if common else "identity" if begins.all() else _recognition.names(seen)
     judged = common, unknown, tuple(row.breaks for row in found), begins, square
     logs = _backwards(chain, begins)
     return _explanation(all_weights, notes, name, lengths, gains, sums, predicted, logs, judged)

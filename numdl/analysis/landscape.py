@@ -12,9 +12,9 @@ one after the other, elsewhere together; `at_a_time` changes that.
 
 from numdl.analysis._alignment import Alignment, align
 from numdl.analysis._between import Connection, Path, connect, interpolation
+from numdl.analysis._critical import CriticalPoint, critical_point
 from numdl.analysis._directions import TrajectoryPlane, direction, plane_of_trajectory
 from numdl.analysis._grids import Line, Plane, line, plane
-from numdl.analysis.critical import CriticalPoint, critical_point
 
 __all__ = [
     "Alignment",

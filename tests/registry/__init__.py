@@ -21,9 +21,6 @@ import numdl
 
 # Modules that no face offers: helpers of one package.
 INTERNAL = {
-    "analysis.filters",
-    "analysis.critical",
-    "analysis.recognition",
     "checks",
     "lazy",
     "networks.fields",

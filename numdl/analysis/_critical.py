@@ -1,15 +1,18 @@
 """MEASURED: a point where the gradient of a loss vanishes, and how many directions lead down from it."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import PyTree, ScalarLike
 
 from numdl import checks, trees
 from numdl.analysis import _parts
 from numdl.records import record
+from numdl.typing import Loss
 
 
 @record
@@ -26,8 +29,17 @@ class CriticalPoint:
     converged: jax.Array  # [] bool: the gradient is below the tolerance
 
 
-def critical_point(loss, params, batch, *, steps=200, tolerance=1e-6, damping=1e-3, frozen=()):
-    """MEASURED point near params where the gradient vanishes, a saddle as well as a minimum: a `CriticalPoint`.
+def critical_point(
+    loss: Loss,
+    params: PyTree,
+    batch: PyTree,
+    *,
+    steps: int = 200,
+    tolerance: ScalarLike = 1e-6,
+    damping: ScalarLike = 1e-3,
+    frozen: Sequence[str] = (),
+) -> CriticalPoint:
+    """MEASURED critical point near params: the gradient vanishes there, at a saddle as well as at a minimum.
 
         step = -H (H H + damping |g| 1)^{-1} g,    halved until |g| falls: descent on |g|^2 / 2
 
@@ -35,10 +47,18 @@ def critical_point(loss, params, batch, *, steps=200, tolerance=1e-6, damping=1e
 
     Parameters
     ----------
-    steps : int                 at most
-    tolerance : scalar          of the gradient's norm; `converged` says whether it was reached
-    damping : scalar            >= 0
+    loss : function             loss(params, batch) -> scalar
+    params, batch : pytree      where the search begins, floating leaves [..] move; data [N, ...]
+    steps : int >= 1            at most
+    tolerance : scalar >= 0     of the gradient's norm; `converged` says whether it was reached
+    damping : scalar >= 0       in units of the gradient's norm
     frozen : names              paths of leaves that stay; only what moves has eigenvalues
+    Returns
+    -------
+    CriticalPoint               params, loss, gradient_norm, eigenvalues [n], index, flat, steps, converged
+    Raises
+    ------
+    ValueError, TypeError       a number out of its range, nothing that moves, a loss that is not a scalar
     Source: Pennington & Bahri 2017, ICML; Frye et al. 2021, arXiv:2003.10397 (|g|^2 has other minima: `converged`).
     """
     steps = checks.whole("steps", steps)
