@@ -214,3 +214,17 @@ def test_what_a_first_pass_takes_for_a_bias_is_none():
 
     _, _, seen = found(apply)
     assert not seen.biases
+
+
+def test_a_mask_behind_a_norm_and_an_activation_is_no_part_of_the_norm():
+    def apply(p, x, drop=True):
+        y = x @ p["a"]
+        y = (y - y.mean(-1, keepdims=True)) / y.std(-1, keepdims=True) * p["bias"][None]
+        y = jnp.maximum(y, 0)
+        kept = jnp.broadcast_to(p["b"][:1] > 0, y.shape)
+        return (jnp.where(kept, y / 0.8, 0) if drop else y) @ p["b"]
+
+    by_layer, _, _ = found(apply)
+    assert set(by_layer["b"].between) == {"normalization", "a fixed array"}
+    by_layer, _, _ = found(lambda p, x: apply(p, x, drop=False))
+    assert set(by_layer["b"].between) == {"normalization"}

@@ -480,3 +480,18 @@ def test_two_hundred_layers_are_traced_quickly():
     jax.make_jaxpr(lambda p, x: traced.run(p, x, visit=lambda layer, y, given: (y, None)))(params, X)
     assert time.process_time() - start < 1.5
     assert len(traced.layers) == 200
+
+
+def test_statistics_that_are_thrown_away_are_unused():
+    def apply(p, x):
+        y = x @ p["w"]
+        p["mean"] * 0.9 + 0.1 * jnp.mean(y, axis=0)  # as a norm in training, whose new state is dropped
+        jax.lax.scan(lambda c, u: (c * p["mean"] + u, None), p["start"], y)
+        return y - p["shift"][None]
+
+    leaf = jnp.ones(3)
+    params = {"w": jnp.ones((4, 3)), "mean": leaf, "start": leaf, "shift": leaf}
+    traced = tracing.trace(apply, params, jnp.ones((2, 4)))
+    uses = dict(zip(traced.parameters, traced.uses))
+    assert uses["mean"] == uses["start"] == ("unused",)
+    assert uses["w"] == ("w",) and uses["shift"] == ("bias: elementwise sum",)

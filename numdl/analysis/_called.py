@@ -42,6 +42,8 @@ def rows(params, apply, x, loss, examples):
     if not made:
         raise checks.BadValue(f"apply must contract a leaf of params with x; the layers are {', '.join(flow.names)}")
     notes = [f"not entered: {text}" for text in flow.not_entered]
+    of = [traced.layers[i] for i in dict.fromkeys(layer for layer, _ in call.entries)]
+    notes += [f"{one.name}: {one.note}: its gradient is not known" for one in of if not one.of_examples]
     return made, [*notes, *dict.fromkeys(call.notes)]
 
 

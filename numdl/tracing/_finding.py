@@ -55,7 +55,7 @@ class Finder:
         self.layers, self.not_entered, self.uses = [], [], Uses(len(paths))
 
     def search(self, program, steps):
-        readers = program.readers()
+        readers, live = program.readers(), program.live()
         for step in program.steps:
             values, found = read(program.values, step.reads), None
             if step.name in CONTRACTIONS:
@@ -64,10 +64,10 @@ class Finder:
                 self.tap(program, step, readers, steps)
             elif step.inner:
                 found = self.enter(program, step, values, readers, steps)
-            elif step.name == "scan":
+            elif step.name == "scan" and id(step) in live:
                 self.uses.scanned(program, step, values)
                 continue
-            if found is None:
+            if found is None and id(step) in live:
                 self.uses.meets(program, step, values)
 
     def contraction(self, program, step, values, readers, steps):

@@ -221,9 +221,10 @@ class _Walker:
             if value.size <= units and step.name != "sub":
                 self.biases.setdefault(trail.source, {})[id(step)] = value
                 return None
-        if value.leaf and (trail.reduced or "normalization" in trail.between):
+        affine = sums or step.name in ("mul", "div")
+        if value.leaf and (trail.reduced or (affine and trail.function is None and "normalization" in trail.between)):
             return None
-        if value.leaf is None:
+        if value.leaf is None or not affine:
             return "a fixed array"
         return "an added parameter" if sums else "a scale"
 

@@ -56,6 +56,15 @@ class Program:
             self.writers.update((write, step) for step in self.steps for write in step.writes)
         return self.writers.get(slot)
 
+    def live(self):
+        """The ids of the steps that an output depends on: not those of running statistics that are thrown away."""
+        wanted, steps = {slot for slot in self.outputs if isinstance(slot, int)}, set()
+        for step in reversed(self.steps):
+            if not wanted.isdisjoint(step.writes):
+                wanted.update(slot for slot in step.reads if isinstance(slot, int))
+                steps.add(id(step))
+        return steps
+
     def readers(self):
         """slot -> the steps that read it; the outputs count as one."""
         readers = collections.defaultdict(list)

@@ -60,9 +60,9 @@ class Uses:
 
     def told(self, program, layers, dtypes):
         """For each leaf a tuple of texts; a leaf that met nothing says by which steps it is read, if by any."""
-        readers, told = program.readers(), []
+        readers, live, told = program.readers(), program.live(), []
         for slot, found, dtype in zip(program.inputs, self.found, dtypes):
-            steps = ", ".join(dict.fromkeys(step.name for step in readers[slot] if step is not None))
+            steps = ", ".join(dict.fromkeys(step.name for step in readers[slot] if id(step) in live))
             found = found or [f"read by {steps}" if steps else "unused"]
             kept = () if dtype is None else (f"not floating: {dtype}",)
             told.append((*kept, *dict.fromkeys(layers[each].name if isinstance(each, int) else each for each in found)))
