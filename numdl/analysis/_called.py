@@ -108,8 +108,9 @@ class _Call:
             self.index[key] = tuple(range(row, row + len(self.parts.get(key[0], (0,)))))
             row = self.index[key][-1] + 1
         uses = [leaf for layer in {layer for layer, _ in self.entries} for leaf in self.leaves_of(layer)]
-        sources = [path.source for path in self.found.paths.values() if isinstance(path.source, tuple)]
-        uses += [leaf for kind, leaf, *_ in sources if kind == "lookup"]
+        looked_up = ("embedding: ", "lookup: ")
+        pairs = zip(self.traced.parameters, self.traced.uses, strict=True)
+        uses += [leaf for leaf, texts in pairs if any(text.startswith(looked_up) for text in texts)]
         self.shared = {leaf for leaf in uses if uses.count(leaf) > 1}
 
     def levels(self, layer):

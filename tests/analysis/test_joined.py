@@ -165,3 +165,11 @@ def test_an_lstm_of_flax(x):
     found = {name for name in explained.names if name.endswith("kernel") and len(name.split("/")[-2]) == 2}
     assert len(found) == len(gates) == 8 and np.isfinite(explained.length).all()
     assert not explained.bias_variance.any()
+
+
+def test_a_table_that_is_tied_to_the_head_is_shared_wherever_its_rows_go():
+    p = {"table": leaf(0, 7, D), "place": leaf(1, 3, D), "w": leaf(2, D, D)}
+    tokens = jnp.array([[0, 1, 2], [3, 4, 6]])
+    apply = lambda p, x: jnp.tanh((p["table"][x] + p["place"][None]) @ p["w"]) @ p["table"].T  # noqa: E731
+    explained = initialization.explain(p, apply=apply, x=tokens)
+    assert explained.names == ("w", "table") and explained.breaks[1] == ("shared weight",)
