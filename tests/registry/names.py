@@ -12,10 +12,8 @@ VARIANCES = "weight_variance bias_variance entry_variance second_weight_variance
 POSITIVE = "step learning_rate rtol atol alpha rounding eps"
 NAMES = {
     **{name: kinds.count() for name in COUNTS.split()},
-    **{
-        name: kinds.count()
-        for name in ("batch_size", "at_a_time", "iterations", "chunk", "max_steps", "trials", "max_matvecs")
-    },
+    **{name: kinds.count() for name in ("batch_size", "at_a_time", "iterations", "max_steps", "trials", "max_matvecs")},
+    "chunk": kinds.count().also("atuo"),
     **{name: kinds.variance(1.5) for name in VARIANCES.split()},
     **{name: kinds.positive(0.1) for name in POSITIVE.split()},
     "key": kinds.key(o.KEY),

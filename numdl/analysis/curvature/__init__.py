@@ -9,7 +9,8 @@
     needs                                               the memory of a call, before it is made
 
 `loss` is a function of the parameters and the data, nothing random, batch statistics frozen. With `chunk` it is a mean
-over examples, a sum (`reduction="sum"`), or returns a pair (sum, weight); that is verified.
+over examples, a sum (`reduction="sum"`), or returns a pair (sum, weight); that is verified. `chunk="auto"` takes as
+many examples at a time as fit into half of the free memory, and nothing more is done where all fit.
 Data is an argument: the second call with other parameters or data of the same shapes compiles nothing.
 
     >>> import jax, jax.numpy as jnp

@@ -52,7 +52,7 @@ def spectral_density(
     width: ScalarLike | None = None,
     points: int = 500,
     frozen: Sequence[str] = (),
-    chunk: int | None = None,
+    chunk: int | str | None = None,
     reduction: str | None = None,
     linearize: bool | None = None,
     reorthogonalize: bool = False,
@@ -88,10 +88,11 @@ def spectral_density(
     num_matvecs = checks.whole("num_matvecs", num_matvecs)
     if width is not None:
         checks.positive("width", width, shape=())
-    operator = _matrices.named(loss, params, batch, operator, frozen=frozen, chunk=chunk, reduction=reduction)
-    linearize = _operators.linearizes(operator, linearize)
     rows = num_matvecs if checks.flag("reorthogonalize", reorthogonalize) else 2
-    _memory.check("spectral_density", _memory.needs(operator, basis=rows), least=rows)
+    settings = {"frozen": frozen, "chunk": chunk, "reduction": reduction, "vectors": lambda size: 2 * rows + 4}
+    operator = _matrices.named(loss, params, batch, operator, **settings)
+    linearize = _operators.linearizes(operator, linearize)
+    _memory.check("spectral_density", _memory.needs(operator, basis=rows), operator, least=rows)
     matvec = _operators.prepared(operator, linearize)
     steps = {"num_matvecs": num_matvecs, "num_probes": num_probes, "reorthogonalize": reorthogonalize}
     rule = trace.quadrature(key, matvec, operator.like, **steps)

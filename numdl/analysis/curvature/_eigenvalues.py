@@ -42,7 +42,7 @@ def top_eigenvalues(
     start: PyTree = None,
     deflate: PyTree = None,
     frozen: Sequence[str] = (),
-    chunk: int | None = None,
+    chunk: int | str | None = None,
     reduction: str | None = None,
     linearize: bool | None = None,
     verify: bool = True,
@@ -60,7 +60,8 @@ def top_eigenvalues(
     which, tolerance, max_matvecs, basis, verify : as in `krylov.lanczos.eigenpairs`
     start, deflate : pytree     like params, leaves with a leading axis: guesses (`vectors` of a step before); vectors
                                 to stay orthogonal to. None: none
-    frozen, chunk, reduction : as in `hessian`; leaves that stay; examples at a time, for data that do not fit
+    frozen, chunk, reduction : as in `hessian`; leaves that stay; examples at a time, for data that do not fit, "auto":
+                                as many as fit
     linearize : bool            keep all that does not depend on v; None: unless convolutions make it slow, on a CPU
     Returns
     -------
@@ -75,13 +76,18 @@ def top_eigenvalues(
     k = checks.whole("k", k)
     settings = {"which": which, "tolerance": tolerance, "max_matvecs": max_matvecs, "basis": basis, "verify": verify}
     settings = lanczos.settings(key, k=k, **settings)
-    operator = _matrices.named(loss, params, batch, operator, frozen=frozen, chunk=chunk, reduction=reduction)
+
+    def rows(size):
+        return min(size, k + 60 if basis is None else settings["basis"])
+
+    held = {"vectors": lambda size: 2 * rows(size) + 2 * k}
+    operator = _matrices.named(loss, params, batch, operator, frozen=frozen, chunk=chunk, reduction=reduction, **held)
     checks.whole("k", k, most=operator.size)
     warm = {"start": start, "deflate": deflate}
     warm = {name: tree if tree is None else operator.inward_rows(name, tree) for name, tree in warm.items()}
     linearize = _operators.linearizes(operator, linearize)
-    rows = min(operator.size, k + 60 if basis is None else settings["basis"])
-    _memory.check("top_eigenvalues", _memory.needs(operator, basis=rows, extra=2 * k), least=k + 3)
+    plan = _memory.needs(operator, basis=rows(operator.size), extra=2 * k)
+    _memory.check("top_eigenvalues", plan, operator, least=k + 3)
     matvec = _operators.prepared(operator, linearize)
     found = lanczos.eigenpairs(key, matvec, operator.like, k=k, **warm, **settings)
     return dataclasses.replace(found, vectors=operator.outward(found.vectors, (k,)))

@@ -7,7 +7,7 @@ from jaxtyping import PyTree
 
 from numdl import checks, trees
 from numdl.analysis import _parts
-from numdl.analysis.curvature import _kinds, _reduction
+from numdl.analysis.curvature import _kinds, _memory, _reduction
 from numdl.analysis.curvature._operators import Operator, examples
 from numdl.typing import Loss
 
@@ -30,7 +30,7 @@ def hessian(
     batch: PyTree,
     *,
     frozen: Sequence[str] = (),
-    chunk: int | None = None,
+    chunk: int | str | None = None,
     reduction: str | None = None,
 ) -> Operator:
     """MEASURED Hessian of loss(params, batch) as an Operator: forward over reverse, about two gradients a product.
@@ -42,7 +42,8 @@ def hessian(
     params : pytree             real floating leaves are coordinates, complex ones two each; all else stays
     batch : pytree              data; with `chunk`, every leaf [N, ...]
     frozen : names              paths of leaves that stay as well: running statistics, a pretrained part
-    chunk : int >= 1            this many examples at a time, in a loop: memory of one chunk, any N; None: all at once
+    chunk : int >= 1            this many examples at a time, in a loop: memory of one chunk, any N; None: all at once;
+                                "auto": all at once if half of the free memory holds a product, else as many as fit
     reduction : "mean" | "sum"  what a scalar loss is over the examples; None: "mean". One product shows whether it is
     Returns
     -------
@@ -69,7 +70,7 @@ def gauss_newton(
     batch: PyTree,
     *,
     frozen: Sequence[str] = (),
-    chunk: int | None = None,
+    chunk: int | str | None = None,
     reduction: str | None = None,
 ) -> Operator:
     """MEASURED generalized Gauss-Newton matrix J' H_z J as an Operator; positive semidefinite for a convex loss.
@@ -103,7 +104,7 @@ def fisher(
     *,
     likelihood: str,
     frozen: Sequence[str] = (),
-    chunk: int | None = None,
+    chunk: int | str | None = None,
 ) -> Operator:
     """MEASURED Fisher matrix of the model's own distribution, its expectation over labels exact, as an Operator.
 
@@ -128,7 +129,7 @@ def fisher(
 
 
 def empirical_fisher(
-    loss: Loss, params: PyTree, batch: PyTree, *, frozen: Sequence[str] = (), chunk: int | None = None
+    loss: Loss, params: PyTree, batch: PyTree, *, frozen: Sequence[str] = (), chunk: int | str | None = None
 ) -> Operator:
     """MEASURED mean of g_i g_i' over the examples, g_i the gradient of one example's loss, as an Operator.
 
@@ -159,8 +160,14 @@ def empirical_fisher(
     )
 
 
-def named(loss, params, batch, operator, *, frozen=(), chunk=None, reduction=None):
-    """The Operator that a call means: the one handed over as `loss`, or the one of that name."""
+def named(loss, params, batch, operator, *, frozen=(), chunk=None, reduction=None, vectors):
+    """The Operator that a call means: the one handed over as `loss`, or the one of that name.
+
+    `vectors(size)` are those that the call holds beside a product, for a chunk that fits.
+    """
+    if isinstance(chunk, str) and not isinstance(loss, Operator):
+        whole = named(loss, params, batch, operator, frozen=frozen, reduction=reduction, vectors=vectors)
+        return _fitted(whole, chunk, reduction, vectors(whole.size))
     if isinstance(loss, Operator):
         given = {"params": params, "batch": batch, "chunk": chunk, "reduction": reduction}
         beside = [name for name, value in given.items() if value is not None] + ["frozen"] * (not _empty(frozen))
@@ -192,9 +199,21 @@ def _operator(kind, params, batch, frozen, chunk, reduces):
     if chunk is None:
         _reduction.outcome(operator)
         return operator
+    if isinstance(chunk, str):
+        return _fitted(operator, chunk, reduces)
     chunk = checks.whole("chunk", chunk)
     examples(batch)
     return _reduction.chunked(dataclasses.replace(operator, chunk=chunk), reduces)
+
+
+def _fitted(operator, chunk, reduces, vectors=0):
+    """The operator in chunks that fit into memory beside this many vectors, as it is if all examples do."""
+    if chunk != "auto":
+        raise checks.BadValue(f'chunk must be a whole number >= 1, "auto" or None; got {chunk!r}')
+    examples(operator.batch)
+    _reduction.outcome(operator)
+    size = _memory.chosen(operator, vectors)
+    return operator if size is None else _reduction.chunked(dataclasses.replace(operator, chunk=size), reduces)
 
 
 def _empty(frozen):

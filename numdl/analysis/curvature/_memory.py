@@ -6,9 +6,11 @@ import jax
 import numpy as np
 
 from numdl import checks
-from numdl.analysis.curvature._operators import Operator
+from numdl.analysis.curvature._operators import Operator, examples
 from numdl.krylov import _vectors
 from numdl.records import record
+
+_LESS = "a smaller k, or one block of the parameters"
 
 
 @record
@@ -57,17 +59,41 @@ def needs(operator: Operator, *, basis: int, extra: int = 4) -> MemoryUse:
     return MemoryUse(vector, 2 * basis * vector, product, held + product, available())
 
 
-def check(name, plan, *, least):
+def chosen(operator, vectors=0):
+    """The chunk that `chunk="auto"` stands for beside this many vectors; None: all at once."""
+    free = available()
+    if vectors:
+        layout = _vectors.layout("params", operator.like)
+        free = 0.9 * free - vectors * layout.size * layout.dtype.itemsize
+    chunk, fits = largest(operator, free)
+    return chunk if fits or not vectors else None  # what no chunk mends is refused as it is
+
+
+def largest(operator, free):
+    """(the largest chunk, or None for all examples at once; whether its product fits into half of `free`).
+
+    A product is counted as its linearization, which holds more than a compiled product does. Shapes alone tell it for
+    all examples and for half of them: what no chunk makes smaller, and a part in proportion to the examples.
+
+        fixed + each chunk <= fixed + (free - fixed) / 2
+    """
+    count = examples(operator.batch)
+    whole = operator.kept_bytes_of(count)
+    if whole <= free / 2 or count == 1:
+        return None, whole <= free / 2
+    each = (whole - operator.kept_bytes_of(count // 2)) / (count - count // 2)
+    fixed = whole - each * count
+    chunk = count if each <= 0 else int(max(free - fixed, 0) / 2 / each)
+    return (None if chunk >= count else max(chunk, 1)), chunk >= 1
+
+
+def check(name, plan, operator, *, least):
     """Raise MemoryError, with the remedy, if the plan does not fit."""
     if plan.enough:
         return
-    room = (0.9 * plan.available - plan.product) / plan.vector / 2
-    remedy = f"basis={int(room) - 2}" if room - 2 >= least else "a smaller k, or one block of the parameters"
-    if plan.product > 0.45 * plan.available:
-        remedy = "chunk= for fewer examples at a time"
     raise MemoryError(
         f"{name} needs {_size(plan.total)} at once ({_size(plan.basis)} for the basis, {_size(plan.product)} for the "
-        f"activations) and {_size(plan.available)} are free: take {remedy}"
+        f"activations) and {_size(plan.available)} are free: take {_remedy(plan, operator, least)}"
     )
 
 
@@ -86,6 +112,33 @@ def available():
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, OSError, ValueError):
         return np.inf
+
+
+def _remedy(plan, operator, least):
+    """A smaller basis, a chunk, or both; else what there is to do beside them."""
+    limit, held = 0.9 * plan.available, plan.total - plan.product
+    large = plan.product > 0.45 * plan.available
+
+    def basis(product):
+        rows = int((limit - product - held + plan.basis) / plan.vector / 2)
+        return f"basis={rows}" if rows >= least else _LESS
+
+    if not large and basis(plan.product) != _LESS:
+        return basis(plan.product)
+    try:
+        chunk = _fewer(operator, limit - held)
+        if chunk or not large:
+            return f"chunk={chunk}" if chunk else _LESS
+        chunk = _fewer(operator, limit)
+        return f"chunk={chunk} and {basis(operator.kept_bytes_of(chunk))}" if chunk else _LESS
+    except (TypeError, ValueError):  # the data have no axis of examples, or the loss knows how many there are
+        return "a smaller batch" if large else _LESS
+
+
+def _fewer(operator, free):
+    """The chunk that makes a product small enough, or None."""
+    chunk, fits = largest(operator, free)
+    return chunk if fits and chunk and chunk < (operator.chunk or np.inf) else None
 
 
 def _size(count):

@@ -28,7 +28,7 @@ def trace(
     method: str = "hutchinson",
     operator: str = "hessian",
     frozen: Sequence[str] = (),
-    chunk: int | None = None,
+    chunk: int | str | None = None,
     reduction: str | None = None,
     linearize: bool | None = None,
 ) -> estimates.TraceEstimate:
@@ -72,7 +72,7 @@ def diagonal(
     num_matvecs: int = 30,
     operator: str = "hessian",
     frozen: Sequence[str] = (),
-    chunk: int | None = None,
+    chunk: int | str | None = None,
     reduction: str | None = None,
     linearize: bool | None = None,
 ) -> estimates.TraceEstimate:
@@ -112,7 +112,7 @@ def frobenius_norm(
     num_matvecs: int = 30,
     operator: str = "hessian",
     frozen: Sequence[str] = (),
-    chunk: int | None = None,
+    chunk: int | str | None = None,
     reduction: str | None = None,
     linearize: bool | None = None,
 ) -> estimates.TraceEstimate:
@@ -144,7 +144,7 @@ def frobenius_norm(
 
 def _ready(name, key, loss, params, batch, operator, settings, linearize, rows):
     checks.key("key", key)
-    operator = _matrices.named(loss, params, batch, operator, **settings)
+    operator = _matrices.named(loss, params, batch, operator, vectors=lambda size: 2 * rows + 4, **settings)
     linearize = _operators.linearizes(operator, linearize)
-    _memory.check(name, _memory.needs(operator, basis=rows), least=rows)
+    _memory.check(name, _memory.needs(operator, basis=rows), operator, least=rows)
     return operator, _operators.prepared(operator, linearize)

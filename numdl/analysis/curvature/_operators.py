@@ -58,8 +58,16 @@ class Operator:
     @property
     def kept_bytes(self):
         """Bytes that a linearized product keeps (of one chunk), the parameters and data that it reads included."""
-        one = self if self.chunk is None else next(self.pieces())[0]
-        shapes = jax.eval_shape(_linearized, one)
+        return self.kept_bytes_of(self.chunk)
+
+    def kept_bytes_of(self, count):
+        """The same for the first `count` examples at once, all of them if it is None; by shapes alone."""
+
+        def keeps(operator):
+            batch = jax.tree.map(lambda leaf: leaf if count is None else leaf[:count], operator.batch)
+            return _linearized(dataclasses.replace(operator, batch=batch, chunk=None))
+
+        shapes = jax.eval_shape(keeps, self)
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
     def __call__(self, v):

@@ -1,0 +1,154 @@
+"""The chunk that is chosen from memory: the largest that fits, by a search over all; all at once where all fit."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from numdl.analysis import curvature
+from numdl.analysis.curvature import _memory
+
+N, D = 24, 4
+X = jnp.asarray(np.random.default_rng(0).normal(size=(N, D)))
+Y = jnp.asarray(np.random.default_rng(1).normal(size=(N, 2)))
+KEY = jax.random.key(0)
+WEIGHTS = {"first": jnp.full((D, 3), 0.3), "second": jnp.full((3, 2), 0.2)}
+
+
+def dense(params, batch):
+    return jnp.tanh(batch["x"] @ params["first"]) @ params["second"]
+
+
+def squares(z, batch):
+    return jnp.mean((z - batch["y"]) ** 2)
+
+
+def loss(params, batch):
+    return squares(dense(params, batch), batch)
+
+
+def pair(params, batch):
+    apart = (dense(params, batch) - batch["y"]) ** 2
+    return jnp.sum(apart), jnp.sum(jnp.ones_like(apart))
+
+
+def scanned(params, batch):
+    return jnp.mean(lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), batch, params)[0] ** 2)
+
+
+def convolved(params, batch):
+    return jnp.mean(jnp.tanh(jax.vmap(lambda row: jnp.convolve(row, params, mode="same"))(batch)) ** 2)
+
+
+BATCH = {"x": X, "y": Y}
+MADE = {
+    "hessian": lambda **more: curvature.hessian(loss, WEIGHTS, BATCH, **more),
+    "hessian of a pair": lambda **more: curvature.hessian(pair, WEIGHTS, BATCH, **more),
+    "hessian of a scan": lambda **more: curvature.hessian(scanned, jnp.full((5, D, D), 0.1), X, **more),
+    "hessian of a convolution": lambda **more: curvature.hessian(convolved, jnp.full(3, 0.3), X, **more),
+    "gauss_newton": lambda **more: curvature.gauss_newton(dense, squares, WEIGHTS, BATCH, **more),
+    "fisher": lambda **more: curvature.fisher(dense, WEIGHTS, BATCH, likelihood="categorical", **more),
+    "empirical_fisher": lambda **more: curvature.empirical_fisher(loss, WEIGHTS, BATCH, **more),
+}
+
+
+def slow(name):
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "name", ["hessian", "fisher", *map(slow, [name for name in MADE if " " in name or "_" in name])]
+)
+def test_the_chunk_is_the_largest_that_fits(name, monkeypatch):
+    make = MADE[name]
+    operator = make()
+    kept = {count: operator.kept_bytes_of(count) for count in (1, 2, 6, 7, 8, N)}
+    fixed = 2 * kept[1] - kept[2]
+    free = 2.0 * kept[7] - fixed  # half of what is free beside the fixed part holds seven examples, and not eight
+    monkeypatch.setattr(_memory, "available", lambda: free)
+    found = make(chunk="auto")
+    assert found.chunk == 7
+    assert kept[7] - fixed <= (free - fixed) / 2 < kept[8] - fixed
+    for limit, chunk in ((2.0 * kept[N], None), (2.0 * kept[6] - fixed, 6), (1.0, 1)):
+        monkeypatch.setattr(_memory, "available", lambda limit=limit: limit)
+        assert _memory.chosen(operator) == chunk
+
+
+def test_it_gives_the_same_numbers(monkeypatch):
+    v = jax.tree.map(jnp.cos, WEIGHTS)
+    whole = MADE["hessian"]()
+    monkeypatch.setattr(_memory, "available", lambda: 0.9 * whole.kept_bytes)
+    found = MADE["hessian"](chunk="auto")
+    assert 1 <= found.chunk < N
+    for got, want in zip(jax.tree.leaves(found(v)), jax.tree.leaves(whole(v)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
+
+
+def test_all_at_once_where_all_fit():
+    assert MADE["hessian"](chunk="auto").chunk is None
+    one = curvature.hessian(loss, WEIGHTS, {"x": X[:1], "y": Y[:1]}, chunk="auto")
+    assert one.chunk is None
+
+
+CALLS = {
+    "top_eigenvalues": lambda **more: (
+        curvature.top_eigenvalues(loss, WEIGHTS, BATCH, key=KEY, k=1, basis=6, **more).values
+    ),
+    "trace": lambda **more: curvature.trace(loss, WEIGHTS, BATCH, key=KEY, num_matvecs=2, **more).value,
+    "diagonal": lambda **more: curvature.diagonal(loss, WEIGHTS, BATCH, key=KEY, num_matvecs=2, **more).value,
+    "frobenius_norm": lambda **more: (
+        curvature.frobenius_norm(loss, WEIGHTS, BATCH, key=KEY, num_matvecs=2, **more).value
+    ),
+    "spectral_density": lambda **more: (
+        curvature.spectral_density(loss, WEIGHTS, BATCH, key=KEY, num_matvecs=3, num_probes=2, points=3, **more).nodes
+    ),
+}
+
+
+BASES = {"top_eigenvalues": 6, "trace": 2, "diagonal": 4, "frobenius_norm": 2, "spectral_density": 2}
+
+
+@pytest.mark.parametrize("name", ["trace", *map(slow, list(BASES)[2:]), slow("top_eigenvalues")])
+def test_a_refused_call_names_the_chunk_and_auto_takes_one(name, monkeypatch):
+    want = CALLS[name]()
+    operator = MADE["hessian"]()
+    plan = curvature.needs(operator, basis=BASES[name], extra=2 if name == "top_eigenvalues" else 4)
+    monkeypatch.setattr(_memory, "available", lambda: (plan.total - 0.1 * plan.product) / 0.9)
+    with pytest.raises(MemoryError, match=r"take chunk=\d+") as refused:
+        CALLS[name]()
+    chunk = int(re.search(r"chunk=(\d+)", str(refused.value))[1])
+    assert 1 <= chunk < N
+    for one in (chunk, "auto"):
+        for got, expected in zip(jax.tree.leaves(CALLS[name](chunk=one)), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_basis_that_is_too_large_beside_a_product_that_is_too_large(monkeypatch):
+    operator = MADE["hessian"]()
+    monkeypatch.setattr(_memory, "available", lambda: 1.2 * operator.kept_bytes)
+    wide = {"k": 2, "basis": 18}
+    with pytest.raises(MemoryError, match=r"take chunk=\d+ and basis=\d+") as refused:
+        curvature.top_eigenvalues(operator, key=KEY, **wide)
+    chunk, basis = map(int, re.search(r"chunk=(\d+) and basis=(\d+)", str(refused.value)).groups())
+    for rows, enough in ((basis, True), (basis + 1, False)):
+        assert curvature.needs(MADE["hessian"](chunk=chunk), basis=rows, extra=4).enough == enough
+
+
+def test_what_no_chunk_mends_is_said(monkeypatch):
+    monkeypatch.setattr(_memory, "available", lambda: 64.0)
+    with pytest.raises(MemoryError, match="a smaller k, or one block"):
+        CALLS["trace"]()
+    with pytest.raises(MemoryError, match="a smaller batch"):
+        curvature.trace(lambda p, b: jnp.sum(jnp.cos(p * b)), jnp.ones(50), jnp.ones(()), key=KEY)
+
+
+def test_bad_chunks_are_refused():
+    with pytest.raises(ValueError, match='chunk must be .*"auto".*atuo'):
+        MADE["hessian"](chunk="atuo")
+    with pytest.raises(ValueError, match="batch"):
+        curvature.hessian(loss, WEIGHTS, {"x": X, "y": Y[:3]}, chunk="auto")
+    with pytest.raises(ValueError, match="chunk"):
+        curvature.trace(MADE["hessian"](), key=KEY, chunk="auto")
