@@ -19,20 +19,17 @@ Schoenholz et al. 2017, arXiv:1611.01232. Twin: analysis.propagation. Everything
     1.761
 """
 
-import functools
 import math
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float64
 
-from numdl import checks, quadrature
+from numdl import checks
 from numdl.activations import Activation
 from numdl.precision import float64
 from numdl.records import record, static
-from numdl.theory import _roots
+from numdl.theory import _maps, _roots
 
 
 @record
@@ -93,7 +90,7 @@ def length_map(
     """
     _check(activation, weight_variance, bias_variance)
     q = checks.variance("q", checks.concrete("q", q))
-    return _next_length(_roots.as_float(q), activation, weight_variance, bias_variance)
+    return _maps.next_length(_roots.as_float(q), activation, weight_variance, bias_variance)
 
 
 def lengths(
@@ -122,7 +119,7 @@ def lengths(
     """
     _check(activation, weight_variance, bias_variance)
     checks.variance("x_variance", checks.concrete("x_variance", x_variance), shape=())
-    return _lengths(x_variance, checks.whole("depth", depth), activation, weight_variance, bias_variance)
+    return _maps.lengths(x_variance, checks.whole("depth", depth), activation, weight_variance, bias_variance)
 
 
 def correlations(
@@ -164,7 +161,7 @@ def correlations(
     q = checks.positive("q", checks.concrete("q", q))
     if np.ndim(q):
         checks.shape("q", q, (depth + 1,))
-    return _correlations(c, depth, q, activation, weight_variance, bias_variance)
+    return _maps.correlations(c, depth, q, activation, weight_variance, bias_variance)
 
 
 def fixed_point(*, activation: Activation, weight_variance: ArrayLike, bias_variance: ArrayLike) -> FixedPoint:
@@ -296,70 +293,6 @@ def phase_diagram(
         depth_scale_gradient=scale_gradient,
         phase=np.where(np.abs(chi_1 - 1) <= _roots.CRITICAL, 0, np.sign(chi_1 - 1)).astype(np.int8),
     )
-
-
-# ---- the maps ------------------------------------------------------------------------------------------------------
-
-
-def _next_length(q, activation, weight_variance, bias_variance):
-    return weight_variance * activation.mean_square(q) + bias_variance
-
-
-@float64
-def _lengths(x_variance, depth, activation, weight_variance, bias_variance):
-    numbers = map(_roots.as_float, (x_variance, weight_variance, bias_variance))
-    return _lengths_jit(*numbers, depth=depth, activation=activation)
-
-
-@functools.partial(jax.jit, static_argnames=("depth", "activation"))
-def _lengths_jit(x_variance, weight_variance, bias_variance, *, depth, activation):
-    def layer(q, _):
-        return _next_length(q, activation, weight_variance, bias_variance), q
-
-    return jax.lax.scan(layer, weight_variance * x_variance + bias_variance, None, length=depth)[1]
-
-
-@float64
-def _correlations(c, depth, q, activation, weight_variance, bias_variance):
-    c, q, weight_variance, bias_variance = map(_roots.as_float, (c, q, weight_variance, bias_variance))
-    if not q.ndim:
-        q = _moving_jit(q, weight_variance, bias_variance, depth=depth, activation=activation)
-    flat = _correlations_jit(c.ravel(), q[:depth], weight_variance, bias_variance, activation=activation)
-    return flat.T.reshape(*c.shape, depth)
-
-
-@functools.partial(jax.jit, static_argnames=("depth", "activation"))
-def _moving_jit(q, weight_variance, bias_variance, *, depth, activation):
-    """q and the lengths after it; a fixed point stays where it is, so that rounding does not leave an unstable one."""
-
-    def layer(q, _):
-        new = _next_length(q, activation, weight_variance, bias_variance)
-        return jnp.where(jnp.abs(new - q) <= _roots.NOISE * q, q, new), q
-
-    return jax.lax.scan(layer, q, None, length=depth)[1]
-
-
-@functools.partial(jax.jit, static_argnames="activation")
-def _correlations_jit(c, q, weight_variance, bias_variance, *, activation):
-    def layer(c, q):
-        square, opposite = activation.mean_square(q), _opposite(activation, q)
-        product = activation.mean_product(jnp.full_like(c, q), jnp.full_like(c, q), c)
-        # At the ends by one-point moments, so that neither rounding nor quadrature leaves an end that is kept.
-        product = jnp.where(c == 1, square, jnp.where(c == -1, square * opposite, product))
-        after = weight_variance * square + bias_variance
-        new = jnp.clip((weight_variance * product + bias_variance) / after, -1, 1)
-        new = jnp.where((c == 1) & (after > 0) & jnp.isfinite(after), 1.0, new)
-        return new, new
-
-    return jax.lax.scan(layer, c, q)[1]
-
-
-def _opposite(activation, q):
-    """E f(u) f(-u) / E f(u)^2: exactly -1 for an odd f and 1 for an even one."""
-    kinks = tuple(sorted({sign * kink for kink in activation.kinks for sign in (-1, 1)}))
-    both = quadrature.expect(lambda x: activation.f(x) * activation.f(-x), q, kinks=kinks)
-    own = quadrature.expect(lambda x: activation.f(x) ** 2, q, kinks=kinks)
-    return jnp.where(own == 0, 0.0, both / jnp.where(own == 0, 1.0, own))
 
 
 # ---- fixed points, assembled ---------------------------------------------------------------------------------------
