@@ -9,20 +9,16 @@ linear maps (E g, not E ln g); else as widths grow. Source: Schoenholz et al. 20
 Schoenholz 2017, arXiv:1712.08969. Twin: analysis.gradients. Everything is float64 NumPy.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
 from numdl import activations, checks
 from numdl.activations import Activation
-from numdl.precision import float64
 from numdl.records import record
-from numdl.theory import _roots, propagation
+from numdl.theory import _factors, _roots, propagation
 
 
 @record
@@ -98,7 +94,8 @@ def growth(
     checks.variance("readout_weight_variance", checks.concrete("readout_weight_variance", last), shape=())
     ratios = _ratios(depth, widths)
     kept = weight_variance / keep_probability
-    q, slopes = _dense(weight_variance * x_variance + bias_variance, kept, bias_variance, ratios.size, activation)
+    first = weight_variance * x_variance + bias_variance
+    q, slopes = _factors.dense(first, kept, bias_variance, ratios.size, activation)
     weights = np.append(np.full(ratios.size - 1, kept), last / keep_probability)
     chi = _roots.scaled(weights, slopes) * ratios
     limit = propagation.fixed_point(activation=activation, weight_variance=kept, bias_variance=bias_variance)
@@ -154,7 +151,7 @@ def residual_growth(
         checks.variance("second_weight_variance", second_weight_variance, shape=())
     steps = np.broadcast_to(np.asarray(step, float), (depth,))
     numbers = (x_mean, x_variance, weight_variance, bias_variance, second_weight_variance, keep_probability)
-    q, block = _residual(steps, numbers, activation)
+    q, block = _factors.residual(steps, numbers, activation)
     chi = np.append(block[1:], readout_gain)
     return Growth(q, chi, _log_products(chi), np.float64(np.nan), np.float64(np.nan))
 
@@ -190,7 +187,7 @@ def dropout_fixed_point(
         return DropoutFixedPoint(point.q, point.c, point.chi_1, point.chi_c, scale, _scale(point.chi_1))
     c, chi_c = np.float64(np.nan), np.float64(np.nan)
     if 0 < point.q < math.inf:
-        c, chi_c = _dropout_correlation(float(point.q), weight_variance, bias_variance, activation)
+        c, chi_c = _factors.dropout_correlation(float(point.q), weight_variance, bias_variance, activation)
     return DropoutFixedPoint(point.q, c, point.chi_1, chi_c, _scale(chi_c), _scale(point.chi_1))
 
 
@@ -237,63 +234,7 @@ def log_norm(*, widths: Sequence[int], weight_variance: ArrayLike, activation: A
     )
 
 
-# ---- recursions ----------------------------------------------------------------------------------------------------
-
-
-@float64
-def _dense(q, weight_variance, bias_variance, depth, activation):
-    return _dense_jit(*(jnp.asarray(a, float) for a in (q, weight_variance, bias_variance)), depth, activation)
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _dense_jit(q, weight_variance, bias_variance, depth, activation):
-    def layer(q, _):
-        return weight_variance * activation.mean_square(q) + bias_variance, q
-
-    q = jax.lax.scan(layer, q, None, length=depth)[1]
-    return q, activation.slope_mean_square(q)
-
-
-@float64
-def _residual(steps, numbers, activation):
-    numbers = tuple(None if number is None else jnp.asarray(number, float) for number in numbers)
-    return _residual_jit(jnp.asarray(steps), numbers, activation)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _residual_jit(steps, numbers, activation):
-    mean, square, weight_variance, bias_variance, second, keep = numbers
-
-    def block(state, h):
-        mean, square = state
-        q = weight_variance * square + bias_variance
-        value = h**2 * activation.mean_square(q) / keep
-        if second is None:
-            drift = h * activation.mean(q)
-            return (mean + drift, square + 2 * mean * drift + value), q
-        return (mean, square + second * value), q
-
-    _, q = jax.lax.scan(block, (mean, square), steps)
-    gain = weight_variance if second is None else weight_variance * second
-    factor = steps**2 * gain / keep
-    return q, 1 + jnp.where(factor == 0, 0.0, factor * activation.slope_mean_square(q))
-
-
-def _dropout_correlation(q, weight_variance, bias_variance, activation):
-    """The root of C(c) = c, and C' there: C(-1) > -1 and C(1) < 1, so there is one between."""
-    from scipy.optimize import brentq
-
-    def excess(c):
-        return (weight_variance * _products(c, q, activation)[0] + bias_variance) / q - c
-
-    c = brentq(excess, -1.0, 1.0, xtol=1e-15, rtol=1e-14)
-    return np.float64(c), weight_variance * _products(c, q, activation)[1]
-
-
-@float64
-def _products(c, q, activation):
-    arguments = (jnp.asarray(q, float), jnp.asarray(q, float), jnp.asarray(c, float))
-    return activation.mean_product(*arguments), activation.slope_mean_product(*arguments)
+# ---- sums along depth ------------------------------------------------------------------------------------------------
 
 
 def _log_chi_square(n, is_relu):
