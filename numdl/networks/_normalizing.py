@@ -1,19 +1,9 @@
 """What all normalizations share: axes, the precision they work in, the root at zero, gain and bias."""
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from numdl import checks, precision
-from numdl.records import record
-
-
-@record
-class Statistics:
-    """Mean and variance of a batch, feature by feature; running ones are the same record."""
-
-    mean: jax.Array  # shape of x without the axes of the examples
-    variance: jax.Array  # likewise; divided by the number of entries
 
 
 def axes(x, axis, eps, name="x"):
@@ -61,14 +51,3 @@ def scaled_and_shifted(x, scaled, gain, bias, axes):
     if bias is not None:
         scaled = scaled + jnp.reshape(bias, spread)
     return scaled.astype(x.dtype)
-
-
-def known(name, known, shape):
-    """Statistics of this shape."""
-    checks.instance(name, known, Statistics, hint="made by normalization.statistics")
-    return Statistics(
-        *(
-            checks.shape(f"{name}.{field}", checks.floating(f"{name}.{field}", getattr(known, field)), shape)
-            for field in ("mean", "variance")
-        )
-    )

@@ -24,10 +24,24 @@ from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
 
 from numdl import checks
 from numdl.networks import _affine, _normalizing
+from numdl.networks._batch_statistics import Statistics, normalize, statistics, update
 from numdl.networks._normalized_parameters import Settings, init, without_kernel
-from numdl.networks._normalizing import Statistics
 from numdl.networks._record import Network, fitting, probed, probed_alone, split_probes
 from numdl.networks.initializers import Initializer
+
+__all__ = [
+    "KINDS",
+    "Statistics",
+    "batch",
+    "freeze",
+    "layer",
+    "network",
+    "normalize",
+    "rms",
+    "statistics",
+    "update",
+    "weight",
+]
 
 KINDS = ("batch", "layer", "rms")
 
@@ -160,88 +174,6 @@ def weight(
     wide = _normalizing.wide(direction)
     scaled = wide * _normalizing.inverse_root(jnp.sum(wide**2, axis=axes, keepdims=True) + eps)
     return _normalizing.scaled_and_shifted(direction, scaled, gain, None, _normalizing.others(direction, axes))
-
-
-def statistics(x: Float[ArrayLike, "..."], *, axis: int | Sequence[int] = 0) -> Statistics:
-    """Mean and variance over the examples, as `batch` uses them.
-
-    Parameters
-    ----------
-    x : array [N, ...]
-    axis : int or tuple         the axes of the examples
-    Returns
-    -------
-    Statistics                  shaped like the axes that are left, at least float32
-    Raises
-    ------
-    ValueError, TypeError       no such axis, x empty or not of floating-point numbers
-    """
-    x, axes, _ = _normalizing.axes(x, axis, 0.0)
-    wide = _normalizing.wide(x)
-    mean = jnp.mean(wide, axis=axes, keepdims=True)
-    return Statistics(jnp.squeeze(mean, axes), jnp.mean((wide - mean) ** 2, axis=axes))
-
-
-def update(
-    running: Statistics, x: Float[ArrayLike, "..."], *, decay: ScalarLike, axis: int | Sequence[int] = 0
-) -> Statistics:
-    """Running statistics after one more batch.
-
-        decay * running + (1 - decay) * statistics(x)
-
-    Parameters
-    ----------
-    running : Statistics        shaped like the axes of x that are left
-    x : array [N, ...]
-    decay : scalar              in [0, 1]
-    axis : int or tuple         the axes of the examples
-    Returns
-    -------
-    Statistics
-    Raises
-    ------
-    ValueError, TypeError       statistics of another shape, decay outside of [0, 1], no such axis
-    """
-    decay = checks.finite("decay", decay, least=0.0, most=1.0, shape=())
-    x, axes, _ = _normalizing.axes(x, axis, 0.0)
-    running = _normalizing.known("running", running, _normalizing.outside(x, axes))
-    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, running, statistics(x, axis=axis))
-
-
-def normalize(
-    x: Float[ArrayLike, "..."],
-    known: Statistics,
-    gain: Float[ArrayLike, "..."] | None = None,
-    bias: Float[ArrayLike, "..."] | None = None,
-    *,
-    axis: int | Sequence[int] = 0,
-    eps: ScalarLike = 1e-5,
-) -> Float[Array, "..."]:
-    """x normalized with given `Statistics`, frozen or running: an affine map, example by example.
-
-    Parameters
-    ----------
-    x : array [N, ...]
-    known : Statistics          shaped like the axes that are left
-    gain, bias : array          likewise; 1 and 0 if None
-    axis : int or tuple         the axes of the examples
-    eps : scalar                >= 0
-    Returns
-    -------
-    array                       shape and dtype of x
-    Raises
-    ------
-    ValueError, TypeError       another shape, no such axis, eps < 0, x not of floating-point numbers
-    """
-    x, axes, eps = _normalizing.axes(x, axis, eps)
-    outside = _normalizing.outside(x, axes)
-    known = _normalizing.known("known", known, outside)
-    gain, bias = _normalizing.scales(gain, bias, outside)
-    mean, variance = known.mean, known.variance
-    scaled = (_normalizing.wide(x) - jnp.expand_dims(mean, axes)) * _normalizing.inverse_root(
-        jnp.expand_dims(variance, axes) + eps
-    )
-    return _normalizing.scaled_and_shifted(x, scaled, gain, bias, _normalizing.others(x, axes))
 
 
 def network(
