@@ -106,11 +106,10 @@ def agreement(predicted: ArrayLike | Sequence, samples: ArrayLike | Sequence, ax
     """
     measured = mean_and_error(samples, axis)
     expected = _numbers("predicted", predicted)
-    if expected.shape not in ((), np.shape(measured.mean)):
-        raise checks.BadValue(
-            f"predicted must have shape {np.shape(measured.mean)} or be one number; got {expected.shape}"
-        )
-    expected = np.broadcast_to(expected, np.shape(measured.mean))
+    shape = np.shape(measured.mean)
+    if expected.shape not in ((), shape):
+        raise checks.BadValue(f"predicted must have shape {shape} or be one number; got {expected.shape}")
+    expected = np.broadcast_to(expected, shape)
     with np.errstate(invalid="ignore"):
         gap = measured.mean - expected
     rounding = 16 * _epsilon(samples) * np.maximum(np.abs(expected), np.abs(measured.mean))
