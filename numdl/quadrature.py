@@ -12,7 +12,6 @@ drawn from its own kink.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -20,12 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
+from numdl import _quadrature_rules as rules
 from numdl import _tanh_sinh, checks
 from numdl.precision import float64
 from numdl.records import record
 
-_REACH = 9.0  # the Gaussian beyond is 3e-18: the domain is |z| <= _REACH
-_FAR = 2.0  # steps in z far from every place are this much larger than steps in t
 _ZONE = 8.5  # a kink seen through a Gaussian of deviation sigma is over at _ZONE * sigma
 _GOOD = 1e-6  # relative error up to which an estimate counts as converged
 _NAMED, _UNNAMED = 1e-10, 1.0  # relative error above which tanh-sinh is tried; it cannot find kinks that are not named
@@ -180,7 +178,7 @@ def _estimate(value, *functions):
 
 def _tail(size):
     """A bound on what lies beyond the reach, from how the integrand falls just before it."""
-    last, before = (jnp.maximum(size(z), size(-z)) * _density(z) for z in (_REACH, _REACH - 0.5))
+    last, before = (jnp.maximum(size(z), size(-z)) * rules.density(z) for z in (rules.REACH, rules.REACH - 0.5))
     decay = jnp.log(before / last)
     return jnp.where(last == 0, 0.0, jnp.where(decay > 0, last / jnp.where(decay > 0, decay, 1.0), jnp.inf))
 
@@ -239,24 +237,24 @@ def _plane(f, g, kinks_f, kinks_g, nodes, *arguments):
 
 
 def _line_point(f, kinks, nodes, variance):
-    root = _root(variance)
+    root = rules.root_of(variance)
     scale = 1 / jnp.maximum(root, 1)
-    z, weights = _rule(kinks, jnp.zeros_like(root), root, scale, nodes[0], nodes[2])
-    return jnp.sum(f(root * z) * weights * _density(z))
+    z, weights = rules.rule(kinks, jnp.zeros_like(root), root, scale, nodes[0], nodes[2])
+    return jnp.sum(f(root * z) * weights * rules.density(z))
 
 
 def _plane_point(f, g, kinks_f, kinks_g, nodes, variance_f, variance_g, correlation):
     """Outer z with u = root_f z, inner y with v = root_g (c z + s y)."""
-    root_f, root_g = _root(variance_f), _root(variance_g)
-    s = _root((1 - correlation) * (1 + correlation))
+    root_f, root_g = rules.root_of(variance_f), rules.root_of(variance_g)
+    s = rules.root_of((1 - correlation) * (1 + correlation))
     z, outer = _outer_rule(kinks_f, kinks_g, nodes, root_f, root_g, correlation, s)
 
     def inner(z):
         shift = -correlation * z / jnp.maximum(s, jnp.finfo(s.dtype).tiny ** 0.5)
-        y, weights = _rule(kinks_g, shift, root_g * s, 1 / jnp.maximum(root_g * s, 1), *nodes[:2])
-        return jnp.sum(g(root_g * (correlation * z + s * y)) * weights * _density(y))
+        y, weights = rules.rule(kinks_g, shift, root_g * s, 1 / jnp.maximum(root_g * s, 1), *nodes[:2])
+        return jnp.sum(g(root_g * (correlation * z + s * y)) * weights * rules.density(y))
 
-    return jnp.sum(f(root_f * z) * jax.vmap(inner)(z) * outer * _density(z))
+    return jnp.sum(f(root_f * z) * jax.vmap(inner)(z) * outer * rules.density(z))
 
 
 def _outer_rule(kinks_f, kinks_g, nodes, root_f, root_g, correlation, s):
@@ -264,86 +262,14 @@ def _outer_rule(kinks_f, kinks_g, nodes, root_f, root_g, correlation, s):
     scale = 1 / jnp.maximum(jnp.maximum(root_f, root_g), 1)
     zero = jnp.zeros_like(root_f)
     if not kinks_g:
-        return _rule(kinks_f, zero, root_f, scale, nodes[0], nodes[2])
+        return rules.rule(kinks_f, zero, root_f, scale, nodes[0], nodes[2])
     size = jnp.maximum(jnp.abs(correlation), 1e-6)  # below, the images lie outside the domain or are blurred away
     slope = jnp.where(correlation < 0, -size, size)
     own = tuple(kink for kink in kinks_f if kink)  # zero comes with g's
-    places = jnp.concatenate([_places(own, zero, root_f), _places({0.0, *kinks_g}, zero, root_g * slope)])
-    return _piece_rule(places, scale, _ZONE * s / size, nodes[1])
-
-
-# ------------------------------------------------------------------------------------------------------------- rules
-
-
-def _rule(kinks, shift, root, scale, trapezoid, count):
-    """Nodes and weights on |z| <= _REACH for a function of root * (z - shift) with these kinks."""
-    if not kinks:
-        return _trapezoid_rule(jnp.clip(shift, -_REACH, _REACH), scale, trapezoid)
-    return _piece_rule(_places({0.0, *kinks}, shift, root), scale, None, count)
-
-
-def _places(kinks, shift, root):
-    """Where root * (z - shift) meets a kink. The callers add zero, where smooth functions vary fastest."""
-    kinks = np.asarray(sorted(kinks))
-    safe = jnp.where(jnp.abs(root) > jnp.finfo(root.dtype).tiny ** 0.5, root, jnp.finfo(root.dtype).tiny ** 0.5)
-    return jnp.clip(shift + jnp.asarray(kinks, root.dtype) / safe, -_REACH, _REACH)
-
-
-def _trapezoid_rule(center, scale, count):
-    low, high = _steps(-_REACH - center, scale), _steps(_REACH - center, scale)
-    share = jnp.asarray(np.linspace(0.0, 1.0, count), scale.dtype)
-    distance, stretch = _distance(low * (1 - share) + high * share, scale)
-    return center + distance, stretch * (high - low) / (count - 1)
-
-
-def _piece_rule(places, scale, zone, count):
-    """Half of each gap belongs to the place on its left, half to the one on its right; nodes crowd towards it.
-
-    With a zone, each half is cut once more at that distance, so that a blurred kink is resolved on its own scale.
-    """
-    places = jnp.sort(places)
-    edges = jnp.concatenate([jnp.full_like(places[:1], -_REACH), places, jnp.full_like(places[:1], _REACH)])
-    gaps = jnp.diff(edges)
-    inside = gaps[1:-1] / 2
-    lengths = jnp.stack([jnp.append(gaps[:1], inside), jnp.append(inside, gaps[-1:])])  # [side, place]
-    if zone is None:
-        ends = jnp.stack([jnp.zeros_like(lengths), lengths])
-    else:
-        ends = jnp.stack([jnp.zeros_like(lengths), jnp.minimum(lengths, zone), lengths])
-    ends = _steps(ends, scale)  # [ends, side, place]
-    share, weights = (jnp.asarray(a, scale.dtype).reshape(1, 1, 1, -1) for a in _gauss_legendre(count))
-    low, width = ends[:-1, ..., None], jnp.diff(ends, axis=0)[..., None]
-    distance, stretch = _distance(low + width * share, scale)
-    side = jnp.asarray([-1.0, 1.0], scale.dtype).reshape(1, 2, 1, 1)
-    z = places.reshape(1, 1, -1, 1) + side * distance
-    return z.ravel(), (stretch * width * weights).ravel()
-
-
-def _distance(t, scale):
-    """The map z(t) = b asinh(a/b sinh(t)) and its derivative: steps of size a near zero, of size b far out."""
-    inner = scale / _FAR * jnp.sinh(t)
-    return _FAR * jnp.arcsinh(inner), scale * jnp.cosh(t) / jnp.sqrt(1 + inner**2)
-
-
-def _steps(z, scale):
-    """The inverse t(z) of the map."""
-    return jnp.arcsinh(jnp.sinh(z / _FAR) * (_FAR / scale))
-
-
-@functools.lru_cache
-def _gauss_legendre(count):
-    nodes, weights = np.polynomial.legendre.leggauss(count)
-    return (nodes + 1) / 2, weights / 2
-
-
-def _density(z):
-    return jnp.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-
-
-def _root(x):
-    """sqrt(x) whose derivative at zero is zero instead of infinite, so that no nan spreads."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+    places = jnp.concatenate(
+        [rules.places_of(own, zero, root_f), rules.places_of({0.0, *kinks_g}, zero, root_g * slope)]
+    )
+    return rules.pieces(places, scale, _ZONE * s / size, nodes[1])
 
 
 def _floats(*values):

@@ -16,6 +16,7 @@ GROUND = {
     "precision",
     "trees",
     "quadrature",
+    "_quadrature_rules",
     "_tanh_sinh",
     "_jumps",
     "_closed_forms",
@@ -218,11 +219,11 @@ def test_sizes_stay():
     for path in FILES:
         text = path.read_text()
         tree = ast.parse(text)
-        lengths[str(path)] = len(text.splitlines()) - len(lines_of(documented(tree)))
+        lengths[str(path.relative_to(PACKAGE))] = len(text.splitlines())
         lines = enumerate(map(str.strip, text.splitlines()), 1)
         written = {n for n, line in lines if line and not line.startswith("#")}
         bodies += [len(lines_of(body) & written) for _, body in functions(tree)]
-    assert not {name: length for name, length in lengths.items() if length > 350}, "lines beside docstrings"
+    assert not {name: length for name, length in lengths.items() if length > 350}, "lines, docstrings too"
     bodies.sort()
     assert bodies[len(bodies) // 2] <= 4
     assert bodies[len(bodies) * 9 // 10] <= 12
