@@ -23,10 +23,14 @@ variance of s^2 over the directions of one network are averaged over networks, a
 Verdict
 -------
 Five kinds of networks of depth 8 and widths 50 to 200, 40 of each; products of up to 32 Gaussian matrices of width 400;
-two CPU cores. All claims hold.
+two CPU cores. All claims hold. The largest s^2 of products of 32 matrices lacks a fifth of theory's 88.3 at width 400
+(49, 60 and 69 at widths 100, 200 and 400); four draws of 69.3 had held by less than three standard errors, most of them
+granted for this bias. Changed after seeing that: 400, 200 and 50 draws at the three widths are extrapolated in
+width^(-2/3), with no tolerance for a bias: 81.7, standard error 2.6; 13 CPU seconds for these.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -63,12 +67,23 @@ class Config:
     edge_width: int = 400
     edge_depths: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     edge_draws: int = 4
+    limit_widths: tuple[int, ...] = (100, 200, 400)  # from which the deepest product's edge is extrapolated
+    limit_draws: tuple[int, ...] = (400, 200, 50)
     seed: int = 0
 
     @classmethod
     def tiny(cls):
         """For the tests: seconds."""
-        return cls(widths=(24, 48), depth=4, seeds=60, edge_width=100, edge_depths=(1, 4), edge_draws=8)
+        return cls(
+            widths=(24, 48),
+            depth=4,
+            seeds=60,
+            edge_width=100,
+            edge_depths=(1, 4),
+            edge_draws=8,
+            limit_widths=(50, 100),
+            limit_draws=(60, 30),
+        )
 
 
 @record
@@ -80,6 +95,7 @@ class Result:
     spectra: dict  # kind -> [directions, one network]
     edges: np.ndarray  # [edge depths, draws]  largest s^2 of the product, Gaussian
     predicted_edges: np.ndarray  # [edge depths]
+    limits: list  # for each of limit_widths [its draws]: largest s^2 of the deepest product
 
 
 def settings(kind):
@@ -109,7 +125,7 @@ def run(config):
         )
         laws[kind] = np.array([law.mean, law.variance])
     edges, lines = _edges(config)
-    return Result(moments, laws, spectra, edges, lines)
+    return Result(moments, laws, spectra, edges, lines, _limits(config))
 
 
 def _spectra(config, key, width, activation, orthogonal, weight_variance, bias_variance, q):
@@ -138,6 +154,21 @@ def _edges(config):
     return np.array(found), np.array(lines)
 
 
+def _limits(config):
+    """Many draws of the deepest product's largest squared singular value, for each width."""
+    base = jax.random.fold_in(jax.random.key(config.seed), 8000)
+    return [
+        np.array(
+            [
+                float(_largest(key, n, config.edge_depths[-1]))
+                for key in jax.random.split(jax.random.fold_in(base, n), draws)
+            ]
+        )
+        for n, draws in zip(config.limit_widths, config.limit_draws, strict=True)
+    ]
+
+
+@functools.partial(jax.jit, static_argnames=("n", "depth"))
 def _largest(key, n, depth):
     law = initializers.variance_scaling(1.0)
 
@@ -154,18 +185,19 @@ def claims(config, result):
     for kind in KINDS:
         for which, name in enumerate(("mean", "variance")):
             made.append(_moment(kind, which, name, inverse, result))
-    deepest = result.edges[-1]
-    stderr = deepest.std(ddof=1) / np.sqrt(deepest.size)
-    bias = 4 * config.edge_width ** (-2 / 3) * result.predicted_edges[-1]
+    means = [mean_and_error(draws) for draws in result.limits]
+    edge = extrapolate(
+        np.asarray(config.limit_widths, float) ** (-2 / 3), [m.mean for m in means], [m.stderr for m in means]
+    )
     made.append(
         Claim(
-            f"largest s^2 of a product of {config.edge_depths[-1]} Gaussian matrices of width {config.edge_width}",
+            f"largest s^2 of a product of {config.edge_depths[-1]} Gaussian matrices at infinite width",
             EDGE,
             expected=result.predicted_edges[-1],
-            measured=deepest.mean(),
-            uncertainty=stderr,
-            tolerance=6 * stderr + bias,
-            tolerance_from="six standard errors and the edge's own fluctuation, a few width^(-2/3)",
+            measured=edge.mean,
+            uncertainty=edge.stderr,
+            tolerance=6 * edge.stderr,
+            tolerance_from="six standard errors of the intercept in width^(-2/3), the scale of an edge's fluctuation",
         )
     )
     return made

@@ -24,9 +24,11 @@ Verdict
 -------
 8 seeds; two CPU cores, shared with other programs, 72 s. Every run fits all of its labels. Test accuracy is 0.969 after
 true labels and 0.101 (standard error 0.008) after random ones; noise takes 5.1 times as many epochs. The time levels
-off with the share: from 1/2 to 3/4 it does not grow. A first version asked for the training accuracy after the last
-epoch; in at least one of the 40 runs one of the 500 labels had been lost again by then, as happens with Adam, so that
-the claim is now about the best epoch.
+off with the share: from 1/2 to 3/4 it does not grow (ln -0.011, standard error 0.020). It was claimed, within two
+standard errors, to grow from every share to the next; changed after seeing that: it is claimed up to one half, without
+a tolerance, where the least change is 0.186 with standard error 0.037, and nothing is claimed beyond. A first version
+asked for the training accuracy after the last epoch; in at least one of the 40 runs one of the 500 labels had been lost
+again by then, as happens with Adam, so that the claim is now about the best epoch.
 """
 
 import dataclasses
@@ -202,7 +204,8 @@ def _falls(config, result):
 def _slower(config, result):
     logs = np.log(epochs_to_fit(result))
     ratio = mean_and_error(logs[-1] - logs[0])
-    growth = mean_and_error(np.diff(logs, axis=0), axis=1)
+    rising = [share for share in config.shares if share <= max(0.5, config.shares[1])]
+    growth = mean_and_error(np.diff(logs[: len(rising)], axis=0), axis=1)
     least = np.argmin(growth.mean)
     return [
         Claim(
@@ -216,13 +219,13 @@ def _slower(config, result):
             relation=">=",
         ),
         Claim(
-            f"ln of epochs until all labels are fitted: smallest mean change from a share {config.shares} to the next",
+            f"ln of epochs until all labels are fitted: smallest mean change from a share {tuple(rising)} to the next",
             f"{ZHANG}, figure 1b: it grows with the share",
             expected=0.0,
             measured=growth.mean[least],
             uncertainty=growth.stderr[least],
-            tolerance=2 * growth.stderr[least],
-            tolerance_from="two standard errors: a curve that levels off is not excluded",
+            tolerance=0.0,
+            tolerance_from="the sign is the claim",
             relation=">=",
         ),
     ]

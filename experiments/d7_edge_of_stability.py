@@ -29,7 +29,9 @@ sharpness hovers there (within 2 %), the others end at 0.60 to 0.85 of it. Momen
 interpolated, and what sharpens ends with the loss; and a first oscillation beyond the limit throws some of the runs to
 flatter places, from which they do not come back. In a first run momentum 0.9 was to hover too, at limits 100 and 140,
 with means 0.73 and 0.94; neither a warm-up of the learning rate nor polynomials of degree 7 and 9 mended that, so that
-it got a claim of its own, and momentum 0.5 the other.
+it got a claim of its own, and momentum 0.5 the other. The largest of its runs (0.987 and 1.000) got the deviation of
+that run's sharpness within the quarter (0.0015 and 0.0003) for an uncertainty after it had been seen to carry the
+standard error of the mean over the runs (0.05 and 0.09), which is no error of a largest.
 """
 
 import dataclasses
@@ -196,11 +198,11 @@ def _stays_below(result, name):
     values = last_quarter(result.sharpness[name])
     return Claim(
         f"{_title(name, result)}: sharpness over the limit {name.split()[1]}, mean over the last quarter, largest over "
-        "seeds",
+        "seeds, with the deviation within that run",
         f"{COHEN}: no training stays above the limit",
         expected=1.0,
         measured=values.max(),
-        uncertainty=mean_and_error(values).stderr,
+        uncertainty=result.sharpness[name][np.argmax(values), -(len(result.step) // 4) :].std(),
         tolerance=0.1,
         tolerance_from="10 %, as for the other methods",
         relation="<=",
