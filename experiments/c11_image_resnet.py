@@ -24,8 +24,8 @@ Runge-Kutta method on 128.
 Verdict
 -------
 T = 1, 8 channels, 400 steps of 16 digits, three networks for each N; two CPU cores, one of them used by others, 155 s.
-All claims hold. At fixed T accuracy rises from 0.89 (N = 4) to 0.93 (N = 64); at h = 1 it falls from 0.83 to 0.41.
-Refined from 8 to 64 steps a network loses 0.014 of its accuracy. With 160 steps, the first choice, all accuracies were
+All claims hold. At fixed T accuracy rises from 0.89 (N = 4) to 0.92 (N = 64); at h = 1 it falls from 0.84 to 0.37.
+Refined from 8 to 64 steps a network loses 0.025 of its accuracy. With 160 steps, the first choice, all accuracies were
 0.05 to 0.1 lower and the claims held, too, the one about the spread narrowly. Changed after first runs with other
 seeds: relu became tanh. With relu and T = 2 every N reached 0.79, h = 1 fell to 0.17, but the networks were no
 discretizations: refined from 8 to 64 steps they lost 0.16, outputs 60 % off at N = 8 and of order 0.78. Neither a
