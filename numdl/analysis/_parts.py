@@ -18,10 +18,11 @@ def loss_of(loss, rest):
 
 def opened(loss, params, batch, frozen, name="params"):
     """(loss as a Partial, what moves, the rest, data), checked."""
-    loss = checks.returning("loss", loss, 2, "loss(params, batch)", scalar=True)
+    given, loss = loss, checks.returning("loss", loss, 2, "loss(params, batch)", scalar=True)
     moving, rest = trees.trainable(params, frozen=frozen, name=name)
     batch = data("batch", batch)
-    jax.eval_shape(_value, loss, moving, rest, batch)  # whether it is a loss
+    key = ("loss", checks.forms(moving, rest, batch))
+    checks.once(given, key, lambda: jax.eval_shape(_value, loss, moving, rest, batch))  # whether it is a loss
     return loss, moving, rest, batch
 
 

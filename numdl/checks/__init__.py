@@ -8,6 +8,7 @@ from numdl.checks._arrays import array, dtype, floating, is_key, key, known_dtyp
 from numdl.checks._functions import accepts, as_pytree, function, one_real_number, returning
 from numdl.checks._numbers import concrete, finite, positive, sequence, variance, whole, wholes
 from numdl.checks._objects import flag, instance, one_of, path
+from numdl.checks._passed import forms, once
 from numdl.checks._refusals import BadType, BadValue, Refused, shown
 from numdl.checks._trees import floats, leaf, leaves, length, like, together
 
@@ -24,6 +25,7 @@ __all__ = [
     "flag",
     "floating",
     "floats",
+    "forms",
     "function",
     "instance",
     "is_key",
@@ -34,6 +36,7 @@ __all__ = [
     "length",
     "like",
     "native",
+    "once",
     "one_of",
     "one_real_number",
     "path",

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from numdl.checks._passed import once
 from numdl.checks._refusals import BadType, BadValue, shown
 
 
@@ -41,15 +42,19 @@ def accepts(name: str, value: Any, count: int, signature: str) -> Any:
     ValueError, TypeError       anything else came: BadValue, BadType
     """
     function(name, value)
+    once(value, ("accepts", count), lambda: _taken(name, value, count, signature))
+    return value
+
+
+def _taken(name, value, count, signature):
     try:
         taken = inspect.signature(value)
     except (TypeError, ValueError):  # written in C, or says nothing of itself
-        return value
+        return
     try:
         taken.bind(*[None] * count)
     except TypeError as error:
         raise BadType(f"{name} must be a function, called as {signature}; got {_called(value)}{taken}") from error
-    return value
 
 
 def as_pytree(function: Any) -> Any:

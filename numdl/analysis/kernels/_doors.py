@@ -36,11 +36,11 @@ def one_by_one(apply, moving, rest, x1, x2):
     for name, x in (("x1", x1), ("x2", x2)):
         if x is None or isinstance(jax.tree.leaves((moving, x))[0], jax.core.Tracer):
             continue
-        apart, size, eps = _coupling(apply, moving, rest, x)
-        if float(apart) > 10 * float(eps) ** 0.5 * float(size):
+        apart, size, eps = map(float, jax.device_get(_coupling(apply, moving, rest, x)))
+        if apart > 10 * eps**0.5 * size:
             raise checks.BadValue(
-                f"apply must treat the examples one by one; got outputs on {name} that differ by {float(apart):.3g} "
-                f"(their size: {float(size):.3g}) when each example is alone: freeze batch statistics"
+                f"apply must treat the examples one by one; got outputs on {name} that differ by {apart:.3g} "
+                f"(their size: {size:.3g}) when each example is alone: freeze batch statistics"
             )
 
 

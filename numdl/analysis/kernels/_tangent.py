@@ -56,13 +56,16 @@ def ntk(
     Source: Jacot et al. 2018, arXiv:1806.07572; Novak et al. 2022, arXiv:2206.08720.
     Twin: theory.kernels.ntk (the NTK recursion).    Experiments: e3, e4.
     """
+    given = apply
     apply, x1, x2, limit = _doors.arguments(apply, x1, x2, outputs, method, memory_limit)
     moving, rest = trees.trainable(params, frozen=frozen)
     scales = _doors.scales(rest.params(moving), rest, scale)
     compute = functools.partial(_kernel, outputs=outputs, method=method, limit=limit)
-    jax.eval_shape(compute, apply, moving, rest, x1, x2, scales)  # what does not fit is refused before any work
+    inputs = moving, rest, x1, x2, scales
+    key = ("ntk", outputs, method, limit, checks.forms(inputs))
+    checks.once(given, key, lambda: jax.eval_shape(compute, apply, *inputs))  # what does not fit is refused at once
     _doors.one_by_one(apply, moving, rest, x1, x2)
-    return compute(apply, moving, rest, x1, x2, scales)
+    return compute(apply, *inputs)
 
 
 def estimate(
