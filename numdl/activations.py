@@ -198,7 +198,7 @@ def _leaky_relu(a):
 
 
 def _rectifier_moments(a):
-    """f = a x + (1 - a) relu(x), and E u relu(v) = cov(u, v) / 2. Source: Cho & Saul 2009, section 2.1."""
+    """f = a x + (1 - a) relu(x), and E u relu(v) = cov(u, v) / 2. Source: Cho & Saul 2009."""
     half = (1 + a * a) / 2
     return Moments(
         mean=lambda q: (1 - a) * _closed_forms.root(q / (2 * math.pi)),

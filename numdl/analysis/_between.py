@@ -110,7 +110,7 @@ def connect(
     Raises
     ------
     ValueError, TypeError       steps < 1, learning_rate <= 0, no key, what `interpolation` refuses
-    Source: Garipov et al. 2018, arXiv:1802.10026, eq. (2) and the Bezier curve.    Experiment: e10.
+    Source: Garipov et al. 2018, arXiv:1802.10026 (chain and Bezier curve).    Experiment: e10.
     """
     checks.key("key", key)
     steps = checks.whole("steps", steps)

@@ -62,7 +62,7 @@ def direction(
     Raises
     ------
     ValueError, TypeError       a name that fits no leaf, no such axis, a leaf that a call uses in several ways
-    Source: Li et al. 2018, arXiv:1712.09913, section 4.    Experiment: e9.
+    Source: Li et al. 2018, arXiv:1712.09913.    Experiment: e9.
     """
     checks.one_of("normalize", normalize, ("filter", "layer", "none"))
     checks.key("key", key)
@@ -107,7 +107,7 @@ def plane_of_trajectory(trajectory: PyTree, *, frozen: Sequence[str] = ()) -> Tr
     Raises
     ------
     ValueError, TypeError       fewer than three points, leaves of different T, nothing that moves
-    Source: Li et al. 2018, arXiv:1712.09913, section 7. A random walk looks flat too: see Antognini & Sohl-Dickstein
+    Source: Li et al. 2018, arXiv:1712.09913. A random walk looks flat too: see Antognini & Sohl-Dickstein
             2018, arXiv:1806.08805.
     """
     checks.length("trajectory", checks.leaves("trajectory", trajectory), of="points", least=3)

@@ -105,7 +105,7 @@ def explain(
     Raises
     ------
     ValueError, TypeError       no weight (the leaves are listed), apply without x, an activation of another kind
-    Source: Glorot & Bengio 2010, eq. (5), (6); He et al. 2015, arXiv:1502.01852, eq. (10), (14).
+    Source: Glorot & Bengio 2010; He et al. 2015, arXiv:1502.01852.
     """
     if activation is not None:
         checks.instance("activation", activation, Activation, hint="for example numdl.activations.relu")

@@ -224,7 +224,7 @@ def depth_scale(values: Real[ArrayLike, "seeds *axes layers"], *, start: int, st
     Raises
     ------
     ValueError, TypeError       a window outside 1..L or of fewer than 3 layers, fewer than 2 seeds
-    Source: Schoenholz et al. 2017, arXiv:1611.01232, eq. (7), (9).
+    Source: Schoenholz et al. 2017, arXiv:1611.01232.
     Twin: theory.propagation.fixed_point.    Experiments: a3, b2.
     """
     values = np.asarray(checks.array("values", values), np.float64)

@@ -93,7 +93,7 @@ def carousel(
     Raises
     ------
     TypeError, ValueError       the carry has no such field; as `gradient_through_time`
-    Source: Hochreiter & Schmidhuber 1997, section 4.
+    Source: Hochreiter & Schmidhuber 1997.
     Twin: theory.recurrent.carousel.    Experiment: b8.
     """
     step, params, start, inputs = _checked(step, params, start, inputs)

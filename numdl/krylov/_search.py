@@ -145,7 +145,7 @@ class Search:
 
             P(largest - Ritz value > e (largest - smallest)) <= 1.648 sqrt(n) exp(-sqrt(e) (2 m - 1))
 
-        after m steps from a random start. Source: Kuczynski & Wozniakowski 1992, theorem 4.2.
+        after m steps from a random start. Source: Kuczynski & Wozniakowski 1992.
         """
         if self.exhausted:
             values = self.ritz()[0]

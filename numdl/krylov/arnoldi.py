@@ -46,7 +46,7 @@ def decompose(matvec: Callable[[Array], Array], start: Float[ArrayLike, "n"], *,
     Raises
     ------
     ValueError, TypeError       a start that is 0 or not a real vector, m > n, a matvec that returns another shape
-    Source: Arnoldi 1951, Quart. Appl. Math. 9; Saad 2011, Numerical Methods for Large Eigenvalue Problems, section 6.2.
+    Source: Arnoldi 1951, Quart. Appl. Math. 9; Saad 2011, Numerical Methods for Large Eigenvalue Problems.
     """
     matvec = checks.returning("matvec", matvec, 1, "matvec(v)")
     start = _vectors.nonzero("start", checks.floating("start", start, ndim=1))

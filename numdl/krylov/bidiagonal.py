@@ -134,7 +134,7 @@ def singular_triplets(
     Raises
     ------
     ValueError, TypeError       k or num_matvecs too large, a tolerance that is not positive, functions that do not fit
-    Source: Golub & Kahan 1965; Parlett 1980, theorem 4.5.1 for [[0, A], [A', 0]].
+    Source: Golub & Kahan 1965; Parlett 1980, for [[0, A], [A', 0]].
     """
     checks.key("key", key)
     tolerance = checks.positive("tolerance", tolerance, shape=())

@@ -94,7 +94,7 @@ def eigenpairs(
     Raises
     ------
     ValueError, TypeError       k > n, too few products or vectors, an unknown end, leaves that are not real
-    Source: Wu & Simon 2000, SIAM J. Matrix Anal. 22; Parlett 1980, theorem 11.5.1; Kuczynski & Wozniakowski 1992.
+    Source: Wu & Simon 2000, SIAM J. Matrix Anal. 22; Parlett 1980; Kuczynski & Wozniakowski 1992.
     """
     checked = settings(key, k=k, which=which, tolerance=tolerance, max_matvecs=max_matvecs, basis=basis, verify=verify)
     tolerance, max_matvecs, basis = (checked[name] for name in ("tolerance", "max_matvecs", "basis"))

@@ -11,7 +11,7 @@ get no gradient (`parameter_count` leaves them out). Their first n_l rows have v
 
 One scan runs all layers on a buffer of activated features that fills up from the left; what is not yet filled is 0.
 
-Source: Huang, Liu, van der Maaten & Weinberger 2017, arXiv:1608.06993, eq. (2), without normalization.
+Source: Huang, Liu, van der Maaten & Weinberger 2017, arXiv:1608.06993, without normalization.
 """
 
 import functools
@@ -59,7 +59,7 @@ def network(
     Raises
     ------
     ValueError, TypeError       a size below 1, a negative variance
-    Source: Huang, Liu, van der Maaten & Weinberger 2017, arXiv:1608.06993, eq. (2), without normalization.
+    Source: Huang, Liu, van der Maaten & Weinberger 2017, arXiv:1608.06993, without normalization.
     """
     sizes = {"width": width, "growth": growth, "depth": depth, "outputs": outputs}
     settings = _Settings(

@@ -126,7 +126,7 @@ def lecun1990(**settings: Any) -> Network:
     Raises
     ------
     ValueError, TypeError           what `network` refuses
-    Source: LeCun et al. 1990, "Handwritten digit recognition with a back-propagation network", section 4.
+    Source: LeCun et al. 1990, "Handwritten digit recognition with a back-propagation network".
     """
     return network(**{"stages": (Stage(4, 5, 2), Stage(12, 5, 2)), "outputs": 10} | settings)
 

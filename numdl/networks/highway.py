@@ -9,7 +9,7 @@ t is the transform gate, a number in (0, 1) for every coordinate and example; 1 
 Parameters: {"first", "layers", "readout"}; "layers" holds kernel, bias, gate_kernel (V) and gate_bias (c), stacked
 along depth, which the network reads from there.
 
-Source: Srivastava, Greff & Schmidhuber 2015, arXiv:1505.00387, eq. (3).
+Source: Srivastava, Greff & Schmidhuber 2015, arXiv:1505.00387.
 """
 
 import functools
@@ -62,7 +62,7 @@ def network(
     Raises
     ------
     ValueError, TypeError           a size below 1, a negative variance, two laws or none, gate_bias not finite
-    Source: Srivastava, Greff & Schmidhuber 2015, arXiv:1505.00387, eq. (3).
+    Source: Srivastava, Greff & Schmidhuber 2015, arXiv:1505.00387.
     """
     sizes = (checks.whole(name, value) for name, value in (("width", width), ("depth", depth), ("outputs", outputs)))
     weights = _affine.law(weight_variance, initializer)

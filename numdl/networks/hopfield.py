@@ -41,7 +41,7 @@ def hebbian(patterns: Float[ArrayLike, "P n"]) -> Float[Array, "n n"]:
     Raises
     ------
     ValueError, TypeError       an entry that is neither -1 nor 1, integers, another number of axes
-    Source: Hopfield 1982, eq. (2), over n.
+    Source: Hopfield 1982, over n.
     """
     checks.floating("patterns", patterns, ndim=2)
     _signs("patterns", patterns)
@@ -129,7 +129,7 @@ def asynchronous(
     Raises
     ------
     ValueError, TypeError       units that do not exist, no integers, shapes that do not fit
-    Source: Hopfield 1982, eq. (8).
+    Source: Hopfield 1982.
     """
     weights, state = _admit(weights, state)
     order = _units(order, weights.shape[0])

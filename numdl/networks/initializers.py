@@ -58,7 +58,7 @@ def variance_scaling(weight_variance: ScalarLike, *, mode: str = "fan_in", law: 
     Raises
     ------
     ValueError, TypeError       a negative or infinite variance, an unknown mode or law
-    Source: Glorot & Bengio 2010, eq. (12), (16); He et al. 2015, arXiv:1502.01852, eq. (10).
+    Source: Glorot & Bengio 2010; He et al. 2015, arXiv:1502.01852.
     """
     checks.variance("weight_variance", weight_variance, shape=())
     checks.one_of("mode", mode, MODES)

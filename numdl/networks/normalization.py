@@ -101,7 +101,7 @@ def layer(
     Raises
     ------
     ValueError, TypeError       another shape, no such axis, eps < 0, x not of floating-point numbers
-    Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450, eq. (4).
+    Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
     """
     x, axes, eps = _normalizing.axes(x, axis, eps)
     gain, bias = _normalizing.scales(gain, bias, tuple(x.shape[a] for a in axes))
@@ -135,7 +135,7 @@ def rms(
     Raises
     ------
     ValueError, TypeError       another shape, no such axis, eps < 0, x not of floating-point numbers
-    Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. (4).
+    Source: Zhang & Sennrich 2019, arXiv:1910.07467.
     """
     x, axes, eps = _normalizing.axes(x, axis, eps)
     gain, bias = _normalizing.scales(gain, bias, tuple(x.shape[a] for a in axes))
@@ -167,7 +167,7 @@ def weight(
     Raises
     ------
     ValueError, TypeError       another shape, no such axis, eps < 0, direction not of floating-point numbers
-    Source: Salimans & Kingma 2016, arXiv:1602.07868, eq. (2).
+    Source: Salimans & Kingma 2016, arXiv:1602.07868.
     """
     direction, axes, eps = _normalizing.axes(direction, axis, eps, "direction")
     gain, _ = _normalizing.scales(gain, None, _normalizing.outside(direction, axes))

@@ -85,7 +85,7 @@ def coarse_to_fine(train: Callable, theta: PyTree, *, steps: Sequence[int], inte
     Raises
     ------
     ValueError, TypeError       steps that are not multiples, no function, leaves that differ in length
-    Source: Haber & Ruthotto 2017, arXiv:1705.03341, section 4; Haber, Ruthotto, Holtham & Jun 2018, arXiv:1703.02009.
+    Source: Haber & Ruthotto 2017, arXiv:1705.03341; Haber, Ruthotto, Holtham & Jun 2018, arXiv:1703.02009.
     """
     checks.accepts("train", train, 2, "train(theta, steps)")
     numbers = checks.wholes("steps", steps)
@@ -120,7 +120,7 @@ def smoothness(theta: PyTree, *, step: ArrayLike, interpolation: str) -> Array:
     Raises
     ------
     ValueError, TypeError       a step that is not positive, leaves that differ in length or are not floats
-    Source: Haber & Ruthotto 2017, arXiv:1705.03341, eq. (4.1); github.com/XtractOpen/Meganet.m
+    Source: Haber & Ruthotto 2017, arXiv:1705.03341; github.com/XtractOpen/Meganet.m
     """
     step_count(theta, interpolation=interpolation)
     checks.positive("step", step, shape=())

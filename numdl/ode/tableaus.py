@@ -91,7 +91,7 @@ def row_sum_residuals(tableau: Tableau) -> Float64[np.ndarray, "stages"]:
     Raises
     ------
     TypeError                   no Tableau
-    Source: Hairer, Norsett & Wanner, Solving ODEs I, section II.1.
+    Source: Hairer, Norsett & Wanner, Solving ODEs I.
     """
     checks.instance("tableau", tableau, Tableau, hint="such as tableaus.rk4")
     rows = zip(tableau.a, tableau.c, strict=True)
@@ -118,7 +118,7 @@ def order_residuals(tableau: Tableau, order: int = 5) -> dict[int, Float64[np.nd
     Raises
     ------
     ValueError, TypeError       an order outside 1..8, no Tableau
-    Source: Butcher 1963, J. Austral. Math. Soc. 3, 185-201; Hairer, Norsett & Wanner, Solving ODEs I, theorem II.2.13.
+    Source: Butcher 1963, J. Austral. Math. Soc. 3, 185-201; Hairer, Norsett & Wanner, Solving ODEs I.
     """
     checks.instance("tableau", tableau, Tableau, hint="such as tableaus.rk4")
     order = checks.whole("order", order, most=MOST_ORDER)

@@ -73,7 +73,7 @@ def qr(
     Raises
     ------
     ValueError, TypeError       fewer rows than columns without damping, arrays that do not fit or are not finite
-    Source: Golub & Van Loan 2013, section 5.3.    Experiment: d1.
+    Source: Golub & Van Loan 2013.    Experiment: d1.
     """
     features, targets = _check(features, targets)
     damping = checks.variance("damping", damping, shape=())

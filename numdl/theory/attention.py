@@ -52,7 +52,7 @@ def rank_collapse(
     Raises
     ------
     ValueError, TypeError       a negative number, depth < 1, other shapes
-    Source: the cubic rate: Dong, Cordonnier & Loukas 2021, arXiv:2103.03404, theorem 2.2; this constant, in spectral
+    Source: the cubic rate: Dong, Cordonnier & Loukas 2021, arXiv:2103.03404; this constant, in spectral
     norms and without its condition on the size of the scores, as derived above.
     Twin: analysis.attention.rank_collapse.    Experiment: b9.
     """

@@ -52,7 +52,7 @@ def sharpness_limit(
     Raises
     ------
     ValueError, TypeError       no such method, a momentum outside [0, 1), a learning rate that is not positive
-    Source: Cohen et al. 2021, arXiv:2103.00065, eq. (1) and appendix B; Cohen et al. 2022, arXiv:2207.14484.
+    Source: Cohen et al. 2021, arXiv:2103.00065; Cohen et al. 2022, arXiv:2207.14484.
     Twin: analysis.descent.sharpness.    Experiment: d7.
     """
     b = _momentum(method, momentum)
@@ -190,7 +190,7 @@ def modified_loss(loss: Callable, *, learning_rate: ArrayLike) -> Callable:
     Raises
     ------
     ValueError, TypeError       a learning rate that is not a positive scalar, a loss that is not a function
-    Source: backward error analysis, Hairer & Lubich & Wanner, ch. IX; Barrett & Dherin 2021, arXiv:2009.11162, eq. (3).
+    Source: backward error analysis, Hairer & Lubich & Wanner, ch. IX; Barrett & Dherin 2021, arXiv:2009.11162.
     Twin: analysis.descent.path.    Experiment: d8.
     """
     checks.function("loss", loss)

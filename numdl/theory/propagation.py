@@ -85,7 +85,7 @@ def length_map(
     Raises
     ------
     ValueError, TypeError       a negative length or variance, one that is not finite, no Activation
-    Source: Poole et al. 2016, arXiv:1606.05340, eq. (3).
+    Source: Poole et al. 2016, arXiv:1606.05340.
     Twin: analysis.propagation.lengths.    Experiments: a2, b3.
     """
     _check(activation, weight_variance, bias_variance)
@@ -114,7 +114,7 @@ def lengths(
     Raises
     ------
     ValueError, TypeError       depth < 1, a variance that is negative or not finite, no Activation
-    Source: Poole et al. 2016, arXiv:1606.05340, eq. (3).
+    Source: Poole et al. 2016, arXiv:1606.05340.
     Twin: analysis.propagation.lengths.    Experiments: a2, b3.
     """
     _check(activation, weight_variance, bias_variance)
@@ -152,7 +152,7 @@ def correlations(
     Raises
     ------
     ValueError, TypeError       a correlation outside [-1, 1], q not above 0, depth < 1, a bad variance, no Activation
-    Source: Poole et al. 2016, eq. (5); Schoenholz et al. 2017, eq. (4).
+    Source: Poole et al. 2016, arXiv:1606.05340; Schoenholz et al. 2017, arXiv:1611.01232.
     Twin: analysis.propagation.correlations.    Experiment: a3.
     """
     _check(activation, weight_variance, bias_variance)
@@ -237,7 +237,7 @@ def critical_weight_variance(*, activation: Activation, bias_variance: ArrayLike
     Raises
     ------
     ValueError, TypeError       a variance that is negative or not finite, no Activation
-    Source: Poole et al. 2016, arXiv:1606.05340, section 2.3.
+    Source: Poole et al. 2016, arXiv:1606.05340.
     Twin: analysis.gradients.growth.    Experiments: b1, b2.
     """
     checks.instance("activation", activation, Activation, hint="for example numdl.activations.tanh")

@@ -52,7 +52,7 @@ def gradient_through_time(
     Raises
     ------
     ValueError, TypeError       steps < 1, a negative number
-    Source: Pascanu, Mikolov & Bengio 2013, arXiv:1211.5063, section 2.1.
+    Source: Pascanu, Mikolov & Bengio 2013, arXiv:1211.5063.
     Twin: analysis.recurrent.gradient_through_time.    Experiment: b8.
     """
     steps = checks.whole("steps", steps)
@@ -107,7 +107,7 @@ def transient_growth(matrix: ArrayLike, *, steps: int) -> TransientGrowth:
     Raises
     ------
     ValueError, TypeError       not square, not finite, steps < 1
-    Source: Trefethen & Embree 2005, Spectra and Pseudospectra, sections 14, 18 (Kreiss matrix theorem).
+    Source: Trefethen & Embree 2005, Spectra and Pseudospectra (Kreiss matrix theorem).
     Twin: analysis.recurrent.gradient_through_time, on a cell with the identity as activation.
     Experiment: b8.
     """
@@ -144,7 +144,7 @@ def carousel(*, steps: int, forget_bias: ArrayLike, gate_variance: ArrayLike) ->
     Raises
     ------
     ValueError, TypeError       steps < 1, a negative variance
-    Source: Hochreiter & Schmidhuber 1997, section 4; Gers et al. 2000.
+    Source: Hochreiter & Schmidhuber 1997; Gers et al. 2000.
     Twin: analysis.recurrent.carousel.    Experiment: b8.
     """
     steps = checks.whole("steps", steps)

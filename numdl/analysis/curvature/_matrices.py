@@ -121,7 +121,7 @@ def fisher(
     Raises
     ------
     ValueError, TypeError       an unknown likelihood, not a function, chunks that do not make the whole
-    Source: Martens 2020, JMLR 21, section 9.
+    Source: Martens 2020, JMLR 21.
     """
     checks.one_of("likelihood", likelihood, _kinds.INFORMATION)
     kind = _kinds.Fisher(checks.returning("outputs", outputs, 2, "outputs(params, batch)", static=True), likelihood)

@@ -130,7 +130,7 @@ def linearize(apply: Apply, params: PyTree, *, frozen: Sequence[str] = ()) -> Ca
     Raises
     ------
     ValueError, TypeError       not a function, nothing that moves; at the call: new_params not like params
-    Source: Lee et al. 2019, arXiv:1902.06720, eq. (5).
+    Source: Lee et al. 2019, arXiv:1902.06720.
     """
     apply = checks.returning("apply", apply, 2, "apply(params, x)")
     moving, rest = trees.trainable(params, frozen=frozen)
