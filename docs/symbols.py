@@ -1,4 +1,4 @@
-"""The table of docs/concepts.md, made from symbols.toml: run this file to renew it, with `--check` to see if it is old."""
+"""Make the table of docs/concepts.md from symbols.toml; with `--check` say whether it is old."""
 
 import pathlib
 import sys

@@ -51,6 +51,7 @@ class Activation:
     moments: Moments = Moments()
 
     def __call__(self, x):
+        """f(x), elementwise."""
         return self.f(x)
 
     def __repr__(self):

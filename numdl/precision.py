@@ -72,7 +72,6 @@ def float64(function: Callable) -> Callable:
     ------
     TypeError                   not a function
     """
-
     checks.function("function", function)
 
     @functools.wraps(function)

@@ -141,7 +141,6 @@ def costates(
     TypeError, ValueError       not a Problem, a path whose length is not that of theta and one more
     Source: Li, Chen, Tai & E 2018, arXiv:1710.09513.
     """
-
     path = checks.floating("path", path, least_ndim=2)
     _, theta = _check(problem, path[0], theta)
     checks.shape("path", path, (checks.length("theta", theta, of="steps", least=0) + 1, *path.shape[1:]))

@@ -107,7 +107,6 @@ def place(apply: Apply, visit: Callable, *, weigh: Callable | None = None) -> Ca
     ------
     TypeError                   an argument that is not a function of this many arguments
     """
-
     checks.accepts("apply", apply, 2, "apply(params, x)")
     checks.accepts("visit", visit, 3, "visit(layer, state, given)")
     if weigh is not None:

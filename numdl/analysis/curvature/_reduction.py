@@ -23,7 +23,7 @@ _SLACK = 1e3  # rounding units between two orders of summation
 
 
 def outcome(operator):
-    """ "pair" or "scalar": what the loss returns, by shapes alone; anything else is refused."""
+    """What the loss returns, by shapes alone, "pair" or "scalar"; anything else is refused."""
     found = jax.eval_shape(_outcome, operator)
     pair = isinstance(found, tuple) and len(found) == 2
     for part, kind in zip(found if pair else (found,), (jnp.floating, jnp.number)):
