@@ -26,14 +26,16 @@ weights.
 
 Verdict
 -------
-4 networks for each of 9 settings; two CPU cores, shared with other programs, 163 s (46 s of CPU time). All claims
-hold, but what holds is not simply "C - 1". Touching clusters have C - 1 outliers, collapsed ones C, in the Hessian as
-in its Gauss-Newton part. On digits there is no gap: the wider of the ratios below lambda_(C-1) and lambda_C is 1.25.
-What digits keep is the meaning of the directions: without the C - 1 differences of class gradients the largest
-eigenvalue falls to 0.53 of itself; on touching clusters it falls to 1.02 lambda_C. The clusters were added, and the
-penalty chosen, after first trials on digits had shown no dependable gap at C - 1 or C, with tanh or relu, whatever the
-penalty and the time. The tolerances were set before this run, but knowing those trials, the two claims on digits
-included.
+4 networks for each of 9 settings; two CPU cores, shared with other programs, 163 s (46 s of CPU time). All claims hold,
+but what holds is not simply "C - 1". Touching clusters have C - 1 outliers where C is 5 or 10, in all 8 networks,
+collapsed ones C, in the Hessian as in its Gauss-Newton part; touching clusters of C = 3 have 0 or 3 in the Hessian, not
+2. On digits there is no gap: the wider of the ratios below lambda_(C-1) and lambda_C is 1.25. What digits keep is the
+meaning of the directions: without the C - 1 differences of class gradients the largest eigenvalue falls to 0.53 of
+itself; on touching clusters it falls to 1.02 lambda_C. The clusters were added, and the penalty chosen, after first
+trials on digits had shown no dependable gap at C - 1 or C, with tanh or relu, whatever the penalty and the time. The
+tolerances were set before this run, but knowing those trials, the two claims on digits included. Changed after seeing a
+result: the count of touching clusters was a mean over all C, -0.08 +- 0.17 off, in which zeros and threes of C = 3
+cancelled; C = 3 is left out of it now, and what is left is exact.
 """
 
 import dataclasses
@@ -188,7 +190,7 @@ def _class_gradients(params, batch, width):
 
 def claims(config, result):
     """The counts, what the steep directions are, the bulk, and digits, where the count fails."""
-    made = [_count(config, result, "touching", -1), _count(config, result, "apart", 0)]
+    made = [_count(config, result, "touching", -1, least=5), _count(config, result, "apart", 0, least=2)]
     made += [
         _without(config, result),
         _exceeds(config, result),
@@ -199,14 +201,14 @@ def claims(config, result):
     return [*made, _digits_without(result), _certified(result)]
 
 
-def _count(config, result, name, shift):
-    off = [result.count[name][i] - (classes + shift) for i, classes in enumerate(config.classes)]
-    off += [result.part_count[name][i] - (classes + shift) for i, classes in enumerate(config.classes)]
+def _count(config, result, name, shift, least):
+    kept = [i for i, classes in enumerate(config.classes) if classes >= least] or range(len(config.classes))
+    off = [counts[name][i] - config.classes[i] - shift for counts in (result.count, result.part_count) for i in kept]
+    listed = ", ".join(str(config.classes[i]) for i in kept)
     samples = mean_and_error(np.concatenate(off))
     right = "C" if shift == 0 else "C - 1"
     return Claim(
-        f"{name} clusters, C = {_listed(config)}: outliers minus ({right}), mean over networks of Hessian and "
-        "Gauss-Newton part",
+        f"{name} clusters, C = {listed}: outliers minus ({right}), mean over networks of Hessian and Gauss-Newton part",
         f"{SAGUN}; {PAPYAN}",
         expected=0.0,
         measured=samples.mean,
@@ -329,10 +331,6 @@ def _rows(config, result, name):
 def _at(values, place):
     """lambda_place of each network, counted from 1."""
     return values[:, place - 1]
-
-
-def _listed(config):
-    return ", ".join(str(classes) for classes in config.classes)
 
 
 def figure(config, result):
