@@ -85,9 +85,9 @@ def overlap(pattern: Float[ArrayLike, "*batch n"], state: Float[ArrayLike, "*bat
     ------
     ValueError, TypeError       different shapes, arrays that are empty or not of floating-point numbers
     """
-    pattern, state = (jnp.asarray(checks.floating(*a, least_ndim=1)) for a in (("pattern", pattern), ("state", state)))
-    checks.shape("state", state, pattern.shape)
-    return jnp.mean(pattern * state, axis=-1)
+    pattern = checks.floating("pattern", pattern, least_ndim=1)
+    state = checks.shape("state", checks.floating("state", state, least_ndim=1), pattern.shape)
+    return jnp.mean(jnp.asarray(pattern) * jnp.asarray(state), axis=-1)
 
 
 def synchronous(weights: Float[ArrayLike, "n n"], state: Float[ArrayLike, "*batch n"], *, steps: int) -> Recall:
