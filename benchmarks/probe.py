@@ -44,7 +44,7 @@ def parameters(key, *, stacked):
 
 def compare(apply, params, x):
     """(ratio of times, seconds a call, bytes, compilation seconds); the last three of plain gradient and probe."""
-    traced, cost, run = layers._prepared(apply, mean_square, params, x, 64)
+    traced, cost, run = layers._prepared(apply, mean_square, params, x, None, 64)
     probe = run.lower(params, x, traced.constants, cost.constants, careful=False)
     plain = jax.jit(jax.value_and_grad(lambda params, x: mean_square(apply(params, x)))).lower(params, x)
     programs, compilation = zip(*(timed(lowered.compile) for lowered in (plain, probe)), strict=True)
