@@ -168,12 +168,16 @@ def scoreboard(scores: Sequence[Score], titles: Sequence[str], links: Sequence[s
     for i, (score, title) in enumerate(zip(scores, titles, strict=True)):
         address = links[i] if links else f"#{section(title).anchor}"
         named = tag("a", formula(title), href=address) if address else formula(title)
-        named = tag("div", named, tag("small", score.problem)) if score.problem else named
+        named = tag("div", named, tag("small", ": ".join(filter(None, (score.name, score.problem)))))
         held = sum(claim.holds for claim in score.claims)
         claims = f"{held} of {len(score.claims)}" if score.claims else "—"
         margin = margin_text(score.margin) if score.claims else "—"
         rows.append((_mark(score), named, claims, margin, f"{score.seconds:.1f} s", _short(score.maps)))
-    return table(("verdict", "experiment", "claims", "margin", "time", "maps"), rows, class_="score")
+    return table(
+        ("verdict", "experiment", "claims", "least margin (standard errors)", "time", "memory maps"),
+        rows,
+        class_="score",
+    )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, class_: str | None = None) -> Markup:
