@@ -5,8 +5,9 @@
     python -m experiments reproduce --jobs 2
     python -m experiments margins
 
-An experiment is a file `<letter><number>_<words>.py` here. The first line of its docstring is the question as a title;
-four headings follow, each a word on a line of its own underlined by dashes: Question, Prediction
+An experiment is a file `<letter><number>_<words>.py` in the folder of its group, whose own docstring says what the
+group asks. The first line of its docstring is the question as a title; a paragraph `Lecture: deck, slide` names where a
+lecture shows it; four headings follow, each a word on a line of its own underlined by dashes: Question, Prediction
 (equation, source), Measurement, Verdict (how many samples, machine, seconds). Inside:
 
     @dataclass(frozen=True)
@@ -16,3 +17,17 @@ four headings follow, each a word on a line of its own underlined by dashes: Que
     figure(config, record)     -> matplotlib Figure
     GLOSSARY                   optional: {symbol: what it means}, for the page
 """
+
+import importlib
+import re
+
+NAME = re.compile(r"[a-z][0-9]+_[a-z0-9_]+")
+
+
+def __getattr__(name):
+    """An experiment by its name alone, whichever group's folder it is in: `from experiments import d2_two_spaces`."""
+    if NAME.fullmatch(name):
+        runner = importlib.import_module("experiments.runner")
+        if name in runner.files():
+            return runner.load(name)
+    raise AttributeError(f"module 'experiments' has no attribute {name!r}")

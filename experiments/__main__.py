@@ -1,6 +1,6 @@
 """python -m experiments list | run NAME [--field value ...] | reproduce | margins
 
-list                                     every experiment and its question
+list                                     every group and experiment with its question, and the lecture that shows it
 run NAME [--field value ...]             one experiment; NAME may be short (a1); --help shows its fields
 reproduce [--only NAME ...]              all of them, each in a process of its own, the scoreboard and a page of all
 margins [--least 3]                      every claim of the kept runs, those nearest to their limits first
@@ -52,8 +52,14 @@ def _list(arguments):
     _options("list", arguments)
     known = runner.names()
     wide = max(map(len, known), default=0)
-    for name in known:
-        print(f"{name:<{wide}}  {runner.headings(name)['title']}")
+    for page, members in runner.groups(known):
+        if page:
+            print(f"\n{page.splitlines()[0]}")
+        for name in members:
+            parts = runner.headings(name)
+            print(f"{name:<{wide}}  {parts['title']}")
+            if parts["Lecture"]:
+                print(f"{'':<{wide}}  Lecture: {parts['Lecture']}")
     return 0
 
 

@@ -17,7 +17,8 @@ def report(run):
     parts = runner.headings(run.name)
     title = parts["title"]
     shown = section_of(run, title="Theory beside measurement", parts=parts)
-    return reporting.page(title, [shown], contents=False)
+    lecture = f"Lecture: {parts['Lecture']}" if parts["Lecture"] else ""
+    return reporting.page(title, [shown], intro=lecture, contents=False)
 
 
 def section_of(run, *, title, parts):
@@ -41,10 +42,9 @@ def index(entries, folder):
     missing = sum(bool(score.problem) for score in scores)
     verdict = f"{held} of {total} claims of {len(scores)} experiments hold"
     verdict += f"; {missing} without a result." if missing else "."
+    shown = {score.name: (score, run, title, link) for (score, run, _), title, link in zip(entries, titles, links)}
     sections = [
-        _card(score, run, title, link)
-        for (score, run, _), title, link in zip(entries, titles, links, strict=True)
-        if run is not None
+        part for page, names in runner.groups(shown) for part in _chapter(page, [shown[name] for name in names])
     ]
     lead = [reporting.tag("p", verdict, class_="sum"), reporting.scoreboard(scores, titles, links)]
     return reporting.page("Theory beside measurement: every experiment", sections, lead=lead, contents=False)
@@ -59,6 +59,15 @@ def publish(path, text):
     fresh.write_text(text, encoding="utf-8")
     os.replace(fresh, path)
     return path
+
+
+def _chapter(page, entries):
+    """What the group asks, then a card for each of its experiments that has a run."""
+    from numdl import reporting
+
+    cards = [_card(*entry) for entry in entries if entry[1] is not None]
+    title, _, more = page.partition("\n")
+    return [reporting.section(title, reporting.prose(more)), *cards] if page and cards else cards
 
 
 def _card(score, run, title, link):

@@ -1,14 +1,15 @@
 """Finding, running and scoring experiments: the command line and the demo are both thin layers over this.
 
-`headings` and `names` read files without importing them, so that `list` answers at once.
+An experiment's name says nothing of its group's folder: `files` finds it. `headings`, `groups` and `names` read files
+without importing them, so that `list` answers at once.
 """
 
 import ast
 import dataclasses
 import difflib
 import importlib
+import itertools
 import pathlib
-import pkgutil
 import re
 import time
 
@@ -17,13 +18,29 @@ from experiments import fields, pages, usage
 from experiments.fields import UsageError
 
 HEADINGS = ("Question", "Prediction", "Measurement", "Verdict")
-_EXPERIMENT = re.compile(r"[a-z][0-9]+_[a-z0-9_]+")
+
+
+def files():
+    """{name: file} of all experiments, in the order of their numbers, from the folder and the groups in it."""
+    own = [pathlib.Path(folder) for folder in experiments.__path__]
+    inner = [page.parent for folder in own for page in folder.glob("*/__init__.py")]
+    found = {
+        path.stem: path
+        for folder in own + inner
+        for path in folder.glob("*.py")
+        if experiments.NAME.fullmatch(path.stem)
+    }
+    return dict(sorted(found.items(), key=lambda item: (item[0][0], int(item[0][1:].split("_")[0]), item[0])))
 
 
 def names():
     """All experiments, in the order of their numbers."""
-    found = {module.name for module in pkgutil.iter_modules(experiments.__path__) if _EXPERIMENT.fullmatch(module.name)}
-    return sorted(found, key=lambda name: (name[0], int(name[1:].split("_")[0]), name))
+    return list(files())
+
+
+def groups(chosen):
+    """[(what the group asks, its experiments)] for names in order: "" where they are in no group's folder."""
+    return [(page, list(members)) for page, members in itertools.groupby(chosen, _group)]
 
 
 def resolve(name):
@@ -39,26 +56,30 @@ def resolve(name):
 
 def source(name):
     """The experiment's file."""
-    files = (pathlib.Path(folder) / f"{name}.py" for folder in experiments.__path__)
-    return next(file for file in files if file.is_file())
+    return files()[name]
 
 
 def headings(name):
-    """The four parts of the experiment's docstring, and its first line as "title", without importing it."""
-    text = ast.get_docstring(ast.parse(source(name).read_text(encoding="utf-8"))) or ""
-    return parse_headings(text)
+    """The four parts of the experiment's docstring, "title" and "Lecture", without importing it."""
+    return parse_headings(_docstring(source(name)))
 
 
 def parse_headings(text):
-    """{"title": first line, "Question": ..., ...}: a heading is a line of its own underlined by dashes."""
-    pieces = re.split(rf"^({'|'.join(HEADINGS)})[ \t]*\n-{{3,}}[ \t]*\n", text, flags=re.MULTILINE)
-    parts = {heading: body.strip("\n") for heading, body in zip(pieces[1::2], pieces[2::2], strict=True)}
-    return {"title": text.strip().split("\n")[0], **{heading: parts.get(heading, "") for heading in HEADINGS}}
+    """{"title": first line, "Lecture": deck and slide, or "", "Question": ..., ...}.
+
+    A heading is a line of its own underlined by dashes; "Lecture: ..." is a paragraph before the first of them.
+    """
+    first, *pieces = re.split(rf"^({'|'.join(HEADINGS)})[ \t]*\n-{{3,}}[ \t]*\n", text, flags=re.MULTILINE)
+    parts = {heading: body.strip("\n") for heading, body in zip(pieces[::2], pieces[1::2], strict=True)}
+    lecture = re.search(r"^Lecture: (.+?)(?:\n\s*\n|\s*\Z)", first, flags=re.MULTILINE | re.DOTALL)
+    top = {"title": text.strip().split("\n")[0], "Lecture": " ".join(lecture[1].split()) if lecture else ""}
+    return top | {heading: parts.get(heading, "") for heading in HEADINGS}
 
 
 def load(name):
     """The experiment's module."""
-    return importlib.import_module(f"experiments.{name}")
+    folder = _folder(name)
+    return importlib.import_module(f"experiments.{folder.name}.{name}" if folder else f"experiments.{name}")
 
 
 def configure(name, arguments=(), *, tiny=False):
@@ -126,6 +147,21 @@ def program(text):
 def help_text(name):
     """The experiment's fields and their defaults."""
     return fields.help_text(name, load(name).Config)
+
+
+def _folder(name):
+    """The folder of the experiment's group, or None where it is in the experiments' own."""
+    folder = source(name).parent
+    return None if folder in map(pathlib.Path, experiments.__path__) else folder
+
+
+def _group(name):
+    folder = _folder(name)
+    return "" if folder is None else f"{folder.name}: {_docstring(folder / '__init__.py')}"
+
+
+def _docstring(file):
+    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
 
 
 def _too_large(error):

@@ -1,6 +1,7 @@
 """Every experiment runs with its tiny settings, its claims hold, and its claims can fail."""
 
 import dataclasses
+import re
 
 import jax
 import pytest
@@ -25,6 +26,15 @@ RUNS = [pytest.param(n, marks=() if n.split("_")[0] in QUICK else pytest.mark.sl
 
 def test_there_are_experiments():
     assert {"a1_init_scaling", "a2_length_map", "a3_correlation_map"} <= set(NAMES)
+
+
+def test_every_group_says_what_it_asks():
+    assert sum(len(members) for _, members in runner.groups(NAMES)) == len(NAMES)
+    for page, members in runner.groups(NAMES):
+        assert len({name[0] for name in members}) == 1, f"one letter for {page.split(':')[0]}"
+        first, _, more = page.partition("\n\n")
+        assert re.fullmatch(r"[a-z_]+: .+\?", first)
+        assert len(more) > 80
 
 
 @pytest.mark.parametrize("name", RUNS)

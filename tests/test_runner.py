@@ -136,9 +136,54 @@ def test_list_is_one_line_each_in_the_order_of_numbers(dice, capsys):
 def test_list_imports_neither_jax_nor_an_experiment():
     code = (
         "import sys; from experiments.__main__ import main; main(['list']); "
-        "sys.exit('jax' in sys.modules or any(m.startswith('experiments.a') for m in sys.modules))"
+        "sys.exit('jax' in sys.modules or any(m.startswith('experiments.') "
+        "and m.split('.')[-1][1].isdigit() for m in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def grouped(dice):
+    """Two of the experiments in a group's folder, and a folder that is not a group."""
+    group = dice / "throwing"
+    group.mkdir()
+    (group / "__init__.py").write_text('"""How do dice fall?\n\nOften enough <evenly>.\n"""\n')
+    text = EXPERIMENT.replace("3.5?\n", "3.5?\n\nLecture: deck 7, slides 3 and\n4, after an hour\n", 1)
+    (group / "b1_dice.py").write_text(text)
+    (dice / "a2_dice.py").rename(group / "b2_dice.py")
+    (dice / "notes").mkdir()
+    (dice / "notes" / "b3_dice.py").write_text(EXPERIMENT)
+    yield group
+    for name in [name for name in sys.modules if name.startswith("experiments.throwing")]:
+        del sys.modules[name]
+
+
+def test_an_experiment_is_found_by_its_name_whichever_folder_it_is_in(grouped, capsys, tmp_path):
+    assert runner.names() == ["a1_dice", "a3_dice", "a10_later", "b1_dice", "b2_dice"]
+    code, out, _ = call(capsys, "run", "b1", "--json")
+    assert code == 0
+    assert json.loads(out.splitlines()[-1])["name"] == "b1_dice"
+    assert experiments.b2_dice.Config is runner.load("b2_dice").Config
+    with pytest.raises(AttributeError, match="b3_dice"):
+        _ = experiments.b3_dice
+    code, out, _ = call(capsys, "reproduce", "--tiny", "--only", "a1", "b1")
+    assert [line.split()[0] for line in board(out).values()] == ["ok"] * 3
+    index, page = (
+        (tmp_path / "results" / "index.html").read_text(),
+        next((tmp_path / "results").glob("b1*/*/report.html")),
+    )
+    assert index.index("a1: Is the") < index.index("How do dice fall?") < index.index("b1: Is the")
+    assert "Often enough &lt;evenly&gt;." in index
+    assert "Lecture: deck 7, slides 3 and 4, after an hour" in page.read_text()
+
+
+def test_list_says_what_a_group_asks_and_which_lecture_shows_it(grouped, capsys):
+    _, out, _ = call(capsys, "list")
+    lines = out.splitlines()
+    at = lines.index("throwing: How do dice fall?")
+    assert [line.split()[0] for line in lines[:at] if line] == ["a1_dice", "a3_dice", "a10_later"]
+    assert [line.split()[0] for line in lines[at + 1 :]] == ["b1_dice", "Lecture:", "b2_dice"]
+    assert lines[at + 2].strip() == "Lecture: deck 7, slides 3 and 4, after an hour"
 
 
 def test_headings_are_the_text_between_underlined_words():
@@ -147,6 +192,7 @@ def test_headings_are_the_text_between_underlined_words():
     assert parts["Prediction"] == "The mean is\n\n    (1 + 6) / 2 = 3.5"
     assert parts["Verdict"] == "As it should."
     assert runner.parse_headings("One line.\n\nVerdict\nnot underlined")["Verdict"] == ""
+    assert parts["Lecture"] == runner.parse_headings("Why?\n\nVerdict\n---\nLecture: late")["Lecture"] == ""
 
 
 def test_run_keeps_everything(dice, capsys, tmp_path):

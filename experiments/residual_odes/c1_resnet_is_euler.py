@@ -1,5 +1,7 @@
 """Is a residual network a discretized differential equation?
 
+Lecture: residual networks as differential equations
+
 Question
 --------
 y_{l+1} = y_l + h F(y_l; theta_l) looks like Euler's method. Do the outputs of ever deeper residual networks approach

@@ -1,5 +1,7 @@
 """Which optimizer is best, and for what?
 
+Lecture: optimisers
+
 Question
 --------
 Gradient descent, momentum, Nesterov's, AdaGrad, RMSProp, Adam: what does each do better than the others, and what does

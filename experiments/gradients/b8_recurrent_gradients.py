@@ -1,5 +1,7 @@
 """How far back in time does a recurrent network feel its past?
 
+Lecture: recurrent networks and their gradients through time
+
 Question
 --------
 A recurrent network is as deep as its sequence is long. How does the gradient through time, dh_T/dh_t, depend on how

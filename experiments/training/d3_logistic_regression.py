@@ -1,5 +1,7 @@
 """When does a straight line separate the classes?
 
+Lecture: logistic regression
+
 Question
 --------
 Logistic regression draws a straight line. Where no line separates, how much is gained by giving it products of the

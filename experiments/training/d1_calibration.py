@@ -1,5 +1,7 @@
 """Can the constants of a law be read off a few measurements?
 
+Lecture: laws and their calibration
+
 Question
 --------
 A stone falls 0, 4.9, 20.1, 44.1 metres in 0, 1, 2, 3 seconds: what is g, how sure is that, and is it worth knowing the

@@ -1,5 +1,7 @@
 """What does the sign of the weights do to trajectories?
 
+Lecture: residual networks as differential equations
+
 Question
 --------
 A residual network whose layers all have the same matrix, y_{l+1} = y_l + h tanh(y_l K), follows y' = tanh(y K). Which

@@ -1,5 +1,7 @@
 """Can a network learn noise?
 
+Lecture: random labels
+
 Question
 --------
 If a network of ordinary size fits labels that were drawn by lot as well as true ones, then neither its size nor its

@@ -1,5 +1,7 @@
 """Which iris is it?
 
+Lecture: the iris data
+
 Question
 --------
 From four lengths of a flower, which of three species is it: how well do a linear model, a small network and a random

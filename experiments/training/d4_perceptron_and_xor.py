@@ -1,5 +1,7 @@
 """What can a perceptron not learn?
 
+Lecture: the perceptron and XOR
+
 Question
 --------
 A threshold unit corrects itself at every mistake. When does it stop making mistakes, what can it never represent, and

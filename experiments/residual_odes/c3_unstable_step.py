@@ -1,5 +1,7 @@
 """What does an unstable step cost?
 
+Lecture: Ruthotto & Haber, Numerical Methods for Deep Learning, deck 7 (residual networks, stability)
+
 Question
 --------
 A residual network with two weights imitates the solution of a stable equation. With few layers its step is too large

@@ -1,5 +1,7 @@
 """Does a network compress what it knows?
 
+Lecture: the information plane
+
 Question
 --------
 While a network learns, does each layer T first gain information on the input, I(X; T), and then lose it again? And is

@@ -1,5 +1,7 @@
 """Can an optimizer be learned?
 
+Lecture: learned optimisers
+
 Question
 --------
 An update rule is a function of the gradients seen so far. If it is a small network, trained by gradients through the

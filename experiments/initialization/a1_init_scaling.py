@@ -1,5 +1,7 @@
 """How long is K_3 K_2 K_1 y, and what does depth make of it?
 
+Lecture: Ruthotto & Haber, Numerical Methods for Deep Learning, deck 6 (deep networks)
+
 Question
 --------
 A signal y in R^100 passes three random 100 x 100 matrices. The lecture samples their entries from N(0, 1), from
