@@ -1,0 +1,269 @@
+"""Evidence: what the audit measured and what theory said beforehand, as plain records that rules can read.
+
+No record here computes anything: `measure` and `trial` fill the measured ones, `predict` the predicted ones, `rules` reads
+them all. A planted fault is a record made by hand. What was not seen is nan, None or an empty array, never a guess.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from numdl.records import record, static
+
+
+@record
+class Facts:
+    """What was handed over, and what follows from it without running anything but shapes."""
+
+    examples: int = static()  # N in the batch
+    parameters: int = static()  # numbers that move
+    rate: float = static()  # nan: not known
+    steps: int | None = static()  # training budget
+    optimizer: str = static()  # as it was named; "given" for a finished transformation
+    stochastic: bool = static()
+    order: bool = static()  # batches were handed over in their order
+    views: tuple = static()  # of "data", "evaluate", "steps", "rates", "kernel", "examples": what could be looked at
+
+
+@record
+class Signal:
+    """Through the L layers, in call order; steps of a scan are layers 'path[i]'."""
+
+    names: tuple = static()
+    kinds: tuple = static()  # dense | conv | attention | tap
+    nonlinearities: tuple = static()
+    notes: tuple = static()
+    first_nonfinite: int = static()  # layer; -1: none
+    recurrent: tuple = static()  # [L] bool: a step of a scan that uses the same weight at each step
+    state_rms: np.ndarray  # [L]
+    state_max: np.ndarray  # [L]
+    gradient_rms: np.ndarray  # [L] per-example cotangent of the state
+    saturated: np.ndarray  # [L] shares
+    dead: np.ndarray  # [L]
+    rank: np.ndarray  # [L] effective rank of some examples' states
+    cosine: np.ndarray  # [L] mean cosine between examples
+    fan_in: np.ndarray  # [L]
+    weight_variance: np.ndarray  # [L] fan_in * Var W
+    identical: np.ndarray  # [L] share of a layer's units that are copies of another unit
+    largest: float  # largest finite number of the states' dtype, in the narrowest layer
+    leaf_names: tuple = static()
+    leaf_still: np.ndarray  # [P] bool: the gradient is exactly zero
+    leaf_rms: np.ndarray  # [P]
+    leaf_gradient_rms: np.ndarray  # [P]
+
+
+@record
+class Function:
+    """The network as a function of its inputs: outputs over the batch."""
+
+    shape: tuple = static()  # of the outputs; () for a pytree of several
+    spread: float  # standard deviation over examples / rms of the outputs
+    rms: float  # of the outputs
+    rows_sum: float  # largest |sum of an output row - 1|, nan for one output; columns likewise
+    columns_sum: float
+    least: float
+    most: float
+    mixing: float  # relative change of one example's output when another example changes
+    disorder: float  # relative change of outputs when the examples are permuted and put back
+    noise: float  # |f(key1) - f(key2)| / |f|; 0 if not stochastic
+    bend: float  # |f((x + x')/2) - (f(x) + f(x'))/2| / |f(x) - f(x')|; nan for integers
+    blind: float  # relative change of outputs under a permutation of the positions; nan without positions
+    unseen: float  # share of positions whose change does not move any output
+    alone: float  # share of output positions that see only their own input position; nan unless outputs have positions
+    evaluate_distance: float  # |apply - evaluate| / spread of apply; nan without `evaluate`
+
+
+@record
+class Loss:
+    """The loss as a function of the outputs alone."""
+
+    kind: str = static()  # classes | binary | values | other: how targets relate to outputs
+    value: float
+    finite_value: bool = static()
+    finite_gradient: bool = static()  # with respect to the outputs
+    ignores: bool = static()  # the gradient is zero at every output tried
+    gradient_rms: float
+    pull: float  # cosine of -dL/do with the direction to the label: 1 towards, -1 away, nan unknown
+    coupling: float  # change of the other examples' gradient / of its own, when one target changes
+    coupling_reshaped: float  # the same with the outputs in the targets' shape; nan if the shapes agree or cannot
+    doubled: float  # loss of the batch twice over / loss: 1 a mean, 2 a sum
+    shift: float  # relative change of the loss when a row's outputs are all shifted by one
+    floor: float  # least loss over all outputs; -inf: unbounded below
+    floor_head: float  # least loss over what the head can produce from any state of the last layer
+    floor_shared: float  # least loss with one output for all examples
+    transmission: float  # |dL/dz| / |dL/do| through the head; 1 if the network ends in its last layer
+    has_head: bool = static()
+
+
+@record
+class Data:
+    """Inputs and targets: of the whole data where they were given, else of the batch."""
+
+    whole: bool = static()
+    examples: int = static()
+    broken: tuple = static()  # indices of examples whose input, target or loss gradient is not finite (the first few)
+    broken_count: int = static()
+    kind: str = static()  # float | integer | other
+    rms: float
+    spread: float  # standard deviation over examples, rms over columns
+    offset: float  # rms of the columns' means / spread
+    column_ratio: float  # largest / median column standard deviation, of columns that vary
+    constant: float  # share of constant columns
+    labels: int  # distinct values of the targets; 0: continuous
+    label_low: float
+    label_high: float
+    classes: int  # outputs in a row, for labels
+    common: float  # share of the most common label
+    rare: float  # share of the rarest label that a row has room for
+    batch_labels: int  # distinct values in the batch
+    sorted_share: float  # 1 - (variance of labels within consecutive batches / in all): 0 shuffled, 1 sorted
+    target_rms: float
+    target_spread: float
+    target_offset: float  # |mean| / spread
+    normalized: bool = static()  # the first layers' states are normalised before anything depends on their scale
+
+
+@record
+class Optimizer:
+    """The transformation as a black box: what comes out for what goes in."""
+
+    at_zero: float  # |update(0)| / |params|: decay per step
+    at_zero_finite: bool = static()
+    degree_up: float  # log10 of |update(1000 g)| / |update(g)|, divided by 3: 1 descent, 0 scale-free
+    degree_down: float  # log10 of |update(g)| / |update(g / 1000)|, divided by 3
+    direction: float  # cosine of the update of 1e6 g with -g: 1 plain or clipped, less if entrywise
+    lost: float  # |update(g)| / what the other branch of a clip or an epsilon would give: 1 nothing lost
+    ascent: float  # cosine of the summed update with -g: negative is ascent
+    reach: float  # |sum of updates| / |params| under a constant gradient over the budget
+    travel: float  # |sum of updates| over the budget, rms per number
+    late: float  # share of that travel in the second half of the budget
+    early: float  # in the first tenth
+    first: float  # |first update| / largest update of the course
+    memory: float  # sum of the updates after one impulse / the first
+    decayed: float  # |params| after the budget without gradient / before
+    update_ratio: np.ndarray  # [P] |update| / |leaf|, largest over the course
+    frozen: np.ndarray  # [P] bool: a gradient that is not zero moves nothing
+    horizon: int = static()  # steps that were run
+
+
+@record
+class Kernel:
+    """The tangent kernel on some examples: alignment with the targets and the forecast of the loss."""
+
+    examples: int = static()
+    alignment: float  # z of r'Kr against permuted targets
+    alignment_raw: float  # z of the inputs' own kernel
+    forecast: np.ndarray  # [T] loss of the linearised network under the user's own optimizer; empty: not run
+    forecast_steps: np.ndarray  # [T]
+    start: float  # loss of these examples now
+    linear: bool = static()  # whether the forecast reached the end of the budget
+
+
+@record
+class Trial:
+    """Short trainings: R rates, S seeds, T steps. Losses are on the watched batch unless they say otherwise."""
+
+    rates: np.ndarray  # [R]
+    factors: np.ndarray  # [R] rate / the user's rate
+    losses: np.ndarray  # [R, S, T] of each step's batch
+    start: float
+    first: np.ndarray  # [R, S] after one step
+    end: np.ndarray  # [R, S]
+    unseen_start: float  # examples not trained on; nan without data
+    unseen_end: np.ndarray  # [R, S]
+    repeated: np.ndarray  # [T] loss on one repeated batch, at the user's rate
+    spread_first: np.ndarray  # [R, S] spread of outputs after one step
+    spread: np.ndarray  # [R, S] after the last
+    evaluate_start: float  # loss through `evaluate`; nan without
+    evaluate_end: np.ndarray  # [R, S]
+    noise_scale: float  # tr(Sigma) / |G|^2, in examples; nan without data
+    seconds: float
+
+
+@record
+class Predicted:
+    """What theory says of this network before anything is run; nan where its assumptions do not hold."""
+
+    applies: bool = static()  # mean-field theory: one nonlinearity, dense or convolutional, no scan, fan_in >= 8
+    why_not: str = static()
+    activation: str = static()
+    state_rms: np.ndarray  # [L] from the first layer's measured one
+    log_gradient: np.ndarray  # [L] ln of the squared cotangent against the last layer's
+    chi: float  # squared gradient's gain a layer at the fixed point
+    depth_scale: float  # layers over which correlations forget, in layers
+    spread: float  # standard deviation of ln |gradient|^2 at this width and depth: 5 L / n for relu
+    critical_weight_variance: float
+    weight_variance: float
+    bias_variance: float
+    sharpness: float  # measured beside the limit
+    sharpness_limit: float  # of the method at this rate
+    entropy: float  # of the labels: the loss of a constant answer
+    initial: float  # loss expected of outputs that know nothing
+
+
+@record
+class Evidence:
+    """All of it, and how long each part took in seconds."""
+
+    facts: Facts
+    signal: Signal | None
+    function: Function
+    loss: Loss
+    data: Data
+    optimizer: Optimizer
+    kernel: Kernel
+    trial: Trial
+    predicted: Predicted
+    seconds: dict
+    notes: tuple = static()  # what could not be measured, and why
+
+
+@record
+class Finding:
+    """One thing that is wrong: what was measured, what was expected, what to do."""
+
+    name: str = static()
+    severity: str = static()  # certain | likely | hint
+    where: str = static()  # layer, leaf or example; "" if the whole
+    measured: float
+    uncertainty: float  # standard error; 0 for algebra, nan unknown
+    predicted: float  # what theory expects here
+    threshold: float
+    sentence: str = static()
+    theory: str = static()
+    source: str = static()
+    remedy: str = static()
+    weight: float  # how much of the failure it explains: findings are ordered by it
+    consequences: tuple = static(default=())  # names of findings that follow from this one
+
+
+@record
+class Proof:
+    """The network as it was and as repaired, trained side by side on the same batches; theory's forecast beside them."""
+
+    steps: int = static()
+    sick: np.ndarray  # [S, T] loss that the user watches
+    repaired: np.ndarray  # [S, T] the same loss if the repair kept it, else the repaired one
+    forecast: np.ndarray  # [F] of the repaired network, linearised
+    forecast_steps: np.ndarray  # [F]
+    unseen_sick: np.ndarray  # [S] loss at the end on examples not trained on; nan without data
+    unseen_repaired: np.ndarray  # [S]
+    same_loss: bool = static()  # whether both curves are the same function of the outputs
+    helped: bool = static()
+
+
+def empty(kind: type, **known: Any) -> Any:
+    """A record of `kind` in which nothing was seen, but for the fields given: what hand-made evidence starts from.
+
+    Parameters
+    ----------
+    kind : type                 one of the records above
+    **known : fields            and their values
+    Raises
+    ------
+    TypeError                   no such field
+    """
+    blank = {float: np.nan, int: 0, bool: False, str: "", tuple: (), np.ndarray: np.zeros(0), dict: {}}
+    fields = {f.name: blank.get(f.type) for f in dataclasses.fields(kind)}
+    return kind(**{**fields, **known})
