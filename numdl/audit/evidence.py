@@ -1,7 +1,8 @@
 """Evidence: what the audit measured and what theory said beforehand, as plain records that rules can read.
 
-No record here computes anything: `measure` and `trial` fill the measured ones, `predict` the predicted ones, `rules` reads
-them all. A planted fault is a record made by hand. What was not seen is nan, None or an empty array, never a guess.
+No record here computes anything: `measure` and `trial` fill the measured ones, `predict` the predicted ones, `rules`
+reads them all. A planted fault is a record made by hand. What was not seen is nan, None or an empty array, never a
+guess.
 """
 
 import dataclasses
@@ -240,7 +241,7 @@ class Finding:
 
 @record
 class Proof:
-    """The network as it was and as repaired, trained side by side on the same batches; theory's forecast beside them."""
+    """The network as it was and as repaired, trained side by side on the same batches, beside theory's forecast."""
 
     steps: int = static()
     sick: np.ndarray  # [S, T] loss that the user watches
