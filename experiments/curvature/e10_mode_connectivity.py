@@ -113,8 +113,7 @@ def _digits(config):
     """Training and test digits, (x, labels) each, in random order: the file is sorted by writer."""
     digits = data.digits()
     order = np.random.default_rng(config.seed).permutation(len(digits.images))
-    x, y = digits.images.reshape(-1, 64)[order], digits.labels[order]
-    x, cut = (x - x.mean()) / x.std(), config.digits
+    x, y, cut = data.standardize(digits.images[order]), digits.labels[order], config.digits
     return (jnp.asarray(x[:cut]), jnp.asarray(y[:cut])), (jnp.asarray(x[cut:]), jnp.asarray(y[cut:]))
 
 

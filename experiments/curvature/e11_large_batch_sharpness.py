@@ -111,8 +111,7 @@ def problem(width):
 def split(config, seed):
     """(training, test) digits, each (images [N, 64], labels [N])."""
     digits = data.digits()
-    x = digits.images.reshape(-1, 64)
-    x = (x - x.mean()) / x.std()
+    x = data.standardize(digits.images)
     order = np.random.default_rng([config.seed, seed]).permutation(len(x))
     parts = np.split(order, [config.examples])
     return tuple((jnp.asarray(x[part], jnp.float32), jnp.asarray(digits.labels[part])) for part in parts)

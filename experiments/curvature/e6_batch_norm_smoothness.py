@@ -89,8 +89,7 @@ class Probe:
 def run(config):
     """Both networks for all seeds: a `Probe` of arrays [kinds, seeds, probes, ...]."""
     digits = data.digits()
-    x = digits.images.reshape(len(digits.images), -1)
-    x, labels = jnp.asarray((x - x.mean()) / x.std()), jnp.asarray(digits.labels)
+    x, labels = jnp.asarray(data.standardize(digits.images)), jnp.asarray(digits.labels)
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
     runs = [_train(network(kind, config), keys, x, labels, config) for kind in KINDS]
     return jax.tree.map(lambda *parts: np.stack([np.asarray(part, np.float64) for part in parts]), *runs)

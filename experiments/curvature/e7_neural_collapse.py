@@ -109,8 +109,7 @@ class Result:
 def run(config):
     """All variants and seeds."""
     digits = data.digits()
-    x = digits.images.reshape(len(digits.images), -1)
-    x, labels = jnp.asarray((x - x.mean()) / x.std()), jnp.asarray(digits.labels)
+    x, labels = jnp.asarray(data.standardize(digits.images)), jnp.asarray(digits.labels)
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
     runs = []
     for variant in config.variants:

@@ -100,15 +100,10 @@ def run(config):
     key, weak_key, digits_key = jax.random.split(jax.random.key(config.seed), 3)
     full = [_gaussian(key, p, p, config) for p in config.sizes]
     weak = [_gaussian(weak_key, p, config.sizes[-1], config) for p in config.sizes]
-    x, labels = _digits()
+    digits = data.digits()
+    x, labels = jnp.asarray(data.standardize(digits.images.astype(np.float64))), jnp.asarray(digits.labels)
     parts = [_on_digits(digits_key, x, labels, p, config) for p in config.digit_sizes]
     return Result(np.stack(full), np.stack(weak), *(np.stack([part[i] for part in parts]) for i in (0, 1)))
-
-
-def _digits():
-    digits = data.digits()
-    x = digits.images.reshape(len(digits.images), -1).astype(np.float64)
-    return jnp.asarray((x - x.mean()) / x.std()), jnp.asarray(digits.labels)
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -109,8 +109,7 @@ def run(config):
     """Both kinds at all depths, from the same keys and with the same batches."""
     digits = data.digits()
     order = np.random.default_rng(config.seed).permutation(len(digits.images))[: config.digits]
-    x, y = digits.images.reshape(-1, 64)[order], jnp.asarray(digits.labels[order])
-    sets = (jnp.asarray((x - x.mean()) / x.std()), y)
+    sets = jnp.asarray(data.standardize(digits.images[order])), jnp.asarray(digits.labels[order])
     *keys, batch_keys = jax.random.split(jax.random.key(config.seed), (3, config.seeds))
     batches = jax.random.randint(batch_keys[0], (config.seeds, config.steps, config.batch), 0, config.digits)
     runs = {kind: [_explored(kind, depth, keys, batches, sets, config) for depth in config.depths] for kind in KINDS}

@@ -92,8 +92,7 @@ class Result:
 def run(config):
     """Train the whole grid; one compiled program for each depth."""
     digits = data.digits()
-    x = digits.images[: config.digits].reshape(config.digits, -1)
-    x = jnp.asarray((x - x.mean()) / x.std())
+    x = jnp.asarray(data.standardize(digits.images[: config.digits]))
     y = jnp.asarray(digits.labels[: config.digits])
     key = jax.random.key(config.seed)
     weights = jnp.asarray(config.weight_variances)

@@ -85,7 +85,8 @@ class Result:
 
 def run(config):
     """Measure the lengths, train everything, and let a gradient go through ten layers of deviation 0.01."""
-    images, labels = _digits()
+    digits = data.digits()
+    images, labels = jnp.asarray(data.standardize(digits.images, mean="pixel")), jnp.asarray(digits.labels)
     keys = jax.random.split(jax.random.key(config.seed), 3)
     lengths, lines, losses = {}, {}, {}
     for name, weight_variance in WEIGHT_VARIANCES.items():
@@ -96,14 +97,6 @@ def run(config):
         lines[name] = predicted.lengths(float(jnp.mean(images[:32] ** 2)), depth=depth, **physics)
         losses[name] = {str(depth): _train(config, depth, physics, keys[1], images, labels) for depth in config.depths}
     return Result(lengths, lines, losses, _attenuation(config, keys[2], images[:32]))
-
-
-def _digits():
-    """Centred images of mean square 1, and labels."""
-    digits = data.digits()
-    images = digits.images.reshape(len(digits.images), -1)
-    images = images - images.mean(axis=0)
-    return jnp.asarray(images / np.sqrt(np.mean(images**2)), jnp.float32), jnp.asarray(digits.labels)
 
 
 def _train(config, depth, physics, key, images, labels):

@@ -102,7 +102,8 @@ class Result:
 
 def run(config):
     """Measure and predict the start, then train."""
-    images, labels = _digits()
+    digits = data.digits()
+    images, labels = jnp.asarray(data.standardize(digits.images, mean="pixel")), jnp.asarray(digits.labels)
     keys = jax.random.split(jax.random.key(config.seed), 2)
     widths = (64, *[config.width] * config.depth, 10)
     parts = [{}, {}, {}, {}]
@@ -117,14 +118,6 @@ def run(config):
         for part, value in zip(parts, (np.asarray(lengths, float), ratios, theory.q, gains), strict=True):
             part[name] = value
     return Result(*parts, _trainings(config, keys[1], images, labels))
-
-
-def _digits():
-    """Centred images of mean square 1, and labels."""
-    digits = data.digits()
-    images = digits.images.reshape(len(digits.images), -1)
-    images = images - images.mean(axis=0)
-    return jnp.asarray(images / np.sqrt(np.mean(images**2)), jnp.float32), jnp.asarray(digits.labels)
 
 
 def _theory(scheme, widths, x_variance):

@@ -88,8 +88,8 @@ class Result:
 def run(config):
     """Every kind and depth from the same seeds: a shallow network starts as the first layers of the deepest."""
     digits = data.digits()
-    x = digits.images[: config.digits].reshape(config.digits, -1)
-    x, y = jnp.asarray((x - x.mean()) / x.std()), jnp.asarray(digits.labels[: config.digits])
+    x = jnp.asarray(data.standardize(digits.images[: config.digits]))
+    y = jnp.asarray(digits.labels[: config.digits])
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
     batches = jax.random.randint(keys[0], (config.seeds, config.steps, config.batch), 0, config.digits)
     more = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), config.seeds), config.highways)

@@ -107,7 +107,8 @@ class Result:
 
 def run(config):
     """Train every N at fixed time and at h = 1; refine one of them."""
-    images, labels = _digits()
+    digits = data.digits()
+    images, labels = jnp.asarray(data.standardize(digits.images)).reshape(-1, 8, 8, 1), jnp.asarray(digits.labels)
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
     order = jax.random.randint(keys[0], (config.seeds, config.steps, config.batch), 0, len(labels) - config.test)
     deepest = config.steps_in_time[-1]
@@ -146,12 +147,6 @@ def network(config, steps, *, time):
         bias_variance=0.0,
         time=time,
     )
-
-
-def _digits():
-    digits = data.digits()
-    images = (digits.images - digits.images.mean()) / digits.images.std()
-    return jnp.asarray(images[..., None]), jnp.asarray(digits.labels)
 
 
 @functools.partial(jax.jit, static_argnames="test")

@@ -3,6 +3,7 @@
     data.digits(), data.iris(), data.photographs()                    inside scikit-learn's wheel
     data.mnist(), fashion_mnist, cifar10, cifar100       the "train" or "test" split, from NUMDL_DATA or the cache
     data.fetch("mnist")                                               download, only when asked
+    data.standardize(digits.images)                      rows of mean 0 and mean square 1
     data.batches(key, (images, labels), 128)                          shuffled epochs
 
 Readers for files of one's own: `idx`, `cifar`, `tables` (CSV); points in the plane: `synthetic`.
@@ -17,7 +18,7 @@ Readers for files of one's own: `idx`, `cifar`, `tables` (CSV); points in the pl
 
 from numdl.data import cifar, idx, synthetic, tables
 from numdl.data._batching import batches, epoch_indices, split
-from numdl.data._bundled import Dataset, digits, iris, photographs
+from numdl.data._bundled import Dataset, digits, iris, photographs, standardize
 from numdl.data._fetching import fetch
 from numdl.data._published import cifar10, cifar100, fashion_mnist, mnist
 from numdl.data.tables import Table
@@ -38,6 +39,7 @@ __all__ = [
     "mnist",
     "photographs",
     "split",
+    "standardize",
     "synthetic",
     "tables",
 ]

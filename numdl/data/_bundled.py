@@ -3,7 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
 
+from numdl import checks
 from numdl.data.tables import Table
 
 
@@ -76,6 +79,35 @@ def photographs() -> Dataset:
         names=names,
         source="scikit-learn's sample images, CC BY",
     )
+
+
+def standardize(images: ArrayLike, *, mean: str = "all") -> Float[np.ndarray, "N pixels"]:
+    """Images as rows of mean 0 and mean square 1: what networks start from.
+
+        rows = images - mean(images);    rows / sqrt(mean(rows**2))
+
+    Parameters
+    ----------
+    images : array [N, ...]     real numbers
+    mean : str                  what is subtracted: "all", one number, or "pixel", the mean image
+    Returns
+    -------
+    array [N, pixels]           a row for each image; float64 of float64, float32 of anything else
+    Raises
+    ------
+    ValueError                  images that are all alike, so that nothing is left to scale; another `mean`
+    TypeError                   images that are no real numbers
+    Source: the definition.
+    """
+    values = checks.array("images", images, least_ndim=1)
+    checks.one_of("mean", mean, ("all", "pixel"))
+    values = np.asarray(values, np.float64 if values.dtype == np.float64 else np.float32)
+    rows = values.reshape(len(values), -1)
+    centred = rows - (rows.mean() if mean == "all" else rows.mean(axis=0))
+    deviation = rows.std() if mean == "all" else np.sqrt(np.mean(centred**2))
+    if not deviation > 0:
+        raise checks.BadValue(f"images must differ from their mean; got shape {values.shape}, all alike")
+    return centred / deviation
 
 
 def _collection(name):

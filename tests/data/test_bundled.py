@@ -65,3 +65,28 @@ def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch, name
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ImportError, match=rf"{name} come with .*pip install 'numdl\[data\]'"):
         getattr(data, name)()
+
+
+@pytest.mark.parametrize("mean", ["all", "pixel"])
+@pytest.mark.parametrize("kind", [np.uint8, np.float16, np.float32, np.float64])
+def test_standardized_images_are_rows_of_mean_0_and_mean_square_1(mean, kind):
+    images = np.random.default_rng(0).integers(0, 256, (20, 3, 2, 3)).astype(kind)
+    rows = data.standardize(images, mean=mean)
+    assert rows.shape == (20, 18)
+    assert rows.dtype == (np.float64 if kind == np.float64 else np.float32)
+    exact = images.astype(np.float64) - np.mean(images, axis=0 if mean == "pixel" else None, dtype=np.float64)
+    np.testing.assert_allclose(rows, (exact / np.sqrt(np.mean(exact**2))).reshape(20, 18), rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "images, settings, error, said",
+    [
+        (np.ones((3, 2, 2)), {}, ValueError, "alike"),
+        (np.ones((3, 4)) * np.arange(4), {"mean": "pixel"}, ValueError, "alike"),
+        (np.ones((3, 4)), {"mean": "row"}, ValueError, "mean"),
+        ("images", {}, TypeError, "images"),
+    ],
+)
+def test_what_cannot_be_standardized_is_named(images, settings, error, said):
+    with pytest.raises(error, match=said):
+        data.standardize(images, **settings)

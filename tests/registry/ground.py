@@ -128,6 +128,10 @@ CALLS = {
     "records.describe": {"value": kinds.free(3)},
     **{f"data.{name}": BATCHED for name in ("batches", "epoch_indices", "split")},
     **{f"data.{name}": PUBLISHED for name in ("cifar10", "cifar100", "fashion_mnist", "mnist")},
+    "data.standardize": {
+        "images": kinds.real(np.arange(12.0).reshape(3, 2, 2), np.ones((3, 2, 2))),
+        "mean": kinds.name("all"),
+    },
     "data.fetch": {"name": kinds.name("mnist")},
     **{f"data.synthetic.{name}": POINTS for name in ("peaks", "circles", "ellipses", "swiss_roll", "spirals")},
     "data.synthetic.peaks_function": {"x": kinds.free(0.0), "y": kinds.free(0.0)},
