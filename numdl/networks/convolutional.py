@@ -27,9 +27,11 @@ from jaxtyping import Array, ArrayLike, Float, ScalarLike
 from numdl import checks
 from numdl.networks import _affine
 from numdl.networks._record import Network, probed, run_stretch, split_probes
+from numdl.networks._windows import pool
 from numdl.networks.initializers import Initializer
 from numdl.records import record, static
 
+__all__ = ["PADDINGS", "POOLINGS", "Stage", "convolve", "lecun1990", "lenet5", "network", "pool"]
 POOLINGS = ("average", "max")
 PADDINGS = ("valid", "same")
 
@@ -93,7 +95,8 @@ def lenet5(*, padding: str = "same", **settings: Any) -> Network:
     """LeNet-5 for pictures [N, 28, 28, 1], or [N, 32, 32, 1] with padding="valid": 6@5x5, 16@5x5, 120, 84, 10.
 
     Simplified: every map of the second convolution sees all six before it (the paper's table leaves out 36 of 96
-    pairs), pooling has no coefficients, the last layer is affine. That makes 61,706 parameters, not 60,000.
+    pairs), pooling has no coefficients, the last layer is affine. That makes 61,706 parameters, not 60,000, which
+    `networks.image.lenet5` has.
 
     Parameters
     ----------
@@ -115,7 +118,7 @@ def lecun1990(**settings: Any) -> Network:
     """The first convolutional network for digits, pictures [N, 28, 28, 1]: 4@5x5, pool, 12@5x5, pool, 10.
 
     Simplified: every map of the second convolution sees all four before it, and pooling has no coefficients. That makes
-    3,246 parameters, not the paper's 2,578.
+    3,246 parameters, not the paper's 2,578, which `networks.image.lecun_1990` has.
 
     Parameters
     ----------

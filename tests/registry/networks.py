@@ -43,6 +43,7 @@ LIFTED = {
 SIGNS = np.array([1.0, -1.0, 1.0])
 WEIGHTS = kinds.floating(np.ones((3, 3)) - np.eye(3), np.ones((3, 2)), np.full((3, 3), np.nan))
 STAGES = (convolutional.Stage(2, 3),)
+FORM = {"form": kinds.name("native")}
 
 
 def of(kind):
@@ -89,6 +90,19 @@ CALLS = {
         "kernel": kinds.floating(np.ones((3, 3, 1, 2)), np.ones((3, 3, 2, 2))),
         "padding": kinds.name("valid"),
     },
+    "networks.convolutional.pool": {
+        "y": kinds.floating(o.IMAGES),
+        "window": kinds.count(2).also(9),
+        "stride": kinds.count(1),
+        "kind": kinds.name("max"),
+    },
+    "networks.image.lecun_1990": FORM,
+    "networks.image.lenet5": FORM,
+    "networks.image.alexnet": FORM,
+    "networks.image.googlenet": FORM,
+    "networks.image.resnet": FORM | {"depth": kinds.Argument(18, (0, -1, 20, True, "18", None, (18,)))},
+    "networks.image.small_resnet": FORM | {"widths": kinds.counts((4, 8)), "blocks": kinds.counts((1, 1)).also((1,))},
+    "networks.image.freeze": of("residual images"),
     "networks.core.jacobian": {
         **OF_NETWORK,
         "x": kinds.batch(o.X[:1]).also(o.X),

@@ -8,7 +8,17 @@ import numpy as np
 import optax
 
 from numdl import activations
-from numdl.networks import attention, convolutional, dense, highway, initializers, normalization, recurrent, residual
+from numdl.networks import (
+    attention,
+    convolutional,
+    dense,
+    highway,
+    image,
+    initializers,
+    normalization,
+    recurrent,
+    residual,
+)
 from numdl.networks import reversible as reversible_networks
 
 X = np.linspace(-1.0, 1.0, 12).reshape(3, 4)
@@ -89,6 +99,7 @@ def built(kind):
             convolutional.network(stages=(convolutional.Stage(2, 3),), outputs=2, **common),
             IMAGES,
         ),
+        "residual images": lambda: (image.small_resnet(widths=(2, 4), blocks=(1, 2), outputs=2), IMAGES),
         "highway": lambda: (highway.network(width=4, depth=2, outputs=2, gate_bias=-1.0, **common), X),
         "normalized": lambda: (
             normalization.network(width=4, depth=3, outputs=2, activation=activations.tanh, weight_variance=1.0),
