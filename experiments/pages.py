@@ -54,11 +54,7 @@ def publish(path, text):
     """Write a page, whole or not at all."""
     from numdl import reporting
 
-    folder = reporting.writable(pathlib.Path(path).parent)
-    fresh = folder / f".{path.stem}-{os.getpid()}.html"
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
-    return path
+    return reporting.publish(path, text)
 
 
 def _chapter(page, entries):

@@ -254,7 +254,7 @@ class Proof:
     helped: bool = static()
 
 
-def empty(kind: type, **known: Any) -> Any:
+def empty(kind: type, /, **known: Any) -> Any:
     """A record of `kind` in which nothing was seen, but for the fields given: what hand-made evidence starts from.
 
     Parameters

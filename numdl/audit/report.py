@@ -1,9 +1,13 @@
 """The report: a verdict, a probability, the findings in the order of what they explain, and what they rest on."""
 
 import dataclasses
+import pathlib
 from typing import Any
 
+from numdl import checks
+from numdl.audit import _tables
 from numdl.audit.evidence import Evidence, Finding
+from numdl.typing import StrPath
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -17,3 +21,27 @@ class Report:
     evidence: Evidence
     features: dict[str, float]  # what the probability is a function of
     case: Any  # what was examined: `repair` and `prove` need it
+
+    def __repr__(self):
+        return _tables.text(self)
+
+    def _repr_html_(self):
+        return _tables.notebook(self)
+
+    def save(self, path: StrPath, *, proof: Any = None, repair: Any = None) -> pathlib.Path:
+        """Write the report as a page (.html) or as data (.json), whole or not at all.
+
+        Parameters
+        ----------
+        path : path             the file; its ending says which
+        proof : Proof or None   of `prove`, shown and stored with it
+        repair : Repair or None of `repair`: its changes are listed
+        Returns
+        -------
+        Path                    the same
+        Raises
+        ------
+        ValueError, TypeError   another ending, no path
+        OSError                 the file cannot be written
+        """
+        return _tables.save(self, checks.path("path", path), proof, repair)

@@ -7,15 +7,26 @@ Labels are plain text; `$...$` is typeset where it is valid and shown as it is w
 """
 
 from numdl.plotting._drawing import COLORS, figure, tidy
+from numdl.plotting._networks import gradients, place, states, units
 from numdl.plotting._records import agreement, layers, phase_diagram, prediction_and_measurement, product_norm
+from numdl.plotting._trials import course, forecast, proof, rates, trial
 
 __all__ = [
     "COLORS",
     "agreement",
+    "course",
     "figure",
+    "forecast",
+    "gradients",
     "layers",
     "phase_diagram",
+    "place",
     "prediction_and_measurement",
     "product_norm",
+    "proof",
+    "rates",
+    "states",
     "tidy",
+    "trial",
+    "units",
 ]

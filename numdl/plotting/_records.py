@@ -133,7 +133,7 @@ def phase_diagram(record: Any, *, ax: "Axes | None" = None) -> "Axes":
     slope = np.log(np.where(chi > 0, chi, np.nan)).T
     mesh = ax.pcolormesh(weights, biases, slope, cmap="RdBu_r", vmin=-1, vmax=1, shading="nearest", rasterized=True)
     bar = ax.figure.colorbar(mesh, ax=ax, extend="both", ticks=[-1, -0.5, 0, 0.5, 1])
-    bar.set_label("ln χ₁: growth of squared gradients per layer")
+    bar.set_label("ln χ₁: growth of squared\ngradients per layer")
     if min(slope.shape) > 1:
         _drawing.contour(ax, weights, biases, slope, (-0.1, 0.1), colors="0.25", linewidths=0.7, linestyles="-")
         _drawing.contour(ax, weights, biases, slope, (0.0,), colors="black", linewidths=2, linestyles="--")

@@ -3,6 +3,7 @@
 Claim                   a sentence, what theory expects, what was measured, and whether it holds
 save, load, Run         results/<name>/<digest of the config>/: config, claims, arrays, figure, source, environment
 page, section, ...      self-contained HTML, every text escaped by construction
+publish                 a file that is there whole or not at all
 """
 
 from numdl.reporting._claims import Claim, Score, claims_text, margins_text, scoreboard_text
@@ -19,7 +20,7 @@ from numdl.reporting._pages import (
     section,
     table,
 )
-from numdl.reporting._runs import Run, digest, load, save, writable
+from numdl.reporting._runs import Run, digest, load, publish, save, writable
 
 __all__ = [
     "Claim",
@@ -36,6 +37,7 @@ __all__ = [
     "margins_text",
     "page",
     "prose",
+    "publish",
     "run_section",
     "save",
     "scoreboard",

@@ -191,6 +191,31 @@ def writable(folder: StrPath) -> pathlib.Path:
     return folder
 
 
+def publish(path: StrPath, text: str) -> pathlib.Path:
+    """Write a text file, whole or not at all: beside its place, flushed to the disk, then renamed.
+
+    Parameters
+    ----------
+    path : path             the file; its folder is made if needed
+    text : str              its content, written as UTF-8
+    Returns
+    -------
+    Path                    the same
+    Raises
+    ------
+    TypeError, ValueError   a path or a text that is neither
+    OSError                 the file cannot be written; what was there stays
+    """
+    path, text = checks.path("path", path), checks.instance("text", text, str)
+    fresh = writable(path.parent) / f".{path.name}-{os.getpid()}.new"
+    try:
+        _write(fresh, text.encode("utf-8", "replace"))
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    return path
+
+
 def digest(config: Any) -> str:
     """The first 12 hexadecimal digits of the SHA-256 of the config's strict JSON: the name of its run's folder.
 

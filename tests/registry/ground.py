@@ -104,6 +104,29 @@ class Plain:
 
 
 RECORD = types.SimpleNamespace
+LAYERS = RECORD(
+    names=("a", "b"), **dict.fromkeys(("state_rms", "gradient_rms", "dead", "saturated", "cosine"), np.ones(2))
+)
+TRIAL = RECORD(factors=np.ones(1), losses=np.ones((1, 2, 3)), end=np.ones((1, 2)), repeated=np.ones(3), start=1.0)
+KERNEL = RECORD(forecast=np.ones(3), forecast_steps=np.arange(3), start=1.0)
+PROOF = RECORD(sick=np.ones((1, 3)), repaired=np.ones((1, 3)), forecast=np.ones(2), forecast_steps=np.arange(2))
+DIAGRAM = RECORD(weight_variances=np.ones(2), bias_variances=np.ones(3), chi_1=np.ones((2, 3)))
+DRAWN = {
+    "states": {"signal": kinds.instance(LAYERS), "predicted": kinds.free(None), "ax": AXES},
+    "gradients": {"signal": kinds.instance(LAYERS), "predicted": kinds.free(None), "ax": AXES},
+    "units": {"signal": kinds.instance(LAYERS), "ax": AXES},
+    "place": {
+        "diagram": kinds.instance(DIAGRAM),
+        "weight_variance": kinds.variance(),
+        "bias_variance": kinds.variance(),
+        "ax": AXES,
+    },
+    "trial": {"record": kinds.instance(TRIAL), "ax": AXES},
+    "rates": {"record": kinds.instance(TRIAL), "predicted": kinds.free(None), "ax": AXES},
+    "forecast": {"kernel": kinds.instance(KERNEL), "trial": kinds.free(None), "ax": AXES},
+    "course": {"optimizer": kinds.instance(RECORD(early=0.1, late=0.5)), "ax": AXES},
+    "proof": {"record": kinds.instance(PROOF), "ax": AXES},
+}
 CALLS = {
     "activations.names": {},
     "activations.named": {"name": kinds.name("tanh").without("TANH").also("TANH")},
@@ -151,11 +174,16 @@ CALLS = {
         "predicted": kinds.instance(RECORD(log_expectation=np.ones(3), log_mean=np.ones(3))),
     },
     "plotting.layers": {"flow": kinds.Argument(None, (None, 3, "text")), "ax": AXES},
+    **{f"plotting.{name}": DRAWN[name] for name in DRAWN},
     "plotting.tidy": {"ax": kinds.Argument(None, (None, 3, "text"))},
     "reporting.claims_table": {"claims": kinds.Argument([CLAIM], (None, 3, ["text"]))},
     "reporting.claims_text": {"claims": kinds.Argument([CLAIM], (None, 3, ["text"]))},
     "reporting.digest": {"config": kinds.Argument(Config(), (None, 3, "text"))},
     "reporting.load": {"folder": kinds.Argument(None, (None, 3, "/no/such/folder"))},
+    "reporting.publish": {
+        "path": kinds.Argument("/dev/null/x", (None, 3, "")),
+        "text": kinds.Argument("text", (None, 3, b"x")),
+    },
     "reporting.writable": {"folder": kinds.Argument(None, (None, 3, "/dev/null"))},
     "reporting.figure_image": {"figure": kinds.Argument(None, (None, 3, "text")), "alt": kinds.text("alt")},
     "reporting.table": {"header": kinds.free(("a",)), "rows": kinds.Argument([("1",)], (3, None))},

@@ -1,0 +1,256 @@
+"""A report as one page that opens anywhere: what is wrong, what to do, and the figures and numbers it rests on.
+
+Each number is written as `<data value=... data-path=...>`: the path is the field of the report, and of its JSON file.
+"""
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from numdl import plotting, reporting
+from numdl.audit import _figures, _summary
+from numdl.audit._paths import At, as_json, value_at
+from numdl.audit._words import NOTHING, NOTHING_FOUND, measured, plain, short
+
+tag = reporting.tag
+TONES = {"will train": "good", "trains badly": "fair", "will not train": "poor"}
+PARTS = ("facts", "function", "loss", "data", "optimizer", "kernel", "trial", "predicted")
+SEVERITIES = ("certain", "likely", "hint")
+MOST_ROWS = 400  # layers of a table
+MOST_NUMBERS = 200  # of an array
+
+
+def page(report: Any, proof: Any = None, repair: Any = None) -> str:
+    """One self-contained HTML page about a report: no script, no request, readable on a phone and in the dark.
+
+    Parameters
+    ----------
+    report : Report             of `examine`
+    proof : Proof or None       of `report.prove`: both trainings are shown
+    repair : Repair or None     of `report.repair`: its changes are listed
+    Returns
+    -------
+    str
+    """
+    root = _Root(report, proof)
+    sections = [
+        reporting.section("What is wrong", *_cards(root)) if report.findings else "",
+        reporting.section("What to change", _changes(repair)) if repair is not None and repair.changes else "",
+        _proof(root) if proof is not None else "",
+        *(_section(root, *part) for part in _figures.SECTIONS),
+        reporting.section("What this rests on", _lines(root), _unseen(report)),
+        reporting.section("Every number", *_numbers(root)),
+    ]
+    head = [_verdict(root)]
+    return reporting.page("Will it train?", [part for part in sections if part], lead=head)
+
+
+class _Root:
+    """A report whose paths may also begin with `proof`."""
+
+    def __init__(self, report, proof):
+        self.report, self.proof = report, proof
+
+    def __getattr__(self, name):
+        return getattr(self.report, name)
+
+
+def number(root, path, form="number", shown=None):
+    """A number as it is read, with its exact value and its path."""
+    value = value_at(root, path)
+    exact = None if _unknown(value) else as_json(value)
+    return tag("data", short(value, form) if shown is None else shown, value=exact, data_path=path, title=path)
+
+
+def _unknown(value):
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _said(root, parts):
+    return tag("span", *(number(root, p.path, p.form) if isinstance(p, At) else p for p in parts))
+
+
+def _spoken(text):
+    """Text with `code` between backticks, and nothing else changed: layers' names hold underscores."""
+    pieces = re.split(r"`([^`]+)`", plain(text))
+    return tag("span", *(tag("code", piece) if i % 2 else piece for i, piece in enumerate(pieces)))
+
+
+def _verdict(root):
+    report = root.report
+    words = [
+        tag("p", plain(report.verdict), class_="word"),
+        tag("p", _said(root, _summary.facts(report)), class_="facts"),
+    ]
+    words += _cause(report.findings[0]) if report.findings else [tag("p", NOTHING_FOUND)]
+    return tag("div", _gauge(root), tag("div", *words), class_=f"verdict {TONES.get(report.verdict, 'fair')}")
+
+
+def _cause(finding):
+    return [tag("p", _spoken(finding.sentence)), _remedy(finding)]
+
+
+def _remedy(finding):
+    return tag("p", tag("strong", "Change: "), _spoken(finding.remedy), class_="remedy") if finding.remedy else ""
+
+
+def _gauge(root):
+    probability = root.report.probability
+    known = isinstance(probability, int | float) and math.isfinite(probability)
+    drawing = _arc(min(max(float(probability), 0.0), 1.0) if known else 0.0, short(probability, "share"))
+    text = number(root, "probability", "share") if known else "not estimated"
+    return tag("div", drawing, tag("p", text, class_="share"), tag("p", "probability that it trains"), class_="gauge")
+
+
+def _arc(share, said):
+    """Half a circle, filled to this share."""
+    arc = {"d": "M 10 60 A 50 50 0 0 1 110 60", "fill": "none", "stroke_width": 14, "pathLength": 100}
+    filled = tag("path", class_="filled", stroke_dasharray=f"{100 * share:.2f} 200", **arc) if share >= 0.005 else ""
+    label = f"probability that it trains: {said}"
+    return tag("svg", tag("path", class_="rest", **arc), filled, viewBox="0 0 120 68", role="img", aria_label=label)
+
+
+def _cards(root):
+    order = _summary.nested(root.report.findings)
+    return [_card(root, count, i, follow) for count, (i, follow) in enumerate(order, 1)]
+
+
+def _card(root, count, i, follow):
+    finding = root.report.findings[i]
+    return tag(
+        "article",
+        tag("h3", f"{count}. ", tag("code", plain(finding.name)), _severity(finding)),
+        tag("p", "at ", tag("code", plain(finding.where)), class_="where") if finding.where else "",
+        tag("p", _spoken(finding.sentence)),
+        _figures_of(root, i),
+        _remedy(finding),
+        _theory_of(finding),
+        _consequences(root, finding, follow),
+        class_=f"finding {finding.severity}" if finding.severity in SEVERITIES else "finding",
+    )
+
+
+def _theory_of(finding):
+    known = [plain(piece).rstrip(".") for piece in (finding.theory, finding.source) if piece]
+    return tag("div", reporting.prose(". ".join(known)), class_="theory") if known else ""
+
+
+def _severity(finding):
+    return tag("span", plain(finding.severity), class_="severity") if finding.severity else ""
+
+
+def _figures_of(root, i):
+    """Measured against threshold and theory, as far as they are known."""
+    finding, at = root.report.findings[i], f"findings[{i}]."
+    names = (("measured", "measured"), ("predicted", "theory expects"), ("threshold", "threshold"))
+    cells = []
+    for field, word in names:
+        if _unknown(getattr(finding, field)):
+            continue
+        shown = measured(finding.measured, finding.uncertainty) if field == "measured" else None
+        cells.append(tag("div", tag("span", word), number(root, at + field, shown=shown)))
+    return tag("div", *cells, class_="figures") if cells else ""
+
+
+def _consequences(root, finding, follow):
+    named = _summary.named_only(finding, root.report.findings)
+    items = [_follower(root, k) for k in follow] + [tag("li", tag("code", plain(name))) for name in named]
+    return tag("div", tag("p", "From this follows:"), tag("ul", *items), class_="follows") if items else ""
+
+
+def _follower(root, k):
+    finding = root.report.findings[k]
+    return tag("li", tag("code", plain(finding.name)), " ", _spoken(finding.sentence), _figures_of(root, k))
+
+
+def _changes(repair):
+    return tag("ol", *(tag("li", _spoken(line)) for line in repair.changes))
+
+
+def _section(root, title, drawings, table):
+    pictures = [picture for draw in drawings if (picture := _picture(root, draw))]
+    folded = table(root.report) if table else None
+    rows = _folded_rows(root, *folded) if folded else ""
+    return reporting.section(title, tag("div", *pictures, class_="plots"), rows) if pictures else ""
+
+
+def _picture(root, draw):
+    made = draw.make(root)
+    if made is None:
+        return ""
+    figure = plotting.figure(width=draw.width, height=3.2)
+    made(plotting.tidy(figure.subplots()))
+    caption = tag("span", draw.caption, tag("small", *(tag("code", path, " ") for path in draw.paths)))
+    return reporting.figure_image(figure, alt=draw.caption, caption=caption)
+
+
+def _proof(root):
+    proof, drawn = root.proof, _picture(root, _figures.PROOF)
+    word = "The repair helped." if proof.helped else "The repair did not help."
+    same = (
+        "" if proof.same_loss else " The repaired network has another loss: compare the curves' courses, not heights."
+    )
+    parts = [tag("strong", word), f"{same} Loss at the end: as it was ", number(root, "proof.sick.last.mean")]
+    parts += [", repaired ", number(root, "proof.repaired.last.mean")]
+    if np.isfinite(proof.unseen_repaired).any():
+        parts += ["; on examples not trained on ", number(root, "proof.unseen_sick.mean")]
+        parts += [" and ", number(root, "proof.unseen_repaired.mean")]
+    return reporting.section("The proof", tag("p", *parts, "."), tag("div", drawn, class_="plots one"))
+
+
+def _lines(root):
+    rows = [(label, _said(root, parts)) for label, parts in _summary.lines(root.report)]
+    return reporting.table(("what", "seen"), rows, class_="lines") if rows else tag("p", "Nothing could be measured.")
+
+
+def _unseen(report):
+    rows = [(plain(view), ", ".join(map(plain, names))) for view, names in report.unseen]
+    notes = [tag("li", plain(note)) for note in report.evidence.notes]
+    said = [tag("h3", "Not seen"), reporting.table(("not given", "would have excluded"), rows)] if rows else []
+    return tag("div", *said, tag("ul", *notes) if notes else "")
+
+
+def _folded_rows(root, summary, header, rows):
+    """A folded table; cells that are `At` are numbers."""
+    shown = rows[:MOST_ROWS]
+    cells = [[number(root, c.path, c.form) if isinstance(c, At) else plain(c, 120) for c in row] for row in shown]
+    rest = [tag("p", f"{len(rows) - MOST_ROWS} more rows are in the JSON file.")] if len(rows) > MOST_ROWS else []
+    return reporting.details(summary, reporting.table(header, [tuple(row) for row in cells]), *rest)
+
+
+def _numbers(root):
+    intro = "A path names a field of the report and of its JSON file; `.mean` is over what it holds."
+    whole = {name: getattr(root.report.evidence, name) for name in PARTS}
+    found = [_fields(root, name, f"evidence.{name}", record) for name, record in whole.items()]
+    found.append(_fields(root, "features of the probability", "features", root.report.features))
+    found.append(_fields(root, "seconds", "evidence.seconds", root.report.evidence.seconds))
+    found.append(_fields(root, "proof", "proof", root.proof) if root.proof is not None else "")
+    return [reporting.prose(intro), *found]
+
+
+def _fields(root, summary, base, record):
+    names = record if isinstance(record, dict) else vars(record)
+    rows = [(f"{base}.{name}", _value(root, base, name, value)) for name, value in _items(record, names)]
+    return reporting.details(summary, reporting.table(("path", "value"), rows)) if rows else ""
+
+
+def _items(record, names):
+    return [(name, record[name] if isinstance(record, dict) else getattr(record, name)) for name in names]
+
+
+def _value(root, base, name, value):
+    if isinstance(value, np.ndarray) and value.ndim:
+        return _array(value)
+    if isinstance(value, tuple | str):
+        return plain(", ".join(map(str, value)) if isinstance(value, tuple) else value, 400)
+    return number(root, f"{base}.{name}") if str(name).isidentifier() else short(value)
+
+
+def _array(value):
+    numbers = " ".join("nan" if _unknown(float(entry)) else short(entry) for entry in value.ravel()[:MOST_NUMBERS])
+    more = f" ... {value.size - MOST_NUMBERS} more in the JSON file" if value.size > MOST_NUMBERS else ""
+    return tag(
+        "span", tag("small", f"[{', '.join(map(str, value.shape))}]"), f" {numbers}{more}" if numbers else NOTHING
+    )

@@ -1,0 +1,251 @@
+"""How a report is shown: on a terminal, in a notebook, as JSON, as a page; each number can be traced to its record."""
+
+import html
+import html.parser
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+
+from numdl import audit, reporting
+from numdl.audit import _page, _paths, _summary, _tables
+from tests.audit import made
+
+
+class Reader(html.parser.HTMLParser):
+    """Tags with their attributes, and the text outside of styles."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words, self._open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if "style" not in self._open:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def sick():
+    """The sick network's page with its proof; its pictures are drawn, but an empty one is written for each."""
+    true, blank = reporting.figure_image, b"<svg xmlns='http://www.w3.org/2000/svg'/>"
+    repair = Repair(("Draw the weights with variance 2.", "Train 300 steps."))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reporting, "figure_image", lambda _, **texts: true(blank, **texts))
+        return _page.page(made.report(), made.proof(), repair)
+
+
+class Repair:
+    def __init__(self, changes):
+        self.changes = changes
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pages without their pictures: what is drawn is drawn, but not written as an SVG."""
+    monkeypatch.setattr(reporting, "figure_image", lambda figure, *, alt, caption: reporting.tag("img", alt=alt))
+
+
+# ---- terminal --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", made.ALL)
+def test_text_fits_a_terminal_and_holds_nothing_that_moves_its_cursor(name):
+    lines = _tables.text(made.ALL[name]()).split("\n")
+    assert all(len(line) <= 100 and line.isprintable() for line in lines)
+
+
+def test_text_says_the_verdict_first_then_the_cause_with_its_numbers_and_remedy():
+    lines = str(made.report()).split("\n")
+    assert lines[0] == "WILL NOT TRAIN   probability that it trains 3 %"
+    assert lines[3].startswith("1. signal_vanishes  (likely)  at layers/0/w")
+    assert lines[5].strip() == "measured 0.2980 ± 0.0040, theory expects 0.3, threshold 0.8"
+    assert lines[6].strip().startswith("-> Draw weights")
+    assert lines[8].startswith("   follows: gradient_vanishes")
+    assert any(line.startswith("2. rate_too_low  (hint)") for line in lines)
+    assert any("data: data_order, labels_imbalanced" in line for line in lines)
+
+
+def test_a_consequence_is_shown_under_its_cause_only_and_circles_end():
+    one, two = made.finding("a", consequences=("b", "c")), made.finding("b", consequences=("a",))
+    assert _summary.nested((one, two)) == [(0, (1,))]
+    assert _summary.named_only(one, (one, two)) == ["c"]
+    assert _summary.nested((two, made.finding("x"), one)) == [(0, (2,)), (1, ())]
+    assert _summary.nested((one, two, two)) == [(0, (1, 2))]
+
+
+def test_summary_numbers_are_those_of_the_record():
+    trial = made.trial()
+    lines = dict(_summary.lines(made.report()))
+    own = [part.path for part in lines["trial"] if not isinstance(part, str)]
+    assert own[1] == "evidence.trial.end[2].mean"
+    assert _paths.value_at(made.report(), own[1]) == pytest.approx(trial.end[2].mean())
+    assert _paths.value_at(made.report(), "evidence.trial.losses.shape[2]") == trial.losses.shape[2]
+    assert "10 times it" in str(made.report())
+    assert not _summary.lines(made.unseen_at_all())
+
+
+def test_paths_say_what_is_not_there():
+    report = made.report()
+    assert np.isnan(_paths.value_at(report, "evidence.kernel.forecast[99]"))
+    assert _paths.value_at(made.unseen_at_all(), "evidence.signal.state_rms[0]") is None
+    assert np.isnan(_paths.value_at(made.unseen_at_all(), "evidence.trial.losses.mean"))
+    with pytest.raises(AttributeError):
+        _paths.value_at(report, "evidence.nothing")
+    for path in ("", "evidence..signal", "evidence[x]"):
+        with pytest.raises(ValueError, match="path must be"):
+            _paths.value_at(report, path)
+
+
+# ---- json ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", made.ALL)
+def test_json_is_strict_and_complete(name):
+    report = made.ALL[name]()
+    text = json.dumps(_tables.as_json(report), allow_nan=False)
+    assert json.loads(text)["evidence"].keys() >= {"signal", "trial", "predicted"}
+    assert "case" not in json.loads(text)
+
+
+def test_json_keeps_what_is_not_finite_apart():
+    report = made.report(features={"a": float("nan"), "b": float("inf"), "c": np.float32(-np.inf), "d": np.int64(3)})
+    assert _tables.as_json(report)["features"] == {"a": None, "b": "inf", "c": "-inf", "d": 3}
+
+
+# ---- page ------------------------------------------------------------------------------------------------------------
+
+
+def of_json(whole, path):
+    """The value of a path in the JSON file, by other means than the report's own."""
+    value = whole
+    for name, index in re.findall(r"(\w+)|\[(-?\d+)\]", path):
+        if index:
+            value = value[int(index)]
+        elif name == "mean":
+            value = float(np.mean(np.asarray(value, float)))
+        elif name == "last":
+            value = np.asarray(value)[..., -1]
+        elif name == "size":
+            value = np.asarray(value).size
+        elif name == "shape":
+            value = np.asarray(value).shape
+        else:
+            value = value[name]
+    return value
+
+
+def test_every_number_on_the_page_is_that_of_its_path(sick):
+    whole = _tables.as_json(made.report()) | {"proof": _tables.as_json(made.proof())}
+    numbers = [attributes for tag, attributes in Reader(sick).tags if tag == "data"]
+    assert len(numbers) > 150
+    for attributes in numbers:
+        value = of_json(whole, attributes["data-path"])
+        if value is None:
+            assert "value" not in attributes
+        else:
+            told = attributes["value"]
+            assert str(value) == told or float(told) == pytest.approx(float(value), rel=1e-12), attributes
+    paths = {attributes["data-path"] for attributes in numbers}
+    for path in ("probability", "findings[0].measured", "findings[1].threshold", "evidence.signal.state_rms[11]"):
+        assert path in paths
+
+
+def test_numbers_that_are_read_stand_in_an_element_with_a_path(sick):
+    """Outside of texts that rules wrote, of numbered headings and of pictures, no digit stands alone."""
+    lines = re.search(r'<table class="lines">.*?</table>', sick, re.DOTALL)[0]
+    bare = re.sub(r"<data .*?</data>", "", lines)
+    bare = re.sub(r"<tr><td[^>]*>time</td>.*?</tr>", "", bare)
+    assert not re.search(r">[^<]*\d[^<]*<", html.unescape(bare))
+
+
+def test_the_page_needs_nothing_but_itself(sick):
+    tags = Reader(sick).tags
+    assert not [t for t, _ in tags if t in ("script", "link", "iframe", "object", "base")]
+    links = [v for _, attributes in tags for k, v in attributes.items() if k in ("src", "href") and v]
+    assert all(link.startswith(("data:image/svg+xml;base64,", "#")) for link in links)
+    policy = next(a["content"] for t, a in tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'")
+    assert sum(t == "img" for t, _ in tags) == 9
+
+
+def test_the_page_says_what_is_wrong_and_what_to_do_before_anything_else(sick):
+    words = Reader(sick).text
+    order = ["will not train", "States shrink", "Change:", "What is wrong", "From this follows:", "What to change"]
+    order += ["Draw the weights with variance 2.", "The repair helped.", "Signals and gradients", "Forecast and trial"]
+    words = words.replace("Every number", "", 1)  # the contents
+    places = [words.rindex(text) if text[:4] in ("What", "Sign", "Fore") else words.index(text) for text in order]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("name", [name for name in made.ALL if name != "sick"])
+def test_any_report_has_a_page(name, undrawn):
+    report = made.ALL[name]()
+    reader = Reader(_page.page(report))
+    assert not [t for t, _ in reader.tags if t == "script"]
+    assert not [a for _, attributes in reader.tags for a in attributes if a.startswith("on")]
+    assert report.verdict in reader.text
+    assert reader.text.isprintable()
+
+
+def test_hostile_texts_stay_texts(undrawn):
+    report = made.hostile()
+    for shown in (_page.page(report), report._repr_html_()):
+        assert "<script" not in shown
+        assert "&lt;script&gt;" in shown
+
+
+def test_what_was_not_seen_is_not_drawn(undrawn):
+    drawn = [a["alt"] for t, a in Reader(_page.page(made.unseen_at_all())).tags if t == "img"]
+    assert not drawn
+    assert len([1 for t, _ in Reader(_page.page(made.healthy())).tags if t == "img"]) == 8
+
+
+def test_no_phase_diagram_where_theory_does_not_apply(undrawn):
+    evidence = made.evidence(predicted=made.predicted(applies=False, why_not="skips"))
+    reader = Reader(_page.page(made.report(evidence=evidence)))
+    assert "phase diagram" not in str(reader.tags)
+    assert "theory does not apply: skips" in reader.text
+
+
+# ---- notebook and files ----------------------------------------------------------------------------------------------
+
+
+def test_a_notebook_shows_verdict_and_findings():
+    words = Reader(made.report()._repr_html_()).text
+    assert words.startswith("will not train")
+    assert "signal_vanishes" in words and "0.2980 ± 0.0040" in words and "Draw weights" in words
+
+
+def test_saved_by_ending_and_whole_or_not_at_all(tmp_path, undrawn, monkeypatch):
+    report = made.report()
+    page = report.save(tmp_path / "new" / "r.html", proof=made.proof())
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    stored = json.loads(report.save(str(tmp_path / "r.json"), proof=made.proof()).read_text())
+    assert stored["verdict"] == "will not train" and len(stored["proof"]["sick"]) == 3
+    with pytest.raises(ValueError, match=re.escape("path must end in .html or .json")):
+        report.save(tmp_path / "r.txt")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    before = page.read_bytes()
+    with pytest.raises(OSError, match="disk"):
+        made.healthy().save(page)
+    assert page.read_bytes() == before
+    assert [p.name for p in page.parent.iterdir()] == ["r.html"]
+
+
+def test_the_report_module_is_reached_from_the_face():
+    assert audit.report.Report is type(made.report())

@@ -1,0 +1,125 @@
+"""The command line: a verdict is an exit code, a wrong call is one line, a user's own error keeps its lines."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from numdl import audit, cli
+from tests.audit import made
+
+SETTING = """
+def setting():
+    return {"apply": 1, "loss": 2}
+
+def positional():
+    return 1, 2, (3, 4), {"loss": 5}
+
+def plain():
+    return 1, 2, (3, 4)
+
+def wrong():
+    return 3
+
+def broken():
+    return missing_name
+
+number = 3
+"""
+
+
+class Examined:
+    """Stands in for `audit.examine`; keeps what it was called with."""
+
+    def __init__(self, report):
+        self.report, self.calls = report, []
+
+    def __call__(self, *positional, **named):
+        self.calls.append((positional, named))
+        return self.report
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(SETTING)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def examined(monkeypatch):
+    examine = Examined(made.report())
+    monkeypatch.setattr(audit, "examine", examine, raising=False)
+    return examine
+
+
+@pytest.mark.parametrize("target", ["mine:setting", "mine.py:setting"])
+def test_the_verdict_is_printed_and_is_the_exit_code(here, examined, capsys, target):
+    assert cli.main(["audit", target]) == 1
+    assert capsys.readouterr().out.startswith("WILL NOT TRAIN")
+    examined.report = made.healthy()
+    assert cli.main(["audit", target]) == 0
+    assert examined.calls == [((), {"apply": 1, "loss": 2})] * 2
+
+
+def test_a_tuple_is_the_positional_arguments_and_may_end_in_named_ones(here, examined):
+    assert cli.main(["audit", "mine:positional"]) == cli.main(["audit", "mine:plain"]) == 1
+    assert examined.calls == [((1, 2, (3, 4)), {"loss": 5}), ((1, 2, (3, 4)), {})]
+
+
+def test_files_are_written(here, examined, capsys):
+    assert cli.main(["audit", "mine:setting", "--json", "out/r.json"]) == 1
+    assert json.loads((here / "out" / "r.json").read_text())["verdict"] == "will not train"
+    assert "wrote out/r.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["mine"], "expected MODULE:FUNCTION or FILE.py:FUNCTION; got 'mine'"),
+        (["mine:"], "expected MODULE:FUNCTION"),
+        (["mine:nothing"], "mine has no function 'nothing'"),
+        (["mine:number"], "mine has no function 'number'"),
+        (["absent_module:f"], "no module 'absent_module' can be imported"),
+        (["absent.py:f"], "there is no file absent.py"),
+        (["mine:wrong"], "wrong() must return a dictionary or a tuple"),
+        (["mine:broken"], "broken() failed: NameError"),
+        (["mine:setting", "--html", "page.txt"], "--html must be a file that ends in .html; got 'page.txt'"),
+        (["mine:setting", "--json", "page.html"], "--json must be a file that ends in .json"),
+        (["mine:setting", "--prove", "0"], "--prove must be"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_code_2(here, examined, capsys, arguments, said):
+    assert cli.main(["audit", *arguments]) == 2
+    last = capsys.readouterr().err.strip().split("\n")[-1]
+    assert last.startswith("numdl: error: ") and said in last
+    assert not examined.calls
+
+
+def test_an_error_in_the_users_code_keeps_its_lines(here, examined, capsys):
+    cli.main(["audit", "mine:broken"])
+    assert "return missing_name" in capsys.readouterr().err
+
+
+def test_a_bad_argument_of_examine_is_one_line(here, monkeypatch, capsys):
+    def refuses(**_):
+        raise ValueError("steps must be a whole number >= 1; got 0")
+
+    monkeypatch.setattr(audit, "examine", refuses, raising=False)
+    assert cli.main(["audit", "mine:setting"]) == 2
+    assert capsys.readouterr().err == "numdl: error: steps must be a whole number >= 1; got 0\n"
+
+
+def test_argparse_refuses_with_code_2(capsys):
+    for arguments in ([], ["nothing"], ["audit"]):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(arguments)
+        assert stopped.value.code == 2
+
+
+def test_help_is_quick_to_load():
+    code = "import sys; import numdl.cli; assert not {'matplotlib', 'optax', 'numdl.audit'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
