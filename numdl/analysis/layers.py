@@ -2,8 +2,9 @@
 
 A *layer* is a contraction of a parameter with data (`numdl.tracing` says which); its *state* is the output before the
 activation. `probe` reads statistics of states and cotangents on the fly, `capture` returns the states themselves, `tap`
-marks a further place. Identities do the work of `probe`: at states, at weights and at the leaves of params, each with a
-backward rule that hears the cotangent (`analysis._listening`). No state is kept for it.
+marks a further place; `summary` is the table of shapes, parameters, operations and memory, and computes nothing.
+Identities do the work of `probe`: at states, at weights and at the leaves of params, each with a backward rule that
+hears the cotangent (`analysis._listening`). No state is kept for it.
 
     >>> import jax, jax.numpy as jnp
     >>> from numdl.analysis import layers
@@ -34,10 +35,11 @@ from numdl import checks, tracing
 from numdl.analysis import _listening
 from numdl.analysis._flow import LayerFlow
 from numdl.analysis._rows import layer_rows, leaf_rows
+from numdl.analysis._summary import Summary, summary
 from numdl.tracing import tap
 from numdl.typing import Apply, LossOfOutputs
 
-__all__ = ["LayerFlow", "capture", "probe", "tap"]
+__all__ = ["LayerFlow", "Summary", "capture", "probe", "summary", "tap"]
 
 MOST_KEPT = 32
 # Programs of the last calls, for functions that stay alive by it: without it a probe in a training loop would be traced

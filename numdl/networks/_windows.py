@@ -56,8 +56,6 @@ def convolved(y, kernel, *, stride=1, padding=0, groups=1, form="native"):
 
     groups : int                channels and outputs in as many parts, each seeing its own
     """
-    if kernel.shape[:2] == (1, 1) and groups == 1 and padding == 0:
-        return y[:, ::stride, ::stride] @ kernel[0, 0]
     if form == "native":
         around, numbers = ((padding, padding),) * 2, ("NHWC", "HWIO", "NHWC")
         return lax.conv_general_dilated(

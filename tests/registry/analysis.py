@@ -179,6 +179,11 @@ CALLS = {
         "apply": kinds.function(o.apply),
         "select": kinds.Argument("w", (3, "", [3], [], {})),
     },
+    "analysis.layers.summary": {
+        "apply_or_network": kinds.function(o.apply, "text"),
+        "x_shape": kinds.Argument((3, 4), (None, 3, "text", (), (0, 4), (-1, 4), (2.5, 4), (True, 4), {})),
+        "params": kinds.data(o.PARAMS),
+    },
     "analysis.layers.tap": {"x": kinds.Argument(o.X, ("text", None, *kinds.spoiled(o.X))), "name": kinds.text("here")},
     "tracing.example_axes": {
         "x": kinds.Argument(o.X, (None, {}, o.X[:0], 3.0, (o.X, o.X[:2]))),
