@@ -72,6 +72,8 @@ class Walk:
             count, notes = operations(step.equation)
             lines[-1].operations += count
             self.notes |= dict.fromkeys(notes)
+            if entered and lines[-1].kind == "elementwise":
+                lines[-1].shape = shape_of(program, step.writes[0])
             self.meet(lines[-1], entered, met)
         return lines
 

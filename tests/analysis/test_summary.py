@@ -218,14 +218,17 @@ def test_modules_of_scales_and_shifts_have_lines_of_their_own():
         y = x @ params["first"]["w"]
         y = y + spread(params["first"]["b"], y)
         y = y + spread(params["place"]["embedding"], y)
-        return jnp.tanh(y * spread(params["norm"]["gain"], y) + spread(params["norm"]["bias"], y))
+        factor = params["norm"]["gain"] * jax.lax.rsqrt(jnp.mean(y**2, axis=0))
+        return y * spread(factor, y) + spread(params["norm"]["bias"], y)
 
     params = {"first": {"w": zeros(3, 4), "b": zeros(4)}, "place": {"embedding": zeros(4)}}
     params |= {"norm": {"gain": zeros(4), "bias": zeros(4)}}
     found = layers.summary(apply, (2, 3), params)
     assert found.names == ("first/w", "place/embedding", "norm/gain")
     assert found.parameters.tolist() == [16, 4, 8]
-    assert found.operations.tolist() == [2 * (24 + 4), 2 * 4, 2 * 12]
+    assert found.shapes == ((2, 4),) * 3  # of what a module makes at last
+    # squares, a sum of two, a division and a root come before the gain enters
+    assert found.operations.tolist() == [2 * (24 + 4), 2 * 4 + 8 + 4 + 4 + 4, 4 + 2 * 4 + 2 * 4]
 
 
 def test_attention_and_recurrent_networks():
