@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import activations
-from numdl.networks import convolutional, normalization, recurrent
+from numdl.networks import autoencoder, convolutional, normalization, recurrent
 from numdl.ode import adjoints, tableaus
 from tests.registry import kinds
 from tests.registry import objects as o
@@ -40,6 +40,17 @@ LIFTED = {
     "params": kinds.data(o.PARAMS),
     "x": kinds.data(o.X).also(np.ones((0, 4)), None),
 }
+CODES = autoencoder.network(widths=(4, 2), activation=activations.tanh, weight_variance=1.0, bias_variance=0.0)
+GAUSSIAN = autoencoder.network(
+    widths=(4, 2), activation=activations.tanh, weight_variance=1.0, bias_variance=0.0, gaussian=True
+)
+CODED = {
+    "autoencoder": kinds.instance(CODES),
+    "params": kinds.data(GAUSSIAN.init(o.KEY, o.X)),
+    "x": kinds.floating(o.X),
+    "alpha": kinds.variance(0.1),
+    "sparsity": kinds.variance(0.1),
+}
 SIGNS = np.array([1.0, -1.0, 1.0])
 WEIGHTS = kinds.floating(np.ones((3, 3)) - np.eye(3), np.ones((3, 2)), np.full((3, 3), np.nan))
 STAGES = (convolutional.Stage(2, 3),)
@@ -73,6 +84,20 @@ CALLS = {
     "networks.attention.split_states": {
         "params": kinds.data(o.built("tokens")[1]).also(None, {}),
         "x": kinds.floating(o.TOKENS),
+    },
+    "networks.autoencoder.network": {
+        "code_activation": kinds.function(o.elementwise).without(None),
+        "output_activation": kinds.function(o.elementwise).without(None),
+        "gaussian": kinds.flag(False),
+    },
+    "networks.autoencoder.principal": {"x": kinds.finite(o.X), "code": kinds.limited(2, most=4)},
+    "networks.autoencoder.energy": {**CODED, "codes": kinds.floating(np.ones((len(o.X), 2)))},
+    "networks.autoencoder.optimal_codes": CODED,
+    "networks.autoencoder.pretrain": {"x": kinds.floating(o.X), "fit": kinds.function(lambda net, params, x: params)},
+    "networks.variational.evidence": {
+        **CODED,
+        "noise_variance": kinds.positive(0.5),
+        "autoencoder": kinds.instance(GAUSSIAN),
     },
     "networks.concatenated.network": {},
     "networks.concatenated.parameter_count": {
