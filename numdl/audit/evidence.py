@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from numdl.activations import Activation
 from numdl.records import record, static
 
 
@@ -49,9 +50,26 @@ class Signal:
     identical: np.ndarray  # [L] share of a layer's units that are copies of another unit
     largest: float  # largest finite number of the states' dtype, in the narrowest layer
     leaf_names: tuple = static()
-    leaf_still: np.ndarray  # [P] bool: the gradient is exactly zero
+    leaf_still: np.ndarray  # [P] bool: the gradient is exactly zero, here and a little off these parameters
     leaf_rms: np.ndarray  # [P]
     leaf_gradient_rms: np.ndarray  # [P]
+
+
+@record
+class Chain:
+    """What mean-field theory needs to know of the R weights in the order of the call, and how they came out."""
+
+    names: tuple = static()
+    breaks: tuple = static()  # [R] what lies before each that is no chain
+    function: Activation | None = static()  # the one between them; None: not known
+    unknown: str = static()  # why it is not
+    fan_in: np.ndarray  # [R]
+    fan_out: np.ndarray  # [R]
+    weight_variance: np.ndarray  # [R] fan_in * Var W
+    bias_variance: np.ndarray  # [R]
+    input_square: float  # mean square of what the first reads
+    length: np.ndarray  # [R] measured mean squares of the outputs
+    log_gradient: np.ndarray  # [R] ln |dL/dy|^2 of each / the last
 
 
 @record
@@ -60,11 +78,13 @@ class Function:
 
     shape: tuple = static()  # of the outputs; () for a pytree of several
     spread: float  # standard deviation over examples / rms of the outputs
+    spread_near: float  # the same a little off these parameters: 0 is the network's form, not its start
     rms: float  # of the outputs
     rows_sum: float  # largest |sum of an output row - 1|, nan for one output; columns likewise
     columns_sum: float
     least: float
     most: float
+    scaled: float  # relative change of outputs under inputs three times as large; nan for integers
     mixing: float  # relative change of one example's output when another example changes
     disorder: float  # relative change of outputs when the examples are permuted and put back
     noise: float  # |f(key1) - f(key2)| / |f|; 0 if not stochastic
@@ -72,6 +92,9 @@ class Function:
     blind: float  # relative change of outputs under a permutation of the positions; nan without positions
     unseen: float  # share of positions whose change does not move any output
     alone: float  # share of output positions that see only their own input position; nan unless outputs have positions
+    normalizes: bool = static()  # roots are taken somewhere in it
+    axis_of_one: bool = static()  # a sum runs over an axis of size one
+    batch_of_one: bool = static()  # alone, an example's output is another than beside a second one
     evaluate_distance: float  # |apply - evaluate| / spread of apply; nan without `evaluate`
 
 
@@ -122,7 +145,6 @@ class Data:
     target_rms: float
     target_spread: float
     target_offset: float  # |mean| / spread
-    normalized: bool = static()  # the first layers' states are normalised before anything depends on their scale
 
 
 @record
@@ -186,11 +208,12 @@ class Trial:
 class Predicted:
     """What theory says of this network before anything is run; nan where its assumptions do not hold."""
 
-    applies: bool = static()  # mean-field theory: one nonlinearity, dense or convolutional, no scan, fan_in >= 8
+    applies: bool = static()  # mean-field theory: a chain of one known nonlinearity
     why_not: str = static()
     activation: str = static()
-    state_rms: np.ndarray  # [L] from the first layer's measured one
-    log_gradient: np.ndarray  # [L] ln of the squared cotangent against the last layer's
+    names: tuple = static()  # [R] weights, as in Chain
+    state_rms: np.ndarray  # [R] from the measured size of what the first reads
+    log_gradient: np.ndarray  # [R] ln |dL/dy|^2 of each / the last
     chi: float  # squared gradient's gain a layer at the fixed point
     depth_scale: float  # layers over which correlations forget, in layers
     spread: float  # standard deviation of ln |gradient|^2 at this width and depth: 5 L / n for relu
@@ -209,6 +232,7 @@ class Evidence:
 
     facts: Facts
     signal: Signal | None
+    chain: Chain | None
     function: Function
     loss: Loss
     data: Data

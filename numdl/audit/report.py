@@ -1,12 +1,13 @@
 """The report: a verdict, a probability, the findings in the order of what they explain, and what they rest on."""
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
 from numdl import checks
-from numdl.audit import _tables
-from numdl.audit.evidence import Evidence, Finding
+from numdl.audit import _proof, _tables, remedies
+from numdl.audit.evidence import Evidence, Finding, Proof
 from numdl.typing import StrPath
 
 
@@ -45,3 +46,27 @@ class Report:
         OSError                 the file cannot be written
         """
         return _tables.save(self, checks.path("path", path), proof, repair)
+
+    def repair(self) -> remedies.Repair:
+        """What to change, and the changed setting: parameters, optimizer, rate, scales, loss or head."""
+        return self._repair
+
+    @functools.cached_property
+    def _repair(self):
+        return remedies.repair(self.case, self.evidence, self.findings)
+
+    def prove(self, steps: int, *, seeds: int = 2) -> Proof:
+        """MEASURED: the network as it was and as repaired, trained side by side, beside the forecast.
+
+        Parameters
+        ----------
+        steps, seeds : int          of each training, >= 1
+        Returns
+        -------
+        Proof                       sick, repaired [S, steps], forecast, losses on examples not trained on, helped
+        Raises
+        ------
+        ValueError, TypeError       steps or seeds below 1 or not whole
+        """
+        steps, seeds = checks.whole("steps", steps), checks.whole("seeds", seeds)
+        return _proof.prove(self.case, self.repair(), steps, seeds=seeds)

@@ -1,0 +1,230 @@
+"""What is examined, checked at the door and put into one form that every measurement can take.
+
+Parameters are what moves of them (`trees.trainable`); x and targets may be pytrees of arrays, the examples first.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numdl import checks, trees
+
+NAMED = ("sgd", "momentum", "adam", "adamw")
+CHEAP = 1_000_000  # parameters below which the programs are compiled quickly, not well
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+NUDGE = 0.05  # of a leaf's rms, or of a fifth
+MOST_KEPT_EXAMPLES = 4096  # of `data` that is handed over as an iterable
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """One setting. `call(moving, x, key)` is the network, `cost(moving, x, y, key)` the loss the user watches."""
+
+    moving: Any
+    rest: Any
+    x: Any
+    y: Any
+    apply: Callable
+    loss: Callable
+    make: Callable | None  # rate -> transformation; None: a finished one was given
+    transformation: Any
+    name: str
+    rate: float
+    steps: int | None
+    data: tuple | None  # (x, y) of the whole set
+    in_order: bool
+    evaluate: Callable | None
+    stochastic: bool
+    key: Any
+    separate: bool  # whether all leaves have the examples first
+    notes: tuple = ()
+
+    @property
+    def examples(self):
+        return int(np.shape(jax.tree.leaves(self.x)[0])[0]) if self.separate else 0
+
+    @functools.cached_property
+    def parameters(self):
+        return sum(np.size(leaf) for leaf in jax.tree.leaves(self.moving))
+
+    def whole(self, moving):
+        """All parameters, as the user's functions take them."""
+        return self.rest.params(moving) if self.rest.kept or "complex" in self.rest.kinds else moving
+
+    def moving_of(self, params):
+        """What moves of parameters like the user's."""
+        return self.rest.moving(params) if self.rest.kept or "complex" in self.rest.kinds else params
+
+    def nudged(self, moving):
+        """Parameters a little off these: what begins at zero no longer hides what lies behind it."""
+        draw = np.random.default_rng(np.asarray(jax.random.key_data(self.key)).ravel())
+
+        def near(leaf):
+            wide = np.asarray(leaf, np.float32)
+            size = NUDGE * max(float(np.sqrt(np.mean(np.square(wide)))), 0.2) if wide.size else 0.0
+            return jnp.asarray(wide + size * draw.standard_normal(wide.shape, np.float32), leaf.dtype)
+
+        return jax.tree.map(near, moving)
+
+    def compiled(self, function):
+        """`function` under jit, to be run once: small networks cost more to compile than to run."""
+        cheap = jax.default_backend() == "cpu" and self.parameters < CHEAP
+        return jax.jit(function, compiler_options=QUICKLY if cheap else None)
+
+    def call(self, moving, x, key=None):
+        if self.stochastic:
+            return self.apply(self.whole(moving), x, self.key if key is None else key)
+        return self.apply(self.whole(moving), x)
+
+    def cost(self, moving, x, y, key=None):
+        return jnp.asarray(self.loss(self.call(moving, x, key), y))
+
+    @functools.cached_property
+    def plain(self):
+        """The network as a function of two arguments, at the case's own key; the same object each time."""
+        return lambda moving, x: self.call(moving, x)
+
+    @functools.cached_property
+    def sample(self):
+        """(x, targets): up to 256 examples of the data in random order, else the batch."""
+        if self.data is None or not self.separate:
+            return self.x, self.y
+        index = np.random.default_rng(4).permutation(count(self.data[0]))[: max(256, self.examples)]
+        return take(self.data[0], index), take(self.data[1], index)
+
+    def at_rate(self, rate):
+        """The transformation at this rate."""
+        return self.transformation if self.make is None else self.make(rate)
+
+
+def case(
+    apply, params, batch, *, loss, optimizer, learning_rate, steps, data, evaluate, stochastic, key
+):  # fmt: skip
+    """The Case of `examine`'s arguments, or an error that names what is wrong with them."""
+    checks.flag("stochastic", stochastic)
+    checks.accepts(
+        "apply", apply, 3 if stochastic else 2, "apply(params, x, key)" if stochastic else "apply(params, x)"
+    )
+    checks.accepts("loss", loss, 2, "loss(outputs, targets)")
+    if evaluate is not None:
+        checks.accepts("evaluate", evaluate, 2, "evaluate(params, x)")
+    key = checks.key("key", key)
+    x, y = _pair("batch", batch)
+    moving, rest = trees.trainable(params)
+    moving = jax.tree.map(jnp.asarray, moving)
+    rate = math.nan if learning_rate is None else float(checks.positive("learning_rate", learning_rate, shape=()))
+    make, transformation, name = _optimizer(optimizer, rate)
+    steps = None if steps is None else checks.whole("steps", steps)
+    separate, notes = _separate(x, y), []
+    if not separate:
+        notes.append("examples do not lie along the first axis of every input and target: none was looked at alone")
+    data, in_order = _data(data, x, y) if separate else (None, False)
+    return Case(
+        moving, rest, x, y, apply, loss, make, transformation, name, rate, steps, data, in_order, evaluate, stochastic,
+        key, separate, tuple(notes),
+    )  # fmt: skip
+
+
+def take(tree, index):
+    """Some examples of every leaf."""
+    if isinstance(index, jax.core.Tracer):
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], tree)
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def count(tree):
+    return int(np.shape(jax.tree.leaves(tree)[0])[0])
+
+
+def _pair(name, value):
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise checks.BadType(f"{name} must be a pair (x, targets); got {checks.shown(value)}")
+    x, y = (checks.leaves(f"{name}[{i}]", part) for i, part in enumerate(value))
+    return jax.tree.map(_array, x), jax.tree.map(_array, y)
+
+
+def _array(leaf):
+    """On the host, in the dtype that jax computes in: slices of it need no program."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return leaf
+    array = np.asarray(leaf)
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+
+
+def _separate(x, y):
+    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves((x, y))}
+    return len(sizes) == 1 and sizes != {()} and sizes != {(0,)}
+
+
+def _optimizer(optimizer, rate):
+    """(factory or None, transformation at the rate, name)."""
+    if isinstance(optimizer, str):
+        checks.one_of("optimizer", optimizer, NAMED)
+        make, name = _named(optimizer), optimizer
+    elif hasattr(optimizer, "init") and hasattr(optimizer, "update"):
+        return None, optimizer, "given"
+    elif callable(optimizer):
+        make, name = optimizer, getattr(optimizer, "__name__", "factory")
+    else:
+        raise checks.BadType(
+            f"optimizer must be one of {', '.join(NAMED)}, a function rate -> GradientTransformation, or a "
+            f"GradientTransformation; got {checks.shown(optimizer)}"
+        )
+    if math.isnan(rate):
+        raise checks.BadValue(
+            f"learning_rate must be given with optimizer={name!r}, which is a family of methods; got None"
+        )
+    transformation = make(rate)
+    if not (hasattr(transformation, "init") and hasattr(transformation, "update")):
+        raise checks.BadType(
+            f"optimizer(rate) must return a GradientTransformation; got {checks.shown(transformation)}"
+        )
+    return make, transformation, name
+
+
+def _named(name):
+    import optax
+
+    if name == "momentum":
+        return lambda rate: optax.sgd(rate, momentum=0.9)
+    return getattr(optax, name)
+
+
+def _data(data, x, y):
+    """((x, y) of the whole set or None, whether its order is that of the batches)."""
+    if data is None:
+        return None, False
+    ordered = not isinstance(data, tuple | list) or len(data) != 2 or isinstance(data[0], tuple)
+    whole = _gathered(data) if ordered else _pair("data", data)
+    for name, ours, theirs in (("x", x, whole[0]), ("targets", y, whole[1])):
+        like = jax.tree.map(lambda a: np.shape(a)[1:], ours), jax.tree.map(lambda a: np.shape(a)[1:], theirs)
+        if jax.tree.structure(ours) != jax.tree.structure(theirs) or like[0] != like[1]:
+            raise checks.BadValue(f"data must hold {name} shaped like the batch's, {like[0]}; got {like[1]}")
+    if not _separate(*whole):
+        raise checks.BadValue(
+            "data must have the examples along the first axis of every input and target, as many of each"
+        )
+    return whole, ordered
+
+
+def _gathered(batches):
+    """The batches of an iterable one after another, up to a limit."""
+    kept, seen = [], 0
+    if not hasattr(batches, "__iter__"):
+        raise checks.BadType(
+            f"data must be a pair (x, targets) or an iterable of such pairs; got {checks.shown(batches)}"
+        )
+    for batch in batches:
+        kept.append(_pair("data", batch))
+        seen += count(kept[-1][0])
+        if seen >= MOST_KEPT_EXAMPLES:
+            break
+    if not kept:
+        raise checks.BadValue("data must hold at least one batch; got an empty iterable")
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *kept)

@@ -1,0 +1,105 @@
+"""Conditions on the data: labels, inputs, targets, their order."""
+
+from numdl.audit._conditions.seen import Seen
+
+SORTED = 0.5
+COMMON = 0.9
+TINY, SMALL, LARGE, COLUMNS = 1e-6, 1e-2, 10.0, 50.0
+FAR_TARGETS = 10.0
+
+
+def labels_out_of_range(r):
+    d, kind = r.e.data, r.e.loss.kind
+    if kind == "classes" and (d.label_low < 0 or d.label_high >= d.classes):
+        more = f"{d.label_low:g} to {d.label_high:g} for {d.classes} columns"
+        return Seen("certain", d.label_high, d.classes - 1, more=more, weight=1.0)
+    outside = d.label_low < 0 or d.label_high > 1
+    if kind == "binary" and d.labels == 2 and outside and _unbounded(r):
+        return Seen(
+            "certain",
+            d.label_high,
+            1,
+            more=f"{d.label_low:g} to {d.label_high:g}, and the loss is unbounded below",
+            weight=1.0,
+        )
+    return None
+
+
+def _unbounded(r):
+    loss = r.e.loss
+    return loss.floor < -3 * max(abs(loss.floor_shared), abs(loss.value), 1.0) or loss.floor < -5
+
+
+def labels_constant(r):
+    d = r.e.data
+    if not d.examples or d.target_spread > 1e-7 * max(d.target_rms, 1e-30):
+        return None
+    more = f"{d.label_low:g}" + ("" if d.whole else " in this batch")
+    return Seen("certain" if d.whole else "likely", d.target_spread, 0, predicted=0, more=more, weight=0.9)
+
+
+def data_order(r):
+    d = r.e.data
+    single = d.batch_labels == 1 and d.labels > 1 and r.e.facts.examples >= 8
+    if not d.sorted_share > SORTED and not single:
+        return None
+    strong = r.e.facts.order or single
+    return Seen("likely" if strong else "hint", d.sorted_share, SORTED, predicted=0, where="data", weight=0.85)
+
+
+def imbalanced(r):
+    d = r.e.data
+    if r.e.loss.kind not in ("classes", "binary") or not d.common > COMMON or d.labels < 2:
+        return None
+    return Seen(
+        "likely", d.common, COMMON, predicted=r.e.predicted.entropy, more=f"{d.rare:.3g}", where="data", weight=0.6
+    )
+
+
+def inputs_constant(r):
+    d = r.e.data
+    if d.kind != "float" or not d.spread < TINY * max(d.rms, 1e-30):
+        return None
+    return Seen(
+        "certain" if d.examples > 1 else "hint", d.spread / max(d.rms, 1e-30), TINY, where="inputs", weight=0.95
+    )
+
+
+def inputs_unscaled(r):
+    d = r.e.data
+    if d.kind != "float" or r.normalized:
+        return None
+    for value, limit, words in (
+        (d.rms, LARGE, f"Inputs have size {d.rms:.3g}"),
+        (d.column_ratio, COLUMNS, f"One input column varies {d.column_ratio:.3g} times as much as the median one"),
+        (d.offset, LARGE, f"The inputs' mean is {d.offset:.3g} times their spread"),
+    ):
+        if value > limit:
+            severity = "likely" if r.end < 0.5 or r.progress < 0.2 else "hint"
+            return Seen(severity, value, limit, predicted=1, where="inputs", more=f"{words}.", weight=0.9)
+    return None
+
+
+def inputs_small(r):
+    d = r.e.data
+    if d.kind != "float" or r.normalized or not TINY * max(d.rms, 1e-30) < d.spread < SMALL:
+        return None
+    severity = "likely" if r.end < 0.3 else "hint"
+    return Seen(severity, d.spread, SMALL, predicted=1, where="inputs", weight=0.9)
+
+
+def targets_unscaled(r):
+    d, f = r.e.data, r.e.function
+    if r.e.loss.kind != "values" or d.labels:
+        return None
+    far = d.target_rms / max(f.rms, 1.0)
+    if far > FAR_TARGETS or d.target_rms > 3 * FAR_TARGETS:
+        severity = "likely" if r.end < 0.5 else "hint"
+        more = f"mean {d.target_offset * d.target_spread:.3g}, deviation {d.target_spread:.3g}"
+        where = f"their mean and divide by their deviation, {d.target_spread:.4g}"
+        return Seen(severity, d.target_rms, FAR_TARGETS, predicted=f.rms, where=where, more=more, weight=0.85)
+    if 0 < d.target_spread < 1e-3:
+        return Seen(
+            "hint", d.target_spread, 1e-3, predicted=f.rms, where="their mean", more="they hardly vary", weight=0.5
+        )
+    return None

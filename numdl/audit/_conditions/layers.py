@@ -1,0 +1,222 @@
+"""Conditions on the signal through layers: states, gradients, units. Theory's number stands beside each."""
+
+import math
+
+import numpy as np
+
+from numdl.audit._conditions.form import _variance
+from numdl.audit._conditions.seen import Seen, factor
+
+CHANGE = math.log(1e3)  # of states or gradients from end to end
+THROUGH_TIME = math.log(1e3)
+BLOCK = 1.15  # growth of states a layer that adds up
+SATURATED, DEAD = 0.5, 0.5
+ALIKE = 0.999
+WIDTH = 1.0  # sum of reciprocal widths
+
+
+def _severity(r):
+    """A profile alone is a hint; with a training that does not move it is the cause."""
+    return "likely" if r.end < 0.2 else "hint"
+
+
+def _expected(r, logs):
+    """What theory expects of a profile's change, as words."""
+    p = r.e.predicted
+    return factor(float(logs)) if p.applies and np.isfinite(logs) else "unknown"
+
+
+def _predicted_gradient(r):
+    p = r.e.predicted
+    return 0.5 * float(p.log_gradient[0]) if p.applies and p.log_gradient.size > 1 else math.nan
+
+
+def _predicted_state(r):
+    p = r.e.predicted
+    with np.errstate(divide="ignore"):
+        return float(np.log(p.state_rms[-2] / p.state_rms[0])) if p.applies and p.state_rms.size > 2 else math.nan
+
+
+def signal_vanishes(r):
+    if r.normalized or not r.state_change < -CHANGE:
+        return None
+    return _profile(r, r.state_change, -CHANGE, _predicted_state(r), 0.8)
+
+
+def signal_explodes(r):
+    if not r.state_change > CHANGE:
+        return None
+    return _profile(r, r.state_change, CHANGE, _predicted_state(r), 0.8)
+
+
+def gradient_vanishes(r):
+    change = r.gradient_change
+    silent = r.gradient_log.size > 2 and not np.isfinite(r.gradient_log[0]) and np.isfinite(r.gradient_log[-1])
+    if silent and np.nanmax(r.e.signal.dead, initial=0) != 1:
+        change = -math.inf
+    if not change < -CHANGE or r.e.predicted.spread == 0:
+        return None
+    # Parameters whose gradient is small for their size hardly move under descent; a scale-free method does not mind.
+    if r.adaptive and change > -2 * CHANGE and r.end > 0.2:
+        return None
+    return _profile(r, max(change, -700.0), -CHANGE, _predicted_gradient(r), 0.7)
+
+
+def gradient_explodes(r):
+    if not r.gradient_change > CHANGE:
+        return None
+    return _profile(r, r.gradient_change, CHANGE, _predicted_gradient(r), 0.7)
+
+
+def _profile(r, change, threshold, predicted, weight):
+    count, text = len(r.hidden), factor(change)
+    more = f"{text} over {count} layers"
+    seen = Seen(
+        _severity(r),
+        math.exp(np.clip(change, -700, 700)),
+        _variance(r),
+        predicted,
+        r.e.signal.names[r.hidden[0]],
+        more,
+        weight=weight,
+    )
+    return _Expecting(seen, _expected(r, predicted))
+
+
+class _Expecting(Seen):
+    """A Seen whose prediction is said in words."""
+
+    def __init__(self, seen, words):
+        for name, value in vars(seen).items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "words", words)
+
+    def text(self, name):
+        return self.words if name == "predicted" else super().text(name)
+
+
+def chaotic(r):
+    p = r.e.predicted
+    if not (
+        p.applies
+        and p.chi > 1.1
+        and r.gradient_change > CHANGE / 2
+        and p.activation not in ("relu", "identity", "leaky_relu")
+    ):
+        return None
+    layers = len(r.hidden)
+    if not layers * math.log(p.chi) / 2 > CHANGE / 2:
+        return None
+    more = f"{factor(r.gradient_change)} over {layers} layers"
+    return Seen(_severity(r), p.chi, 1, p.critical_weight_variance, r.e.signal.names[0], more, weight=0.78)
+
+
+def residual_scale(r):
+    skips = r.e.chain is not None and any("skip" in text for texts in r.e.chain.breaks for text in texts)
+    logs = r.state_log[np.isfinite(r.state_log)]
+    if not skips or logs.size < 8 or r.normalized:
+        return None
+    inner = logs[:-1]
+    # The stream's growth is seen in what reads it: the highest states of each third.
+    third = max(1, inner.size // 3)
+    growth = float(inner[-third:].max() - inner[:third].max())
+    blocks = max(inner.size / 2, 1)
+    if not growth > math.log(10):
+        return None
+    each = math.exp(growth / max(blocks * 2 / 3, 1))
+    return Seen(
+        _severity(r), each, BLOCK, 1, r.e.signal.names[0], f"{inner.size} layers ({factor(growth)} in all)", weight=0.85
+    )
+
+
+def recurrent_explodes(r):
+    gradient, state, name = r.times
+    if not (gradient > THROUGH_TIME or state > THROUGH_TIME):
+        return None
+    worst = max(x for x in (gradient, state) if np.isfinite(x))
+    return Seen(
+        _severity(r),
+        math.exp(min(worst, 700)),
+        math.exp(THROUGH_TIME),
+        where=name,
+        more=f"{factor(worst)} from end to end",
+        weight=0.85,
+    )
+
+
+def recurrent_vanishes(r):
+    gradient, _, name = r.times
+    if not gradient < -THROUGH_TIME:
+        return None
+    severity = "likely" if r.end < 0.3 and not r.unseen > 0.3 else "hint"
+    return Seen(
+        severity,
+        math.exp(max(gradient, -700)),
+        math.exp(-THROUGH_TIME),
+        where=name,
+        more=f"gradients shrink, {factor(gradient)} from the last step to the first",
+        weight=0.85,
+    )
+
+
+def saturated(r):
+    s = r.e.signal
+    if s is None or not np.isfinite(s.saturated).any() or not np.nanmax(s.saturated[:-1], initial=0) > SATURATED:
+        return None
+    at = int(np.nanargmax(np.where(np.isfinite(s.saturated), s.saturated, -1)))
+    return Seen(
+        _severity(r) if not r.end < 0.5 or r.e.trial.end.size == 0 else "likely",
+        s.saturated[at],
+        SATURATED,
+        _variance(r),
+        s.names[at],
+        weight=0.82,
+    )
+
+
+def dead(r):
+    s, t = r.e.signal, r.e.trial
+    if s is not None and np.isfinite(s.dead).any() and np.nanmax(s.dead) > DEAD:
+        at = int(np.nanargmax(s.dead))
+        share = float(s.dead[at])
+        severity = "certain" if share == 1 and r.flat_anywhere else _severity(r)
+        return Seen(
+            severity,
+            share,
+            DEAD,
+            0.5 ** min(r.e.facts.examples, 50),
+            s.names[at],
+            f"{s.names[at]}: {share:.0%} of the units are 0 on the whole batch",
+            weight=0.75,
+        )
+    if s is None or not t.spread_first.size or not any(name in ("relu", "relu6") for name in s.nonlinearities):
+        return None
+    after = float(np.min(t.spread[r.own]))
+    if after < 1e-3 and r.e.function.spread > 1e-3 and r.flat:
+        before, steps = r.e.function.spread, t.losses.shape[-1]
+        more = f"After {steps} steps outputs no longer depend on the input (spread {after:.2g}, before {before:.2g})"
+        return Seen("likely", after, 1e-3, before, "outputs", more, weight=0.6)
+    return None
+
+
+def collapses(r):
+    s = r.e.signal
+    if s is None or len(s.names) < 4 or r.e.function.shape == ():
+        return None
+    at = [i for i in r.hidden[:-1] if np.isfinite(s.cosine[i])]
+    if len(at) < 3 or not s.cosine[at[-1]] > ALIKE or s.cosine[at[0]] > 0.99:
+        return None
+    severity = _severity(r)
+    return Seen(severity, s.cosine[at[-1]], ALIKE, where=s.names[at[-1]], weight=0.65)
+
+
+def narrow(r):
+    p, s = r.e.predicted, r.e.signal
+    if s is None or len(r.hidden) < 4:
+        return None
+    width = np.sum(1 / np.maximum(s.fan_in[r.hidden][1:], 1))
+    if not width > WIDTH:
+        return None
+    severity = "likely" if r.end < 0.2 and r.flat_anywhere else "hint"
+    spread = p.spread if np.isfinite(p.spread) else math.sqrt(5 * width)
+    return Seen(severity, width, WIDTH, spread, s.names[r.hidden[0]], weight=0.72)

@@ -1,0 +1,218 @@
+"""Conditions on the optimizer, the tangent kernel and the trial: pace, noise, what can be seen of the labels."""
+
+import math
+
+import numpy as np
+
+from numdl.audit._conditions.seen import Seen
+
+LOST = 0.1  # of an update, to a clip or an epsilon
+DECAY = 0.01  # of the parameters, a step
+LATE, RISING = 0.02, 0.7
+NOISE = 1.5
+BLIND, SEEN = 2.0, 3.0  # standard scores
+SLOW = 0.7  # of the loss is left after the budget, in function space
+
+
+def decay(r):
+    o = r.e.optimizer
+    if not o.at_zero > DECAY:
+        return None
+    severity = "likely" if o.decayed < 0.1 else "hint"
+    return Seen(
+        severity,
+        o.at_zero,
+        DECAY,
+        where="optimizer",
+        more=f"{o.decayed:.3g} is left after {o.horizon} steps",
+        weight=0.85,
+    )
+
+
+def clipped(r):
+    o = r.e.optimizer
+    if not (o.lost < LOST and o.direction > 0.999):
+        return None
+    slow = r.forecast_ratio > 0.5 or r.progress < 0.1
+    return Seen("likely" if slow else "hint", o.lost, LOST, 1 / max(o.lost, 1e-30), "optimizer", weight=0.85)
+
+
+def epsilon(r):
+    o = r.e.optimizer
+    if not (o.lost < LOST and o.direction <= 0.999):
+        return None
+    slow = r.forecast_ratio > 0.5 or r.progress < 0.1
+    return Seen("likely" if slow else "hint", o.lost, LOST, where="optimizer", weight=0.85)
+
+
+def schedule(r):
+    o, steps = r.e.optimizer, r.e.facts.steps
+    if not steps or o.reach == 0:
+        return None
+    if o.late < LATE:
+        more = f"All but {o.late:.1%} of the way is gone after half of the {o.horizon} steps: the rate dies."
+        severity = "likely" if r.forecast_ratio > 0.3 or not r.end > 0.7 else "hint"
+        return Seen(severity, o.late, LATE, 0.5, "optimizer", more, weight=0.85)
+    if o.late > RISING and o.first < 0.1:
+        more = (
+            f"{o.late:.0%} of the way lies in the second half of the {o.horizon} steps: the warm-up outlasts the run."
+        )
+        severity = "likely" if r.forecast_ratio > 0.5 else "hint"
+        return Seen(severity, o.late, RISING, 0.5, "optimizer", more, weight=0.8)
+    return None
+
+
+def dropout(r):
+    f = r.e.function
+    if not f.noise > NOISE:
+        return None
+    return Seen("likely" if r.end < 0.5 else "hint", f.noise, NOISE, where="outputs", weight=0.85)
+
+
+def evaluation(r):
+    f, t = r.e.function, r.e.trial
+    if not f.evaluate_distance > 0.5 or f.evaluate_distance < 2 * f.noise:
+        return None
+    learned = r.end > 0.2
+    end = r.skill(float(np.mean(t.evaluate_end[r.own]))) if t.evaluate_end.size else math.nan
+    if learned and end > 0.5 * r.end:
+        return None
+    return Seen("likely", f.evaluate_distance, 0.5, 0, "evaluate", weight=0.8)
+
+
+def _best_factor(r):
+    """The rate with the best end of the trial."""
+    t = r.e.trial
+    return float(t.rates[int(np.nanargmax(r.ends))]) if t.rates.size else math.nan
+
+
+def rate_high(r):
+    t = r.e.trial
+    if not t.end.size:
+        return None
+    over = r.over_limit
+    if not np.isfinite(r.lower):
+        worse = not np.isfinite(t.end).all() or np.mean(t.end) > 1.2 * t.start
+        if not worse:
+            return None
+        return Seen(
+            "likely",
+            over,
+            1,
+            math.nan,
+            "optimizer",
+            "The loss rises from the first steps, and no other rate could be tried.",
+            weight=0.7,
+        )
+    bad = r.end < r.lower - 0.1 and (r.end < 0.1 or r.end < 0.5 * r.lower)
+    if bad:
+        own, lower = np.mean(t.end[r.own]), np.nanmin(t.end[: r.own])
+        steps = t.losses.shape[-1]
+        more = f"From {t.start:.3g} the loss goes to {own:.3g} in {steps} steps, at a smaller rate to {lower:.3g}."
+        if over > 1:
+            more += f" The sharpness is {over:.3g} times the method's limit."
+        return Seen("likely", over if np.isfinite(over) else r.end, 1, _best_factor(r), "optimizer", more, weight=0.8)
+    if over > 3 and r.end < 0.5:
+        more = f"The sharpness is {over:.3g} times the method's limit at this rate."
+        return Seen("hint", over, 1, _best_factor(r), "optimizer", more, weight=0.5)
+    return None
+
+
+def warmup(r):
+    if not (r.has_attention and rate_high(r) is not None and r.adaptive and not r.normalized):
+        return None
+    if r.e.optimizer.first < 0.5:
+        return None
+    more = "The rate destroys the start although smaller ones train: attention that is normalised late needs a warm-up."
+    return Seen("likely", r.end, 0.1, where="optimizer", more=more, weight=0.82)
+
+
+def loss_scale(r):
+    loss = r.e.loss
+    if not 1.8 < loss.doubled < 2.2 or r.e.facts.examples < 4:
+        return None
+    severity = "likely" if rate_high(r) is not None else "hint"
+    return Seen(severity, loss.doubled, 1.8, r.e.facts.examples, "loss", weight=0.85)
+
+
+def linear(r):
+    f, s = r.e.function, r.e.signal
+    if s is None or len(s.names) < 2 or not f.bend < 1e-3 or r.e.loss.has_head:
+        return None
+    saw = r.e.kernel.alignment
+    severity = "likely" if r.end < 0.3 and (saw < 2 * SEEN or r.unseen < 0.3) else "hint"
+    return Seen(severity, f.bend, 1e-3, where="network", more=str(len(s.names)), weight=0.85)
+
+
+def cannot_see(r):
+    k, f = r.e.kernel, r.e.function
+    blind = f.blind < 1e-4
+    if blind and r.flat:
+        return Seen(
+            "likely",
+            k.alignment,
+            SEEN,
+            k.alignment_raw,
+            "positions",
+            "a permutation of the positions does not change the outputs",
+            weight=0.7,
+        )
+    if k.alignment < BLIND and k.alignment_raw > SEEN and r.flat_anywhere:
+        return Seen(
+            "likely",
+            k.alignment,
+            SEEN,
+            k.alignment_raw,
+            "network",
+            f"the inputs do (z = {k.alignment_raw:.3g}), and no rate moves the loss",
+            weight=0.5,
+        )
+    return None
+
+
+def unrelated(r):
+    k = r.e.kernel
+    if not (k.alignment < BLIND and k.alignment_raw < BLIND) or k.examples < 48:
+        return None
+    gained = r.unseen > 0.05
+    severity = "likely" if r.flat and not gained else "hint"
+    if gained:
+        return None
+    return Seen(severity, k.alignment, BLIND, k.alignment_raw, "data", weight=0.6)
+
+
+def rate_low(r):
+    o, t = r.e.optimizer, r.e.trial
+    if not t.end.size or o.reach == 0 or o.lost < LOST:
+        return None
+    slow = r.forecast_ratio > SLOW
+    faster = np.isfinite(r.higher) and r.higher > r.end + 0.02 and t.end[r.own].mean() > np.nanmin(t.end[r.own + 1 :])
+    if not slow or r.progress > 0.3:
+        return None
+    if not faster and not o.reach < 0.02:
+        return None
+    more = f"In function space {r.forecast_ratio:.0%} of the loss is left after {r.e.facts.steps or 'these'} steps"
+    more += f"; a larger rate gets to {np.nanmin(t.end[r.own + 1 :]):.3g} in {t.losses.shape[-1]}." if faster else "."
+    return Seen(
+        "likely" if r.e.facts.steps else "hint", r.forecast_ratio, SLOW, _best_factor(r), "optimizer", more, weight=0.75
+    )
+
+
+def noise(r):
+    t = r.e.trial
+    if not t.noise_scale > 0 or not r.e.facts.examples:
+        return None
+    share = t.noise_scale / r.e.facts.examples
+    if not share > 20 or not (r.end < r.lower - 0.05 or r.end_spread > 0.2):
+        return None
+    more = f"the end of the trial varies by {r.end_spread:.2g} from one order of the data to another"
+    return Seen(
+        "likely" if r.end < 0.5 * r.lower else "hint",
+        t.noise_scale,
+        20 * r.e.facts.examples,
+        r.e.facts.examples,
+        "batch",
+        more,
+        r.end_spread,
+        0.55,
+    )

@@ -1,0 +1,137 @@
+"""MEASURED: the data, without the network: sizes, spreads, labels, order, and examples whose loss is not a number."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numdl.audit import _case
+from numdl.audit.evidence import Data, empty
+
+MOST_RUN = 8192  # examples whose loss and gradient are looked at one by one
+FEW = 8
+
+
+def measure(case, kind, classes):
+    """The Data of a Case whose targets relate to outputs as `kind` says, with so many outputs in a row."""
+    x, y = case.data or (case.x, case.y)
+    broken, count = _broken(case, x, y)
+    first, target = jax.tree.leaves(x)[0], jax.tree.leaves(y)[0]
+    known = {"whole": case.data is not None, "examples": _case.count(x) if case.separate else 0, "broken": broken}
+    known |= {"broken_count": count, "kind": _kind(first), "classes": classes}
+    known |= _inputs(np.asarray(first)) if known["kind"] == "float" else {}
+    known |= _targets(np.asarray(target), kind, classes, np.asarray(jax.tree.leaves(case.y)[0]), case)
+    return empty(Data, **known)
+
+
+def _kind(leaf):
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+        return "float"
+    return "integer" if jnp.issubdtype(leaf.dtype, jnp.integer) else "other"
+
+
+def _inputs(x):
+    flat = np.asarray(x, np.float64).reshape(len(x), -1) if x.ndim > 1 else np.asarray(x, np.float64)[:, None]
+    flat = np.where(np.isfinite(flat), flat, np.nan)
+    with np.errstate(all="ignore"):
+        deviation, mean = np.nanstd(flat, 0), np.nanmean(flat, 0)
+        vary = deviation > 1e-7 * (np.abs(mean) + 1e-30)
+        moving = deviation[vary]
+        spread = float(np.sqrt(np.nanmean(deviation**2)))
+        return {
+            "rms": float(np.sqrt(np.nanmean(flat**2))),
+            "spread": spread,
+            "offset": float(np.sqrt(np.nanmean(mean**2)) / max(spread, 1e-30)),
+            "column_ratio": float(moving.max() / np.median(moving)) if moving.size else float("nan"),
+            "constant": float(np.mean(~vary)),
+        }
+
+
+def _targets(y, kind, classes, batch, case):
+    values = y.astype(np.float64).ravel()
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return {}
+    spread = float(finite.std())
+    known = {
+        "target_rms": float(np.sqrt(np.mean(finite**2))),
+        "target_spread": spread,
+        "target_offset": float(abs(finite.mean()) / max(spread, 1e-30)),
+        "label_low": float(finite.min()),
+        "label_high": float(finite.max()),
+        "labels": 0,
+        "batch_labels": 0,
+    }
+    if kind in ("classes", "binary"):
+        found, counts = np.unique(finite, return_counts=True)
+        inside = counts[(found >= 0) & (found < max(classes, 2))]
+        known |= {
+            "labels": len(found),
+            "common": float(counts.max() / counts.sum()),
+            "rare": float(inside.min() / counts.sum()) if inside.size else float("nan"),
+            "batch_labels": np.unique(batch).size,
+        }
+    known["sorted_share"] = _sorted(y, case.examples) if case.data is not None else float("nan")
+    return known
+
+
+def _sorted(y, size):
+    """1 - variance of targets within consecutive batches / in all, corrected for the batches' size."""
+    flat = y.reshape(len(y), -1).astype(np.float64)
+    flat = np.eye(64)[flat[:, 0].astype(int)] if _few_labels(flat) else flat
+    count = len(flat) // size
+    if size < 2 or count < 2:
+        return float("nan")
+    blocks = flat[: count * size].reshape(count, size, -1)
+    total = flat.var(0).sum()
+    within = blocks.var(1).sum(-1).mean() * size / (size - 1)
+    return float(1 - within / total) if total > 0 else float("nan")
+
+
+def _few_labels(flat):
+    column = flat[:, 0]
+    return (
+        flat.shape[1] == 1
+        and np.isfinite(column).all()
+        and (column == column.round()).all()
+        and column.min() >= 0
+        and column.max() < 64
+    )
+
+
+def _broken(case, x, y):
+    """(indices of the first few examples whose data, loss or gradient are not finite, how many there are)."""
+    if not case.separate:
+        return (), 0
+    n = _case.count(x)
+    bad = np.zeros(n, bool)
+    for leaf in jax.tree.leaves((x, y)):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            bad |= ~np.isfinite(np.asarray(leaf)).reshape(n, -1).all(1)
+    if not bad.any() and case.data is not None:
+        bad[:MOST_RUN] |= _run(case, x, y)[:MOST_RUN]
+    return tuple(int(i) for i in np.flatnonzero(bad)[:FEW]), int(bad.sum())
+
+
+def _run(case, x, y):
+    """Which examples have a loss or a gradient that is not finite; [] all false where only batches make sense."""
+    n = min(_case.count(x), MOST_RUN)
+    size = max(1, min(case.examples, n))
+    count = n // size
+
+    def batch(index, x, y):
+        value, gradient = jax.value_and_grad(case.cost)(case.moving, _case.take(x, index), _case.take(y, index))
+        leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)]
+        return jnp.isfinite(value) & jnp.stack(leaves).all()
+
+    index = np.arange(count * size).reshape(count, size)
+    run = case.compiled(lambda index, x, y: jax.lax.map(lambda i: batch(i, x, y), index))
+    good = np.asarray(run(index, x, y))
+    bad = np.zeros(_case.count(x), bool)
+    # All batches or none broken says nothing about single examples: `Loss` and `Signal` will have seen it.
+    if good.any() and not good.all():
+        single = case.compiled(lambda i: batch(jnp.full((size,), i), x, y))
+        for block in index[~good][:4]:
+            bad[block] = [not bool(single(i)) for i in block]
+            if not bad[block].any():  # only together: the batch's first stands for it
+                bad[block[0]] = True
+    return bad

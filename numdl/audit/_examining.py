@@ -1,0 +1,191 @@
+"""`examine`: from what a user trains with to a report: evidence is gathered, judged, and a probability formed."""
+
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Key, PyTree
+
+from numdl.audit import _case, measure, predict, rules, trial
+from numdl.audit._reading import Reading
+from numdl.audit.evidence import Evidence, Facts
+from numdl.audit.report import Report
+
+CALIBRATION = pathlib.Path(__file__).parent / "calibration.json"
+# Views that a user may leave out, and the findings that need them.
+VIEWS = {
+    "data": ("data_order", "labels_imbalanced", "labels_constant", "labels_unrelated", "batch_noise", "not_finite"),
+    "evaluate": ("train_differs_from_evaluate",),
+    "steps": ("rate_too_low", "schedule"),
+    "rates": ("rate_too_high", "rate_too_low", "needs_warmup"),
+    "layers": (
+        "signal_vanishes",
+        "signal_explodes",
+        "gradient_vanishes",
+        "gradient_explodes",
+        "dead_units",
+        "symmetry",
+    ),
+    "examples": ("loss_couples_examples", "wrong_axis", "cannot_see", "labels_unrelated", "no_nonlinearity"),
+    "outputs": ("head_against_loss", "wrong_sign", "outputs_constant"),
+}
+
+
+def examine(
+    apply: Callable,
+    params: PyTree,
+    batch: tuple,
+    *,
+    loss: Callable,
+    optimizer: Any,
+    learning_rate: float | None = None,
+    steps: int | None = None,
+    data: Any = None,
+    evaluate: Callable | None = None,
+    stochastic: bool = False,
+    key: Key[Array, ""],
+) -> Report:
+    """What is wrong with this network, how we know, and what to change: verdict, probability, findings, evidence.
+
+    Nothing is guessed from names: the network, the loss and the optimizer are run on inputs made for the question. A
+    view that is not given (the data, the evaluation function, the budget) excludes faults that stand in `unseen`.
+
+    Parameters
+    ----------
+    apply : function            apply(params, x) -> outputs; with stochastic, apply(params, x, key)
+    params : pytree             arrays; real floating leaves are what is trained
+    batch : (x, targets)        pytrees of arrays [N, ...], one batch as it is trained on
+    loss : function             loss(outputs, targets) -> scalar
+    optimizer : str, function or GradientTransformation     "sgd", "momentum", "adam", "adamw"; rate -> transformation;
+                                or a finished one, of which no other rates can be tried
+    learning_rate : scalar      above 0; needed unless the transformation is finished
+    steps : int                 training budget that "will train" speaks about; None: unknown
+    data : (x, targets) or iterable of batches      the whole training set; an iterable is also looked at for its order
+    evaluate : function         evaluate(params, x) -> outputs in evaluation mode
+    stochastic : bool           whether apply takes a key
+    key : key
+    Returns
+    -------
+    Report                      verdict, probability, findings, unseen, evidence; repair(), prove(steps), save(path)
+    Raises
+    ------
+    ValueError, TypeError       an argument of another kind; learning_rate missing for a family of optimizers
+    """
+    case = _case.case(
+        apply, params, batch, loss=loss, optimizer=optimizer, learning_rate=learning_rate, steps=steps, data=data,
+        evaluate=evaluate, stochastic=stochastic, key=key,
+    )  # fmt: skip
+    return report(case)
+
+
+def report(case: Any) -> Report:
+    """The Report of a Case.
+
+    Parameters
+    ----------
+    case : Case                 checked arguments of `examine`
+    """
+    evidence = gather(case)
+    findings = rules.judge(evidence)
+    features = describe(evidence, findings)
+    probability = calibrated(features)
+    return Report(_verdict(probability, evidence), probability, findings, _unseen(evidence), evidence, features, case)
+
+
+def gather(case: Any) -> Evidence:
+    """Everything that is measured and predicted.
+
+    Parameters
+    ----------
+    case : Case                 checked arguments of `examine`
+    """
+    found = measure.everything(case)
+    seconds = found.pop("seconds")
+    tried = trial.run(case)
+    seconds["trial"] = tried.seconds
+    began = time.perf_counter()
+    sharp = measure.sharpness(case) if _has_limit(found["optimizer"]) else math.nan
+    seconds["sharpness"] = time.perf_counter() - began
+    began = time.perf_counter()
+    predicted = predict.everything(found["chain"], found["loss"], found["data"], found["optimizer"], case.rate, sharp)
+    seconds["theory"] = time.perf_counter() - began
+    facts = Facts(
+        examples=case.examples,
+        parameters=case.parameters,
+        rate=case.rate,
+        steps=case.steps,
+        optimizer=case.name,
+        stochastic=case.stochastic,
+        order=case.in_order,
+        views=_views(case, found),
+    )
+    return Evidence(facts=facts, trial=tried, predicted=predicted, seconds=seconds, notes=case.notes, **found)
+
+
+def _has_limit(optimizer):
+    return abs(optimizer.degree_up - 1) < 0.05 and abs(optimizer.degree_down - 1) < 0.05
+
+
+def _views(case, found):
+    have = {
+        "data": case.data is not None,
+        "evaluate": case.evaluate is not None,
+        "steps": case.steps is not None,
+        "rates": case.make is not None,
+        "layers": found["signal"] is not None,
+        "examples": case.separate,
+        "outputs": found["loss"].kind != "other",
+    }
+    return tuple(name for name, known in have.items() if known)
+
+
+def _unseen(evidence):
+    return tuple((view, names) for view, names in VIEWS.items() if view not in evidence.facts.views)
+
+
+def describe(evidence: Evidence, findings: tuple) -> dict[str, float]:
+    """What the probability is a function of: skills of trial and forecast, and how strong the findings are.
+
+    Parameters
+    ----------
+    evidence : Evidence
+    findings : tuple of Finding
+    """
+    r = Reading(evidence)
+    clip = lambda value, low, high: float(np.clip(np.nan_to_num(value, nan=0.0), low, high))  # noqa: E731
+    return {
+        "trial": clip(r.end, -0.5, 1),
+        "progress": clip(r.progress, -1, 1),
+        "faster": clip(r.higher if r.budget > 4 else r.end, -0.5, 1),
+        "forecast": clip(r.forecast, -0.5, 1),
+        "unseen": clip(r.unseen if np.isfinite(r.unseen) else r.end, -0.5, 1),
+        "repeated": clip(r.repeated, -0.5, 1),
+        "seen": clip(r.e.kernel.alignment / 10, -0.2, 1),
+        "certain": float(any(f.severity == "certain" for f in findings)),
+        "likely": float(any(f.severity == "likely" for f in findings)),
+        "hints": min(3.0, float(sum(f.severity == "hint" for f in findings))) / 3,
+    }
+
+
+def calibrated(features: dict) -> float:
+    """The probability of training, by the logistic law fitted on the benchmark's fitting split.
+
+    Parameters
+    ----------
+    features : dict             as `describe` gives them
+    """
+    law = json.loads(CALIBRATION.read_text())
+    score = law["intercept"] + sum(weight * features[name] for name, weight in law["coefficients"].items())
+    return 1 / (1 + math.exp(-min(max(score, -50.0), 50.0)))
+
+
+def _verdict(probability, evidence):
+    if probability >= 0.5:
+        return "will train"
+    r = Reading(evidence)
+    learns = max(r.end, r.unseen if math.isfinite(r.unseen) else -1.0) > 0.2
+    return "trains badly" if learns or probability > 0.25 else "will not train"

@@ -1,0 +1,108 @@
+"""A new start: weights with theory's critical variance, or scaled layer by layer until each hands on unit size.
+
+Source: Mishkin & Matas 2016, arXiv:1511.06422, for layer-sequential scaling; Zhang, Dauphin, Ma 2019, arXiv:1901.09321,
+for branches divided by the root of their number.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numdl import tracing, trees
+from numdl.audit.evidence import Evidence
+
+
+def fresh(case: Any, evidence: Evidence, *, depth_scaled: bool = False) -> tuple[Any, str]:
+    """(moving parameters drawn anew, what was done): critical variance, then unit size from layer to layer.
+
+    Parameters
+    ----------
+    case : Case                 whose network it is
+    evidence : Evidence         its layers and theory's critical variance
+    depth_scaled : bool         divide the layers that end a residual branch by the root of their number
+    """
+    try:
+        traced = tracing.trace(case.plain, case.moving, case.x)
+    except (ValueError, TypeError):
+        return None, ""
+    critical = evidence.predicted.critical_weight_variance
+    names = trees.names(case.moving)
+    leaves = dict(zip(names, jax.tree.leaves(case.moving), strict=True))
+    keys = dict(zip(names, jax.random.split(jax.random.fold_in(case.key, 7), len(names))))
+    last = traced.layers[-1].leaf if traced.layers else None
+    done = set()
+    for layer in traced.layers:
+        name, axes = layer.leaf, layer.leaf_axes
+        if name is None or name in done or name not in leaves:
+            continue
+        done.add(name)
+        gain = 1.0 if name == last else _gain(layer, critical)
+        leaves[name] = _drawn(keys[name], leaves[name], axes, layer, gain)
+    for name in names:
+        if name not in done and leaves[name].ndim <= 1 and _is_bias(name):
+            leaves[name] = jnp.zeros_like(leaves[name])
+    moving = jax.tree.unflatten(jax.tree.structure(case.moving), [leaves[name] for name in names])
+    moving, scaled = _unit(dataclasses.replace(case, moving=moving), traced, names, depth_scaled)
+    text = "weights: drawn anew with variance " + (
+        f"{critical:.3g} / fan_in" if np.isfinite(critical) else "2 / fan_in before rectifiers and 1 / fan_in elsewhere"
+    )
+    return moving, text + (", then scaled layer by layer to states of size one" if scaled else "") + "; biases 0"
+
+
+def _is_bias(name):
+    return name.rsplit("/", 1)[-1].lower() in ("b", "bias", "biases", "1")
+
+
+def _gain(layer, critical):
+    if layer.nonlinearity in ("relu", "relu6", "leaky_relu", "gelu", "silu", "elu"):
+        return 2.0
+    return critical if np.isfinite(critical) and layer.nonlinearity else 1.0
+
+
+def _drawn(key, leaf, axes, layer, gain):
+    """Orthogonal for the square weight of a recurrence, Gaussian else."""
+    if layer.steps and not (axes and axes.steps) and leaf.ndim == 2 and leaf.shape[0] == leaf.shape[1]:
+        q, r = jnp.linalg.qr(jax.random.normal(key, leaf.shape, jnp.float32))
+        return (q * jnp.sign(jnp.diagonal(r))).astype(leaf.dtype)
+    deviation = math.sqrt(gain / max(layer.fan_in, 1))
+    return (deviation * jax.random.normal(key, leaf.shape, jnp.float32)).astype(leaf.dtype)
+
+
+def _unit(case, traced, names, depth_scaled):
+    """(parameters, whether it was needed): weights divided by their states' sizes, in the order of the call."""
+    seen, order = set(), []
+    for i, layer in enumerate(traced.layers):
+        if layer.leaf in names and layer.leaf not in seen and layer.kind in ("dense", "conv"):
+            seen.add(layer.leaf)
+            order.append((i, names.index(layer.leaf)))
+    if len(order) < 2:
+        return case.moving, False
+    sizes = _sizes(case, traced)
+    inner = [sizes[i] for i, _ in order[:-1]]
+    if all(0.2 < size < 5 for size in inner if np.isfinite(size)) and not depth_scaled:
+        return case.moving, False
+    leaves, structure = jax.tree.flatten(case.moving)
+    leaves = list(leaves)
+    rms = jax.jit(lambda moving, x, constants: _rms_of_states(traced, moving, x, constants))
+    branch = 1 / math.sqrt(max(len(order) / 2, 1)) if depth_scaled else 1.0
+    for place, (i, at) in enumerate(order[:-1]):
+        moving = jax.tree.unflatten(structure, leaves)
+        size = float(rms(moving, case.x, traced.constants)[i])
+        if np.isfinite(size) and size > 0:
+            goal = branch if depth_scaled and place % 2 == 0 and place > 0 else 1.0
+            leaves[at] = (leaves[at] * (goal / size)).astype(leaves[at].dtype)
+    return jax.tree.unflatten(structure, leaves), True
+
+
+def _sizes(case, traced):
+    return np.asarray(jax.jit(lambda m, x, c: _rms_of_states(traced, m, x, c))(case.moving, case.x, traced.constants))
+
+
+def _rms_of_states(traced, moving, x, constants):
+    visit = lambda layer, state, given: (state, jnp.sqrt(jnp.mean(jnp.square(state.astype(jnp.float32)))))  # noqa: E731
+    found = traced.run(moving, x, visit=visit, constants=constants)[1]
+    return jnp.stack([jnp.max(jnp.asarray(value)) for value in found])

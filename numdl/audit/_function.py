@@ -1,0 +1,188 @@
+"""MEASURED: the network as a function of its inputs, by running it on inputs that were changed.
+
+Structure (who depends on whom) is asked of parameters a little off the start, so that layers which begin at zero do not
+hide it; size and spread are asked of the parameters themselves.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numdl.audit import _case
+from numdl.audit.evidence import Function, empty
+
+MOST = 64  # examples
+POSITIONS = 12  # tried one by one
+
+
+def measure(case):
+    """The Function of a Case."""
+    x = case.x if not case.separate else _case.take(case.x, slice(0, MOST))
+    variants, what = _variants(case, x)
+    out, near, other_key = _run(case, variants)
+    if len(jax.tree.leaves(out)) != 1:
+        return empty(Function, noise=float("nan"))
+    out, near, other_key = (np.asarray(jax.tree.leaves(each)[0], np.float64) for each in (out, near, other_key))
+    if not np.isfinite(near).all() or not np.isfinite(out).all():
+        return empty(Function, shape=out.shape, rms=_rms(out[np.isfinite(out)]))
+    known = _form(case, x) | {"shape": out.shape, "rms": _rms(out), "least": float(out.min()), "most": float(out.max())}
+    known |= {"spread": _spread(out), "spread_near": _spread(near[0]), "noise": _ratio(other_key - out, out)}
+    known |= _rows(out) | _apart(near, what, case.separate) | _positions(near, what, out.shape)
+    if case.evaluate is not None:
+        known["evaluate_distance"] = _evaluated(case, x, out)
+    return empty(Function, **known)
+
+
+def _form(case, x):
+    """What the program itself shows: roots, sums over one number, a batch of one that is normalised."""
+    found = list(_equations(jax.make_jaxpr(case.plain)(case.moving, x).jaxpr))
+    names = {equation.primitive.name for equation in found}
+    sums = [e for e in found if e.primitive.name == "reduce_sum" and e.invars[0].aval.size > 1]
+    ones = [e for e in sums if e.params["axes"] and all(e.invars[0].aval.shape[a] == 1 for a in e.params["axes"])]
+    known = {"normalizes": bool(names & {"rsqrt", "sqrt"}), "axis_of_one": bool(ones), "batch_of_one": False}
+    if case.separate and _case.count(x) == 1:
+        whole = case.data[0] if case.data is not None else None
+        other = (
+            _case.take(whole, slice(1, 2)) if whole is not None and _case.count(whole) > 1 else jax.tree.map(_other, x)
+        )
+        pair = jax.tree.map(lambda a, b: np.concatenate([a, b]), x, other)
+        moving = case.nudged(case.moving)
+        alone, beside = (np.asarray(jax.tree.leaves(case.plain(moving, each))[0], np.float64)[:1] for each in (x, pair))
+        known["batch_of_one"] = _ratio(alone - beside, beside) > 1e-3
+    return known
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from _equations(inner)
+
+
+def _other(leaf):
+    return leaf + 1 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def _variants(case, x):
+    """Inputs [V, m, ...] and what each is."""
+    what, kept = ["base"], [x]
+    m = _case.count(x) if case.separate else 0
+    if m > 1:
+        half = np.arange(m)
+        half[m // 2 :] = np.roll(half[m // 2 :], 1) if m - m // 2 > 1 else half[0]
+        what += ["half", "reversed"]
+        kept += [_case.take(x, half), _case.take(x, np.arange(m)[::-1])]
+        if all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(x)):
+            rolled = _case.take(x, np.roll(np.arange(m), 1))
+            what += ["rolled", "between", "tripled"]
+            kept += [
+                rolled,
+                jax.tree.map(lambda a, b: ((a + b) / 2).astype(a.dtype), x, rolled),
+                jax.tree.map(lambda a: 3 * a, x),
+            ]
+        length = _length(x)
+        if length:
+            order = np.random.default_rng(0).permutation(length)
+            what.append("shuffled")
+            kept.append(x[:, order])
+            other = np.roll(x, 1, 0)
+            for s in sorted({round(s) for s in np.linspace(0, length - 1, POSITIONS)}):
+                what.append(s)
+                changed = x.copy()
+                changed[:, s] = other[:, s]
+                kept.append(changed)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *kept), what
+
+
+def _length(x):
+    """How many positions a sequence has; 0 for anything else."""
+    if not isinstance(x, np.ndarray) or x.ndim < 2:
+        return 0
+    tokens = x.ndim == 2 and jnp.issubdtype(x.dtype, jnp.integer)
+    return x.shape[1] if tokens or x.ndim == 3 else 0
+
+
+def _run(case, variants):
+    """(outputs of the base input, outputs of all variants a little off the start, base with another key)."""
+
+    def program(moving, nudged, variants):
+        other = jax.random.fold_in(case.key, 2)
+        base = jax.tree.map(lambda v: v[0], variants)
+        second = case.call(moving, base, other) if case.stochastic else None
+        out = case.plain(moving, base)
+        return out, jax.lax.map(functools.partial(case.plain, nudged), variants), out if second is None else second
+
+    return case.compiled(program)(case.moving, case.nudged(case.moving), variants)
+
+
+def _rms(array):
+    return float(np.sqrt(np.mean(np.square(array)))) if array.size else float("nan")
+
+
+def _ratio(change, size):
+    return _rms(change) / max(_rms(size), 1e-30)
+
+
+def _spread(out):
+    """Standard deviation over examples beside the size."""
+    return _ratio(out - out.mean(0), out) if out.ndim and len(out) > 1 else float("nan")
+
+
+def _rows(out):
+    if out.ndim < 2 or out.shape[-1] < 2 or out.min() < -1e-6:
+        return {}
+    return {
+        "rows_sum": float(np.abs(out.sum(-1) - 1).max()),
+        "columns_sum": float(np.abs(out.sum(0) - 1).max()),
+    }
+
+
+def _apart(near, what, separate):
+    """How examples act on each other, and how far the function is from a linear one."""
+    at = dict(zip(what, near))
+    base, m = near[0], len(near[0]) if near[0].ndim else 0
+    if not separate or m < 2 or "half" not in at or len(at["half"]) != m:
+        return {}
+    size = base - base.mean(0)
+    size = size if _rms(size) > 1e-6 * _rms(base) else base
+    known = {
+        "mixing": _ratio((at["half"] - base)[: m // 2], size),
+        "disorder": _ratio(at["reversed"][::-1] - base, size),
+    }
+    if "between" in at:
+        ends = base - at["rolled"]
+        if _rms(ends) > 1e-5 * _rms(base):
+            known["bend"] = _ratio(at["between"] - (base + at["rolled"]) / 2, ends)
+            known["scaled"] = _ratio(at["tripled"] - base, size)
+    return known
+
+
+def _positions(near, what, shape):
+    """What permuting positions and changing single ones does."""
+    at, base = dict(zip(what, near)), near[0]
+    tried = [s for s in what if not isinstance(s, str)]
+    if not tried:
+        return {}
+    size = _rms(base - base.mean(0)) or _rms(base)
+    change = {s: np.abs(at[s] - base).reshape(len(base), -1).max() / max(size, 1e-30) for s in tried}
+    known = {"unseen": float(np.mean([c < 1e-7 for c in change.values()]))}
+    known["blind"] = _rms(at["shuffled"] - base) / max(size, 1e-30)
+    length = max(tried) + 1
+    if len(shape) >= 3 and shape[1] == length and len(tried) > 1:
+        elsewhere = [np.abs(np.delete(at[s] - base, s, 1)).max() / max(size, 1e-30) < 1e-7 for s in tried[:-1]]
+        known["alone"] = float(np.mean(elsewhere))
+        del known["blind"]
+    return known
+
+
+def _evaluated(case, x, out):
+    found = case.compiled(lambda moving, x: case.evaluate(case.whole(moving), x))(case.moving, x)
+    found = np.asarray(jax.tree.leaves(found)[0], np.float64)
+    if found.shape != out.shape:
+        return float("nan")
+    return _ratio(found - out, out - out.mean(0)) if np.isfinite(found).all() else float("inf")

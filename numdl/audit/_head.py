@@ -1,0 +1,250 @@
+"""MEASURED: the loss as a function of the outputs alone, and of the last layer's state, the network put aside.
+
+The least loss over all outputs, over what the head can make of any state, and over one output for all examples are
+found by Adam in output space from several starts. The gap between the first two is what the head costs.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numdl import tracing
+from numdl.audit import _case
+from numdl.audit.evidence import Loss, empty
+
+MOST_NUMBERS = 20_000  # of the outputs that are searched
+STEPS = 300
+FAR = 30.0  # outputs that a search can reach, in units of the targets' size
+
+
+def measure(case):
+    """(Loss, the traced network or None) of a Case."""
+    x, y = _some(case)
+    out = case.compiled(case.plain)(case.moving, x)
+    if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(out)):
+        return empty(Loss, kind="other", value=float("nan"), finite_value=True, finite_gradient=True), None
+    traced, head = split(case, x)
+    kind = kind_of(out, y)
+    found = {name: np.asarray(value, np.float64) for name, value in _asked(case, out, x, y, kind, head).items()}
+    value = float(found["value"])
+    known = {
+        "kind": kind,
+        "value": value,
+        "finite_value": bool(np.isfinite(value)),
+        "finite_gradient": bool(found["finite_gradient"]),
+        "ignores": bool(found["largest_gradient"] == 0),
+        "has_head": head is not None,
+        "gradient_rms": float(found["gradient_rms"]),
+        "transmission": float(found["transmission"]) if head is not None else 1.0,
+        "floor_head": float(found["floor_head"] if head is not None else found["floor"]),
+    }
+    known |= {name: float(found[name]) for name in _PLAIN if name in found}
+    return empty(Loss, **known), traced
+
+
+_PLAIN = ("pull", "coupling", "coupling_reshaped", "doubled", "shift", "floor", "floor_shared")
+
+
+def kind_of(out, y):
+    """How targets relate to outputs: classes (whole numbers naming a column), binary, values, other."""
+    outs, ys = jax.tree.leaves(out), jax.tree.leaves(y)
+    if len(outs) != 1 or len(ys) != 1:
+        return "other"
+    o, t = outs[0].shape, ys[0].shape
+    whole = jnp.issubdtype(ys[0].dtype, jnp.integer) or ys[0].dtype == bool
+    if whole and t == o[:-1] and o[-1] > 1:
+        return "classes"
+    if int(np.prod(o)) == int(np.prod(t)):
+        return "binary" if np.unique(np.asarray(ys[0])[:4096]).size <= 2 else "values"
+    return "other"
+
+
+def _some(case):
+    """Examples whose outputs are not too many numbers."""
+    x, y = case.sample
+    if not case.separate:
+        return x, y
+    out = jax.eval_shape(case.plain, case.moving, x)
+    size = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(out))
+    n = _case.count(x)
+    m = max(2, min(n, n * MOST_NUMBERS // max(size, 1)))
+    return (x, y) if m >= n else (_case.take(x, slice(0, m)), _case.take(y, slice(0, m)))
+
+
+def split(case, x):
+    """(traced, (head, z)): what lies past the last layer, and its state now; None where the network ends in it."""
+    try:
+        traced = tracing.trace(case.plain, case.moving, x)
+    except (ValueError, TypeError, NotImplementedError):
+        return None, None
+    if not traced.layers or traced.ends_in_layer:
+        return traced, None
+    last = max((i for i, layer in enumerate(traced.layers) if layer.kind != "attention"), default=None)
+    if last is None or traced.layers[last].steps:
+        return traced, None
+
+    def head(z, moving, x, constants):
+        visit = lambda layer, state, given: (state if given is None else given, None)  # noqa: E731
+        given = [None] * len(traced.layers)
+        given[last] = z
+        return traced.run(moving, x, visit=visit, given=given, constants=constants)[0]
+
+    def state(moving, x, constants):
+        visit = lambda layer, state, given: (state, state if given is not None else None)  # noqa: E731
+        given = [None] * len(traced.layers)
+        given[last] = jnp.zeros(())
+        return traced.run(moving, x, visit=visit, given=given, constants=constants)[1][last]
+
+    return traced, (head, state)
+
+
+def _asked(case, out, x, y, kind, head):
+    loss = lambda o, t: jnp.asarray(case.loss(o, t), jnp.float32).reshape(())  # noqa: E731
+    traced_constants = ()
+    if head is not None:
+        traced_constants = tracing.trace(case.plain, case.moving, x).constants
+
+    def program(moving, out, x, y, constants):
+        value, gradient = jax.value_and_grad(loss)(out, y)
+        flat = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient)]).astype(jnp.float32)
+        found = {"value": value, "finite_gradient": jnp.isfinite(flat).all(), "gradient_rms": _rms(flat)}
+        starts = _starts(case, out, y)
+        tried = jax.vmap(jax.grad(loss), (0, None))(starts, y)
+        found["largest_gradient"] = jnp.max(
+            jnp.stack([jnp.max(jnp.abs(jnp.nan_to_num(leaf, nan=1.0))) for leaf in jax.tree.leaves((tried, gradient))])
+        )
+        least = _least(lambda o, one: loss(_blend(o, one), y), *_both(starts, case.separate), _scale(y))
+        found["floor"] = jnp.nanmin(least[: len(least) // (1 + case.separate)])
+        if case.separate:
+            found["floor_shared"] = jnp.nanmin(least[len(least) // 2 :])
+            found["doubled"] = loss(_twice(out), _twice(y)) / value
+            found |= _couplings(loss, out, y)
+        if kind != "other":
+            o, t = jax.tree.leaves(out)[0], jax.tree.leaves(y)[0]
+            found["pull"] = _pull(jax.tree.leaves(gradient)[0], o, t, kind)
+            found["shift"] = jnp.abs(loss(jax.tree.map(lambda a: a + 1, out), y) - value) / jnp.maximum(
+                jnp.abs(value), 1e-12
+            )
+        if head is not None:
+            function, state = head
+            z = state(moving, x, constants)
+            through = lambda s: loss(function(s, moving, x, constants), y)  # noqa: E731
+            found["transmission"] = (
+                _rms(jax.grad(through)(z).astype(jnp.float32)) * np.sqrt(z.size / flat.size) / _rms(flat)
+            )
+            begin = _starts(case, z, None)
+            found["floor_head"] = jnp.nanmin(_least(lambda s, one: through(s), *_both(begin, False), 1.0))
+        return found
+
+    return case.compiled(program)(case.moving, out, x, y, traced_constants)
+
+
+def _rms(a):
+    return jnp.sqrt(jnp.mean(jnp.square(a)))
+
+
+def _twice(tree):
+    return jax.tree.map(lambda a: jnp.concatenate([a, a]), tree)
+
+
+def _scale(y):
+    """How far outputs may have to go."""
+    leaves = [leaf for leaf in jax.tree.leaves(y) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.maximum(1.0, jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves]))) if leaves else 1.0
+
+
+def _starts(case, tree, y):
+    """[4, ...]: as it is, two random ones, one inside the unit interval."""
+    draw = np.random.default_rng(3)
+    scale = _scale(y) if y is not None else 1.0
+
+    def of(leaf):
+        noise = [scale * draw.standard_normal(leaf.shape, np.float32) for _ in range(2)]
+        inside = draw.uniform(0.05, 0.95, leaf.shape).astype(np.float32)
+        return jnp.stack([jnp.nan_to_num(leaf.astype(jnp.float32)), *noise, inside]).astype(leaf.dtype)
+
+    return jax.tree.map(of, tree)
+
+
+def _blend(out, one):
+    """The outputs themselves (one = 0), or their mean in the place of each (one = 1)."""
+    return jax.tree.map(lambda o: o + one.astype(o.dtype) * (o.mean(0, keepdims=True) - o), out)
+
+
+def _both(starts, separate):
+    """Starts for outputs of each example's own, and the same once more for one output that all share."""
+    count = jax.tree.leaves(starts)[0].shape[0]
+    if not separate:
+        return starts, jnp.zeros(count)
+    return jax.tree.map(lambda s: jnp.concatenate([s, s]), starts), jnp.repeat(jnp.arange(2.0), count)
+
+
+def _least(function, starts, ones, scale):
+    """The least value that Adam with a falling rate meets from each start."""
+    import optax
+
+    adam = optax.scale_by_adam()
+
+    def search(start, one):
+        def step(carry, t):
+            at, state, least = carry
+            value, gradient = jax.value_and_grad(function)(at, one)
+            gradient = jax.tree.map(jnp.nan_to_num, gradient)
+            change, state = adam.update(gradient, state)
+            rate = 0.01 * FAR * scale * (1 - t / STEPS) ** 2
+            at = jax.tree.map(lambda a, c: (a - rate * c).astype(a.dtype), at, change)
+            return (at, state, jnp.fmin(least, value)), None
+
+        begin = start, adam.init(start), jnp.asarray(jnp.inf, jnp.float32)
+        return jax.lax.scan(step, begin, jnp.arange(STEPS))[0][2]
+
+    return jax.vmap(search)(starts, ones)
+
+
+def _couplings(loss, out, y):
+    """Change of the other examples' gradients, beside its own, when one target becomes another example's."""
+    m = _case.count(y)
+    if m < 3:
+        return {}
+
+    def coupled(loss, out):
+        gradient = jax.grad(loss)
+        base = gradient(out, y)
+
+        def change(j):
+            other = jax.tree.map(lambda t: t.at[j].set(t[_unlike(t, j)]), y)
+            rows = jax.tree.map(
+                lambda a, b: jnp.abs(a - b).astype(jnp.float32).reshape(m, -1).max(1), gradient(out, other), base
+            )
+            rows = functools.reduce(jnp.maximum, jax.tree.leaves(rows))
+            return (rows.sum() - rows[j]) / (m - 1) / jnp.maximum(rows[j], 1e-30)
+
+        return jnp.nanmax(jax.vmap(change)(jnp.arange(min(m, 8))))
+
+    found = {"coupling": coupled(loss, out)}
+    outs, ys = jax.tree.leaves(out), jax.tree.leaves(y)
+    if len(outs) == len(ys) == 1 and outs[0].shape != ys[0].shape and outs[0].size == ys[0].size:
+        shaped = lambda o, t: loss(o.reshape(jax.tree.leaves(t)[0].shape), t)  # noqa: E731
+        found["coupling_reshaped"] = coupled(shaped, outs[0])
+    return found
+
+
+def _unlike(t, j):
+    """An example whose target is far from that of example j."""
+    flat = t.reshape(t.shape[0], -1).astype(jnp.float32)
+    return jnp.argmax(jnp.sum(jnp.abs(flat - flat[j]), 1))
+
+
+def _pull(gradient, out, y, kind):
+    """Cosine of -gradient with the way from the outputs to the label, over all examples."""
+    g = gradient.astype(jnp.float32)
+    if kind == "classes":
+        way = jax.nn.one_hot(y, out.shape[-1]) - 1 / out.shape[-1]
+        g = g - g.mean(-1, keepdims=True)
+    else:
+        t = y.reshape(out.shape).astype(jnp.float32)
+        way = t - out if kind == "values" else t - t.mean()
+        g = g if kind == "values" else g - g.mean()
+    return -jnp.sum(g * way) / jnp.maximum(jnp.sqrt(jnp.sum(g**2) * jnp.sum(way**2)), 1e-30)

@@ -1,0 +1,221 @@
+"""Numbers that several rules need, from the evidence alone: skills, ratios, whether training moved at all.
+
+skill(L) = (floor_shared - L) / (floor_shared - floor)      0 what one answer for all examples reaches, 1 the best
+"""
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+
+from numdl.audit.evidence import Evidence
+
+FLAT = 0.1  # skill below which a training has learned nothing yet
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reading:
+    """What the evidence says, in the terms of rules."""
+
+    e: Evidence
+
+    # ---- losses and skills ----
+
+    @functools.cached_property
+    def chance(self):
+        """Loss of the best single answer."""
+        shared, start = self.e.loss.floor_shared, self.e.loss.value
+        return shared if np.isfinite(shared) else start
+
+    @functools.cached_property
+    def best(self):
+        """Least loss that the loss allows; minus infinity is unbounded."""
+        floor = self.e.loss.floor
+        if not np.isfinite(floor):
+            return self.chance - max(abs(self.chance), 1.0)
+        return max(floor, self.chance - 3 * max(abs(self.chance), 1.0))
+
+    def skill(self, loss):
+        """Between the best single answer (0) and the best (1); far below 0 for what is not finite."""
+        gap = self.chance - self.best
+        if not gap > 1e-9 * max(abs(self.chance), 1e-9):
+            return math.nan
+        value = np.where(np.isfinite(loss), (self.chance - np.asarray(loss, float)) / gap, -5.0)
+        return float(np.clip(value, -5.0, 1.0)) if np.ndim(value) == 0 else np.clip(value, -5.0, 1.0)
+
+    @functools.cached_property
+    def own(self):
+        """Index of the user's own rate in the trial."""
+        return int(np.argmin(np.abs(np.log(self.e.trial.factors)))) if self.e.trial.factors.size else 0
+
+    @functools.cached_property
+    def ends(self):
+        """Skill at each rate's end, the mean over seeds: [R]."""
+        end = self.e.trial.end
+        return np.array([np.mean(self.skill(row)) for row in end]) if end.size else np.array([math.nan])
+
+    @functools.cached_property
+    def end(self):
+        return float(self.ends[self.own])
+
+    @functools.cached_property
+    def end_spread(self):
+        """Standard deviation of the own rate's skill over seeds."""
+        return float(np.std(self.skill(self.e.trial.end[self.own]))) if self.e.trial.end.size else math.nan
+
+    @functools.cached_property
+    def lower(self):
+        """Best skill at a smaller rate; nan where none was tried."""
+        return float(np.max(self.ends[: self.own])) if self.own else math.nan
+
+    @functools.cached_property
+    def higher(self):
+        return float(np.max(self.ends[self.own + 1 :])) if self.own + 1 < len(self.ends) else math.nan
+
+    @functools.cached_property
+    def any_rate(self):
+        return float(np.nanmax(self.ends))
+
+    @functools.cached_property
+    def start(self):
+        return self.skill(self.e.trial.start)
+
+    @functools.cached_property
+    def unseen(self):
+        end = self.e.trial.unseen_end
+        return float(np.mean(self.skill(end[self.own]))) if end.size and np.isfinite(end).any() else math.nan
+
+    @functools.cached_property
+    def forecast(self):
+        """Skill that the linearised network reaches at the end of the budget; nan where it was not run."""
+        course = self.e.kernel.forecast
+        return self.skill(course[-1]) if course.size else math.nan
+
+    @functools.cached_property
+    def forecast_ratio(self):
+        """(loss after the budget - best) / (loss now - best), in function space."""
+        course, start = self.e.kernel.forecast, self.e.kernel.start
+        if not course.size or not np.isfinite(course[-1]) or not start > self.best:
+            return math.nan
+        return float((course[-1] - self.best) / (start - self.best))
+
+    @functools.cached_property
+    def progress(self):
+        """Share of the way from the start to the best that the trial went at the own rate."""
+        start = self.e.trial.start
+        if not self.e.trial.end.size or not np.isfinite(start) or not start > self.best:
+            return math.nan
+        end = self.e.trial.end[self.own]
+        end = np.where(np.isfinite(end), end, start + 5 * abs(start - self.best))
+        return float(np.clip(np.mean((start - end) / (start - self.best)), -5, 1))
+
+    @functools.cached_property
+    def repeated(self):
+        """Skill on one batch over and over."""
+        course = self.e.trial.repeated
+        return self.skill(course[-1]) if course.size else math.nan
+
+    @functools.cached_property
+    def flat(self):
+        """Nothing was learned at the own rate: neither in the trial nor on a batch over and over."""
+        return not (self.end > FLAT)
+
+    @functools.cached_property
+    def flat_anywhere(self):
+        return not (self.any_rate > FLAT)
+
+    @functools.cached_property
+    def budget(self):
+        """Budget in units of the trial's length; nan: no budget was given."""
+        steps, tried = self.e.facts.steps, self.e.trial.losses.shape[-1] if self.e.trial.losses.size else 0
+        return steps / tried if steps and tried else math.nan
+
+    # ---- layers ----
+
+    @functools.cached_property
+    def hidden(self):
+        """Indices of the layers that are not recurrent steps, taps or attention."""
+        s = self.e.signal
+        if s is None:
+            return np.zeros(0, int)
+        return np.array(
+            [i for i, (kind, again) in enumerate(zip(s.kinds, s.recurrent)) if kind in ("dense", "conv") and not again],
+            int,
+        )
+
+    @functools.cached_property
+    def state_log(self):
+        """ln of the states' rms over the hidden layers, from the first to the last."""
+        return _logs(self.e.signal.state_rms[self.hidden]) if self.hidden.size else np.zeros(0)
+
+    @functools.cached_property
+    def gradient_log(self):
+        return _logs(self.e.signal.gradient_rms[self.hidden]) if self.hidden.size else np.zeros(0)
+
+    @functools.cached_property
+    def gradient_change(self):
+        """ln of the first layer's cotangent / the last one's."""
+        logs = self.gradient_log[np.isfinite(self.gradient_log)]
+        return float(logs[0] - logs[-1]) if logs.size > 1 else math.nan
+
+    @functools.cached_property
+    def state_change(self):
+        """ln of the last state before the outputs / the first one."""
+        logs = self.state_log[:-1] if self.state_log.size > 2 else self.state_log
+        logs = np.where(np.isneginf(logs), -1e3, logs)  # a state of zeros has vanished
+        logs = logs[np.isfinite(logs)]
+        return float(logs[-1] - logs[0]) if logs.size > 1 else math.nan
+
+    @functools.cached_property
+    def times(self):
+        """(ln gradient first / last step, ln state last / first step, layer) of the recurrence that changes most."""
+        s, found = self.e.signal, [(math.nan, math.nan, "")]
+        if s is None:
+            return found[0]
+        for name in dict.fromkeys(n.partition("[")[0] for n, again in zip(s.names, s.recurrent) if again):
+            at = [i for i, n in enumerate(s.names) if n.partition("[")[0] == name]
+            states, gradients = _logs(s.state_rms[at]), _logs(s.gradient_rms[at])
+            # Steps may run backwards; the gradient is largest where the loss is read.
+            found.append((_change(gradients[::-1]), _change(states), name))
+        return max(found[1:], key=lambda f: abs(f[0]) if np.isfinite(f[0]) else 1e9, default=found[0])
+
+    @functools.cached_property
+    def normalized(self):
+        """Whether inputs three times as large leave the outputs where they are."""
+        return bool(self.e.function.scaled < 0.1)
+
+    @functools.cached_property
+    def has_attention(self):
+        return self.e.signal is not None and "attention" in self.e.signal.kinds
+
+    @functools.cached_property
+    def head_share(self):
+        """(best through the head - best) / (best single answer - best): what the head costs."""
+        gap = self.chance - self.e.loss.floor
+        return (
+            (self.e.loss.floor_head - self.e.loss.floor) / gap
+            if np.isfinite(gap) and gap > 1e-6 * abs(self.chance)
+            else math.nan
+        )
+
+    @functools.cached_property
+    def adaptive(self):
+        """Whether updates do not grow with the gradient."""
+        return self.e.optimizer.degree_up < 0.5
+
+    @functools.cached_property
+    def over_limit(self):
+        """Sharpness / the method's limit; nan for methods that are not linear."""
+        p = self.e.predicted
+        return p.sharpness / p.sharpness_limit if p.sharpness_limit > 0 else math.nan
+
+
+def _logs(values):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log(np.asarray(values, float))
+
+
+def _change(logs):
+    logs = logs[np.isfinite(logs)]
+    return float(logs[-1] - logs[0]) if logs.size > 1 else math.nan

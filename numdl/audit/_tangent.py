@@ -1,0 +1,125 @@
+"""MEASURED and forecast by the tangent kernel K = J J', without ever forming it.
+
+    alignment   z of |J' r|^2 = r' K r against the same with targets permuted, r the residual of a constant answer
+    forecast    training of f(theta) + J (theta' - theta) by the user's own optimizer: function-space dynamics,
+                exact for any method, clip and schedule, since the linearised network is trained step by step
+
+Source: Jacot et al. 2018, arXiv:1806.07572; Lee et al. 2019, arXiv:1902.06720, for linearised training.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numdl.audit import _case
+from numdl.audit.evidence import Kernel, empty
+
+MOST = 128  # examples
+PERMUTATIONS = 60
+MOST_STEPS = 1000
+MOST_WORK = 6e9  # steps x examples x parameters: about ten seconds
+KEPT = 100
+
+
+def measure(case):
+    """The Kernel of a Case."""
+    if not case.separate:
+        return empty(Kernel)
+    x, y = case.data or (case.x, case.y)
+    m = min(_case.count(x), MOST)
+    while m > 16 and PERMUTATIONS * m * case.parameters > MOST_WORK:
+        m //= 2
+    index = np.random.default_rng(0).permutation(_case.count(x))[:m] if case.data is not None else np.arange(m)
+    some = _case.take(x, index), _case.take(y, index)
+    few = min(m, case.examples)
+    steps = int(min(case.steps or 200, MOST_STEPS, max(20, MOST_WORK / (few * max(case.parameters, 1)) / 3)))
+    first = _case.take(some, slice(0, few))
+    squares, rows, losses, start = case.compiled(functools.partial(_program, case, steps))(case.moving, some, first)
+    squares, losses = np.asarray(squares, np.float64), np.asarray(losses, np.float64)
+    kept = np.unique(np.geomspace(1, steps, KEPT).astype(int)) - 1
+    return Kernel(
+        examples=m,
+        alignment=_score(squares),
+        alignment_raw=_raw(some[0], np.asarray(rows, np.float64)),
+        forecast=losses[kept],
+        forecast_steps=(kept + 1).astype(np.float64),
+        start=float(start),
+        linear=steps >= (case.steps or 0),
+    )
+
+
+def _program(case, steps, moving, some, first):
+    x, y = some
+    function = lambda p: case.plain(p, x)  # noqa: E731
+    out, pullback = jax.vjp(function, moving)
+    residual = _residual(case, out, y)
+    m = _case.count(x)
+    orders = jnp.asarray([np.arange(m), *(np.random.default_rng(i).permutation(m) for i in range(PERMUTATIONS))])
+
+    def square(order):
+        return _square(pullback(jax.tree.map(lambda r, o: r[order].astype(o.dtype), residual, out))[0])
+
+    losses, start = _linearised(case, steps, moving, *first)
+    flat = jnp.concatenate([leaf.reshape(m, -1) for leaf in jax.tree.leaves(residual)], 1)
+    return jax.lax.map(square, orders), flat, losses, start
+
+
+def _residual(case, out, y):
+    """-dL/do where all outputs are their mean, its mean taken out: what the labels ask beyond a constant."""
+    constant = jax.tree.map(lambda o: jnp.broadcast_to(o.mean(0, keepdims=True), o.shape), out)
+    gradient = jax.grad(lambda o: jnp.asarray(case.loss(o, y), jnp.float32).reshape(()))(constant)
+    return jax.tree.map(lambda g: -(g - g.mean(0, keepdims=True)).astype(jnp.float32), gradient)
+
+
+def _square(tree):
+    return sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree))
+
+
+def _linearised(case, steps, moving, x, y):
+    """(losses [steps], loss now) of the linearised network under the user's optimizer, whole batch."""
+    function = lambda p: case.plain(p, x)  # noqa: E731
+    out, push = jax.linearize(function, moving)
+    pull = jax.linear_transpose(push, moving)
+    loss = lambda o: jnp.asarray(case.loss(o, y), jnp.float32).reshape(())  # noqa: E731
+    method = case.transformation
+
+    def step(carry, _):
+        away, state = carry
+        at = jax.tree.map(lambda o, d: o + d.astype(o.dtype), out, push(away))
+        value, gradient = jax.value_and_grad(loss)(at)
+        here = jax.tree.map(jnp.add, moving, away)
+        update, state = method.update(pull(gradient)[0], state, here)
+        return (jax.tree.map(lambda a, u: (a + u).astype(a.dtype), away, update), state), value
+
+    zero = jax.tree.map(jnp.zeros_like, moving)
+    return jax.lax.scan(step, (zero, method.init(moving)), None, length=steps)[1], loss(out)
+
+
+def _score(squares):
+    """Standard score of the first against the rest."""
+    others = squares[1:]
+    return (
+        float((squares[0] - others.mean()) / max(others.std(), 1e-30)) if np.isfinite(squares).all() else float("nan")
+    )
+
+
+def _raw(x, rows):
+    """The same statistic with a kernel of the inputs alone: Gaussian at the median distance; agreement for tokens."""
+    leaf = np.asarray(jax.tree.leaves(x)[0])
+    if not np.isfinite(rows).all() or len(leaf) < 8:
+        return float("nan")
+    if np.issubdtype(leaf.dtype, np.integer):
+        flat = leaf.reshape(len(leaf), -1)
+        kernel = (flat[:, None] == flat[None]).mean(-1)
+    else:
+        flat = leaf.reshape(len(leaf), -1).astype(np.float64)
+        deviation = flat.std(0)
+        flat = (flat - flat.mean(0)) / np.where(deviation > 0, deviation, 1.0)
+        lengths = np.sum(flat**2, 1)
+        squares = np.maximum(lengths[:, None] + lengths - 2 * flat @ flat.T, 0.0)
+        apart = squares[squares > 1e-9 * max(lengths.max(), 1e-30)]
+        kernel = np.exp(-squares / np.median(apart)) if apart.size else np.ones_like(squares)
+    orders = [np.arange(len(rows)), *(np.random.default_rng(i).permutation(len(rows)) for i in range(PERMUTATIONS))]
+    return _score(np.array([np.sum(rows[o] * (kernel @ rows[o])) for o in orders]))

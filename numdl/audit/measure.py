@@ -1,0 +1,183 @@
+"""MEASURED: the evidence that instruments give. The only module of the audit that imports `analysis`."""
+
+import contextlib
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numdl import trees
+from numdl.analysis import descent, initialization, layers
+from numdl.audit import _black_box, _case, _described, _function, _head, _tangent
+from numdl.audit.evidence import Chain, Signal
+
+MOST_PROBED = 128  # examples whose states are looked at
+MATVECS = 12
+
+
+def signal(case: Any, traced: Any) -> tuple[Signal | None, Chain | None, Any]:
+    """(states and gradients of the layers, the chain of weights, gradient of the loss); None where there is no layer.
+
+    Parameters
+    ----------
+    case : Case                 what `examine` was given
+    traced : Traced             the network with its layers found; None: it could not be traced
+    """
+    x, y = case.x, case.y
+    if case.separate and case.examples > MOST_PROBED:
+        x, y = _case.take(x, slice(0, MOST_PROBED)), _case.take(y, slice(0, MOST_PROBED))
+    pair = jax.tree.map(lambda a, b: np.stack([a, b]), case.moving, case.nudged(case.moving))
+    gradient = jax.grad(lambda p: jnp.asarray(case.cost(p, x, y), jnp.float32).reshape(()))
+    both = case.compiled(functools.partial(jax.lax.map, gradient))(pair)
+    here, near = (jax.tree.map(lambda leaf: np.asarray(leaf)[i], both) for i in (0, 1))  # noqa: B023
+    if traced is None or not traced.layers:
+        return None, None, here
+    loss = lambda outputs: jnp.asarray(case.loss(outputs, y), jnp.float32).reshape(())  # noqa: E731
+    flow = layers.probe(case.plain, case.moving, x, loss=loss)
+    return _signal(case, flow, traced, here, near), _chain(case, x, loss), here
+
+
+def _chain(case, x, loss):
+    try:
+        found = initialization.explain(case.moving, apply=case.plain, x=x, loss=loss)
+    except (ValueError, TypeError, NotImplementedError):
+        return None
+    return Chain(
+        names=found.names,
+        breaks=found.breaks,
+        function=found.function,
+        unknown=found.unknown or "",
+        fan_in=found.fan_in,
+        fan_out=found.fan_out,
+        weight_variance=found.weight_variance,
+        bias_variance=found.bias_variance,
+        input_square=float(found.input_square),
+        length=found.length,
+        log_gradient=found.log_gradient,
+    )
+
+
+def _signal(case, flow, traced, gradient, near):
+    many = {name.partition("[")[0] for name in flow.names if "[" in name}
+    roles = traced.roles()
+    stepped = {name for name in many if not _stacked(name, roles)}
+    moves = lambda leaf: bool(np.any(np.nan_to_num(np.asarray(leaf, np.float32), nan=1.0) != 0))  # noqa: E731
+    both = zip(*map(jax.tree.leaves, (gradient, near)), strict=True)
+    still = [not (moves(here) or moves(there)) for here, there in both]
+    names = trees.names(case.moving)
+    wide = lambda name: np.asarray(getattr(flow, name), np.float64)  # noqa: E731
+    identical = _identical(case, traced, gradient)
+    return Signal(
+        names=flow.names,
+        kinds=flow.kinds,
+        nonlinearities=flow.nonlinearities,
+        notes=flow.notes,
+        first_nonfinite=int(flow.first_nonfinite),
+        recurrent=tuple(name.partition("[")[0] in stepped for name in flow.names),
+        state_rms=wide("state_rms"),
+        state_max=wide("state_max"),
+        gradient_rms=wide("state_gradient_rms"),
+        saturated=wide("saturated"),
+        dead=wide("dead"),
+        rank=wide("effective_rank"),
+        cosine=wide("mean_cosine"),
+        fan_in=wide("fan_in"),
+        weight_variance=wide("weight_variance"),
+        identical=np.array([identical.get(name.partition("[")[0].partition("#")[0], np.nan) for name in flow.names]),
+        largest=float(min(jnp.finfo(layer.dtype).max for layer in traced.layers)),
+        leaf_names=names,
+        leaf_still=np.array(still),
+        leaf_rms=np.array([_rms(leaf) for leaf in jax.tree.leaves(case.moving)]),
+        leaf_gradient_rms=np.array([_rms(leaf) for leaf in jax.tree.leaves(gradient)]),
+    )
+
+
+def _stacked(name, roles):
+    """Whether the steps of a scanned layer have a weight each: depth, not time."""
+    return any(
+        axes is not None and axes.steps for leaf, axes in roles.items() if leaf in name.split("+") or leaf == name
+    )
+
+
+def _rms(leaf):
+    return float(np.sqrt(np.mean(np.square(np.asarray(leaf, np.float64))))) if np.size(leaf) else float("nan")
+
+
+def _identical(case, traced, gradient):
+    """Share of a layer's units that are copies of another, weights and gradients alike, and so stay: {layer: share}."""
+    names = trees.names(case.moving)
+    arrays = dict(zip(names, zip(*map(jax.tree.leaves, (case.moving, gradient)), strict=True), strict=True))
+    found = {}
+    for layer in traced.layers:
+        axes, (weight, slope) = layer.leaf_axes, arrays.get(layer.leaf, (None, None))
+        if axes is None or weight is None or not axes.outputs or weight.size > 4e6:
+            continue
+        units = np.concatenate([_units(each, axes.outputs) for each in (weight, slope)], 1)
+        if len(units) > 1:
+            found[layer.name.partition("#")[0]] = 1 - (len(np.unique(units, axis=0)) - 1) / (len(units) - 1)
+    return found
+
+
+def _units(leaf, outputs):
+    """[units, numbers]; gradients rounded, since sums of equal terms in another order differ in the last digit."""
+    moved = np.moveaxis(np.asarray(leaf, np.float64), outputs, range(len(outputs)))
+    moved = moved.reshape(int(np.prod(moved.shape[: len(outputs)])), -1)
+    size = np.abs(moved).max(initial=0.0)
+    return np.round(moved / size, 5) if size > 0 and np.isfinite(size) else moved
+
+
+def sharpness(case: Any) -> float:
+    """Largest eigenvalue of the loss's Hessian on the batch, by a few Lanczos steps; nan where it is not finite.
+
+    Parameters
+    ----------
+    case : Case                 what `examine` was given
+    """
+    draw = np.random.default_rng(5)
+    start = jax.tree.map(lambda p: jnp.asarray(draw.standard_normal(p.shape), p.dtype), case.moving)
+    loss = lambda p, batch: jnp.asarray(case.cost(p, *batch), jnp.float32).reshape(())  # noqa: E731
+    batch = case.x, case.y
+    try:
+        return float(
+            case.compiled(lambda p, b: descent.sharpness(loss, p, b, start=start, num_matvecs=MATVECS).value)(
+                case.moving, batch
+            )
+        )
+    except (NotImplementedError, TypeError, ValueError):  # no second derivative
+        return float("nan")
+
+
+@contextlib.contextmanager
+def _timed(seconds, part):
+    began = time.perf_counter()
+    yield
+    seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - began
+
+
+def everything(case: Any) -> dict:
+    """Every measured part of the evidence: {field: record}, with seconds and notes.
+
+    Parameters
+    ----------
+    case : Case                 what `examine` was given
+    """
+    seconds, found = {}, {}
+    timed = functools.partial(_timed, seconds)
+    with timed("loss"):
+        found["loss"], traced = _head.measure(case)
+    with timed("signal"):
+        found["signal"], found["chain"], gradient = signal(case, traced)
+    with timed("function"):
+        found["function"] = _function.measure(case)
+    with timed("data"):
+        shape = found["function"].shape
+        found["data"] = _described.measure(case, found["loss"].kind, shape[-1] if shape else 0)
+    with timed("optimizer"):
+        found["optimizer"] = _black_box.measure(case, gradient)
+    with timed("kernel"):
+        found["kernel"] = _tangent.measure(case)
+    found["seconds"] = seconds
+    return found

@@ -1,0 +1,108 @@
+"""PREDICTED: what theory says of the network before it is trained. The only module of the audit that imports `theory`.
+
+It takes what a start looks like (variances, widths, the optimizer's response), never how the network then behaved.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from numdl.audit.evidence import Predicted, empty
+from numdl.theory import descent, propagation
+
+SMALLEST = 8  # inputs of a unit below which a mean over them is no law
+
+
+def everything(chain: Any, loss: Any, data: Any, optimizer: Any, rate: float, sharpness: float) -> Predicted:
+    """What theory says, nan where its assumptions do not hold.
+
+    Parameters
+    ----------
+    chain : Chain               weights in the order of the call; None: not known
+    loss, data, optimizer : Loss, Data, Optimizer
+    rate : float                the learning rate; nan: not known
+    sharpness : float           measured, to stand beside the limit
+    Returns
+    -------
+    Predicted
+    """
+    known = _mean_field(chain) | _labels(loss, data)
+    limit = _limit(optimizer, rate)
+    return empty(Predicted, **known, sharpness=sharpness, sharpness_limit=limit)
+
+
+def _mean_field(chain):
+    why = _why_not(chain)
+    if why:
+        return {"applies": False, "why_not": why}
+    f = chain.function
+    lengths, gains, q = [], [], chain.input_square
+    for i, (w, b) in enumerate(zip(chain.weight_variance, chain.bias_variance)):
+        if i:
+            chi = float(w) * float(np.asarray(f.slope_mean_square(np.asarray(q))))
+            gains.append(chi * chain.fan_out[i] / max(chain.fan_in[i], 1.0) if chain.fan_in[i] else chi)
+            q = float(propagation.length_map(q, activation=f, weight_variance=float(w), bias_variance=float(b)))
+        else:
+            q = float(w) * q + float(b)
+        lengths.append(q)
+    with np.errstate(divide="ignore"):
+        logs = np.append(np.cumsum(np.log(gains)[::-1])[::-1], 0.0) if gains else np.zeros(1)
+    inner = slice(1, -1) if len(lengths) > 3 else slice(None)
+    weight, bias = float(np.mean(chain.weight_variance[inner])), float(np.mean(chain.bias_variance[inner]))
+    point = propagation.fixed_point(activation=f, weight_variance=weight, bias_variance=bias)
+    critical = propagation.critical_weight_variance(activation=f, bias_variance=bias)
+    hidden = chain.fan_out[:-1]
+    return {
+        "applies": True,
+        "activation": f.name,
+        "names": chain.names,
+        "state_rms": np.sqrt(lengths),
+        "log_gradient": logs,
+        "chi": float(point.chi_1),
+        "depth_scale": float(point.depth_scale_c),
+        "spread": float(np.sqrt(np.sum(5 / hidden))) if hidden.size else 0.0,
+        "critical_weight_variance": float(critical),
+        "weight_variance": weight,
+        "bias_variance": bias,
+    }
+
+
+def _why_not(chain):
+    """Why the laws of a random chain do not apply; "" if they do."""
+    if chain is None:
+        return "no weights in the order of a call were found"
+    if chain.function is None:
+        return chain.unknown or "the nonlinearity between the layers is not known"
+    broken = [(name, text) for name, texts in zip(chain.names, chain.breaks) for text in texts if text != "pooling"]
+    if broken:
+        return f"before {broken[0][0]}: {broken[0][1]}"
+    if not np.isfinite(chain.weight_variance).all() or not np.isfinite(chain.input_square):
+        return "a weight's variance or the size of the inputs is not known"
+    if len(chain.names) > 1 and np.min(chain.fan_in[1:]) < SMALLEST:
+        return f"a hidden layer has {int(np.min(chain.fan_in[1:]))} units, too few for a law of large numbers"
+    return ""
+
+
+def _labels(loss, data):
+    """Loss of a constant answer, and of outputs that know nothing."""
+    if loss.kind not in ("classes", "binary") or not data.labels:
+        return {}
+    classes = max(2, data.classes if loss.kind == "classes" else 2)
+    known = {"initial": math.log(classes)}
+    if loss.kind == "binary" and 0 < data.common < 1:
+        known["entropy"] = -data.common * math.log(data.common) - (1 - data.common) * math.log(1 - data.common)
+    return known
+
+
+def _limit(optimizer, rate):
+    """Largest stable eigenvalue of the Hessian for a method that is linear in the gradient; nan for others."""
+    linear = (
+        abs(optimizer.degree_up - 1) < 0.05 and abs(optimizer.degree_down - 1) < 0.05 and optimizer.direction > 0.99
+    )
+    if not linear or not rate > 0 or not optimizer.memory > 0:
+        return math.nan
+    momentum = min(max(1 - 1 / optimizer.memory, 0.0), 0.999)
+    if momentum < 0.01:
+        return float(descent.sharpness_limit("gradient_descent", learning_rate=rate))
+    return float(descent.sharpness_limit("polyak", learning_rate=rate, momentum=momentum))
