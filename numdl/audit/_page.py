@@ -4,20 +4,19 @@ Each number is written as `<data value=... data-path=...>`: the path is the fiel
 """
 
 import math
-import re
 from typing import Any
 
 import numpy as np
 
 from numdl import plotting, reporting
 from numdl.audit import _figures, _summary
-from numdl.audit._paths import At, as_json, value_at
-from numdl.audit._words import NOTHING, NOTHING_FOUND, measured, plain, short
+from numdl.audit._cards import card, number, remedy, said, spoken, unknown
+from numdl.audit._paths import At
+from numdl.audit._words import NOTHING, NOTHING_FOUND, plain, short
 
 tag = reporting.tag
 TONES = {"will train": "good", "trains badly": "fair", "will not train": "poor"}
 PARTS = ("facts", "function", "loss", "data", "optimizer", "kernel", "trial", "predicted")
-SEVERITIES = ("certain", "likely", "hint")
 MOST_ROWS = 400  # layers of a table
 MOST_NUMBERS = 200  # of an array
 
@@ -36,7 +35,7 @@ def page(report: Any, proof: Any = None, repair: Any = None) -> str:
     """
     root = _Root(report, proof)
     sections = [
-        reporting.section("What is wrong", *_cards(root)) if report.findings else "",
+        reporting.section("What is wrong", *_cards_of(root)) if report.findings else "",
         reporting.section("What to change", _changes(repair)) if repair is not None and repair.changes else "",
         _proof(root) if proof is not None else "",
         *(_section(root, *part) for part in _figures.SECTIONS),
@@ -57,43 +56,18 @@ class _Root:
         return getattr(self.report, name)
 
 
-def number(root, path, form="number", shown=None):
-    """A number as it is read, with its exact value and its path."""
-    value = value_at(root, path)
-    exact = None if _unknown(value) else as_json(value)
-    return tag("data", short(value, form) if shown is None else shown, value=exact, data_path=path, title=path)
-
-
-def _unknown(value):
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _said(root, parts):
-    return tag("span", *(number(root, p.path, p.form) if isinstance(p, At) else p for p in parts))
-
-
-def _spoken(text):
-    """Text with `code` between backticks, and nothing else changed: layers' names hold underscores."""
-    pieces = re.split(r"`([^`]+)`", plain(text))
-    return tag("span", *(tag("code", piece) if i % 2 else piece for i, piece in enumerate(pieces)))
-
-
 def _verdict(root):
     report = root.report
     words = [
         tag("p", plain(report.verdict), class_="word"),
-        tag("p", _said(root, _summary.facts(report)), class_="facts"),
+        tag("p", said(root, _summary.facts(report)), class_="facts"),
     ]
     words += _cause(report.findings[0]) if report.findings else [tag("p", NOTHING_FOUND)]
     return tag("div", _gauge(root), tag("div", *words), class_=f"verdict {TONES.get(report.verdict, 'fair')}")
 
 
 def _cause(finding):
-    return [tag("p", _spoken(finding.sentence)), _remedy(finding)]
-
-
-def _remedy(finding):
-    return tag("p", tag("strong", "Change: "), _spoken(finding.remedy), class_="remedy") if finding.remedy else ""
+    return [tag("p", spoken(finding.sentence)), remedy(finding)]
 
 
 def _gauge(root):
@@ -112,61 +86,22 @@ def _arc(share, said):
     return tag("svg", tag("path", class_="rest", **arc), filled, viewBox="0 0 120 68", role="img", aria_label=label)
 
 
-def _cards(root):
-    order = _summary.nested(root.report.findings)
-    return [_card(root, count, i, follow) for count, (i, follow) in enumerate(order, 1)]
-
-
-def _card(root, count, i, follow):
-    finding = root.report.findings[i]
-    return tag(
-        "article",
-        tag("h3", f"{count}. ", tag("code", plain(finding.name)), _severity(finding)),
-        tag("p", "at ", tag("code", plain(finding.where)), class_="where") if finding.where else "",
-        tag("p", _spoken(finding.sentence)),
-        _figures_of(root, i),
-        _remedy(finding),
-        _theory_of(finding),
-        _consequences(root, finding, follow),
-        class_=f"finding {finding.severity}" if finding.severity in SEVERITIES else "finding",
-    )
-
-
-def _theory_of(finding):
-    known = [plain(piece).rstrip(".") for piece in (finding.theory, finding.source) if piece]
-    return tag("div", reporting.prose(". ".join(known)), class_="theory") if known else ""
-
-
-def _severity(finding):
-    return tag("span", plain(finding.severity), class_="severity") if finding.severity else ""
-
-
-def _figures_of(root, i):
-    """Measured against threshold and theory, as far as they are known."""
-    finding, at = root.report.findings[i], f"findings[{i}]."
-    names = (("measured", "measured"), ("predicted", "theory expects"), ("threshold", "threshold"))
-    cells = []
-    for field, word in names:
-        if _unknown(getattr(finding, field)):
-            continue
-        shown = measured(finding.measured, finding.uncertainty) if field == "measured" else None
-        cells.append(tag("div", tag("span", word), number(root, at + field, shown=shown)))
-    return tag("div", *cells, class_="figures") if cells else ""
-
-
-def _consequences(root, finding, follow):
-    named = _summary.named_only(finding, root.report.findings)
-    items = [_follower(root, k) for k in follow] + [tag("li", tag("code", plain(name))) for name in named]
-    return tag("div", tag("p", "From this follows:"), tag("ul", *items), class_="follows") if items else ""
-
-
-def _follower(root, k):
-    finding = root.report.findings[k]
-    return tag("li", tag("code", plain(finding.name)), " ", _spoken(finding.sentence), _figures_of(root, k))
+def _cards_of(root):
+    findings = root.report.findings
+    return [
+        card(
+            root,
+            f"{count}. ",
+            f"findings[{i}]",
+            [f"findings[{k}]" for k in follow],
+            _summary.named_only(findings[i], findings),
+        )
+        for count, (i, follow) in enumerate(_summary.nested(findings), 1)
+    ]
 
 
 def _changes(repair):
-    return tag("ol", *(tag("li", _spoken(line)) for line in repair.changes))
+    return tag("ol", *(tag("li", spoken(line)) for line in repair.changes))
 
 
 def _section(root, title, drawings, table):
@@ -201,7 +136,7 @@ def _proof(root):
 
 
 def _lines(root):
-    rows = [(label, _said(root, parts)) for label, parts in _summary.lines(root.report)]
+    rows = [(label, said(root, parts)) for label, parts in _summary.lines(root.report)]
     return reporting.table(("what", "seen"), rows, class_="lines") if rows else tag("p", "Nothing could be measured.")
 
 
@@ -249,7 +184,7 @@ def _value(root, base, name, value):
 
 
 def _array(value):
-    numbers = " ".join("nan" if _unknown(float(entry)) else short(entry) for entry in value.ravel()[:MOST_NUMBERS])
+    numbers = " ".join("nan" if unknown(float(entry)) else short(entry) for entry in value.ravel()[:MOST_NUMBERS])
     more = f" ... {value.size - MOST_NUMBERS} more in the JSON file" if value.size > MOST_NUMBERS else ""
     return tag(
         "span", tag("small", f"[{', '.join(map(str, value.shape))}]"), f" {numbers}{more}" if numbers else NOTHING
