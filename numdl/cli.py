@@ -156,7 +156,12 @@ def _arguments(function):
 
 def _watch(options):
     _endings(options)
-    raise UsageError("there is nothing to watch yet")
+    from numdl.audit import _watched, watching
+
+    events = watching.read(options.folder)
+    print(_watched.text(events))
+    _written(options, lambda path: _watched.save(events, path))
+    return 1 if _watched.sick(events) else 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -123,3 +124,12 @@ def test_argparse_refuses_with_code_2(capsys):
 def test_help_is_quick_to_load():
     code = "import sys; import numdl.cli; assert not {'matplotlib', 'optax', 'numdl.audit'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_watched_folder_is_told_and_its_findings_are_the_exit_code(monkeypatch, tmp_path, capsys):
+    runs = {tmp_path: made.events(), tmp_path / "b": made.events(findings=())}
+    monkeypatch.setitem(sys.modules, "numdl.audit.watching", types.SimpleNamespace(read=runs.__getitem__))
+    monkeypatch.setattr(audit, "watching", sys.modules["numdl.audit.watching"], raising=False)
+    assert cli.main(["watch", str(tmp_path), "--json", str(tmp_path / "r.json")]) == 1
+    assert "rate_too_high" in capsys.readouterr().out and (tmp_path / "r.json").is_file()
+    assert cli.main(["watch", str(tmp_path / "b")]) == 0

@@ -146,3 +146,36 @@ def test_proof_draws_both_and_the_forecast_on_an_apt_axis():
 def test_bad_arguments_are_named(draw, message):
     with pytest.raises((ValueError, TypeError), match=message):
         draw()
+
+
+def test_a_watched_loss_marks_findings_and_what_is_not_finite():
+    loss = made.events().loss.copy()
+    loss[30] = np.nan
+    ax = plotting.watched(made.events(loss=loss))
+    assert list(line(ax, "not finite").get_xdata()) == [30]
+    assert line(ax, "rate_too_high").get_xdata()[0] == 150
+    assert np.array_equal(line(ax, "loss").get_ydata(), loss[np.isfinite(loss)])
+
+
+def test_sharpness_stands_beside_the_limit():
+    ax = plotting.edge(made.events())
+    assert np.array_equal(line(ax, "sharpness").get_ydata(), [5, np.nan, 125, 185], equal_nan=True)
+    assert list(line(ax, "stable up to").get_ydata()) == [150] * 4
+
+
+def test_movements_are_those_of_single_steps():
+    ax = plotting.movement(made.events())
+    assert list(line(ax, "largest").get_xdata()) == [10, 90]
+    assert np.allclose(line(ax, "largest").get_ydata(), 1e-3)
+    assert np.allclose(line(ax, "median").get_ydata(), 5e-4)
+
+
+def test_ageing_is_of_the_worst_layer():
+    assert np.allclose(line(plotting.ageing(made.events()), "units never active").get_ydata(), [0, 0.25, 199 / 400])
+
+
+@pytest.mark.parametrize("draw", [plotting.edge, plotting.movement, plotting.ageing])
+def test_a_run_without_looks_draws_empty_axes_and_no_run_is_refused(draw):
+    assert draw(made.events(looks={})).get_xlabel() == "step"
+    with pytest.raises(TypeError, match="events must be a record with the field looks"):
+        draw(made.kernel())

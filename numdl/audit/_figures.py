@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numdl import plotting
+from numdl import plotting, reporting
 from numdl.audit._paths import At
 from numdl.audit._phase import phase_map
 
@@ -17,6 +17,17 @@ class Drawing(NamedTuple):
     paths: tuple
     make: Callable
     width: float = 4.6
+
+
+def picture(root, draw):
+    """The figure with its caption and its paths; empty where there is nothing to draw."""
+    made = draw.make(root)
+    if made is None:
+        return ""
+    figure = plotting.figure(width=draw.width, height=3.2)
+    made(plotting.tidy(figure.subplots()))
+    caption = reporting.tag("span", draw.caption, reporting.tag("small", " ".join(draw.paths)))
+    return reporting.figure_image(figure, alt=draw.caption, caption=caption)
 
 
 def _some(*arrays):

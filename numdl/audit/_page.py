@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from numdl import plotting, reporting
+from numdl import reporting
 from numdl.audit import _figures, _summary
 from numdl.audit._cards import card, number, remedy, said, spoken, unknown
 from numdl.audit._paths import At
@@ -105,24 +105,14 @@ def _changes(repair):
 
 
 def _section(root, title, drawings, table):
-    pictures = [picture for draw in drawings if (picture := _picture(root, draw))]
+    pictures = [picture for draw in drawings if (picture := _figures.picture(root, draw))]
     folded = table(root.report) if table else None
     rows = _folded_rows(root, *folded) if folded else ""
     return reporting.section(title, tag("div", *pictures, class_="plots"), rows) if pictures else ""
 
 
-def _picture(root, draw):
-    made = draw.make(root)
-    if made is None:
-        return ""
-    figure = plotting.figure(width=draw.width, height=3.2)
-    made(plotting.tidy(figure.subplots()))
-    caption = tag("span", draw.caption, tag("small", *(tag("code", path, " ") for path in draw.paths)))
-    return reporting.figure_image(figure, alt=draw.caption, caption=caption)
-
-
 def _proof(root):
-    proof, drawn = root.proof, _picture(root, _figures.PROOF)
+    proof, drawn = root.proof, _figures.picture(root, _figures.PROOF)
     word = "The repair helped." if proof.helped else "The repair did not help."
     same = (
         "" if proof.same_loss else " The repaired network has another loss: compare the curves' courses, not heights."

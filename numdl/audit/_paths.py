@@ -50,8 +50,8 @@ def as_json(report: Any) -> dict:
 
 
 def _enter(value, name, index):
-    if value is None:
-        return None
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return value
     if index is not None:
         return value[int(index)] if -len(value) <= int(index) < len(value) else math.nan
     if isinstance(value, dict):

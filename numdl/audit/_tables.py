@@ -1,18 +1,16 @@
 """A report as text for a terminal, as a fragment for a notebook, as strict JSON, as a file."""
 
 import json
-import textwrap
 from typing import Any
 
 from numdl import checks, reporting
 from numdl.audit import _summary
 from numdl.audit._paths import as_json, value_at
-from numdl.audit._words import NOTHING, NOTHING_FOUND, measured, plain, short, written
+from numdl.audit._words import NOTHING, NOTHING_FOUND, WIDTH, folded, measured, plain, short, written
 
 __all__ = ["as_json", "notebook", "save", "text"]
 
-WIDTH = 100
-_LABEL = 18
+_LABEL = 20
 _TONES = {"will train": "#1c6b3c", "trains badly": "#8a5a00", "will not train": "#a12b2b"}
 
 
@@ -84,7 +82,7 @@ def _rests_on(report):
 def _head(report):
     return [
         f"{plain(report.verdict).upper()}   probability that it trains {_odds(report)}",
-        *_folded(written(_summary.facts(report), report)),
+        *folded(written(_summary.facts(report), report)),
     ]
 
 
@@ -97,15 +95,19 @@ def _findings(report):
 
 def _block(report, number, i, follow):
     finding = report.findings[i]
-    lines = [f"{number}. {_titled(finding)}", *_folded(plain(finding.sentence), 3), *_figures(finding, 3)]
-    lines += _folded(f"-> {plain(finding.remedy)}", 3, 6) if finding.remedy else []
-    known = ". ".join(plain(t).rstrip(".") for t in (finding.theory, finding.source) if t)
-    lines += _folded(f"theory: {known}", 3, 6) if known else []
-    for k in follow:
-        other = report.findings[k]
-        lines += [f"   follows: {_titled(other)}", *_folded(plain(other.sentence), 6), *_figures(other, 6)]
+    lines = block(finding, f"{number}. ")
+    for other in (report.findings[k] for k in follow):
+        lines += [f"   follows: {_titled(other)}", *folded(plain(other.sentence), 6), *_figures(other, 6)]
     named = _summary.named_only(finding, report.findings)
-    return lines + (_folded(f"follows: {', '.join(map(plain, named))}", 3, 6) if named else [])
+    return lines + (folded(f"follows: {', '.join(map(plain, named))}", 3, 6) if named else [])
+
+
+def block(finding, heading):
+    """The lines of one finding."""
+    lines = [f"{heading}{_titled(finding)}", *folded(plain(finding.sentence), 3), *_figures(finding, 3)]
+    lines += folded(f"-> {plain(finding.remedy)}", 3, 6) if finding.remedy else []
+    known = ". ".join(plain(t).rstrip(".") for t in (finding.theory, finding.source) if t)
+    return lines + (folded(f"theory: {known}", 3, 6) if known else [])
 
 
 def _titled(finding):
@@ -117,31 +119,26 @@ def _titled(finding):
 def _figures(finding, indent):
     names = ("measured", "theory expects", "threshold")
     known = [f"{name} {value}" for name, value in zip(names, numbers_of(finding), strict=True) if value != NOTHING]
-    return _folded(", ".join(known), indent) if known else []
+    return folded(", ".join(known), indent) if known else []
 
 
 def _evidence(report):
-    found = []
-    for label, parts in _summary.lines(report):
-        first, *more = _folded(written(parts, report), width=WIDTH - _LABEL) or [""]
-        found += [f"{label:<{_LABEL}}{first}", *(" " * _LABEL + line for line in more)]
-    return found
+    return [line for label, parts in _summary.lines(report) for line in labelled(label, written(parts, report))]
+
+
+def labelled(label, sentence):
+    """A sentence beside its label, folded."""
+    first, *more = folded(sentence, width=WIDTH - _LABEL) or [""]
+    return [f"{label:<{_LABEL}}{first}", *(" " * _LABEL + line for line in more)]
 
 
 def _unseen(report):
     found = ["Not seen, and what it would have excluded:"] if report.unseen else []
     for view, names in report.unseen:
-        found += _folded(f"{plain(view, 24)}: {', '.join(plain(name, 32) for name in names)}", 2, 4)
+        found += folded(f"{plain(view, 24)}: {', '.join(plain(name, 32) for name in names)}", 2, 4)
     for note in report.evidence.notes:
-        found += _folded(f"note: {plain(note)}", 2, 4)
+        found += folded(f"note: {plain(note)}", 2, 4)
     return found
-
-
-def _folded(sentence, indent=0, hanging=None, width=WIDTH):
-    later = indent if hanging is None else hanging
-    return textwrap.wrap(
-        sentence, width, initial_indent=" " * indent, subsequent_indent=" " * later, break_on_hyphens=False
-    )
 
 
 def _row(report, i):

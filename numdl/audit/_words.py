@@ -2,6 +2,7 @@
 
 import math
 import re
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from numdl.audit._paths import At, value_at
 from numdl.reporting._claims import with_uncertainty
 
+WIDTH = 100  # columns of a terminal
 NOTHING = "not measured"
 NOTHING_FOUND = "Nothing was found that speaks against training."
 
@@ -54,6 +56,14 @@ def sentence(pattern: str, **paths: Any) -> list:
     pieces = re.split(r"\{(\w+)\}", pattern)
     parts = [paths[piece] if i % 2 else piece for i, piece in enumerate(pieces)]
     return [At(part) if i % 2 and isinstance(part, str) else part for i, part in enumerate(parts)]
+
+
+def folded(sentence, indent=0, hanging=None, width=WIDTH):
+    """Lines of at most `width` columns."""
+    later = indent if hanging is None else hanging
+    return textwrap.wrap(
+        sentence, width, initial_indent=" " * indent, subsequent_indent=" " * later, break_on_hyphens=False
+    )
 
 
 def _is_number(value):

@@ -10,15 +10,19 @@ from numdl.plotting._drawing import COLORS, figure, tidy
 from numdl.plotting._networks import gradients, place, states, units
 from numdl.plotting._records import agreement, layers, phase_diagram, prediction_and_measurement, product_norm
 from numdl.plotting._trials import course, forecast, proof, rates, trial
+from numdl.plotting._watched import ageing, edge, movement, watched
 
 __all__ = [
     "COLORS",
+    "ageing",
     "agreement",
     "course",
+    "edge",
     "figure",
     "forecast",
     "gradients",
     "layers",
+    "movement",
     "phase_diagram",
     "place",
     "prediction_and_measurement",
@@ -29,4 +33,5 @@ __all__ = [
     "tidy",
     "trial",
     "units",
+    "watched",
 ]

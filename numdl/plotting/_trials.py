@@ -36,7 +36,7 @@ def trial(record: Any, *, ax: "Axes | None" = None) -> "Axes":
     if np.isfinite(repeated).any():
         shown = np.where(repeated <= most, repeated, np.nan)
         ax.plot(np.arange(shown.size), shown, ":", color="0.35", linewidth=1.6, label="one batch, repeated")
-    _apt(ax, np.where(losses <= most, losses, np.nan))
+    apt(ax, np.where(losses <= most, losses, np.nan))
     return _drawing.finish(ax, "step", "loss")
 
 
@@ -67,7 +67,7 @@ def rates(record: Any, *, predicted: Any = None, ax: "Axes | None" = None) -> "A
     ax.axvline(1.0, color=_drawing.COLORS[1], linewidth=1.6, label="this rate", zorder=1)
     ax.set_xscale("log")
     _stable(ax, limit, factors.min() / 3, factors.max() * 3)
-    _apt(ax, inside)
+    apt(ax, inside)
     return _drawing.finish(ax, "rate / this rate", "loss")
 
 
@@ -96,7 +96,7 @@ def forecast(kernel: Any, *, trial: Any = None, ax: "Axes | None" = None) -> "Ax
         _own(ax, trial, float(kernel.start))
     if steps.size and steps.max() > 100:
         ax.set_xscale("symlog", linthresh=10)
-    _apt(ax, shown)
+    apt(ax, shown)
     return _drawing.finish(ax, "step", "loss")
 
 
@@ -146,7 +146,7 @@ def proof(record: Any, *, ax: "Axes | None" = None) -> "Axes":
     _seeds(ax, repaired, most, _drawing.COLORS[0], "repaired", 2)
     if np.isfinite(line).any():
         _drawing.dashed(ax, steps, np.where(line <= most, line, np.nan), "forecast of the repaired")
-    _apt(ax, np.concatenate([part[part <= most] for part in (sick, repaired)]))
+    apt(ax, np.concatenate([part[part <= most] for part in (sick, repaired)]))
     return _drawing.finish(ax, "step", "loss")
 
 
@@ -208,7 +208,7 @@ def _most(start, losses):
     return 10 * abs(start) if start else np.inf
 
 
-def _apt(ax, values):
+def apt(ax, values):
     """A logarithmic axis where the values are positive and span more than a factor of ten."""
     finite = np.asarray(values)[np.isfinite(values)]
     if finite.size and finite.min() > 0 and finite.max() > 10 * finite.min():

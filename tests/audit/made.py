@@ -1,5 +1,7 @@
 """Reports made by hand: nothing is computed, so that what is shown of them is known."""
 
+import dataclasses
+
 import numpy as np
 
 from numdl.audit import evidence as e
@@ -158,3 +160,26 @@ def proof(steps=200, **known):
         "helped": True,
     }  # fmt: skip
     return e.empty(e.Proof, **base | known)
+
+
+def events(**known):
+    """A watched run whose sharpness passes the limit, as `audit.watching.read` returns it."""
+    steps = np.arange(200)
+    loss = 2.3 * np.exp(-steps / 80.0)
+    loss[150] = 9.0
+    looks = {
+        "sharpness": [
+            {"step": s, "sharpness": None if s == 60 else 5.0 + s, "limit": 150.0} for s in (0, 60, 120, 180)
+        ],
+        "noise": [{"step": 100, "noise_scale": 640.0, "batch": 64}],
+        "change": [
+            {"step": s, "gap": g, "names": ["w", "b"], "ratio": [1e-3, 0.0]} for s, g in ((9, 9), (10, 1), (90, 1))
+        ],
+        "layers": [{"step": s, "dead": [0.0, s / 400], "saturated": [0.0, 0.1], "notes": ()} for s in (0, 100, 199)],
+    }
+    base = {
+        "start": {"method": "adam"}, "loss_steps": steps, "loss": loss, "looks": looks,
+        "findings": ((150, finding("rate_too_high", sentence="the loss jumped to 9")), (180, finding("batch_noise"))),
+        "cost": {"step": 199, "share": 0.034},
+    }  # fmt: skip
+    return dataclasses.make_dataclass("Events", base)(**base | known)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from numdl import audit, reporting
-from numdl.audit import _page, _paths, _summary, _tables
+from numdl.audit import _page, _paths, _summary, _tables, _watched
 from tests.audit import made
 
 
@@ -249,3 +249,46 @@ def test_saved_by_ending_and_whole_or_not_at_all(tmp_path, undrawn, monkeypatch)
 
 def test_the_report_module_is_reached_from_the_face():
     assert audit.report.Report is type(made.report())
+
+
+# ---- a watched run ---------------------------------------------------------------------------------------------------
+
+
+def test_a_watched_run_as_text_says_when_what_was_found():
+    lines = _watched.text(made.events()).split("\n")
+    assert lines[0] == "step 199: loss 2.3 to 0.191, least 0.191"
+    assert lines[2].startswith("step 150: rate_too_high  (likely)")
+    assert any(" ".join(line.split()) == "sharpness 185, stable up to 150" for line in lines)
+    assert all(len(line) <= 100 and line.isprintable() for line in lines)
+
+
+def test_a_watched_run_as_a_page_and_its_numbers(undrawn, tmp_path):
+    events = made.events(findings=((3, made.finding(made.HOSTILE, where=made.HOSTILE)),))
+    page = _watched.page(events)
+    whole = json.loads(_watched.save(events, tmp_path / "r.json").read_text())
+    reader = Reader(page)
+    assert "<script" not in page and len([1 for tag, _ in reader.tags if tag == "img"]) == 4
+    for attributes in (attributes for tag, attributes in reader.tags if tag == "data"):
+        if not attributes["data-path"].endswith(("least", "most")):
+            assert float(attributes["value"]) == pytest.approx(float(of_json(whole, attributes["data-path"])))
+    assert _watched.save(events, tmp_path / "r.html").read_text().startswith("<!doctype html>")
+
+
+def test_only_more_than_a_hint_makes_a_watched_run_sick():
+    assert not _watched.sick(made.events(findings=()))
+    assert not _watched.sick(made.events(findings=((1, made.finding(severity="hint")),)))
+    assert _watched.sick(made.events(findings=((1, made.finding(severity="certain")),)))
+
+
+def test_a_run_that_has_only_begun_is_shown(undrawn):
+    nothing = {
+        "loss_steps": np.zeros(0, int),
+        "loss": np.zeros(0),
+        "findings": (),
+        "looks": {},
+        "cost": {},
+        "start": {},
+    }
+    assert _watched.text(made.events(**nothing)).startswith("no loss was written")
+    reader = Reader(_watched.page(made.events(**nothing)))
+    assert "nothing found" in reader.text and "img" not in [tag for tag, _ in reader.tags]

@@ -111,7 +111,9 @@ TRIAL = RECORD(factors=np.ones(1), losses=np.ones((1, 2, 3)), end=np.ones((1, 2)
 KERNEL = RECORD(forecast=np.ones(3), forecast_steps=np.arange(3), start=1.0)
 PROOF = RECORD(sick=np.ones((1, 3)), repaired=np.ones((1, 3)), forecast=np.ones(2), forecast_steps=np.arange(2))
 DIAGRAM = RECORD(weight_variances=np.ones(2), bias_variances=np.ones(3), chi_1=np.ones((2, 3)))
+EVENTS = RECORD(loss_steps=np.arange(3), loss=np.ones(3), findings=(), looks={})
 DRAWN = {
+    **{name: {"events": kinds.instance(EVENTS), "ax": AXES} for name in ("ageing", "edge", "movement", "watched")},
     "states": {"signal": kinds.instance(LAYERS), "predicted": kinds.free(None), "ax": AXES},
     "gradients": {"signal": kinds.instance(LAYERS), "predicted": kinds.free(None), "ax": AXES},
     "units": {"signal": kinds.instance(LAYERS), "ax": AXES},
