@@ -49,6 +49,8 @@ def test_profiles_mark_what_has_no_height():
     [
         (("layers/0/w", "layers/1/w"), ["0", "1"]),
         (("a/kernel", "b/kernel"), ["a", "b"]),
+        (("h/0/w", "h/1/w[0]", "h/1/w[1]"), ["0", "1[0]", "1[1]"]),
+        (("h/w[0]", "h/w[1]", "out/w"), ["h[0]", "h[1]", "out"]),
         (("only/one",), ["one"]),
         (("w", "w"), ["w", "w"]),
         (("a/w", "a"), ["a/w", "a"]),

@@ -53,7 +53,7 @@ def _profile(draw, field):
 
 def _units(root):
     signal = root.evidence.signal
-    if signal is None or not _some(signal.dead) or np.size(signal.dead) < 2:
+    if signal is None or len(signal.names) < 2 or not any(map(_some, (signal.dead, signal.saturated, signal.cosine))):
         return None
     return lambda ax: plotting.units(signal, ax=ax)
 

@@ -165,6 +165,8 @@ def _course(report):
 def _noise(report):
     if not seen(report, "evidence.trial.noise_scale"):
         return []
+    if report.evidence.trial.noise_scale > 1e9:
+        return ["no batch is large enough: the gradient is all noise (", At("evidence.trial.noise_scale"), " examples)"]
     return ["", At("evidence.trial.noise_scale"), " examples make the gradient's noise as large as the gradient"]
 
 

@@ -1,5 +1,6 @@
 """Layers of an audited network, and its place on the phase diagram: what was measured beside theory."""
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -170,9 +171,11 @@ def _named(ax, names):
 
 
 def _told_apart(names):
-    """Paths without the parts that all of them begin or end with."""
-    parts = ["".join(c if c.isprintable() else "?" for c in name).split("/") for name in names]
+    """Paths without the parts that all begin or end with; the index of a scan's step stays: 'b/0/w[3]' is '0[3]'."""
+    shown = ["".join(c if c.isprintable() else "?" for c in name) for name in names]
+    pieces = [re.fullmatch(r"(.*?)((?:\[\d+\])*)", name, re.DOTALL) for name in shown]
+    parts, steps = [piece[1].split("/") for piece in pieces], [piece[2] for piece in pieces]
     least = min(map(len, parts), default=0) - 1
     first = next((i for i in range(least) if len({p[i] for p in parts}) > 1), max(least, 0))
     last = next((i for i in range(least - first) if len({p[-1 - i] for p in parts}) > 1), max(least - first, 0))
-    return ["/".join(p[first : len(p) - last]) for p in parts]
+    return ["/".join(p[first : len(p) - last]) + step for p, step in zip(parts, steps, strict=True)]
