@@ -13,7 +13,7 @@ from numdl import checks
 
 
 def wide(dtype: Any) -> np.dtype:
-    """The dtype to accumulate in: float32 for half precision, the dtype itself if it has at least that.
+    """The dtype to accumulate in: float32 for half precision, else the dtype as jax has it now.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ def wide(dtype: Any) -> np.dtype:
     ------
     TypeError                   no dtype
     """
-    dtype = checks.known_dtype("dtype", dtype)
+    dtype = jax.dtypes.canonicalize_dtype(checks.known_dtype("dtype", dtype))  # NumPy's float64 without the flag
     narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
     return jnp.dtype(jnp.float32) if narrow else jnp.promote_types(dtype, jnp.float32)
 

@@ -248,7 +248,7 @@ def _kind(leaf):
 
 def _part_that_moves(leaves, kinds, structure):
     parts = {
-        "real": lambda leaf: leaf,
+        "real": checks.kept,
         "complex": lambda leaf: (jnp.real(leaf), jnp.imag(leaf)),
         "kept": lambda _: None,
     }

@@ -92,6 +92,16 @@ def test_float64_is_refused_where_jax_would_make_it_float32():
         assert checks.dtype("dtype", float) == np.float64
 
 
+@pytest.mark.parametrize("x64", [False, True])
+def test_numpys_floats_come_in_the_dtype_that_jax_keeps_of_theirs(x64):
+    with jax.enable_x64(x64):
+        for dtype in (np.float16, np.float32, np.float64):
+            assert checks.floating("x", np.ones(3, dtype)).dtype == jnp.asarray(np.ones(3, dtype)).dtype
+        assert checks.kept(np.complex128(1j)).dtype == (np.complex128 if x64 else np.complex64)
+        assert checks.kept(np.int64(3)).dtype == np.int64 and checks.kept(None) is None
+        assert checks.kept(np.full(1, 1e300))[0] == (1e300 if x64 else np.inf)
+
+
 @pytest.mark.parametrize(
     "call, kind",
     [

@@ -4,7 +4,7 @@ They look at Python and array values only, never at tracers: inside `jit` a valu
 dtype is known and is checked. Use what a check returns: integers are ints there, arrays in native order.
 """
 
-from numdl.checks._arrays import array, dtype, floating, is_key, key, known_dtype, native, shape
+from numdl.checks._arrays import array, dtype, floating, is_key, kept, key, known_dtype, native, shape
 from numdl.checks._functions import accepts, as_pytree, function, one_real_number, returning
 from numdl.checks._numbers import concrete, finite, positive, sequence, variance, whole, wholes
 from numdl.checks._objects import flag, instance, one_of, path
@@ -29,6 +29,7 @@ __all__ = [
     "function",
     "instance",
     "is_key",
+    "kept",
     "key",
     "known_dtype",
     "leaf",

@@ -125,7 +125,22 @@ def floating(name: str, value: Any, *, ndim: int | None = None, least_ndim: int 
         raise BadType(
             f"{name} must be an array of floating-point numbers; got dtype {dtype}, shape {tuple(value.shape)}{hint}"
         )
-    return array(name, value, kind="floating", ndim=ndim, least_ndim=least_ndim)
+    return kept(array(name, value, kind="floating", ndim=ndim, least_ndim=least_ndim))
+
+
+def kept(value: Any) -> Any:
+    """The value; NumPy's floats and complex numbers in the dtype that jax keeps of theirs: 64 bits only with the flag.
+
+    Whoever asks jax for zeros of an argument's dtype would hear a warning that float64 is not to be had.
+
+    Parameters
+    ----------
+    value : any                 what a check returned
+    """
+    if not isinstance(value, np.ndarray | np.generic) or not jax.dtypes.issubdtype(value.dtype, np.inexact):
+        return value
+    with np.errstate(over="ignore"):  # inf, as jax has it
+        return value.astype(jax.dtypes.canonicalize_dtype(value.dtype), copy=False)
 
 
 def dtype(name: str, value: Any) -> np.dtype:

@@ -104,7 +104,9 @@ def layout(name, like):
                 f"{name} must hold real floating-point arrays only; {name}{place} is {dtype or repr(leaf)}; got it"
             )
     return Layout(
-        structure, tuple(tuple(leaf.shape) for leaf in leaves), tuple(np.dtype(leaf.dtype) for leaf in leaves)
+        structure,
+        tuple(tuple(leaf.shape) for leaf in leaves),
+        tuple(jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in leaves),
     )
 
 

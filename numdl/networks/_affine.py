@@ -82,7 +82,7 @@ def asked_dtype(dtype):
 def dtype_at_init(key, x, dtype=None, *, ndim=None):
     """The dtype of the parameters, x's unless another was asked for; key and x are checked."""
     checks.key("key", key)
-    checks.floating("x", x, ndim=ndim)
+    x = checks.floating("x", x, ndim=ndim)
     return dtype or initializers.float_dtype("x's dtype", x.dtype)
 
 

@@ -251,7 +251,7 @@ def _network(head):
 
 def _init(head, key, x):
     cell_key, last_key = jax.random.split(checks.key("key", key))
-    _check_input(head, x)
+    x = _check_input(head, x)
     dtype = initializers.float_dtype("x's dtype", x.dtype)
     width = head.cell.hidden(head.cell.start(1, dtype)).shape[-1]
     readout = {
@@ -310,9 +310,10 @@ def _readout(head, params, y):
 
 def _check_input(head, x, cell_params=None):
     alone = head.kind == "one_to_many"
-    checks.floating("x", x, ndim=2 if alone else 3)
+    x = checks.floating("x", x, ndim=2 if alone else 3)
     if cell_params is not None:
         features = cell_params["input"].shape[-2]
         checks.shape("x", x, (None, features) if alone else (None, None, features))
     if head.feedback and x.shape[-1] != head.outputs:
         raise ValueError(f"outputs must be x's {x.shape[-1]} features where outputs are fed back; got {head.outputs}")
+    return x

@@ -159,7 +159,7 @@ CALLS = {
     "optimize.second_order.lbfgs": MINIMIZED,
     "optimize.slimtik.start": {"width": kinds.count(4), "batch": kinds.count(3), "memory": kinds.count(2, least=0)},
     "optimize.slimtik.update": {
-        "state": kinds.instance(slimtik.start(width=4, outputs=2, batch=3, memory=2, dtype=np.dtype("float64"))),
+        "state": kinds.instance(slimtik.start(width=4, outputs=2, batch=3, memory=2)),
         "features": kinds.finite(o.X),
         "targets": kinds.finite(o.TARGETS),
         "damping": kinds.number(0.1),
