@@ -69,7 +69,7 @@ def test_steps_that_are_too_large_are_told(key):
     net, params, x = smooth_network(key, 2, scale=4.0)
     found = measured.study(refiner(net, params), x, factors=(1, 2, 4, 8, 16, 32, 64), solvers=(EULER, RK4))
     assert verdicts.refinement(found).startswith("Only in the limit")
-    assert found.distance[0, 0] > measured.LIMIT
+    assert found.distance[0, 0] > verdicts.LIMIT
     assert np.isnan(found.accuracy).all()
 
 
