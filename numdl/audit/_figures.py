@@ -1,5 +1,6 @@
 """Which figures a report has: what each shows, the paths of its data, and whether there is anything to draw."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -35,10 +36,19 @@ def _some(*arrays):
 
 
 def _theory(root):
-    """What theory predicted, where it applies to these layers; else None."""
+    """What theory predicted, where it applies, in the order of the layers: nan for one that it passes over."""
     predicted, signal = root.evidence.predicted, root.evidence.signal
-    fits = np.shape(predicted.state_rms) == np.shape(predicted.log_gradient) == np.shape(signal.state_rms)
-    return predicted if predicted.applies and fits else None
+    place = {name: i for i, name in enumerate(signal.names)}
+    known = [(place[name], r) for r, name in enumerate(predicted.names) if name in place]
+    if not (predicted.applies and known and np.size(signal.gradient_rms)):
+        return None
+    at, of = (np.array(each) for each in zip(*known, strict=True))
+    states, gradients = np.full((2, len(signal.names)), np.nan)
+    states[at] = predicted.state_rms[of]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        last = 2 * np.log(signal.gradient_rms[at[-1]] / signal.gradient_rms[-1])
+    gradients[at] = predicted.log_gradient[of] + last
+    return dataclasses.replace(predicted, state_rms=states, log_gradient=gradients)
 
 
 def _profile(draw, field):

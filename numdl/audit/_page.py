@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from numdl import reporting
+from numdl.activations import Activation
 from numdl.audit import _figures, _summary
 from numdl.audit._cards import card, number, remedy, said, spoken, unknown
 from numdl.audit._paths import At
@@ -16,7 +17,7 @@ from numdl.audit._words import NOTHING, NOTHING_FOUND, plain, short
 
 tag = reporting.tag
 TONES = {"will train": "good", "trains badly": "fair", "will not train": "poor"}
-PARTS = ("facts", "function", "loss", "data", "optimizer", "kernel", "trial", "predicted")
+PARTS = ("facts", "chain", "function", "loss", "data", "optimizer", "kernel", "trial", "predicted")
 MOST_ROWS = 400  # layers of a table
 MOST_NUMBERS = 200  # of an array
 
@@ -148,7 +149,7 @@ def _folded_rows(root, summary, header, rows):
 def _numbers(root):
     intro = "A path names a field of the report and of its JSON file; `.mean` is over what it holds."
     whole = {name: getattr(root.report.evidence, name) for name in PARTS}
-    found = [_fields(root, name, f"evidence.{name}", record) for name, record in whole.items()]
+    found = [_fields(root, name, f"evidence.{name}", record) for name, record in whole.items() if record is not None]
     found.append(_fields(root, "features of the probability", "features", root.report.features))
     found.append(_fields(root, "seconds", "evidence.seconds", root.report.evidence.seconds))
     found.append(_fields(root, "proof", "proof", root.proof) if root.proof is not None else "")
@@ -170,6 +171,8 @@ def _value(root, base, name, value):
         return _array(value)
     if isinstance(value, tuple | str):
         return plain(", ".join(map(str, value)) if isinstance(value, tuple) else value, 400)
+    if isinstance(value, Activation):
+        return value.name
     return number(root, f"{base}.{name}") if str(name).isidentifier() else short(value)
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from numdl import checks
+from numdl import activations, checks
 
 _STEP = re.compile(r"\.?([A-Za-z_]\w*)|\[(-?\d+)\]")
 _OVER = {"mean": np.mean, "least": np.min, "most": np.max, "last": None}  # of an array's finite numbers
@@ -69,6 +69,8 @@ def _over(numbers, name):
 
 
 def _plain(value):
+    if isinstance(value, activations.Activation):
+        return value.name
     if dataclasses.is_dataclass(value):
         fields = (field.name for field in dataclasses.fields(value))
         return {name: _plain(getattr(value, name)) for name in fields if name != "case"}

@@ -43,7 +43,8 @@ def predicted(layers=12, gain=0.3, **known):
     """What theory says of `signal`."""
     depth = np.arange(layers, dtype=float)
     base = {
-        "applies": True, "activation": "relu", "state_rms": gain**depth, "log_gradient": 2 * np.log(gain) * depth[::-1],
+        "applies": True, "activation": "relu", "names": tuple(f"layers/{i}/w" for i in range(layers)),
+        "state_rms": gain**depth, "log_gradient": 2 * np.log(gain) * depth[::-1],
         "chi": gain**2, "depth_scale": 0.4, "spread": 0.6, "critical_weight_variance": 2.0,
         "weight_variance": 2 * gain**2, "bias_variance": 0.0, "sharpness": 12.0, "sharpness_limit": 2000.0,
         "entropy": 2.3, "initial": 2.303,
@@ -77,7 +78,7 @@ def evidence(**known):
     """Evidence of a 12-layer network whose weights are too small."""
     base = {
         "facts": e.empty(e.Facts, examples=128, parameters=54210, rate=1e-3, steps=1000, optimizer="adam"),
-        "signal": signal(), "function": e.empty(e.Function, shape=(128, 10), rms=1e-6, spread=1e-4),
+        "signal": signal(), "chain": None, "function": e.empty(e.Function, shape=(128, 10), rms=1e-6, spread=1e-4),
         "loss": e.empty(e.Loss, kind="classes", value=2.3026, floor=0.0, floor_head=0.0, finite_value=True),
         "data": e.empty(e.Data, examples=1797, kind="float", rms=1.0, spread=1.0),
         "optimizer": e.empty(
@@ -117,7 +118,7 @@ def lost():
     bad = signal(layers, **{name: np.full(layers, np.nan) for name in (
         "state_rms", "state_max", "gradient_rms", "saturated", "dead", "rank", "cosine", "fan_in", "weight_variance",
     )}, first_nonfinite=0)  # fmt: skip
-    seen = e.Evidence(**nothing, signal=bad, seconds={}, notes=("the loss is nan: no trial was run",))
+    seen = e.Evidence(**nothing, signal=bad, chain=None, seconds={}, notes=("the loss is nan: no trial was run",))
     numbers = dict.fromkeys(("measured", "uncertainty", "predicted", "threshold"), np.nan)
     return report(probability=np.nan, findings=(finding("not_finite", **numbers),), evidence=seen, features={})
 
@@ -126,7 +127,7 @@ def unseen_at_all():
     """No signal, no number, no text."""
     nothing = {name: e.empty(getattr(e, name.capitalize())) for name in (
         "facts", "function", "loss", "data", "optimizer", "kernel", "trial", "predicted")}  # fmt: skip
-    blank = e.Evidence(**nothing, signal=None, seconds={}, notes=())
+    blank = e.Evidence(**nothing, signal=None, chain=None, seconds={}, notes=())
     return report(findings=(e.empty(e.Finding),), evidence=blank, features={}, unseen=())
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from numdl import audit, reporting
-from numdl.audit import _page, _paths, _summary, _tables, _watched
+from numdl.audit import _figures, _page, _paths, _summary, _tables, _watched
 from tests.audit import made
 
 
@@ -292,3 +292,15 @@ def test_a_run_that_has_only_begun_is_shown(undrawn):
     assert _watched.text(made.events(**nothing)).startswith("no loss was written")
     reader = Reader(_watched.page(made.events(**nothing)))
     assert "nothing found" in reader.text and "img" not in [tag for tag, _ in reader.tags]
+
+
+def test_theory_is_drawn_at_the_layers_that_it_speaks_of():
+    signal = made.signal(5)
+    told = made.predicted(3, names=("layers/1/w", "elsewhere", "layers/3/w"), log_gradient=np.array([-4.0, -2.0, 0.0]))
+    drawn = _figures._theory(made.report(evidence=made.evidence(signal=signal, predicted=told)))
+    assert np.array_equal(drawn.state_rms, [np.nan, 1, np.nan, 0.09, np.nan], equal_nan=True)
+    rms = signal.gradient_rms[-1] * np.exp(drawn.log_gradient / 2)
+    assert np.allclose(rms[[1, 3]], signal.gradient_rms[3] * np.exp([-2, 0]))
+    assert (
+        _figures._theory(made.report(evidence=made.evidence(predicted=made.predicted(names=("other",) * 12)))) is None
+    )
