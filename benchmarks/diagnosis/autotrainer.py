@@ -12,7 +12,7 @@ from benchmarks.diagnosis.random_configurations import RATES, repr_of
 from benchmarks.diagnosis.recipes import Recipe
 from benchmarks.diagnosis.setting import FITTING, REPORTING, Case
 
-COUNT = 48
+COUNT = 40
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "selu", "elu", "softsign")
 LAWS = (("glorot", 1.0), ("he", 1.0), ("lecun", 1.0), ("orthogonal", 1.0), ("normal", 0.05), ("normal", 1.0),
         ("zero", 0.0), ("constant", 1.0), ("uniform", 1.0))  # fmt: skip

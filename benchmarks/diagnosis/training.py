@@ -37,14 +37,22 @@ def train(settings, twins=(), rates=()):
 
     def lane(pace, mine, *arguments):
         if not twins:
-            return run(first.optimizer, *arguments)
-        return run(either(mine, first.make_optimizer(pace), other.make_optimizer(pace)), *arguments)
+            return run(_at(first, pace), *arguments)
+        return run(either(mine, _at(first, pace), _at(other, pace)), *arguments)
 
     begin = time.perf_counter()
     program = jax.jit(jax.vmap(lane, in_axes=(0,) * 5 + (None,) * 4))
     out = program(paces, sick, stacked(everyone), np.arange(len(everyone)), rows, *first.data, *first.held_out)
     scores, losses = (np.asarray(leaf, np.float64) for leaf in out)
     return scores, losses, time.perf_counter() - begin
+
+
+def _at(setting, pace):
+    """The optimiser at a traced rate, so that settings which differ in numbers only share one compiled program."""
+    try:
+        return setting.make_optimizer(pace)
+    except jax.errors.ConcretizationTypeError:  # a schedule that looks at its first value
+        return setting.optimizer
 
 
 def either(flag, one, two):
