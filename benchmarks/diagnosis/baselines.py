@@ -2,7 +2,7 @@
 
     gradient ratio   AutoTrainer's vanishing (first/last kernel gradient < 1e-3 and first < 1e-4), exploding (> 70) and
                      dying ReLU (zero share >= 0.7) at step 0
-    initial loss     TheDeepChecker: distance to what an uninformed network has, log(classes) or the targets' second moment
+    initial loss     TheDeepChecker: distance to an uninformed network's, log(classes) or the targets' second moment
     overfit          TheDeepChecker: loss left after training on one repeated batch
     umlaut           UMLAUT: inputs outside [-1, 1], rate above 0.01 or below 1e-7
     rate finder      decades between the rate in use and the one that a sweep from 1e-6 to 10 proposes
@@ -108,7 +108,7 @@ def umlaut(setting):
 
 
 def _trained(setting):
-    """One program, two runs side by side: 100 steps on one batch at the rate in use, and a sweep of rates on all data."""
+    """One program, two runs side by side: 100 steps on one batch at the rate in use, a sweep of rates on all data."""
     count, size = len(setting.data[0]), setting.batch_size
     rows = np.random.default_rng(5).integers(0, count, (len(SWEEP), size))
     rows = np.stack([np.broadcast_to(np.arange(min(size, count)), rows.shape), rows])

@@ -4,8 +4,8 @@
 
     P(will train) = 1 / (1 + exp(-(intercept + sum of coefficient * feature)))
 
-The results are those of `python -m benchmarks diagnosis --split fitting`. The least squares penalty (on the coefficients of
-features of deviation one) is chosen by ten-fold cross-validation of the log-likelihood. "trains badly" counts one half.
+The results are those of `python -m benchmarks diagnosis --split fitting`. The penalty, on the squared coefficients of
+features of deviation one, is chosen by ten-fold cross-validation of the log-likelihood. "trains badly" counts one half.
 Written as {"intercept": number, "coefficients": {feature: number}}.
 """
 

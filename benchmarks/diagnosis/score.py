@@ -1,7 +1,7 @@
 """How good a diagnosis is, against the measured truth: rows in, numbers and a table out.
 
-A row is what one case gave: {"name", "verdict", "probability", "findings": [[name, severity], ...], "seconds", "features"}
-or {"name", "crash": text}; with repairs also {"repair": {"progress": [...]}}.
+A row is what one case gave: {"name", "verdict", "probability", "findings": [[name, severity], ...], "seconds",
+"features"} or {"name", "crash": text}; with repairs also {"repair": {"progress": [...]}}.
 
     auc            of 1 - probability, "will not train" against "will train"; all: also "trains badly", as sick
     detection      share of "will not train" that was not called "will train"
