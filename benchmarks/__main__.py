@@ -1,7 +1,7 @@
 """Timings of numdl beside its peers, in one process: python -m benchmarks [NAME ...]; without a name all of them.
 
-Ratios count, not seconds: each benchmark runs both sides in turn within every round. One is no timing, takes options and
-judges the audit on hundreds of networks: python -m benchmarks diagnosis [OPTION ...]; see benchmarks/diagnosis.
+Ratios count, not seconds: each benchmark runs both sides in turn within every round. One is no timing, takes options
+and judges the audit on hundreds of networks: python -m benchmarks diagnosis [OPTION ...]; see benchmarks/diagnosis.
 """
 
 import pathlib
