@@ -1,5 +1,5 @@
 # Needs make and Python 3.11 or newer; every target sets up what it needs in a virtual environment of its own.
-#   make demo                     the first three questions, and one page that answers them
+#   make demo                     three questions answered, and a network that does not train examined and cured
 #   make test                     the suite, in float64 and (its core) in jax's default precision
 #   make test-all                 with the tests that take minutes, every file in both precisions
 #   make test PYTHON=python3.13   the same on another Python, with the newest jax that it gets

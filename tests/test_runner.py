@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -502,7 +503,27 @@ def test_every_run_has_a_page_that_asks_for_nothing(dice):
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_demo_writes_one_page_that_asks_for_nothing_else(dice, capsys, tmp_path):
+@pytest.fixture
+def healed(monkeypatch):
+    """The demo without its audit, which takes longer than all else here."""
+    monkeypatch.setattr(demo, "audited", lambda options: ("audit.html", True))
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_a_sick_network_and_its_cure(capsys, tmp_path):
+    page, helped = demo.audited(types.SimpleNamespace(tiny=True, results=tmp_path))
+    said = capsys.readouterr().out
+    assert helped and page == tmp_path / "demo" / "audit.html"
+    assert "signal_vanishes" in said and "The cure:" in said and "Both trained for 60 steps" in said
+    assert "The repair helped." in page.read_text()
+
+
+def test_the_demo_fails_if_the_cure_does_not_help(dice, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(demo, "audited", lambda options: ("audit.html", False))
+    assert demo.main(["--tiny"]) == 1
+
+
+def test_demo_writes_one_page_that_asks_for_nothing_else(dice, healed, capsys, tmp_path):
     code = demo.main(["--tiny", "--results", str(tmp_path / "out")])
     said = capsys.readouterr()
     page = (tmp_path / "out" / "demo" / "report.html").read_text()
@@ -517,7 +538,7 @@ def test_demo_writes_one_page_that_asks_for_nothing_else(dice, capsys, tmp_path)
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_demo_fails_if_a_claim_fails(dice, capsys, tmp_path):
+def test_demo_fails_if_a_claim_fails(dice, healed, capsys, tmp_path):
     (dice / "a3_dice.py").write_text(EXPERIMENT.replace("expected: float = 3.5", "expected: float = 9.5"))
     assert demo.main(["--tiny"]) == 1
     page = (tmp_path / "results" / "demo" / "report.html").read_text()

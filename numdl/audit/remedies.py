@@ -97,7 +97,7 @@ class _Work:
             ("params", "optimizer", "input_shift", "input_scale", "target_shift", "target_scale", "apply", "loss")
         )
 
-    def put(self, name, **changes):
+    def put(self, name, /, **changes):
         self.case = dataclasses.replace(self.case, **changes)
         self.changed = True
         self.done.add(name)
