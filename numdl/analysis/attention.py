@@ -1,4 +1,4 @@
-"""MEASURED: rank collapse of token matrices, layer by layer, in logarithms, with the rounding floor beside it.
+"""MEASURED: rank collapse of token matrices in logarithms, beside the rounding floor; logits and entropy of attention.
 
 The residual of tokens X [tokens, d] is what is left when the best matrix with equal rows is taken away; in the
 Frobenius norm that is the token mean:  res(X) = X - 1 mean(X)'.
@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, PyTree
 
-from numdl import checks
+from numdl import checks, tracing
+from numdl.analysis import _softmax
 from numdl.networks import core
-from numdl.records import record
+from numdl.records import record, static
+from numdl.typing import Apply
 
 
 @record
@@ -24,6 +26,16 @@ class RankCollapse:
     log_diameter: jax.Array  # [L + 1, N]: ln max_ij |x_i - x_j|; nan where not resolved
     log_floor: jax.Array  # [L + 1, N]: ln of the relative residual that rounding alone may leave; -inf if exact
     resolved: jax.Array  # [L + 1, N] bool: the residual is above the floor; otherwise it is at most the floor
+
+
+@record
+class AttentionLogits:
+    """What enters the softmax of each attention, masked and scaled; a scanned one has an entry per step, 'path[i]'."""
+
+    names: tuple = static()  # of the scores' layers, as `layers.probe` calls them
+    logit_max: jax.Array  # [A] max |logit| of what no mask closes; nan where one is nan or +inf
+    entropy: jax.Array  # [A] mean over rows of H / ln(open keys): 1 uniform, 0 one key; nan without rows of two
+    shut: jax.Array  # [A] share of rows in which a mask leaves no key
 
 
 def rank_collapse(
@@ -62,6 +74,38 @@ def rank_collapse(
     tokens = jnp.concatenate([x[None].astype(states[0].dtype), *states])
     rounding = float(jnp.finfo(tokens.dtype).eps) if rounding is None else rounding
     return _measure(tokens, rounding * _operations(*x.shape[1:]))
+
+
+def logits(apply: Apply, params: PyTree, x: PyTree, *, examples: PyTree = None) -> AttentionLogits:
+    """MEASURED size of attention's logits and entropy of its softmax, in any JAX function; traceable: jit it.
+
+        entropy = mean over rows of  -sum_j p_j ln p_j / ln(open keys),    p = softmax(logits)
+
+    A softmax is found from its score (a contraction of data with data) past scales, masks and soft caps. Logits below
+    -5000 are closed: a mask's. Fused kernels are not entered.
+
+    Parameters
+    ----------
+    apply : function            apply(params, x) -> outputs, pure
+    params, x : pytree          where; arrays [N, ...]
+    examples : names or pytree  which leaves of x have the examples, and where: `tracing.example_axes`
+    Returns
+    -------
+    AttentionLogits             logit_max, entropy, shut [A]; A = 0 where there is no attention
+    Raises
+    ------
+    ValueError, TypeError       apply is not a function of two arguments, a leaf that is not an array
+    Source: Zhai et al. 2023, arXiv:2303.06296, for the entropy; Dehghani et al. 2023, arXiv:2302.05442, for the logits.
+    """
+    traced, axes = _softmax.placed(tracing.trace(apply, params, x, examples=examples))
+    watch = lambda layer, value: _softmax.sizes(value, axes[layer.name])  # noqa: E731
+    _, found = traced.run(params, x, visit=lambda layer, state, given: (state, None), watch=watch)
+    entries = [(name, index, steps) for name, index, steps in traced.entries if traced.layers[index].name in axes]
+
+    def column(field):
+        return jnp.stack([found[index][2][field][steps] for _, index, steps in entries]) if entries else jnp.zeros(0)
+
+    return AttentionLogits(tuple(name for name, _, _ in entries), *map(column, ("logit_max", "entropy", "shut")))
 
 
 def rank_collapse_of(split: Any) -> RankCollapse:

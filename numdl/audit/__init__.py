@@ -8,4 +8,6 @@ optimizer `examine` says whether they will train, what is wrong, how we know, an
 
 from numdl.lazy import submodules as _submodules
 
-__getattr__, __dir__ = _submodules(__name__, __path__, {"examine": "_examining"})
+__getattr__, __dir__ = _submodules(
+    __name__, __path__, {"examine": "_examining", "watch": "watching", "instruments": "watching"}
+)

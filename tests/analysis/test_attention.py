@@ -151,3 +151,91 @@ def test_bad_input_is_named(key):
     flat = core.Network(net.init, lambda params, x, probes=None: (jnp.mean(x, axis=1)[None],), net.readout)
     with pytest.raises(ValueError, match=r"network must have states of x's shape \(1, 3, 4\); got \[\(1, 4\)\]"):
         measured.rank_collapse(flat, params, x)
+
+
+# ---- logits and entropy, against NumPy -------------------------------------------------------------------------------
+
+
+def softmax_of(scores, mask):
+    """(entropy over ln(open keys), mean over rows of two and more; largest |logit|; share of rows without a key)."""
+    entropies, mask = [], np.broadcast_to(mask, scores.shape)
+    for row, opened in zip(scores.reshape(-1, scores.shape[-1]), mask.reshape(-1, scores.shape[-1])):
+        kept = row[opened].astype(float)
+        if len(kept) > 1:
+            p = np.exp(kept - kept.max()) / np.exp(kept - kept.max()).sum()
+            entropies.append(-(p * np.log(np.maximum(p, 1e-300))).sum() / np.log(len(kept)))
+    shut = np.mean(~mask.any(axis=-1))
+    return np.mean(entropies), np.abs(np.where(mask, scores, 0)).max(), shut
+
+
+def jax_nn(scores, mask):
+    return jax.nn.softmax(jnp.where(mask, scores, -jnp.inf))
+
+
+def additive(scores, mask):
+    return jax.nn.softmax(scores + jnp.where(mask, 0.0, -1e9).astype(scores.dtype))
+
+
+def by_hand(scores, mask):
+    scores = jnp.where(mask, scores, -1e4)
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+CAUSAL = np.tril(np.ones((5, 5), bool))[None]
+ROWS = np.ones((5, 5), bool) & np.array([True, False, True, True, True])[:, None]
+CASES = [
+    (jax_nn, np.ones((1, 5, 5), bool)),
+    (jax_nn, CAUSAL),
+    (additive, CAUSAL),
+    (by_hand, CAUSAL),
+    (by_hand, ROWS[None]),
+]
+
+
+@pytest.mark.parametrize("softmax, mask", CASES)
+def test_logits_and_entropy_are_those_of_numpy(softmax, mask):
+    q, x = np.asarray(jax.random.normal(jax.random.key(0), (3, 3))), np.asarray(tokens((2, 5, 3)))
+
+    def apply(params, x):
+        q = x @ params["q"]
+        scores = 3 * jnp.einsum("nqd,nkd->nqk", q, x)
+        return (softmax(scores, mask) @ x).sum(axis=1)
+
+    found = measured.logits(apply, {"q": q}, x)
+    expected = softmax_of(3 * np.einsum("nqd,nkd->nqk", x @ q, x), np.broadcast_to(mask, (2, 5, 5)))
+    assert found.names == ("attention/0",)
+    np.testing.assert_allclose([found.entropy[0], found.logit_max[0], found.shut[0]], expected, rtol=1e-5)
+
+
+def test_a_scanned_attention_has_an_entry_per_step_and_jit_knows_it():
+    q, x = jax.random.normal(jax.random.key(0), (2, 3, 3)), tokens((2, 5, 3))
+
+    def layer(x, q):
+        scores = jnp.einsum("nqd,nkd->nqk", x @ q, x)
+        return jnp.einsum("nqk,nkd->nqd", jax.nn.softmax(scores, axis=1), x), scores
+
+    found = jax.jit(lambda q, x: measured.logits(lambda q, x: jax.lax.scan(layer, x, q)[0], q, x))(q, x)
+    assert found.names == ("attention/0[0]", "attention/0[1]")
+    state = x
+    for step in range(2):
+        after, scores = layer(state, q[step])
+        flat = np.moveaxis(np.asarray(scores), 1, -1)  # this softmax runs over queries
+        expected = softmax_of(flat, np.ones(flat.shape, bool))
+        np.testing.assert_allclose([found.entropy[step], found.logit_max[step]], expected[:2], rtol=1e-5)
+        state = after
+
+
+def test_what_has_no_softmax_has_no_logits():
+    x = tokens((2, 5, 3))
+    linear = measured.logits(lambda q, x: jnp.einsum("nqd,nkd->nqk", x @ q, x), jnp.eye(3), x)
+    assert linear.names == ()
+    assert linear.entropy.shape == (0,)
+    head = measured.logits(lambda w, x: jax.nn.softmax(x @ w), jnp.eye(3), x)
+    assert head.names == ()
+
+
+def test_a_logit_that_is_not_finite_is_said():
+    x = tokens((2, 5, 3)).at[0, 0, 0].set(jnp.nan)
+    found = measured.logits(lambda q, x: jax.nn.softmax(jnp.einsum("nqd,nkd->nqk", x @ q, x)), jnp.eye(3), x)
+    assert np.isnan(found.entropy[0]) and np.isnan(found.logit_max[0])

@@ -59,6 +59,7 @@ CALLS = {
         "params": kinds.like(o.built("tokens")[1]),
         "x": kinds.floating(o.TOKENS),
     },
+    "analysis.attention.logits": {**LIFTED, "apply": kinds.function(o.apply)},
     "analysis.attention.rank_collapse_of": {"split": kinds.Argument(SPLIT, (None, 3, "text", {}))},
     "analysis.curvature.blocks": {"operator": kinds.instance(OPERATOR), "by": kinds.name("layer")},
     "analysis.curvature.restrict": {
