@@ -97,6 +97,9 @@ def logits(apply: Apply, params: PyTree, x: PyTree, *, examples: PyTree = None) 
     ValueError, TypeError       apply is not a function of two arguments, a leaf that is not an array
     Source: Zhai et al. 2023, arXiv:2303.06296, for the entropy; Dehghani et al. 2023, arXiv:2302.05442, for the logits.
     """
+    checks.accepts("apply", apply, 2, "apply(params, x)")
+    params, x = checks.leaves("params", params, empty=True), checks.leaves("x", x)
+    tracing.example_axes(x, examples)
     traced, axes = _softmax.placed(tracing.trace(apply, params, x, examples=examples))
     watch = lambda layer, value: _softmax.sizes(value, axes[layer.name])  # noqa: E731
     _, found = traced.run(params, x, visit=lambda layer, state, given: (state, None), watch=watch)
