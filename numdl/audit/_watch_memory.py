@@ -35,6 +35,7 @@ class Memory:
         """Go on from the events of a run's file; what was not written yet stays so."""
         losses = [pair for e in events if e["kind"] == "loss" for pair in zip(e["steps"], e["values"])]
         self.losses, new = Losses(), self.losses
+        new.drain(wait=True)  # one may still be computed
         for step, loss in losses[:5] + losses[5:][-LAST:]:
             self.losses.take(step, math.nan if loss is None else loss)
         self.losses.unsaved.clear()

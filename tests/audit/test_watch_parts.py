@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from numdl.audit import _watch_history, _watch_log, _watch_pace, _watch_predict
+from numdl.audit import _watch_history, _watch_log, _watch_memory, _watch_pace, _watch_predict
 
 # ---- losses --------------------------------------------------------------------------------------------------------
 
@@ -81,6 +81,23 @@ def test_a_loss_that_is_not_there_yet_is_not_waited_for():
     later.ready = True
     losses.drain()
     assert losses.unsaved == [(0, 7.0), (1, 1.0)]
+
+
+def test_a_resumed_run_loses_no_loss_that_was_not_there_yet():
+    class Later:
+        def is_ready(self):
+            return False
+
+        def __float__(self):
+            return 7.0
+
+    memory = _watch_memory.Memory()
+    memory.losses.add(3, Later())
+    memory.losses.drain()
+    memory.restore([{"kind": "loss", "step": 0, "steps": [0, 1, 2], "values": [1.0, None, 2.0]}])
+    assert memory.losses.unsaved == [(3, 7.0)]
+    assert memory.losses.count == 4
+    assert memory.losses.lost == 1
 
 
 # ---- movements -----------------------------------------------------------------------------------------------------
