@@ -234,7 +234,7 @@ def _couplings(loss, out, y):
 def _unlike(t, j):
     """An example whose target is far from that of example j."""
     flat = t.reshape(t.shape[0], -1).astype(jnp.float32)
-    return jnp.argmax(jnp.sum(jnp.abs(flat - flat[j]), 1))
+    return jnp.argmax(jnp.sum(jnp.abs(flat - flat[j][None]), 1))
 
 
 def _pull(gradient, out, y, kind):

@@ -119,7 +119,7 @@ def _program(case, rates, steps, seeds, train, watched, unseen, order):
             after = jax.lax.cond(t == 0, lambda: (cost(at, *watched, key), spread(at)), lambda: after)
             return (at, state, after), value
 
-        begin = moving, method.init(moving), (jnp.zeros(()), jnp.zeros(()))
+        begin = moving, method.init(moving), (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
         (at, _, (first, first_spread)), losses = jax.lax.scan(step, begin, jnp.arange(steps))
         return {
             "losses": losses,

@@ -178,7 +178,9 @@ def _seeds(ax, losses, most, color, label, width):
     if len(shown) > 1:
         ax.fill_between(x, shown.min(axis=0), shown.max(axis=0), color=color, alpha=0.18, linewidth=0)
     if len(shown):
-        ax.plot(x, shown.mean(axis=0), color=color, linewidth=width, label=label)
+        middle = shown.mean(axis=0)
+        mark = "o" if np.isfinite(middle).sum() < 3 else ""  # a line needs two points in a row
+        ax.plot(x, middle, color=color, linewidth=width, label=label, marker=mark)
 
 
 def _ends(ax, factors, inside, kept):
