@@ -1,13 +1,14 @@
 """The command line: a verdict is an exit code, a wrong call is one line, a user's own error keeps its lines."""
 
+import dataclasses
 import json
 import subprocess
 import sys
-import types
 
 import pytest
 
 from numdl import audit, cli
+from numdl.audit.evidence import Finding
 from tests.audit import made
 
 SETTING = """
@@ -126,10 +127,20 @@ def test_help_is_quick_to_load():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_watched_folder_is_told_and_its_findings_are_the_exit_code(monkeypatch, tmp_path, capsys):
-    runs = {tmp_path: made.events(), tmp_path / "b": made.events(findings=())}
-    monkeypatch.setitem(sys.modules, "numdl.audit.watching", types.SimpleNamespace(read=runs.__getitem__))
-    monkeypatch.setattr(audit, "watching", sys.modules["numdl.audit.watching"], raising=False)
+def test_a_watched_folder_is_told_and_its_findings_are_the_exit_code(tmp_path, capsys):
+    finding = {field.name: getattr(made.finding("rate_too_high"), field.name) for field in dataclasses.fields(Finding)}
+    events = [
+        {"kind": "start", "step": 0, "format": 1},
+        {"kind": "loss", "step": 0, "steps": [0, 1, 2], "values": [2.5, None, 2.0]},
+        {"kind": "sharpness", "step": 2, "sharpness": 40.0, "limit": 20.0},
+    ]
+    file = tmp_path / "events.jsonl"
+    file.write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert cli.main(["watch", str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith("step 2: loss 2.5 to 2, least 2") and "sharpness 40, stable up to 20" in said
+    file.write_text(file.read_text() + json.dumps({"kind": "finding", "step": 2, **finding}) + "\n")
     assert cli.main(["watch", str(tmp_path), "--json", str(tmp_path / "r.json")]) == 1
-    assert "rate_too_high" in capsys.readouterr().out and (tmp_path / "r.json").is_file()
-    assert cli.main(["watch", str(tmp_path / "b")]) == 0
+    assert "step 2: rate_too_high" in capsys.readouterr().out
+    assert json.loads((tmp_path / "r.json").read_text())["loss"] == [2.5, None, 2.0]
+    assert cli.main(["watch", str(tmp_path / "absent")]) == 2
