@@ -53,7 +53,15 @@ def refine(factor, solver):
     return lambda x: np.asarray(x)[:, :2] * (1 + 0.1 / factor)
 
 
+ESTIMATED = {
+    "f": kinds.loss(lambda z: jnp.sum(z**2)),
+    "mean": kinds.finite(np.ones(2)),
+    "variance": kinds.positive(0.5),
+    "baseline": kinds.number(0.0),
+}
 CALLS = {
+    "analysis.estimators.pathwise": ESTIMATED,
+    "analysis.estimators.score_function": ESTIMATED,
     "analysis.attention.rank_collapse": {
         "network": kinds.instance(o.built("tokens")[0]),
         "params": kinds.like(o.built("tokens")[1]),

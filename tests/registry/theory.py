@@ -39,7 +39,20 @@ def solved(steps):
     return (1 - 1 / steps) ** steps
 
 
+ESTIMATED = {
+    "f": kinds.function(jnp.square),
+    "mean": kinds.numbers(0.7),
+    "variance": kinds.positive(0.5),
+    "baseline": kinds.Argument("best", ("tpyo", None, [1.0], float("nan"))),
+}
 CALLS = {
+    "theory.estimators.pathwise": ESTIMATED,
+    "theory.estimators.score_function": ESTIMATED,
+    "theory.estimators.square_norm": {
+        **ESTIMATED,
+        "dimension": kinds.count(3),
+        "square_mean": kinds.numbers(1.0, -1.0),
+    },
     "theory.attention.rank_collapse": {
         "diameter": kinds.positive(1.0).without(0.0),
         "query_key_norm": kinds.numbers(np.array([0.1]), -1.0, 0.5),
