@@ -33,6 +33,9 @@ this run and shorter ones: the share of mistakes that is claimed went from 0.5 t
 little about the other (with 12 epochs it made that one's cross-entropy 12 % larger), and its error now counts digits,
 too; five networks became the default. In the form of the tests (30 epochs, two networks): accuracy 0.986, log T 0.18,
 standard error 0.11, so that on these few digits "too sure" is open; cross-entropy does not change (-0.0003, 0.0023).
+MNIST (60,000 digits, 12 epochs of batches of 64, one network, 174 s of processor time): accuracy 0.9855, standard error
+0.0012, under the bar of 0.988; 136 of 145 mistakes are among the tenth of digits on which it hesitates most; for 0.997
+the class is one of the two most probable; log T 0.08. `shift` was added then.
 """
 
 import dataclasses
@@ -69,6 +72,7 @@ class Config:
     epochs: int = 40
     batch: int = 32
     learning_rate: float = 2e-3  # largest of the cycle
+    shift: int = 0  # pixels by which training digits are moved, at most
     seeds: int = 5
     seed: int = 5
 
@@ -104,7 +108,7 @@ def run(config):
     count = len(labels) - test
     steps = config.epochs * (count // config.batch)
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    outputs = _train(keys, images, labels, config.learning_rate, (steps, config.batch, test))
+    outputs = _train(keys, images, labels, config.learning_rate, (steps, config.batch, test, config.shift))
     return _judged(np.asarray(outputs, float), np.asarray(images[-test:, ..., 0]), np.asarray(labels[-test:]))
 
 
@@ -125,26 +129,40 @@ def load(source):
 
 @functools.partial(jax.jit, static_argnames="sizes")
 def _train(keys, images, labels, learning_rate, sizes):
-    """Outputs for the test digits, [seeds, test, 10]; sizes: steps, batch, test."""
-    steps, batch, test = sizes
+    """Outputs for the test digits, [seeds, test, 10]; sizes: steps, batch, test, shift."""
+    steps, batch, test, shift = sizes
     net = image.lenet5(form="product")
 
-    def loss(params, rows):
-        return losses.softmax_cross_entropy(net.apply(params, images[rows]), labels[rows])
+    def loss(params, chosen):
+        rows, key = chosen
+        x = augmented(key, images[rows], shift) if shift else images[rows]
+        return losses.softmax_cross_entropy(net.apply(params, x), labels[rows])
 
     def one(key):
-        draw, shuffle = jax.random.split(key)
+        draw, shuffle, noise = jax.random.split(key, 3)
         epoch = (len(labels) - test) // batch
         orders = jax.lax.map(
             lambda k: jax.random.permutation(k, len(labels) - test)[: epoch * batch].reshape(epoch, batch),
             jax.random.split(shuffle, steps // epoch),
         )
         optimizer = optax.adam(optax.cosine_onecycle_schedule(steps, learning_rate, pct_start=0.2))
-        params, _ = train.descend(loss, net.init(draw, images[:1]), optimizer, orders.reshape(steps, batch))
+        batches = (orders.reshape(steps, batch), jax.random.split(noise, steps))
+        params, _ = train.descend(loss, net.init(draw, images[:1]), optimizer, batches)
         parts = images[-test:].reshape(10, test // 10, *images.shape[1:])
         return jax.lax.map(lambda part: net.apply(params, part), parts).reshape(test, -1)
 
     return jax.lax.map(one, keys)
+
+
+def augmented(key, x, shift, mirrored=False):
+    """Each image moved by up to `shift` pixels in both directions, edges repeated, and mirrored or not."""
+    move, flip = jax.random.split(key)
+    around = ((0, 0), (shift, shift), (shift, shift), (0, 0))
+    wide, sizes = jnp.pad(x, around, mode="edge"), x.shape[1:]
+    at = jax.random.randint(move, (len(x), 2), 0, 2 * shift + 1)
+    moved = jax.vmap(lambda picture, at: jax.lax.dynamic_slice(picture, (at[0], at[1], 0), sizes))(wide, at)
+    turned = jax.random.bernoulli(flip, 0.5, (len(x), 1, 1, 1)) & mirrored
+    return jnp.where(turned, moved[:, :, ::-1], moved)
 
 
 def _judged(outputs, pictures, labels):

@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.lectures.f2_digits import averaged
+from experiments.lectures.f2_digits import augmented, averaged
 from numdl import data, plotting
 from numdl.networks import image
 from numdl.optimize import losses, train
@@ -171,17 +171,6 @@ def _train(keys, images, labels, rates, sizes, shift):
         return frozen.reshape(test, 10), own.reshape(test, 10), seen.mean(), course
 
     return jax.lax.map(one, keys)
-
-
-def augmented(key, x, shift, mirrored):
-    """Each image moved by up to `shift` pixels in both directions, edges repeated, and mirrored or not."""
-    move, flip = jax.random.split(key)
-    around = ((0, 0), (shift, shift), (shift, shift), (0, 0))
-    wide, sizes = jnp.pad(x, around, mode="edge"), x.shape[1:]
-    at = jax.random.randint(move, (len(x), 2), 0, 2 * shift + 1)
-    moved = jax.vmap(lambda picture, at: jax.lax.dynamic_slice(picture, (at[0], at[1], 0), sizes))(wide, at)
-    turned = jax.random.bernoulli(flip, 0.5, (len(x), 1, 1, 1)) & mirrored
-    return jnp.where(turned, moved[:, :, ::-1], moved)
 
 
 def claims(config, result):
