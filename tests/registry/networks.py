@@ -99,6 +99,17 @@ CALLS = {
         "noise_variance": kinds.positive(0.5),
         "autoencoder": kinds.instance(GAUSSIAN),
     },
+    "networks.by_hand.backpropagate": {
+        "params": kinds.data(DENSE_PARAMS).also({}),
+        "x": kinds.floating(o.X),
+        "loss": kinds.function(lambda outputs: (outputs.sum(), outputs)),
+        "activation": kinds.instance(activations.tanh),
+    },
+    "networks.by_hand.interpolant": {
+        "knots": kinds.real(np.arange(3.0), np.zeros(3), np.full(3, np.nan)),
+        "values": kinds.real(np.arange(3.0), np.arange(2.0), np.full(3, np.nan)),
+    },
+    "networks.by_hand.square": {},
     "networks.concatenated.network": {},
     "networks.concatenated.parameter_count": {
         "params": kinds.data({"layers": {"kernel": np.ones((2, 4, 2))}}).also({})

@@ -1,0 +1,62 @@
+"""Backpropagation by hand against autodiff, and hand-written weights against what they compute."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from numdl import activations
+from numdl.networks import by_hand, core, dense
+
+X = jnp.asarray(np.random.default_rng(0).standard_normal((7, 3)))
+TARGETS = jnp.asarray(np.random.default_rng(1).standard_normal((7, 2)))
+
+
+def half_square(outputs):
+    return jnp.sum((outputs - TARGETS) ** 2) / 2, outputs - TARGETS
+
+
+@pytest.mark.parametrize("widths", [(3, 2), (3, 5, 2), (3, 4, 4, 4, 5, 2)])
+@pytest.mark.parametrize("activation", [activations.tanh, activations.relu, activations.gelu], ids=lambda a: a.name)
+def test_backpropagation_is_the_gradient(widths, activation):
+    net = dense.network(widths=widths, activation=activation, weight_variance=1.5, bias_variance=0.1)
+    params = net.init(jax.random.key(0), X)
+    found = by_hand.backpropagate(params, X, half_square, activation=activation)
+    loss, gradient = jax.value_and_grad(lambda p: half_square(net.apply(p, X))[0])(params)
+    tolerance = 50 * float(jnp.finfo(X.dtype).eps)
+    np.testing.assert_allclose(found.loss, loss, rtol=tolerance)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=20 * tolerance), found.gradient, gradient
+    )
+    deltas = [d for part in core.state_gradients(net, params, X, lambda y: half_square(y)[0]) for d in part]
+    assert len(found.deltas) == len(deltas) == len(widths) - 2
+    for mine, exact in zip(found.deltas, deltas, strict=True):
+        np.testing.assert_allclose(mine, exact, rtol=tolerance, atol=20 * tolerance)
+
+
+def applied(params, widths, x):
+    net = dense.network(widths=widths, activation=activations.relu, weight_variance=1.0, bias_variance=0.0)
+    return np.asarray(net.apply(params, jnp.asarray(x)[:, None]))[:, 0]
+
+
+def test_the_interpolant_draws_straight_lines():
+    knots = np.array([-1.0, 0.2, 0.5, 2.0])
+    values = np.array([0.3, -1.0, 4.0, 3.5])
+    x = np.linspace(-1, 2, 101)
+    drawn = applied(by_hand.interpolant(knots, values), (1, 3, 1), x)
+    np.testing.assert_allclose(drawn, np.interp(x, knots, values), atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_the_deep_square_interpolates_at_dyadic_points(depth):
+    x = np.linspace(0, 1, 2**depth * 8 + 1)
+    dyadic = np.linspace(0, 1, 2**depth + 1)
+    drawn = applied(by_hand.square(depth=depth), (1, *[3] * depth, 1), x)
+    np.testing.assert_allclose(drawn, np.interp(x, dyadic, dyadic**2), atol=1e-6)
+    assert np.abs(drawn - x**2).max() == pytest.approx(4.0 ** -(depth + 1), abs=1e-6)
+
+
+@pytest.mark.parametrize("knots, values", [([1.0, 0.0], [0.0, 1.0]), ([0.0], [1.0]), ([0.0, 1.0], [1.0])])
+def test_knots_that_do_not_rise_are_refused(knots, values):
+    with pytest.raises(ValueError, match="knots|values"):
+        by_hand.interpolant(knots, values)
