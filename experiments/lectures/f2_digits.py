@@ -19,9 +19,9 @@ Measurement
 -----------
 LeNet-5 as published (60,000 parameters, partial table, distances to ten bitmaps), Adam with one cycle of the learning
 rate. Without further files: the 1797 digits of 8 x 8 pixels, enlarged; 500 of them for the test. With `--source mnist`
-`--seeds 1 --batch 64` and NUMDL_DATA: 60,000 and 10,000. Accuracy, confusion matrix, reliability of the probabilities in ten bins of equal
-count, T fitted on each half of the test digits and judged on the other, and how many mistakes are among the tenth of
-digits with the smallest difference between the two largest probabilities.
+`--seeds 1 --batch 64` and NUMDL_DATA: 60,000 and 10,000. Accuracy, confusion matrix, reliability of the probabilities
+in ten bins of equal count, T fitted on each half of the test digits and judged on the other, and how many mistakes are
+among the tenth of digits with the smallest difference between the two largest probabilities.
 
 Verdict
 -------
