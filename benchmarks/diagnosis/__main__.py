@@ -5,7 +5,7 @@
 
 The cases are examined in worker processes, started anew every 25 cases because compiled programs pile up; each gives a
 line of JSON in the results, and a second call goes on where the first stopped. A case that raises or takes longer than
-five minutes is a crash. `--score` only reads the results.
+ten minutes is a crash. `--score` only reads the results.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import time
 from benchmarks.diagnosis import baselines, collection, score
 from benchmarks.diagnosis.truth import read
 
-EACH, PATIENCE = 25, 300
+EACH, PATIENCE = 25, 600
 RESULTS = pathlib.Path(".cache") / "diagnosis" / "audit.jsonl"
 COLUMNS = ("dense", "residual", "convolution", "recurrent", "attention")
 

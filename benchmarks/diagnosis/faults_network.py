@@ -90,6 +90,7 @@ def masked(setting, mask):
 
 def hide(x, start, stop):
     """Features or places from start to stop are zero."""
+    x = jnp.asarray(x)
     return x.at[..., start:stop, :].set(0) if x.ndim == 3 else x.at[..., start:stop].set(0)
 
 
