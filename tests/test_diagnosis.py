@@ -76,10 +76,9 @@ def test_a_case_is_made_the_same_twice_and_seeds_change_its_parameters_only(name
 
 
 def test_the_truth_was_made_by_these_settings():
-    assert set(KNOWN["cases"]) <= set(collection.cases())
+    assert set(KNOWN["cases"]) == set(collection.cases()) and set(KNOWN["references"]) <= set(collection.references())
     for name in (*FAST, *sorted(KNOWN["cases"])[::60]):
-        if name in KNOWN["cases"]:
-            assert truth.fingerprint(collection.cases()[name].build(0)) == KNOWN["cases"][name]["fingerprint"], name
+        assert truth.fingerprint(collection.cases()[name].build(0)) == KNOWN["cases"][name]["fingerprint"], name
 
 
 def test_labels_of_the_truth_follow_from_its_scores():
