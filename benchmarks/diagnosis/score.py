@@ -7,6 +7,7 @@ A row is what one case gave: {"name", "verdict", "probability", "findings": [[na
     detection      share of "will not train" that was not called "will train"
     false alarms   share of "will train" that was called otherwise
     calibration    expected error of the probability over ten bins of equal count
+    rescued        share of sick cases that train after repair(); a repair that raises has not
     first, three   share of sick cases of known cause whose first finding, or one of the first three, names it
 """
 
@@ -104,10 +105,8 @@ def figures(rows, truth):
     sick = [(row, known) for row, known in pairs if known["cause"] and known["verdict"] != TRAINS]
     list_ = [row for row, known in pairs if known["group"] == "healthy" and known["verdict"] == TRAINS]
     alarmed = lambda row: row["verdict"] != TRAINS  # noqa: E731
-    repaired = [
-        (row, known) for row, known in pairs if known["verdict"] != TRAINS and "progress" in row.get("repair", {})
-    ]
-    cured = lambda row: verdict(row["repair"]["progress"]) == TRAINS  # noqa: E731
+    repaired = [(row, known) for row, known in pairs if known["verdict"] != TRAINS and "repair" in row]
+    cured = lambda row: "progress" in row["repair"] and verdict(row["repair"]["progress"]) == TRAINS  # noqa: E731
     return {
         "cases": len(pairs),
         "crashes": sum("crash" in row for row in rows),
@@ -125,6 +124,7 @@ def figures(rows, truth):
         "first, strict": share(named(row, known["cause"], strict=True) for row, known in sick),
         "three, strict": share(named(row, known["cause"], 3, strict=True) for row, known in sick),
         "certain right": share(flag for row, known in pairs for flag in certain_right(row, known)),
+        "crashes, repair": sum("crash" in row.get("repair", {}) for row in rows),
         "rescued": share(cured(row) for row, _ in repaired),
         "rescued, random": share(cured(row) for row, known in repaired if known["group"] == "random"),
         "seconds": float(np.median([row["seconds"] for row, _ in pairs])) if pairs else np.nan,
