@@ -4,7 +4,9 @@ import subprocess
 import sys
 
 CODE = """
-import jax, jax.numpy as jnp
+from unittest import mock
+
+import jax, jax.numpy as jnp, numpy as np
 from jaxtyping import TypeCheckError, install_import_hook
 
 names = ("propagation", "jacobian", "information", "generalization", "descent")
@@ -30,11 +32,12 @@ assert descent.mode_strength([x, x.T], left=x[:, :3], right=x[:, :3]).shape == (
 assert predicted.lengths(1.0, depth=3, **physics).shape == (3,)
 assert predicted.correlations([0.1, 0.2], depth=3, q=0.5, **physics).shape == (2, 3)
 
-predicted._lengths = lambda *a: jnp.zeros((2, 2))  # a wrong shape must be refused, or the hook does nothing
-try:
-    predicted.lengths(1.0, depth=3, **physics)
-except TypeCheckError:
-    print("refused")
+# A wrong shape, and nothing else wrong, must be refused, or the hook does nothing.
+with mock.patch.object(predicted._maps, "lengths", lambda *a: np.zeros((2, 2))):
+    try:
+        predicted.lengths(1.0, depth=3, **physics)
+    except TypeCheckError:
+        print("refused")
 """
 
 
