@@ -6,12 +6,12 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from numdl.checks._arrays import native
+from numdl.checks._arrays import kept, native
 from numdl.checks._refusals import BadType, BadValue, shown
 
 
 def leaf(name: str, value: Any) -> Any:
-    """A leaf of a pytree of parameters or data: an array (numbers, bools, keys) or a Python number, native.
+    """A leaf of a pytree of parameters or data: an array (numbers, bools, keys) or a Python number, native, `kept`.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def leaf(name: str, value: Any) -> Any:
     known = jax.dtypes.issubdtype(value.dtype, np.number) or value.dtype == bool or value.dtype == jax.dtypes.float0
     if not known and not jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
         raise BadType(f"{name} must be an array of numbers; got dtype {value.dtype}, shape {tuple(value.shape)}")
-    return native(name, value)
+    return kept(native(name, value))
 
 
 def leaves(name: str, tree: PyTree, *, examples: bool = False, empty: bool = False) -> Any:

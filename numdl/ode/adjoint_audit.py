@@ -254,7 +254,8 @@ def reconstruction_error(
         checks.positive("step_time", step_time, shape=())
     else:
         checks.finite("t1", t1, shape=())
-    y0, theta = checks.floats("y0", y0), checks.floats("theta", theta, empty=True)
+    with jax.enable_x64(True):  # the float64 runs begin at NumPy's float64
+        y0, theta = checks.floats("y0", y0), checks.floats("theta", theta, empty=True)
     ends = [t1 if step_time is None else n * step_time for n in depths]
     back_and_forth = functools.partial(_back_and_forth, field, y0, theta, scheme)
     rows = [[back_and_forth(dtype, end, n) for n, end in zip(depths, ends, strict=True)] for dtype in dtypes]
