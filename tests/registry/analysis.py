@@ -345,6 +345,7 @@ EXTRA = {
         for name in ("initialization.explain", "landscape.direction", "generalization.norms")
     },
     "analysis.information.plane": {"widths": np.array([0.5])},
+    "analysis.layers.summary": {"params": o.PARAMS},
     **{
         f"analysis.curvature.{name}": MEASURED
         for name in ("diagonal", "frobenius_norm", "trace", "spectral_density", "top_eigenvalues")
