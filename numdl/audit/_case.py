@@ -15,6 +15,7 @@ import numpy as np
 
 from numdl import checks, trees
 
+WATCHED = 256  # examples on which losses and outputs are looked at
 NAMED = ("sgd", "momentum", "adam", "adamw")
 CHEAP = 1_000_000  # parameters below which the programs are compiled quickly, not well
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -72,6 +73,17 @@ class Case:
 
         return jax.tree.map(near, moving)
 
+    @functools.cached_property
+    def forward(self):
+        """The compiled network, (moving, x, key) -> outputs: shared by all that only runs it."""
+        return self.compiled(self.call)
+
+    @functools.cached_property
+    def slope(self):
+        """The compiled loss of a batch and its gradient, (moving, x, y) -> (value, gradient)."""
+        cost = lambda moving, x, y: jnp.asarray(self.cost(moving, x, y), jnp.float32).reshape(())  # noqa: E731
+        return self.compiled(jax.value_and_grad(cost))
+
     def compiled(self, function):
         """`function` under jit, to be run once: small networks cost more to compile than to run."""
         cheap = jax.default_backend() == "cpu" and self.parameters < CHEAP
@@ -91,12 +103,26 @@ class Case:
         return lambda moving, x: self.call(moving, x)
 
     @functools.cached_property
-    def sample(self):
-        """(x, targets): up to 256 examples of the data in random order, else the batch."""
+    def parts(self):
+        """(examples to train on in their order or None, examples never trained on or None)."""
         if self.data is None or not self.separate:
+            return None, None
+        n = count(self.data[0])
+        held = min(WATCHED, n // 5)
+        if n - held < max(self.examples, 8) or held < 8:
+            return self.data, None
+        order = np.random.default_rng(1).permutation(n)
+        kept = tuple(take(part, np.sort(order[held:])) for part in self.data)
+        return kept, tuple(take(part, order[:held]) for part in self.data)
+
+    @functools.cached_property
+    def sample(self):
+        """(x, targets) that are looked at: up to 256 examples to train on in random order, else the batch."""
+        train, _ = self.parts
+        if train is None:
             return self.x, self.y
-        index = np.random.default_rng(4).permutation(count(self.data[0]))[: max(256, self.examples)]
-        return take(self.data[0], index), take(self.data[1], index)
+        index = np.random.default_rng(4).permutation(count(train[0]))[:WATCHED]
+        return tuple(take(part, index) for part in train)
 
     def at_rate(self, rate):
         """The transformation at this rate."""
@@ -207,19 +233,15 @@ def _data(data, x, y):
         if jax.tree.structure(ours) != jax.tree.structure(theirs) or like[0] != like[1]:
             raise checks.BadValue(f"data must hold {name} shaped like the batch's, {like[0]}; got {like[1]}")
     if not _separate(*whole):
-        raise checks.BadValue(
-            "data must have the examples along the first axis of every input and target, as many of each"
-        )
+        raise checks.BadValue("data must have as many targets as inputs, the examples along their first axes")
     return whole, ordered
 
 
 def _gathered(batches):
     """The batches of an iterable one after another, up to a limit."""
-    kept, seen = [], 0
     if not hasattr(batches, "__iter__"):
-        raise checks.BadType(
-            f"data must be a pair (x, targets) or an iterable of such pairs; got {checks.shown(batches)}"
-        )
+        raise checks.BadType(f"data must be a pair (x, targets) or an iterable of pairs; got {checks.shown(batches)}")
+    kept, seen = [], 0
     for batch in batches:
         kept.append(_pair("data", batch))
         seen += count(kept[-1][0])

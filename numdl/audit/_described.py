@@ -113,25 +113,18 @@ def _broken(case, x, y):
 
 
 def _run(case, x, y):
-    """Which examples have a loss or a gradient that is not finite; [] all false where only batches make sense."""
-    n = min(_case.count(x), MOST_RUN)
-    size = max(1, min(case.examples, n))
-    count = n // size
-
-    def batch(index, x, y):
-        value, gradient = jax.value_and_grad(case.cost)(case.moving, _case.take(x, index), _case.take(y, index))
-        leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)]
-        return jnp.isfinite(value) & jnp.stack(leaves).all()
-
-    index = np.arange(count * size).reshape(count, size)
-    run = case.compiled(lambda index, x, y: jax.lax.map(lambda i: batch(i, x, y), index))
-    good = np.asarray(run(index, x, y))
+    """Which examples have a loss or a gradient that is not finite; [N] all false where only batches make sense."""
+    size = max(1, min(case.examples, _case.count(x)))
+    index = np.arange(min(_case.count(x), MOST_RUN) // size * size).reshape(-1, size)
+    good = np.array([_finite(case, x, y, rows) for rows in index])
     bad = np.zeros(_case.count(x), bool)
     # All batches or none broken says nothing about single examples: `Loss` and `Signal` will have seen it.
-    if good.any() and not good.all():
-        single = case.compiled(lambda i: batch(jnp.full((size,), i), x, y))
-        for block in index[~good][:4]:
-            bad[block] = [not bool(single(i)) for i in block]
-            if not bad[block].any():  # only together: the batch's first stands for it
-                bad[block[0]] = True
+    for rows in index[~good][:4] if good.any() else ():
+        bad[rows] = [not _finite(case, x, y, np.full(size, i)) for i in rows]
+        bad[rows[0]] |= not bad[rows].any()  # only together: the batch's first stands for it
     return bad
+
+
+def _finite(case, x, y, rows):
+    value, gradient = case.slope(case.moving, _case.take(x, rows), _case.take(y, rows))
+    return bool(np.isfinite(value)) and all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(gradient))

@@ -4,8 +4,6 @@ Structure (who depends on whom) is asked of parameters a little off the start, s
 hide it; size and spread are asked of the parameters themselves.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,21 +11,25 @@ import numpy as np
 from numdl.audit import _case
 from numdl.audit.evidence import Function, empty
 
-MOST = 64  # examples
 POSITIONS = 12  # tried one by one
 
 
 def measure(case):
     """The Function of a Case."""
-    x = case.x if not case.separate else _case.take(case.x, slice(0, MOST))
+    x = case.sample[0]
     variants, what = _variants(case, x)
-    out, near, other_key = _run(case, variants)
+    nudged, other = case.nudged(case.moving), jax.random.fold_in(case.key, 2)
+    out = case.forward(case.moving, x, case.key)
+    near = [case.forward(nudged, variant, case.key) for variant in variants]
+    near = jax.tree.map(lambda *leaves: np.stack(leaves), *near)
+    other_key = case.forward(case.moving, x, other) if case.stochastic else out
     if len(jax.tree.leaves(out)) != 1:
         return empty(Function, noise=float("nan"))
     out, near, other_key = (np.asarray(jax.tree.leaves(each)[0], np.float64) for each in (out, near, other_key))
     if not np.isfinite(near).all() or not np.isfinite(out).all():
         return empty(Function, shape=out.shape, rms=_rms(out[np.isfinite(out)]))
     known = _form(case, x) | {"shape": out.shape, "rms": _rms(out), "least": float(out.min()), "most": float(out.max())}
+    known |= {"at_bound": float(np.mean((out == out.min()) | (out == out.max())))}
     known |= {"spread": _spread(out), "spread_near": _spread(near[0]), "noise": _ratio(other_key - out, out)}
     known |= _rows(out) | _apart(near, what, case.separate) | _positions(near, what, out.shape)
     if case.evaluate is not None:
@@ -42,14 +44,16 @@ def _form(case, x):
     sums = [e for e in found if e.primitive.name == "reduce_sum" and e.invars[0].aval.size > 1]
     ones = [e for e in sums if e.params["axes"] and all(e.invars[0].aval.shape[a] == 1 for a in e.params["axes"])]
     known = {"normalizes": bool(names & {"rsqrt", "sqrt"}), "axis_of_one": bool(ones), "batch_of_one": False}
-    if case.separate and _case.count(x) == 1:
+    if case.separate and case.examples == 1:
         whole = case.data[0] if case.data is not None else None
         other = (
             _case.take(whole, slice(1, 2)) if whole is not None and _case.count(whole) > 1 else jax.tree.map(_other, x)
         )
+        x = _case.take(case.x, slice(0, 1))
         pair = jax.tree.map(lambda a, b: np.concatenate([a, b]), x, other)
         moving = case.nudged(case.moving)
-        alone, beside = (np.asarray(jax.tree.leaves(case.plain(moving, each))[0], np.float64)[:1] for each in (x, pair))
+        outs = (case.forward(moving, each, case.key) for each in (x, pair))
+        alone, beside = (np.asarray(jax.tree.leaves(out)[0], np.float64)[:1] for out in outs)
         known["batch_of_one"] = _ratio(alone - beside, beside) > 1e-3
     return known
 
@@ -69,7 +73,7 @@ def _other(leaf):
 
 
 def _variants(case, x):
-    """Inputs [V, m, ...] and what each is."""
+    """Inputs, and what each is."""
     what, kept = ["base"], [x]
     m = _case.count(x) if case.separate else 0
     if m > 1:
@@ -96,7 +100,7 @@ def _variants(case, x):
                 changed = x.copy()
                 changed[:, s] = other[:, s]
                 kept.append(changed)
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *kept), what
+    return kept, what
 
 
 def _length(x):
@@ -105,19 +109,6 @@ def _length(x):
         return 0
     tokens = x.ndim == 2 and jnp.issubdtype(x.dtype, jnp.integer)
     return x.shape[1] if tokens or x.ndim == 3 else 0
-
-
-def _run(case, variants):
-    """(outputs of the base input, outputs of all variants a little off the start, base with another key)."""
-
-    def program(moving, nudged, variants):
-        other = jax.random.fold_in(case.key, 2)
-        base = jax.tree.map(lambda v: v[0], variants)
-        second = case.call(moving, base, other) if case.stochastic else None
-        out = case.plain(moving, base)
-        return out, jax.lax.map(functools.partial(case.plain, nudged), variants), out if second is None else second
-
-    return case.compiled(program)(case.moving, case.nudged(case.moving), variants)
 
 
 def _rms(array):

@@ -22,7 +22,7 @@ FAR = 30.0  # outputs that a search can reach, in units of the targets' size
 def measure(case):
     """(Loss, the traced network or None) of a Case."""
     x, y = _some(case)
-    out = case.compiled(case.plain)(case.moving, x)
+    out = case.forward(case.moving, x, case.key)
     if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(out)):
         return empty(Loss, kind="other", value=float("nan"), finite_value=True, finite_gradient=True), None
     traced, head = split(case, x)
@@ -71,6 +71,18 @@ def _some(case):
     n = _case.count(x)
     m = max(2, min(n, n * MOST_NUMBERS // max(size, 1)))
     return (x, y) if m >= n else (_case.take(x, slice(0, m)), _case.take(y, slice(0, m)))
+
+
+def silent(case):
+    """Share of random states of the last layer at which the loss has no gradient, or none that is finite."""
+    x, y = _some(case)
+    traced, cut = split(case, x)
+    state = case.compiled(case.plain if cut is None else lambda m, x: cut[1](m, x, traced.constants))(case.moving, x)
+    random = jax.tree.map(lambda z: 2 * np.random.default_rng(8).standard_normal(z.shape, np.float32), state)
+    out = lambda z: z if cut is None else cut[0](z, case.moving, x, traced.constants)  # noqa: E731
+    gradient = case.compiled(jax.grad(lambda z: jnp.asarray(case.loss(out(z), y), jnp.float32).reshape(())))(random)
+    flat = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(gradient)])
+    return float(np.mean((flat == 0) | ~np.isfinite(flat)))
 
 
 def split(case, x):

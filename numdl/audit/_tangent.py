@@ -16,7 +16,7 @@ import numpy as np
 from numdl.audit import _case
 from numdl.audit.evidence import Kernel, empty
 
-MOST = 128  # examples
+MOST = 96  # examples
 PERMUTATIONS = 60
 MOST_STEPS = 1000
 MOST_WORK = 6e9  # steps x examples x parameters: about ten seconds
@@ -27,16 +27,13 @@ def measure(case):
     """The Kernel of a Case."""
     if not case.separate:
         return empty(Kernel)
-    x, y = case.data or (case.x, case.y)
+    x, y = case.sample
     m = min(_case.count(x), MOST)
     while m > 16 and PERMUTATIONS * m * case.parameters > MOST_WORK:
         m //= 2
-    index = np.random.default_rng(0).permutation(_case.count(x))[:m] if case.data is not None else np.arange(m)
-    some = _case.take(x, index), _case.take(y, index)
-    few = min(m, case.examples)
-    steps = int(min(case.steps or 200, MOST_STEPS, max(20, MOST_WORK / (few * max(case.parameters, 1)) / 3)))
-    first = _case.take(some, slice(0, few))
-    squares, rows, losses, start = case.compiled(functools.partial(_program, case, steps))(case.moving, some, first)
+    some = _case.take((x, y), slice(0, m))
+    steps = int(min(case.steps or 200, MOST_STEPS, max(20, MOST_WORK / (m * max(case.parameters, 1)) / 3)))
+    squares, rows, losses, start = case.compiled(functools.partial(_program, case, steps))(case.moving, some)
     squares, losses = np.asarray(squares, np.float64), np.asarray(losses, np.float64)
     kept = np.unique(np.geomspace(1, steps, KEPT).astype(int)) - 1
     return Kernel(
@@ -50,10 +47,10 @@ def measure(case):
     )
 
 
-def _program(case, steps, moving, some, first):
+def _program(case, steps, moving, some):
     x, y = some
-    function = lambda p: case.plain(p, x)  # noqa: E731
-    out, pullback = jax.vjp(function, moving)
+    out, push = jax.linearize(lambda p: case.plain(p, x), moving)
+    pullback = jax.linear_transpose(push, moving)
     residual = _residual(case, out, y)
     m = _case.count(x)
     orders = jnp.asarray([np.arange(m), *(np.random.default_rng(i).permutation(m) for i in range(PERMUTATIONS))])
@@ -61,7 +58,7 @@ def _program(case, steps, moving, some, first):
     def square(order):
         return _square(pullback(jax.tree.map(lambda r, o: r[order].astype(o.dtype), residual, out))[0])
 
-    losses, start = _linearised(case, steps, moving, *first)
+    losses, start = _linearised(case, steps, moving, out, push, pullback, y)
     flat = jnp.concatenate([leaf.reshape(m, -1) for leaf in jax.tree.leaves(residual)], 1)
     return jax.lax.map(square, orders), flat, losses, start
 
@@ -77,11 +74,8 @@ def _square(tree):
     return sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree))
 
 
-def _linearised(case, steps, moving, x, y):
+def _linearised(case, steps, moving, out, push, pull, y):
     """(losses [steps], loss now) of the linearised network under the user's optimizer, whole batch."""
-    function = lambda p: case.plain(p, x)  # noqa: E731
-    out, push = jax.linearize(function, moving)
-    pull = jax.linear_transpose(push, moving)
     loss = lambda o: jnp.asarray(case.loss(o, y), jnp.float32).reshape(())  # noqa: E731
     method = case.transformation
 

@@ -84,6 +84,7 @@ class Function:
     columns_sum: float
     least: float
     most: float
+    at_bound: float  # share of outputs that are the least or the most of all, exactly
     scaled: float  # relative change of outputs under inputs three times as large; nan for integers
     mixing: float  # relative change of one example's output when another example changes
     disorder: float  # relative change of outputs when the examples are permuted and put back
@@ -241,7 +242,7 @@ class Evidence:
     trial: Trial
     predicted: Predicted
     seconds: dict
-    notes: tuple = static()  # what could not be measured, and why
+    notes: tuple = static(default=())  # what could not be measured, and why
 
 
 @record

@@ -17,6 +17,7 @@ from numdl.audit.evidence import Evidence
 from numdl.records import record, static
 
 GRID = {"adam": (1e-4, 1e-3, 3e-3, 1e-2), "sgd": (1e-3, 1e-2, 1e-1, 5e-1)}
+USUAL = {True: 1e-3, False: 1e-1}  # of Adam and its like, of descent
 TRIED = 60  # steps for each rate
 # Findings whose cure is a new start, another method, another rate.
 START = {
@@ -97,10 +98,10 @@ class _Work:
             ("params", "optimizer", "input_shift", "input_scale", "target_shift", "target_scale", "apply", "loss")
         )
 
-    def put(self, name, /, **changes):
+    def put(self, fault, /, **changes):
         self.case = dataclasses.replace(self.case, **changes)
         self.changed = True
-        self.done.add(name)
+        self.done.add(fault)
 
     # ---- the data ----
 
@@ -213,20 +214,18 @@ class _Work:
 
     def head(self):
         """The last layer's output, raw or through the function that the loss expects."""
-        found = _bare(self.case)
-        if found is None:
+        bare = _bare(self.case)
+        if bare is None:
             return []
-        best, words, apply = math.inf, "", None
-        for text, function in _HEADS:
-            tried = _through(found, function)
-            floor, gradient = _reachable(self.case, tried)
-            if floor < best - 0.02 * abs(best if math.isfinite(best) else 1) and gradient:
-                best, words, apply = floor, text, tried
-        if apply is None:
+        # Of heads whose gradient reaches most outputs the one with the least loss.
+        tried = [(*_reachable(self.case, _through(bare, function)), i) for i, (_, function) in enumerate(_HEADS)]
+        deaf, floor, i = min(tried)
+        if deaf or not math.isfinite(floor):
             return []
-        self.parts["apply"] = apply
-        self.put("head_against_loss", apply=apply, evaluate=None)
-        self.done |= {"outputs_constant"}
+        words, function = _HEADS[i]
+        self.parts["apply"] = _through(bare, function)
+        self.put("head_against_loss", apply=self.parts["apply"], evaluate=None)
+        self.done.add("outputs_constant")
         return [f"network: {words}"]
 
     # ---- the start ----
@@ -250,11 +249,11 @@ class _Work:
         lines = []
         if (self.case.make is None or REPLACED & set(names)) and self.parts["optimizer"] is None:
             lines += self.replace_method("method")
-        lines += self._rate()
+        chosen = self._rate()
         hard = START & set(names) or "needs_warmup" in names
         if self.ends is not None and hard and self.case.name not in ("adam", "adamw") and not self.learned > 0.3:
-            lines += self.replace_method("method") + self._rate()
-        return lines
+            lines, chosen = [*lines, *self.replace_method("method")], self._rate()
+        return lines + chosen
 
     def _rate(self):
         adaptive = self.case.name in ("adam", "adamw") or self.e.optimizer.degree_up < 0.5
@@ -276,6 +275,8 @@ class _Work:
         gap = found.start - end.min()
         good = [r for r, value in zip(rates, end) if value <= end.min() + 0.02 * abs(gap)]
         rate = good[0] if adaptive else good[len(good) // 2]
+        if not gap > 0.02 * abs(found.start):  # nothing was learned yet: the usual rate, not the smallest
+            rate = min(good, key=lambda r: abs(math.log(r / USUAL[adaptive])))
         self.learned = float((found.start - end.min()) / max(abs(found.start), 1e-30))
         self.case = dataclasses.replace(self.case, rate=rate, transformation=self.case.make(rate))
         return [f"learning rate: {rate:.3g}"]
@@ -330,12 +331,11 @@ def _through(apply, function):
 
 
 def _reachable(case, apply):
-    """(least loss over any state of the last layer, whether the start gets a gradient) with this network."""
+    """(whether the loss is deaf to many outputs of this network, least loss over any state of its last layer)."""
     changed = dataclasses.replace(case, apply=apply)
     try:
         found, _ = _head.measure(changed)
+        silent = _head.silent(changed)
     except (ValueError, TypeError):
-        return math.inf, False
-    return (
-        found.floor_head if math.isfinite(found.floor_head) else math.inf
-    ), found.transmission > 0.02 and found.pull > 0
+        return True, math.inf
+    return silent > 0.3 or not found.pull > 0, round(found.floor_head, 2)

@@ -1,10 +1,11 @@
-"""A trial: a few dozen steps at several rates and orders of the data, and on one repeated batch, in one program.
+"""A trial: a few dozen steps at several rates and orders of the data, and on one repeated batch, by one program.
 
 What a short training shows, nothing else does: a network that dies at its first step, a rate that is too high, noise.
 Losses are read on a watched batch that stays the same, and on examples that are never trained on where there is data.
 """
 
 import functools
+import math
 import time
 from typing import Any
 
@@ -18,7 +19,6 @@ from numdl.audit.evidence import Trial
 STEPS = 40
 SEEDS = 2
 FACTORS = (0.01, 0.1, 1.0, 10.0)
-WATCHED = 256
 BATCHES = 8  # whose gradients give the noise scale
 
 
@@ -36,142 +36,148 @@ def run(case: Any, *, factors: tuple = FACTORS, steps: int = STEPS, seeds: int =
     """
     began = time.perf_counter()
     factors = factors if case.make is not None else (1.0,)
-    rates = np.array([case.rate * f if case.make is not None else case.rate for f in factors])
+    rates = np.array([case.rate * f for f in factors])
     steps = min(steps, case.steps) if case.steps else steps
-    train, watched, unseen = _split(case)
-    order = _order(case, train, steps, seeds)
-    found = _program(case, rates, steps, seeds, train, watched, unseen, order)
-    found = jax.tree.map(lambda a: np.asarray(a, np.float64), found)
-    shaped = {name: found[name].reshape(len(rates), seeds, *found[name].shape[1:]) for name in _MEASURED}
+    orders, pool = _orders(case, steps, seeds)
+    train, seen = _trainer(case, steps), _Seen(case)
+    rows = [[seen.after(*train(case.moving, rate, order, s, pool)) for s, order in enumerate(orders)] for rate in rates]
+    again = rows[_own(rates)][0]["losses"]
+    if case.parts[0] is not None and case.separate:
+        same = np.tile(_case.count(pool[0]) - case.examples + np.arange(case.examples), (steps, 1))
+        again = np.asarray(train(case.moving, rates[_own(rates)], same, 0, pool)[2])
+    found = {name: np.array([[one[name] for one in row] for row in rows], np.float64) for name in rows[0][0]}
     return Trial(
         rates=rates,
         factors=np.array(factors),
-        start=float(found["start"]),
-        unseen_start=float(found["unseen_start"]) if unseen is not None else float("nan"),
-        repeated=found["repeated"],
-        evaluate_start=float(found["evaluate_start"]),
-        noise_scale=float(found["noise_scale"]) if train is not None else float("nan"),
+        repeated=np.asarray(again, np.float64),
+        noise_scale=_noise_scale(case),
         seconds=time.perf_counter() - began,
-        **shaped,
+        **seen.before(),
+        **found,
     )
 
 
-_MEASURED = ("losses", "first", "end", "unseen_end", "spread_first", "spread", "evaluate_end")
-
-
-def _split(case):
-    """(training data or None, watched examples, examples never trained on or None)."""
-    if case.data is None or not case.separate:
-        return None, (case.x, case.y), None
-    n = _case.count(case.data[0])
-    order = np.random.default_rng(1).permutation(n)
-    held = min(WATCHED, n // 5)
-    if n - held < max(case.examples, 8) or held < 8:
-        return case.data, _case.take(case.data, order[:WATCHED]), None
-    train = np.sort(order[held:])  # in the order in which it came
-    watched = np.random.default_rng(2).permutation(train)[:WATCHED]
-    return _case.take(case.data, train), _case.take(case.data, watched), _case.take(case.data, order[:held])
-
-
-def _order(case, train, steps, seeds):
-    """Which examples each step takes, [seeds, steps, N]; None: the batch itself."""
+def _orders(case, steps, seeds):
+    """([seeds, steps, N] rows that each step takes, or None for all; the rows: data, the batch behind them)."""
+    train, _ = case.parts
+    own = case.x, case.y
     if train is None:
-        return None
-    n, size = _case.count(train), min(case.examples, _case.count(train))
+        return [None] * seeds, own
+    n, size = _case.count(train[0]), min(case.examples, _case.count(train[0]))
     rows = []
     for seed in range(seeds):
         draw = np.random.default_rng(3 + seed)
-        epochs = -(-steps * size // n)
-        order = [np.arange(n) if case.in_order else draw.permutation(n) for _ in range(epochs)]
-        rows.append(np.concatenate(order)[: steps * size].reshape(steps, size))
-    return np.stack(rows)
+        epochs = [np.arange(n) if case.in_order else draw.permutation(n) for _ in range(-(-steps * size // n))]
+        rows.append(np.concatenate(epochs)[: steps * size].reshape(steps, size))
+    return rows, jax.tree.map(lambda a, b: np.concatenate([a, b]), train, own)
 
 
-def _program(case, rates, steps, seeds, train, watched, unseen, order):
-    cost = functools.partial(_quiet_cost, case)
+def _trainer(case, steps):
+    """The compiled training: one program for all rates, or one for each where a schedule needs to know its number."""
+    function = functools.partial(_train, case, steps)
+    try:
+        jax.eval_shape(lambda rate: case.at_rate(rate).init(case.moving), 1.0)
+    except jax.errors.ConcretizationTypeError:
+        known = {}
 
-    def evaluated(moving):
-        if case.evaluate is None:
-            return jnp.asarray(jnp.nan)
-        return jnp.asarray(case.loss(case.evaluate(case.whole(moving), watched[0]), watched[1]), jnp.float32)
+        def each(moving, rate, order, seed, pool):
+            if rate not in known:
+                known[rate] = case.compiled(lambda m, o, s, p: function(m, float(rate), o, s, p))
+            return known[rate](moving, order, seed, pool)
 
-    def of(moving, batch, key):
-        return jnp.asarray(jnp.nan) if batch is None else cost(moving, *batch, key)
+        return each
+    return case.compiled(function)
 
-    def spread(moving):
-        out = jax.tree.leaves(case.plain(moving, watched[0]))[0].astype(jnp.float32)
-        if out.ndim == 0 or not case.separate:
-            return jnp.asarray(jnp.nan)
-        return jnp.sqrt(jnp.mean(jnp.square(out - out.mean(0)))) / jnp.maximum(
-            jnp.sqrt(jnp.mean(jnp.square(out))), 1e-30
-        )
 
-    def one(moving, rate, order, seed, batches):
-        method = case.at_rate(rate)
-        key = jax.random.fold_in(case.key, 100 + seed)
+def _train(case, steps, moving, rate, order, seed, pool):
+    """(parameters at the end, after the first step, losses [T]) of one training."""
+    method = case.at_rate(rate)
+    key = jax.random.fold_in(case.key, 100 + seed)
+    cost = lambda at, x, y, k: jnp.asarray(case.cost(at, x, y, k), jnp.float32).reshape(())  # noqa: E731
 
-        def step(carry, t):
-            at, state, after = carry
-            x, y = batches if order is None else _case.take(batches, order[t])
-            value, gradient = jax.value_and_grad(cost)(at, x, y, jax.random.fold_in(key, t))
-            update, state = method.update(gradient, state, at)
-            at = jax.tree.map(lambda a, u: (a + u).astype(a.dtype), at, update)
-            after = jax.lax.cond(t == 0, lambda: (cost(at, *watched, key), spread(at)), lambda: after)
-            return (at, state, after), value
+    def step(carry, t):
+        at, state, first = carry
+        x, y = pool if order is None else _case.take(pool, order[t])
+        value, gradient = jax.value_and_grad(cost)(at, x, y, jax.random.fold_in(key, t))
+        update, state = method.update(gradient, state, at)
+        at = jax.tree.map(lambda a, u: (a + u).astype(a.dtype), at, update)
+        return (at, state, jax.tree.map(lambda f, a: jnp.where(t == 0, a, f), first, at)), value
 
-        begin = moving, method.init(moving), (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
-        (at, _, (first, first_spread)), losses = jax.lax.scan(step, begin, jnp.arange(steps))
+    count = steps if order is None else len(order)
+    (at, _, first), losses = jax.lax.scan(step, (moving, method.init(moving), moving), jnp.arange(count))
+    return at, first, losses
+
+
+class _Seen:
+    """What is read of parameters: losses of the watched and the unseen examples, the outputs' spread, evaluation."""
+
+    def __init__(self, case):
+        self.case, self.unseen = case, case.parts[1]
+        self.loss = case.compiled(lambda o, y: jnp.asarray(case.loss(o, y), jnp.float32).reshape(()))
+        whole = lambda moving, x: case.evaluate(case.whole(moving), x)  # noqa: E731
+        self.evaluate = case.compiled(whole) if case.evaluate is not None else None
+
+    def before(self):
+        watched, _ = self.watched(self.case.moving)
         return {
-            "losses": losses,
-            "first": first,
-            "end": cost(at, *watched, key),
-            "unseen_end": of(at, unseen, key),
-            "spread_first": first_spread,
-            "spread": spread(at),
-            "evaluate_end": evaluated(at),
+            "start": watched,
+            "unseen_start": self.on_unseen(self.case.moving),
+            "evaluate_start": self.evaluated(self.case.moving),
         }
 
-    def program(moving, rates, order, train):
-        which = jnp.repeat(jnp.arange(len(rates)), seeds), jnp.tile(jnp.arange(seeds), len(rates))
-        single = lambda r, s, o: one(moving, r, o, s, (case.x, case.y) if train is None else train)  # noqa: E731
-        if order is None:
-            found = jax.lax.map(lambda i: single(rates[i[0]], i[1], None), which)
-            repeated = found["losses"][_own(rates, case) * seeds]
-        else:
-            found = jax.lax.map(lambda i: single(rates[i[0]], i[1], order[i[1]]), which)
-            repeated = one(moving, rates[_own(rates, case)], None, 0, (case.x, case.y))["losses"]
-        found["start"] = cost(moving, *watched, case.key)
-        found["unseen_start"], found["evaluate_start"] = of(moving, unseen, case.key), evaluated(moving)
-        found["repeated"] = repeated
-        found["noise_scale"] = _noise_scale(case, moving, train, order) if train is not None else jnp.nan
-        return found
+    def after(self, at, first, losses):
+        (end, spread), (after_one, spread_first) = self.watched(at), self.watched(first)
+        return {
+            "losses": np.asarray(losses),
+            "first": after_one,
+            "end": end,
+            "unseen_end": self.on_unseen(at),
+            "spread_first": spread_first,
+            "spread": spread,
+            "evaluate_end": self.evaluated(at),
+        }
 
-    return case.compiled(program)(case.moving, jnp.asarray(rates, jnp.float32), order, train)
+    def watched(self, moving):
+        """(loss, standard deviation of the outputs over examples beside their size)."""
+        x, y = self.case.sample
+        out = self.case.forward(moving, x, self.case.key)
+        first = np.asarray(jax.tree.leaves(out)[0], np.float64)
+        spread = math.nan
+        if first.ndim and self.case.separate:
+            size = np.sqrt(np.mean(np.square(first)))
+            spread = float(np.sqrt(np.mean(np.square(first - first.mean(0)))) / max(size, 1e-30))
+        return float(self.loss(out, y)), spread
+
+    def on_unseen(self, moving):
+        if self.unseen is None:
+            return math.nan
+        return float(self.loss(self.case.forward(moving, self.unseen[0], self.case.key), self.unseen[1]))
+
+    def evaluated(self, moving):
+        x, y = self.case.sample
+        return math.nan if self.evaluate is None else float(self.loss(self.evaluate(moving, x), y))
 
 
-def _own(rates, case):
+def _own(rates):
     """Which rate is the user's own."""
     return len(rates) - 2 if len(rates) > 2 else 0
 
 
-def _quiet_cost(case, moving, x, y, key):
-    return jnp.asarray(case.cost(moving, x, y, key), jnp.float32).reshape(())
-
-
-def _noise_scale(case, moving, train, order):
+def _noise_scale(case):
     """tr(Sigma) / |G|^2 from the gradients of some batches: McCandlish et al. 2018, arXiv:1812.06162, appendix A."""
-    size = order.shape[-1]
-    some = order[0][:BATCHES]
+    train, _ = case.parts
+    if train is None:
+        return math.nan
+    size = min(case.examples, _case.count(train[0]))
+    order = np.random.default_rng(3).permutation(_case.count(train[0]))
+    rows = order[: len(order) // size * size].reshape(-1, size)[:BATCHES]
+    flat = [_flat(case.slope(case.moving, *(_case.take(part, index) for part in train))[1]) for index in rows]
+    if len(flat) < 2:
+        return math.nan
+    together, count = float(np.sum(np.mean(flat, 0) ** 2)), len(flat)
+    variance = size * (np.mean([np.sum(one**2) for one in flat]) - together) * count / (count - 1)
+    return float(variance / max(together - variance / (size * count), 1e-30))
 
-    def square(carry, index):
-        gradient = jax.grad(functools.partial(_quiet_cost, case))(moving, *_case.take(train, index), case.key)
-        gradient = jax.tree.map(lambda g: g.astype(jnp.float32), gradient)
-        own = sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient))
-        return jax.tree.map(jnp.add, carry, gradient), own
 
-    zero = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), moving)
-    total, squares = jax.lax.scan(square, zero, some)
-    count = len(some)
-    together = sum(jnp.sum(jnp.square(leaf / count)) for leaf in jax.tree.leaves(total))
-    variance = size * (squares.mean() - together) * count / max(count - 1, 1)
-    return variance / jnp.maximum(together - variance / (size * count), 1e-30)
+def _flat(tree):
+    return np.concatenate([np.asarray(leaf, np.float32).ravel() for leaf in jax.tree.leaves(tree)])

@@ -1,6 +1,6 @@
 """Conditions on the data: labels, inputs, targets, their order."""
 
-from numdl.audit._conditions.seen import Seen
+from numdl.audit._conditions.seen import Seen, certain
 
 SORTED = 0.5
 COMMON = 0.9
@@ -10,18 +10,12 @@ FAR_TARGETS = 10.0
 
 def labels_out_of_range(r):
     d, kind = r.e.data, r.e.loss.kind
+    span = f"{d.label_low:g} to {d.label_high:g}"
     if kind == "classes" and (d.label_low < 0 or d.label_high >= d.classes):
-        more = f"{d.label_low:g} to {d.label_high:g} for {d.classes} columns"
-        return Seen("certain", d.label_high, d.classes - 1, more=more, weight=1.0)
+        return certain("targets", f"{span} for {d.classes} columns", d.label_high, d.classes - 1)
     outside = d.label_low < 0 or d.label_high > 1
     if kind == "binary" and d.labels == 2 and outside and _unbounded(r):
-        return Seen(
-            "certain",
-            d.label_high,
-            1,
-            more=f"{d.label_low:g} to {d.label_high:g}, and the loss is unbounded below",
-            weight=1.0,
-        )
+        return certain("targets", f"{span}, and the loss is unbounded below", d.label_high, 1)
     return None
 
 
@@ -99,7 +93,5 @@ def targets_unscaled(r):
         where = f"their mean and divide by their deviation, {d.target_spread:.4g}"
         return Seen(severity, d.target_rms, FAR_TARGETS, predicted=f.rms, where=where, more=more, weight=0.85)
     if 0 < d.target_spread < 1e-3:
-        return Seen(
-            "hint", d.target_spread, 1e-3, predicted=f.rms, where="their mean", more="they hardly vary", weight=0.5
-        )
+        return Seen("hint", d.target_spread, 1e-3, predicted=f.rms, where="their mean", more="they hardly vary")
     return None

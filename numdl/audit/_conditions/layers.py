@@ -97,15 +97,9 @@ class _Expecting(Seen):
 
 def chaotic(r):
     p = r.e.predicted
-    if not (
-        p.applies
-        and p.chi > 1.1
-        and r.gradient_change > CHANGE / 2
-        and p.activation not in ("relu", "identity", "leaky_relu")
-    ):
-        return None
-    layers = len(r.hidden)
-    if not layers * math.log(p.chi) / 2 > CHANGE / 2:
+    layers, bounded = len(r.hidden), p.activation not in ("relu", "identity", "leaky_relu")
+    apart = p.applies and p.chi > 1.1 and layers * math.log(p.chi) > CHANGE
+    if not (apart and bounded and r.gradient_change > CHANGE / 2):
         return None
     more = f"{factor(r.gradient_change)} over {layers} layers"
     return Seen(_severity(r), p.chi, 1, p.critical_weight_variance, r.e.signal.names[0], more, weight=0.78)

@@ -27,3 +27,8 @@ class Seen:
 def factor(log):
     """e^log as words: 'x0.001', 'x1e+12'."""
     return f"x{math.exp(log):.3g}" if abs(log) < 600 else f"e^{log:.0f}"
+
+
+def certain(where, more, measured=1.0, threshold=0.0, **rest):
+    """A Seen that is algebra."""
+    return Seen("certain", measured, threshold, where=where, more=more, **{"weight": 1.0, **rest})

@@ -10,6 +10,7 @@ LOST = 0.1  # of an update, to a clip or an epsilon
 DECAY = 0.01  # of the parameters, a step
 LATE, RISING = 0.02, 0.7
 NOISE = 1.5
+LOUD = 20.0  # noise scale over batch size
 BLIND, SEEN = 2.0, 3.0  # standard scores
 SLOW = 0.7  # of the loss is left after the budget, in function space
 
@@ -54,9 +55,7 @@ def schedule(r):
         severity = "likely" if r.forecast_ratio > 0.3 or not r.end > 0.7 else "hint"
         return Seen(severity, o.late, LATE, 0.5, "optimizer", more, weight=0.85)
     if o.late > RISING and o.first < 0.1:
-        more = (
-            f"{o.late:.0%} of the way lies in the second half of the {o.horizon} steps: the warm-up outlasts the run."
-        )
+        more = f"{o.late:.0%} of the way lies in the second half of {o.horizon} steps: the warm-up outlasts the run."
         severity = "likely" if r.forecast_ratio > 0.5 else "hint"
         return Seen(severity, o.late, RISING, 0.5, "optimizer", more, weight=0.8)
     return None
@@ -87,35 +86,30 @@ def _best_factor(r):
 
 
 def rate_high(r):
-    t = r.e.trial
-    if not t.end.size:
+    if not r.e.trial.end.size:
         return None
-    over = r.over_limit
     if not np.isfinite(r.lower):
-        worse = not np.isfinite(t.end).all() or np.mean(t.end) > 1.2 * t.start
-        if not worse:
-            return None
-        return Seen(
-            "likely",
-            over,
-            1,
-            math.nan,
-            "optimizer",
-            "The loss rises from the first steps, and no other rate could be tried.",
-            weight=0.7,
+        return _rises(r)
+    t, over = r.e.trial, r.over_limit
+    beyond = f" The sharpness is {over:.3g} times the method's limit." if over > 1 else ""
+    if r.end < r.lower - 0.1 and (r.end < 0.1 or r.end < 0.5 * r.lower):
+        own, lower, steps = np.mean(t.end[r.own]), np.nanmin(t.end[: r.own]), t.losses.shape[-1]
+        more = (
+            f"From {t.start:.3g} the loss goes to {own:.3g} in {steps} steps, at a smaller rate to {lower:.3g}.{beyond}"
         )
-    bad = r.end < r.lower - 0.1 and (r.end < 0.1 or r.end < 0.5 * r.lower)
-    if bad:
-        own, lower = np.mean(t.end[r.own]), np.nanmin(t.end[: r.own])
-        steps = t.losses.shape[-1]
-        more = f"From {t.start:.3g} the loss goes to {own:.3g} in {steps} steps, at a smaller rate to {lower:.3g}."
-        if over > 1:
-            more += f" The sharpness is {over:.3g} times the method's limit."
-        return Seen("likely", over if np.isfinite(over) else r.end, 1, _best_factor(r), "optimizer", more, weight=0.8)
+        return Seen("likely", over if over > 0 else r.end, 1, _best_factor(r), "optimizer", more, weight=0.8)
     if over > 3 and r.end < 0.5:
-        more = f"The sharpness is {over:.3g} times the method's limit at this rate."
-        return Seen("hint", over, 1, _best_factor(r), "optimizer", more, weight=0.5)
+        return Seen("hint", over, 1, _best_factor(r), "optimizer", beyond.strip())
     return None
+
+
+def _rises(r):
+    """Where no other rate can be tried."""
+    t = r.e.trial
+    if np.isfinite(t.end).all() and np.mean(t.end) <= 1.2 * t.start:
+        return None
+    more = "The loss rises from the first steps, and no other rate could be tried."
+    return Seen("likely", r.over_limit, 1, where="optimizer", more=more, weight=0.7)
 
 
 def warmup(r):
@@ -187,32 +181,21 @@ def rate_low(r):
         return None
     slow = r.forecast_ratio > SLOW
     faster = np.isfinite(r.higher) and r.higher > r.end + 0.02 and t.end[r.own].mean() > np.nanmin(t.end[r.own + 1 :])
-    if not slow or r.progress > 0.3:
-        return None
-    if not faster and not o.reach < 0.02:
+    if not slow or r.progress > 0.3 or not (faster or o.reach < 0.02):
         return None
     more = f"In function space {r.forecast_ratio:.0%} of the loss is left after {r.e.facts.steps or 'these'} steps"
     more += f"; a larger rate gets to {np.nanmin(t.end[r.own + 1 :]):.3g} in {t.losses.shape[-1]}." if faster else "."
-    return Seen(
-        "likely" if r.e.facts.steps else "hint", r.forecast_ratio, SLOW, _best_factor(r), "optimizer", more, weight=0.75
-    )
+    severity = "likely" if r.e.facts.steps else "hint"
+    return Seen(severity, r.forecast_ratio, SLOW, _best_factor(r), "optimizer", more, weight=0.75)
 
 
 def noise(r):
-    t = r.e.trial
-    if not t.noise_scale > 0 or not r.e.facts.examples:
-        return None
-    share = t.noise_scale / r.e.facts.examples
-    if not share > 20 or not (r.end < r.lower - 0.05 or r.end_spread > 0.2):
+    t, batch = r.e.trial, r.e.facts.examples
+    loud = batch and t.noise_scale > LOUD * batch
+    if not loud or not (r.end < r.lower - 0.05 or r.end_spread > 0.2):
         return None
     more = f"the end of the trial varies by {r.end_spread:.2g} from one order of the data to another"
-    return Seen(
-        "likely" if r.end < 0.5 * r.lower else "hint",
-        t.noise_scale,
-        20 * r.e.facts.examples,
-        r.e.facts.examples,
-        "batch",
-        more,
-        r.end_spread,
-        0.55,
-    )
+    # A smaller rate helps against noise too: below the stability limit it is the noise that it helps against.
+    weight = 0.85 if r.over_limit < 1 else 0.55
+    severity = "likely" if r.end < 0.5 * r.lower else "hint"
+    return Seen(severity, t.noise_scale, LOUD * batch, batch, "batch", more, r.end_spread, weight)

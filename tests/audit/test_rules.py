@@ -1,0 +1,178 @@
+"""Rules on hand-made evidence: a planted fault is a record, and its finding comes out first."""
+
+# ruff: noqa: E501
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from numdl.audit import rules
+from numdl.audit.evidence import (
+    Chain,
+    Data,
+    Evidence,
+    Facts,
+    Function,
+    Kernel,
+    Loss,
+    Optimizer,
+    Predicted,
+    Signal,
+    Trial,
+    empty,
+)
+
+LAYERS, LEAVES = 6, 12
+
+
+def healthy():
+    """A dense relu network that trains: nothing to say about it."""
+    ones, names = np.ones(LAYERS), tuple(f"layer{i}/w" for i in range(LAYERS))
+    signal = empty(
+        Signal, names=names, kinds=("dense",) * LAYERS, nonlinearities=("relu",) * (LAYERS - 1) + (None,), first_nonfinite=-1,
+        recurrent=(False,) * LAYERS, state_rms=ones, state_max=3 * ones, gradient_rms=0.1 * ones, saturated=np.nan * ones,
+        dead=0.02 * ones, rank=10 * ones, cosine=np.linspace(0.3, 0.8, LAYERS), fan_in=64 * ones, weight_variance=2 * ones,
+        identical=0 * ones, largest=3e38, leaf_names=tuple(f"leaf{i}" for i in range(LEAVES)),
+        leaf_still=np.zeros(LEAVES, bool), leaf_rms=np.ones(LEAVES), leaf_gradient_rms=0.01 * np.ones(LEAVES),
+    )  # fmt: skip
+    function = empty(
+        Function, shape=(256, 10), spread=0.5, spread_near=0.5, rms=1.0, least=-2.0, most=2.0, scaled=2.0, mixing=0.0,
+        disorder=0.0, noise=0.0, bend=0.1,
+    )  # fmt: skip
+    loss = empty(
+        Loss, kind="classes", value=2.4, finite_value=True, finite_gradient=True, gradient_rms=0.01, pull=0.9, coupling=0.0,
+        doubled=1.0, shift=0.0, floor=0.0, floor_head=0.0, floor_shared=2.3, transmission=1.0,
+    )  # fmt: skip
+    data = empty(
+        Data, whole=True, examples=1000, kind="float", rms=1.0, spread=1.0, offset=0.1, column_ratio=2.0, constant=0.0, labels=10,
+        label_low=0.0, label_high=9.0, classes=10, common=0.11, rare=0.09, batch_labels=10, sorted_share=0.0, target_rms=5.0,
+        target_spread=2.9, target_offset=1.5,
+    )  # fmt: skip
+    optimizer = empty(
+        Optimizer, at_zero=0.0, at_zero_finite=True, degree_up=1.0, degree_down=1.0, direction=1.0, lost=1.0, ascent=1.0, reach=2.0,
+        travel=1.0, late=0.5, early=0.1, first=1.0, memory=1.0, decayed=1.0, update_ratio=np.ones(LEAVES),
+        frozen=np.zeros(LEAVES, bool), horizon=500,
+    )  # fmt: skip
+    kernel = Kernel(96, 20.0, 15.0, np.geomspace(2.4, 0.1, 20), np.arange(1.0, 21.0), 2.4, True)
+    end = np.array([[2.3, 2.3], [2.0, 2.0], [1.0, 1.0], [0.8, 0.8]])
+    trial = Trial(
+        np.array([1e-3, 1e-2, 1e-1, 1.0]), np.array([0.01, 0.1, 1, 10]), np.ones((4, 2, 40)), 2.4, end + 0.3, end, 2.4, end,
+        np.linspace(2.4, 0.3, 40), 0.4 + 0 * end, 0.5 + 0 * end, math.nan, math.nan * end, 30.0, 1.0,
+    )  # fmt: skip
+    predicted = empty(Predicted, applies=True, activation="relu", chi=1.0, critical_weight_variance=2.0, spread=0.7)
+    facts = Facts(32, 10_000, 0.1, 500, "sgd", False, False, ())
+    chain = empty(Chain, breaks=((),) * LAYERS)
+    return Evidence(facts, signal, chain, function, loss, data, optimizer, kernel, trial, predicted, {})
+
+
+def planted(**changes):
+    """Healthy evidence with some fields of its records changed: record__field=value."""
+    evidence = healthy()
+    for name, value in changes.items():
+        record, field = name.split("__")
+        changed = dataclasses.replace(getattr(evidence, record), **{field: value})
+        evidence = dataclasses.replace(evidence, **{record: changed})
+    return evidence
+
+
+FLAT = np.full((4, 2), 2.35)
+STUCK = {"trial__end": FLAT, "trial__unseen_end": FLAT, "trial__repeated": np.full(40, 2.35)}
+BAD_HERE = {"trial__end": np.array([[2.2] * 2, [0.9] * 2, [9.0] * 2, [99.0] * 2])}
+DOWN, UP = np.geomspace(1, 1e-5, LAYERS), np.geomspace(1, 1e5, LAYERS)
+SLOW = {"kernel__forecast": np.linspace(2.4, 2.3, 20), "trial__end": np.array([[2.4], [2.39], [2.38], [2.2]])}
+
+FAULTS = {
+    "symmetry": {"signal__identical": np.ones(LAYERS), **STUCK},
+    "signal_vanishes": {"signal__state_rms": DOWN, **STUCK},
+    "signal_explodes": {"signal__state_rms": UP, **STUCK},
+    "gradient_vanishes": {"signal__gradient_rms": UP, **STUCK},
+    "gradient_explodes": {"signal__gradient_rms": DOWN, **STUCK},
+    "saturated": {"signal__saturated": np.full(LAYERS, 0.9), **STUCK},
+    "dead_units": {"signal__dead": np.full(LAYERS, 0.9), **STUCK},
+    "correlation_collapses": {"signal__cosine": 1 - np.geomspace(0.5, 1e-6, LAYERS), **STUCK},
+    "too_narrow": {"signal__fan_in": np.full(LAYERS, 3.0), **STUCK},
+    "chaotic": {"predicted__chi": 9.0, "predicted__activation": "tanh", "signal__gradient_rms": DOWN, **STUCK},
+    "norm_degenerate": {"function__batch_of_one": True, **STUCK},
+    "outputs_constant": {"function__spread_near": 0.0, **STUCK},
+    "wrong_axis": {"function__mixing": 0.5, "function__disorder": 0.5, **STUCK},
+    "no_nonlinearity": {"function__bend": 1e-6, **STUCK},
+    "head_against_loss": {"loss__has_head": True, "loss__floor_head": 1.4612},
+    "loss_ignores_outputs": {"loss__ignores": True, **STUCK},
+    "loss_couples_examples": {"loss__coupling": 1.0, "loss__coupling_reshaped": 0.0},
+    "loss_scale": {"loss__doubled": 2.0, **BAD_HERE},
+    "wrong_sign": {"loss__pull": -0.9},
+    "not_finite": {"data__broken": (17,), "data__broken_count": 1},
+    "float_range": {"signal__largest": 65504.0, "optimizer__at_zero_finite": False},
+    "labels_constant": {"data__target_spread": 0.0},
+    "labels_unrelated": {"kernel__alignment": 0.3, "kernel__alignment_raw": -0.2, **STUCK},
+    "labels_out_of_range": {"data__label_low": 1.0, "data__label_high": 10.0},
+    "labels_imbalanced": {"data__common": 0.98, "data__rare": 0.001},
+    "inputs_unscaled": {"data__rms": 255.0, **BAD_HERE},
+    "inputs_too_small": {"data__spread": 1e-3, **STUCK},
+    "inputs_constant": {"data__spread": 0.0, **STUCK},
+    "targets_unscaled": {"loss__kind": "values", "data__labels": 0, "data__target_rms": 150.0, **STUCK},
+    "data_order": {"data__sorted_share": 0.95, "facts__order": True},
+    "rate_too_high": BAD_HERE,
+    "rate_too_low": SLOW,
+    "optimizer_epsilon": {"optimizer__lost": 0.01, "optimizer__direction": 0.7, **SLOW},
+    "clipped_to_nothing": {"optimizer__lost": 0.001, **SLOW},
+    "decay_too_strong": {"optimizer__at_zero": 0.05, "optimizer__decayed": 0.0},
+    "schedule": {"optimizer__late": 0.0, **STUCK},
+    "frozen": {"optimizer__reach": 0.0, "optimizer__frozen": np.ones(LEAVES, bool), **STUCK},
+    "dropout_too_high": {"function__noise": 3.0, **STUCK},
+    "train_differs_from_evaluate": {"function__evaluate_distance": 4.0, "trial__evaluate_end": FLAT},
+    "cannot_see": {"kernel__alignment": 0.3, **STUCK},
+    "mask": {"signal__kinds": ("attention",) * LAYERS, "signal__first_nonfinite": 1},
+    "recurrent_explodes": {"signal__recurrent": (True,) * 5 + (False,), "signal__names": (*(f"cell/w[{i}]" for i in range(5)), "out"),
+                           "signal__gradient_rms": DOWN, **STUCK},
+    "recurrent_vanishes": {"signal__recurrent": (True,) * 5 + (False,), "signal__names": (*(f"cell/w[{i}]" for i in range(5)), "out"),
+                           "signal__gradient_rms": UP, **STUCK},
+    "residual_scale": {"chain__breaks": (("a skip adds an earlier state",),) * LAYERS, "signal__state_rms": np.geomspace(1, 1e4, 16),
+                       "signal__names": tuple(map(str, range(16))), "signal__kinds": ("dense",) * 16, "signal__recurrent": (False,) * 16,
+                       "signal__gradient_rms": np.ones(16), "signal__cosine": np.full(16, 0.5), "signal__fan_in": np.full(16, 64.0),
+                       "signal__dead": np.zeros(16), "signal__saturated": np.full(16, np.nan), "signal__identical": np.zeros(16),
+                       "signal__nonlinearities": ("relu",) * 16, **STUCK},
+    "batch_noise": {"trial__noise_scale": 1e5, "trial__end": np.array([[2.0, 2.0], [0.8, 0.8], [2.2, 1.5], [9.0, 9.0]]),
+                    "predicted__sharpness": 5.0, "predicted__sharpness_limit": 20.0},
+    "needs_warmup": {"signal__kinds": ("attention", *("dense",) * 5), "optimizer__degree_up": 0.0, **BAD_HERE},
+}  # fmt: skip
+
+
+def test_nothing_is_said_of_a_healthy_network():
+    assert rules.judge(healthy()) == ()
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_named_first(name):
+    found = rules.judge(planted(**FAULTS[name]))
+    assert found and found[0].name == name, [(f.name, f.severity, f.consequences) for f in found]
+    assert "{" not in found[0].sentence + found[0].remedy
+    assert found[0].severity != "hint" and found[0].source
+
+
+def test_every_rule_of_the_table_has_a_planted_fault():
+    assert {rule.name for rule in rules.table()} == set(FAULTS)
+
+
+def test_what_a_cause_explains_does_not_stand_beside_it():
+    fault = {**FAULTS["symmetry"], "signal__dead": np.full(LAYERS, 0.9), "signal__gradient_rms": UP}
+    found = rules.judge(planted(**fault))
+    assert [f.name for f in found] == ["symmetry"]
+    assert {"dead_units", "gradient_vanishes"} <= set(found[0].consequences)
+
+
+def test_certain_comes_before_likely_before_hint():
+    fault = {**FAULTS["rate_too_high"], "loss__pull": -0.9, "data__column_ratio": 80.0, "data__sorted_share": 0.9}
+    order = [{"certain": 0, "likely": 1, "hint": 2}[f.severity] for f in rules.judge(planted(**fault))]
+    assert order == sorted(order)
+
+
+def test_nan_everywhere_is_no_finding():
+    """What was not seen accuses nobody."""
+    evidence = Evidence(
+        Facts(0, 0, math.nan, None, "given", False, False, ()), None, None, empty(Function), empty(Loss, finite_value=True, finite_gradient=True, kind="other"),
+        empty(Data), empty(Optimizer, at_zero_finite=True), empty(Kernel), empty(Trial), empty(Predicted), {},
+    )  # fmt: skip
+    assert rules.judge(evidence) == ()
