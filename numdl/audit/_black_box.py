@@ -23,7 +23,8 @@ def measure(case, gradient):
     """The Optimizer of a Case, from the gradient of its loss at its parameters."""
     horizon = min(case.steps or HORIZON, MOST_STEPS)
     params = case.moving
-    gradient = jax.tree.map(lambda g: np.nan_to_num(np.asarray(g), nan=0.0, posinf=0.0, neginf=0.0), gradient)
+    finite = lambda g, p: np.nan_to_num(np.asarray(g), nan=0.0, posinf=0.0, neginf=0.0).astype(p.dtype)  # noqa: E731
+    gradient = jax.tree.map(finite, gradient, params)
     small = case.parameters * horizon > MOST_WORK
     asked = case.compiled(functools.partial(_asked, case.transformation))(params, gradient)
     corner = functools.partial(jax.tree.map, _corner) if small else lambda tree: tree
@@ -168,7 +169,7 @@ def _record(asked, course, horizon):
 
 def _lost(norms, degrees, direction):
     """What a clip or an epsilon leaves of the update: 1 where there is neither."""
-    saturates, linear = degrees[3] < 0.1, degrees[0] > 0.9
+    saturates, linear = degrees[3] < 0.1, degrees[0] > 0.2
     if not (saturates and linear):
         return 1.0
     if direction > 0.999:  # large gradients keep their direction: a clip

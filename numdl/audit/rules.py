@@ -65,7 +65,7 @@ def judge(evidence: Evidence) -> tuple[Finding, ...]:
 
 
 def _finding(rule, seen):
-    text = {name: seen.text(name) for name in ("measured", "threshold", "predicted", "where", "more")}
+    text = {name: seen.text(name) for name in ("measured", "threshold", "predicted", "variance", "where", "more")}
     return Finding(
         name=rule.name,
         severity=seen.severity,

@@ -20,12 +20,6 @@ def _severity(r):
     return "likely" if r.end < 0.2 else "hint"
 
 
-def _expected(r, logs):
-    """What theory expects of a profile's change, as words."""
-    p = r.e.predicted
-    return factor(float(logs)) if p.applies and np.isfinite(logs) else "unknown"
-
-
 def _predicted_gradient(r):
     p = r.e.predicted
     return 0.5 * float(p.log_gradient[0]) if p.applies and p.log_gradient.size > 1 else math.nan
@@ -69,30 +63,10 @@ def gradient_explodes(r):
 
 
 def _profile(r, change, threshold, predicted, weight):
-    count, text = len(r.hidden), factor(change)
-    more = f"{text} over {count} layers"
-    seen = Seen(
-        _severity(r),
-        math.exp(np.clip(change, -700, 700)),
-        _variance(r),
-        predicted,
-        r.e.signal.names[r.hidden[0]],
-        more,
-        weight=weight,
-    )
-    return _Expecting(seen, _expected(r, predicted))
-
-
-class _Expecting(Seen):
-    """A Seen whose prediction is said in words."""
-
-    def __init__(self, seen, words):
-        for name, value in vars(seen).items():
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "words", words)
-
-    def text(self, name):
-        return self.words if name == "predicted" else super().text(name)
+    """A change from end to end: all three numbers are factors."""
+    measured, limit, expected = (math.exp(np.clip(x, -700, 700)) for x in (change, threshold, predicted))
+    where, more = r.e.signal.names[r.hidden[0]], f"{factor(change)} over {len(r.hidden)} layers"
+    return Seen(_severity(r), measured, limit, expected, where, more, variance=_variance(r), weight=weight)
 
 
 def chaotic(r):
