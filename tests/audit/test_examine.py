@@ -41,7 +41,8 @@ def data(count=400):
 
 def settings(**changes):
     x, y = data()
-    given = {"apply": network, "params": start(1.0), "batch": (x[:32], y[:32]), "loss": cross_entropy, "optimizer": optax.sgd,
+    given = {"apply": network, "params": start(1.0), "batch": (x[:32], y[:32]), "loss": cross_entropy,
+             "optimizer": optax.sgd,
              "learning_rate": 0.1, "steps": 200, "data": (x, y), "key": jax.random.key(0)}  # fmt: skip
     return {**given, **changes}
 
