@@ -98,6 +98,7 @@ def test_numpys_floats_come_in_the_dtype_that_jax_keeps_of_theirs(x64):
         for dtype in (np.float16, np.float32, np.float64):
             assert checks.floating("x", np.ones(3, dtype)).dtype == jnp.asarray(np.ones(3, dtype)).dtype
         assert checks.leaf("x", np.ones(3)).dtype == jnp.zeros(()).dtype
+        assert checks.leaves("x", [np.ones(3)], host=True)[0].dtype == np.float64
         assert checks.kept(np.complex128(1j)).dtype == (np.complex128 if x64 else np.complex64)
         assert checks.kept(np.int64(3)).dtype == np.int64 and checks.kept(None) is None
         assert checks.kept(np.full(1, 1e300))[0] == (1e300 if x64 else np.inf)

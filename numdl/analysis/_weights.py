@@ -48,7 +48,7 @@ def from_defaults(params):
 
 def from_leaves(params, layouts, transposed, stacked):
     """(weights, notes) of the leaves with two axes or more, in the natural order of their names."""
-    leaves, paths = floating(checks.leaves("params", params)), trees.names(params)
+    leaves, paths = floating(checks.leaves("params", params, host=True)), trees.names(params)
     said = _said(layouts, leaves, paths)
     deep, turned = (_chosen(*pair, paths) for pair in (("stacked", stacked), ("transposed", transposed)))
     found, notes, assumed = [], [], []
@@ -78,7 +78,7 @@ def from_leaves(params, layouts, transposed, stacked):
 
 def check_params(params):
     """A pytree of arrays with something that could be a weight."""
-    leaves = jax.tree.leaves(checks.leaves("params", params))
+    leaves = jax.tree.leaves(checks.leaves("params", params, host=True))
     if not any(jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.ndim for leaf in leaves):
         raise checks.BadValue(f"params must hold a weight, a floating leaf; got {_listed(params)}")
     return params

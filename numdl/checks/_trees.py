@@ -10,13 +10,14 @@ from numdl.checks._arrays import kept, native
 from numdl.checks._refusals import BadType, BadValue, shown
 
 
-def leaf(name: str, value: Any) -> Any:
+def leaf(name: str, value: Any, *, host: bool = False) -> Any:
     """A leaf of a pytree of parameters or data: an array (numbers, bools, keys) or a Python number, native, `kept`.
 
     Parameters
     ----------
     name : str                  what the caller calls the argument
     value : any                 what came
+    host : bool                 for work in NumPy: float64 stays, whatever jax keeps
     Raises
     ------
     ValueError, TypeError       anything else came: BadValue, BadType
@@ -29,10 +30,11 @@ def leaf(name: str, value: Any) -> Any:
     known = jax.dtypes.issubdtype(value.dtype, np.number) or value.dtype == bool or value.dtype == jax.dtypes.float0
     if not known and not jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
         raise BadType(f"{name} must be an array of numbers; got dtype {value.dtype}, shape {tuple(value.shape)}")
-    return kept(native(name, value))
+    value = native(name, value)
+    return value if host else kept(value)
 
 
-def leaves(name: str, tree: PyTree, *, examples: bool = False, empty: bool = False) -> Any:
+def leaves(name: str, tree: PyTree, *, examples: bool = False, empty: bool = False, host: bool = False) -> Any:
     """A pytree of native arrays, at least one unless `empty`; `examples`: of one length >= 1 along their first axes.
 
     Parameters
@@ -41,6 +43,7 @@ def leaves(name: str, tree: PyTree, *, examples: bool = False, empty: bool = Fal
     tree : pytree               what came
     examples : bool             whether all leaves have one length >= 1 along axis 0
     empty : bool                whether nothing at all is allowed
+    host : bool                 for work in NumPy: float64 stays, whatever jax keeps
     Raises
     ------
     ValueError, TypeError       anything else came: BadValue, BadType
@@ -48,7 +51,7 @@ def leaves(name: str, tree: PyTree, *, examples: bool = False, empty: bool = Fal
     pairs, structure = jax.tree_util.tree_flatten_with_path(tree)
     if not pairs and not empty:
         raise BadValue(f"{name} must hold at least one array; got {shown(tree)}")
-    found = [leaf(f"{name}{jax.tree_util.keystr(path)}", value) for path, value in pairs]
+    found = [leaf(f"{name}{jax.tree_util.keystr(path)}", value, host=host) for path, value in pairs]
     if examples:
         lengths = sorted({tuple(value.shape[:1]) for value in found})
         if len(lengths) != 1 or lengths[0] in ((), (0,)):

@@ -42,7 +42,7 @@ def batches(
     TypeError, ValueError       at the call, before the first batch: a size outside 1..N, leaves of different lengths,
                                 an untyped key, another `remainder`
     """
-    data = checks.leaves("data", data)
+    data = checks.leaves("data", data, host=True)
     count = checks.length("data", data)
     checks.key("key", key)
     size = checks.whole("size", size, most=count)
@@ -103,7 +103,7 @@ def split(
     ------
     ValueError, TypeError       fractions that do not add up to 1, a part that would be empty, classes of another length
     """
-    data = checks.leaves("data", data)
+    data = checks.leaves("data", data, host=True)
     count = checks.length("data", data)
     checks.key("key", key)
     fractions = _fractions(fractions)

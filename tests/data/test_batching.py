@@ -28,6 +28,9 @@ def test_batches_have_the_structure_and_the_kinds_of_the_data(key):
     np.testing.assert_array_equal(batch["x"][:, 0], 2 * np.asarray(batch["y"]))  # rows stay together
     batch["x"][:] = -1
     assert X.min() == 0, "the data is not the batch's"
+    with jax.enable_x64(False):
+        wide = next(data.batches(key, np.ones((4, 2)), 2, remainder="drop"))
+    assert wide.dtype == np.float64, "NumPy's stay NumPy's, whatever jax keeps of them"
 
 
 @pytest.mark.parametrize("remainder, sizes", [("keep", [4, 4, 2]), ("drop", [4, 4])])
