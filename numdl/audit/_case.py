@@ -192,7 +192,7 @@ def _optimizer(optimizer, rate):
     """(factory or None, transformation at the rate, name)."""
     if isinstance(optimizer, str):
         checks.one_of("optimizer", optimizer, NAMED)
-        make, name = _named(optimizer), optimizer
+        make, name = named(optimizer), optimizer
     elif hasattr(optimizer, "init") and hasattr(optimizer, "update"):
         return None, optimizer, "given"
     elif callable(optimizer):
@@ -214,7 +214,7 @@ def _optimizer(optimizer, rate):
     return make, transformation, name
 
 
-def _named(name):
+def named(name):
     import optax
 
     if name == "momentum":

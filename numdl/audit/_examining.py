@@ -108,7 +108,7 @@ def gather(case: Any) -> Evidence:
     tried = trial.run(case)
     seconds["trial"] = tried.seconds
     began = time.perf_counter()
-    sharp = measure.sharpness(case) if _has_limit(found["optimizer"]) else math.nan
+    sharp = measure.sharpness(case) if found["optimizer"].linear else math.nan
     seconds["sharpness"] = time.perf_counter() - began
     began = time.perf_counter()
     predicted = predict.everything(found["chain"], found["loss"], found["data"], found["optimizer"], case.rate, sharp)
@@ -124,10 +124,6 @@ def gather(case: Any) -> Evidence:
         views=_views(case, found),
     )
     return Evidence(facts=facts, trial=tried, predicted=predicted, seconds=seconds, notes=case.notes, **found)
-
-
-def _has_limit(optimizer):
-    return abs(optimizer.degree_up - 1) < 0.05 and abs(optimizer.degree_down - 1) < 0.05
 
 
 def _views(case, found):
@@ -172,7 +168,10 @@ def describe(evidence: Evidence, findings: tuple) -> dict[str, float]:
 
 
 def calibrated(features: dict) -> float:
-    """The probability of training, by the logistic law fitted on the benchmark's fitting split.
+    """The probability of training, by the logistic law in `calibration.json`.
+
+    Its weights were set by hand: until they are fitted on the benchmark's fitting split the number orders networks by
+    how likely they are to train, and is not a frequency.
 
     Parameters
     ----------

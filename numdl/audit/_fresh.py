@@ -15,6 +15,8 @@ import numpy as np
 from numdl import tracing, trees
 from numdl.audit.evidence import Evidence
 
+ADDED = "bias: elementwise sum"  # how `tracing` says that a leaf is added to a state
+
 
 def fresh(case: Any, evidence: Evidence, *, depth_scaled: bool = False) -> tuple[Any, str]:
     """(moving parameters drawn anew, what was done): critical variance, then unit size from layer to layer.
@@ -42,19 +44,24 @@ def fresh(case: Any, evidence: Evidence, *, depth_scaled: bool = False) -> tuple
         done.add(name)
         gain = 1.0 if name == last else _gain(layer, critical)
         leaves[name] = _drawn(keys[name], leaves[name], axes, layer, gain)
-    for name in names:
-        if name not in done and leaves[name].ndim <= 1 and _is_bias(name):
+    for name, uses in zip(traced.parameters, traced.uses, strict=True):
+        if name not in done and leaves[name].ndim <= 1 and uses and all(use.endswith(ADDED) for use in uses):
             leaves[name] = jnp.zeros_like(leaves[name])
     moving = jax.tree.unflatten(jax.tree.structure(case.moving), [leaves[name] for name in names])
-    moving, scaled = _unit(dataclasses.replace(case, moving=moving), traced, names, depth_scaled)
+    ends = _branch_ends(evidence.chain) if depth_scaled else set()
+    moving, scaled = _unit(dataclasses.replace(case, moving=moving), traced, names, ends)
     text = "weights: drawn anew with variance " + (
         f"{critical:.3g} / fan_in" if np.isfinite(critical) else "2 / fan_in before rectifiers and 1 / fan_in elsewhere"
     )
     return moving, text + (", then scaled layer by layer to states of size one" if scaled else "") + "; biases 0"
 
 
-def _is_bias(name):
-    return name.rsplit("/", 1)[-1].lower() in ("b", "bias", "biases", "1")
+def _branch_ends(chain):
+    """Names of the weights behind which an earlier state is added."""
+    if chain is None:
+        return set()
+    skips = [any("skip" in text for text in texts) for texts in chain.breaks]
+    return {before for before, skip in zip(chain.names, skips[1:]) if skip}
 
 
 def _gain(layer, critical):
@@ -72,7 +79,7 @@ def _drawn(key, leaf, axes, layer, gain):
     return (deviation * jax.random.normal(key, leaf.shape, jnp.float32)).astype(leaf.dtype)
 
 
-def _unit(case, traced, names, depth_scaled):
+def _unit(case, traced, names, ends):
     """(parameters, whether it was needed): weights divided by their states' sizes, in the order of the call."""
     seen, order = set(), []
     for i, layer in enumerate(traced.layers):
@@ -83,17 +90,17 @@ def _unit(case, traced, names, depth_scaled):
         return case.moving, False
     sizes = _sizes(case, traced)
     inner = [sizes[i] for i, _ in order[:-1]]
-    if all(0.2 < size < 5 for size in inner if np.isfinite(size)) and not depth_scaled:
+    if all(0.2 < size < 5 for size in inner if np.isfinite(size)) and not ends:
         return case.moving, False
     leaves, structure = jax.tree.flatten(case.moving)
     leaves = list(leaves)
     rms = jax.jit(lambda moving, x, constants: _rms_of_states(traced, moving, x, constants))
-    branch = 1 / math.sqrt(max(len(order) / 2, 1)) if depth_scaled else 1.0
-    for place, (i, at) in enumerate(order[:-1]):
+    branch = 1 / math.sqrt(max(len(ends), 1))
+    for i, at in order[:-1]:
         moving = jax.tree.unflatten(structure, leaves)
         size = float(rms(moving, case.x, traced.constants)[i])
         if np.isfinite(size) and size > 0:
-            goal = branch if depth_scaled and place % 2 == 0 and place > 0 else 1.0
+            goal = branch if traced.layers[i].name in ends else 1.0
             leaves[at] = (leaves[at] * (goal / size)).astype(leaves[at].dtype)
     return jax.tree.unflatten(structure, leaves), True
 

@@ -170,6 +170,11 @@ class Optimizer:
     frozen: np.ndarray  # [P] bool: a gradient that is not zero moves nothing
     horizon: int = static()  # steps that were run
 
+    @property
+    def linear(self):
+        """Whether updates are proportional to the gradient: a limit for the sharpness is known."""
+        return max(abs(self.degree_up - 1), abs(self.degree_down - 1)) < 0.05 and self.direction > 0.99
+
 
 @record
 class Kernel:

@@ -12,7 +12,7 @@ import numpy as np
 from numdl import trees
 from numdl.analysis import descent, initialization, layers
 from numdl.audit import _black_box, _case, _described, _function, _head, _tangent
-from numdl.audit.evidence import Chain, Signal
+from numdl.audit.evidence import Chain, Signal, empty
 
 MOST_PROBED = 128  # examples whose states are looked at
 MATVECS = 12
@@ -40,8 +40,8 @@ def signal(case: Any, traced: Any) -> tuple[Signal | None, Chain | None, Any]:
 def _chain(case, x, loss):
     try:
         found = initialization.explain(case.moving, apply=case.plain, x=x, loss=loss)
-    except (ValueError, TypeError, NotImplementedError):
-        return None
+    except (ValueError, TypeError, NotImplementedError) as error:
+        return empty(Chain, unknown=f"the weights could not be followed: {error}")
     return Chain(
         names=found.names,
         breaks=found.breaks,
@@ -127,7 +127,7 @@ def _units(leaf, outputs):
 
 
 def sharpness(case: Any) -> float:
-    """Largest eigenvalue of the loss's Hessian on the batch, by a few Lanczos steps; nan where it is not finite.
+    """Largest eigenvalue of the loss's Hessian on the batch, by a few Lanczos steps; nan without a second derivative.
 
     Parameters
     ----------

@@ -97,10 +97,7 @@ def _labels(loss, data):
 
 def _limit(optimizer, rate):
     """Largest stable eigenvalue of the Hessian for a method that is linear in the gradient; nan for others."""
-    linear = (
-        abs(optimizer.degree_up - 1) < 0.05 and abs(optimizer.degree_down - 1) < 0.05 and optimizer.direction > 0.99
-    )
-    if not linear or not rate > 0 or not optimizer.memory > 0:
+    if not optimizer.linear or not rate > 0 or not optimizer.memory > 0:
         return math.nan
     momentum = min(max(1 - 1 / optimizer.memory, 0.0), 0.999)
     if momentum < 0.01:

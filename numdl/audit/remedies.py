@@ -242,7 +242,7 @@ class _Work:
 
     def replace_method(self, why):
         self.parts["optimizer"] = "adam"
-        self.put(why, make=_case._named("adam"), transformation=_case._named("adam")(1e-3), name="adam", rate=1e-3)
+        self.put(why, make=_case.named("adam"), transformation=_case.named("adam")(1e-3), name="adam", rate=1e-3)
         return ["optimizer: plain Adam in its place"]
 
     def choose_rate(self, names):

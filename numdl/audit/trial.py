@@ -41,10 +41,10 @@ def run(case: Any, *, factors: tuple = FACTORS, steps: int = STEPS, seeds: int =
     orders, pool = _orders(case, steps, seeds)
     train, seen = _trainer(case, steps), _Seen(case)
     rows = [[seen.after(*train(case.moving, rate, order, s, pool)) for s, order in enumerate(orders)] for rate in rates]
-    again = rows[_own(rates)][0]["losses"]
+    again = rows[_own(factors)][0]["losses"]
     if case.parts[0] is not None and case.separate:
         same = np.tile(_case.count(pool[0]) - case.examples + np.arange(case.examples), (steps, 1))
-        again = np.asarray(train(case.moving, rates[_own(rates)], same, 0, pool)[2])
+        again = np.asarray(train(case.moving, rates[_own(factors)], same, 0, pool)[2])
     found = {name: np.array([[one[name] for one in row] for row in rows], np.float64) for name in rows[0][0]}
     return Trial(
         rates=rates,
@@ -158,9 +158,9 @@ class _Seen:
         return math.nan if self.evaluate is None else float(self.loss(self.evaluate(moving, x), y))
 
 
-def _own(rates):
+def _own(factors):
     """Which rate is the user's own."""
-    return len(rates) - 2 if len(rates) > 2 else 0
+    return int(np.argmin(np.abs(np.log(factors))))
 
 
 def _noise_scale(case):

@@ -181,10 +181,10 @@ def symmetry(r):
     at = int(np.nanargmax(inner))
     share = float(inner[at])
     severity = "certain" if share > 0.99 and r.flat else "likely" if r.end < 0.5 else "hint"
-    return Seen(severity, share, COPIES, predicted=_variance(r), where=s.names[at], weight=0.97)
+    return Seen(severity, share, COPIES, predicted=start_variance(r), where=s.names[at], weight=0.97)
 
 
-def _variance(r):
+def start_variance(r):
     value = r.e.predicted.critical_weight_variance
     if np.isfinite(value):
         return value
