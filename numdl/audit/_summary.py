@@ -107,7 +107,7 @@ def _forecast(report):
     kernel = report.evidence.kernel
     if not len(kernel.forecast) or not seen(report, "evidence.kernel.start"):
         return []
-    short_of = "" if kernel.linear else "; it left the linear range before the end of the budget"
+    short_of = "" if kernel.linear else "; the rest of the budget was not run"
     parts = sentence(
         "loss {start} to {end} in {steps} steps by the tangent kernel of {examples} examples",
         start="evidence.kernel.start",

@@ -186,7 +186,7 @@ class Kernel:
     forecast: np.ndarray  # [T] loss of the linearised network under the user's own optimizer; empty: not run
     forecast_steps: np.ndarray  # [T]
     start: float  # loss of these examples now
-    linear: bool = static()  # whether the forecast reached the end of the budget
+    linear: bool = static()  # whether the forecast, which is linear, was run to the end of the budget
 
 
 @record
