@@ -8,6 +8,7 @@ import numpy as np
 from numdl import activations
 from numdl.analysis import curvature
 from numdl.networks import recurrent
+from numdl.optimize import losses
 from tests.registry import kinds
 from tests.registry import objects as o
 
@@ -53,6 +54,16 @@ def refine(factor, solver):
     return lambda x: np.asarray(x)[:, :2] * (1 + 0.1 / factor)
 
 
+ATTACKED = {
+    "params": kinds.data(o.PARAMS),
+    "x": kinds.batch(o.X),
+    "targets": kinds.labels(o.LABELS, classes=2),
+    "loss": kinds.loss(losses.softmax_cross_entropy),
+    "radius": kinds.variance(0.1),
+    "bounds": kinds.Argument((-2.0, 2.0), (3, "ab", (1.0,), (1.0, 0.0), (np.nan, 1.0), (0.0, np.inf), ("0", "1"))),
+    "norm": kinds.name("max"),
+    "key": kinds.key(o.KEY).without(None),
+}
 ESTIMATED = {
     "f": kinds.loss(lambda z: jnp.sum(z**2)),
     "mean": kinds.finite(np.ones(2)),
@@ -60,6 +71,8 @@ ESTIMATED = {
     "baseline": kinds.number(0.0),
 }
 CALLS = {
+    **{f"analysis.robustness.{name}": ATTACKED for name in ("fast_gradient_sign", "projected_gradient")},
+    **{f"analysis.robustness.{name}": ATTACKED for name in ("linear_distance", "boundary", "lipschitz")},
     "analysis.estimators.pathwise": ESTIMATED,
     "analysis.estimators.score_function": ESTIMATED,
     "analysis.attention.rank_collapse": {

@@ -46,6 +46,14 @@ ESTIMATED = {
     "baseline": kinds.Argument("best", ("tpyo", None, [1.0], float("nan"))),
 }
 CALLS = {
+    "theory.robustness.lipschitz": {
+        "spectral_norms": kinds.numbers(np.array([1.0, 2.0]), np.array([-1.0, 1.0]), 0.5),
+        "slopes": kinds.numbers(np.array([1.0]), np.array([-1.0]), 0.5),
+    },
+    "theory.robustness.certified_radius": {
+        "margins": kinds.numbers(np.array([1.0, -1.0])),
+        "lipschitz": kinds.variance(1.0),
+    },
     "theory.estimators.pathwise": ESTIMATED,
     "theory.estimators.score_function": ESTIMATED,
     "theory.estimators.square_norm": {
