@@ -39,7 +39,7 @@ def main(arguments=None):
 
 def _dispatch(arguments):
     command = arguments[0] if arguments else "--help"
-    if command in ("-h", "--help", "help"):
+    if command in ("-h", "--help", "help") or (command != "run" and {"-h", "--help"} & set(arguments)):
         print(__doc__.strip())
         return 0
     commands = {"list": _list, "run": _run, "reproduce": _reproduce, "margins": _margins}

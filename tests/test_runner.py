@@ -329,6 +329,14 @@ def test_help_names_the_fields(dice, capsys):
     assert "how many" in out
 
 
+@pytest.mark.parametrize("name", ["list", "reproduce", "margins"])
+def test_help_of_a_command_names_the_options_and_runs_nothing(dice, capsys, tmp_path, name):
+    code, out, _ = call(capsys, name, "--help")
+    assert code == 0
+    assert "--jobs N" in out
+    assert not (tmp_path / "results").exists()
+
+
 def variant(folder, name, **changes):
     """The experiment `name` with other defaults."""
     text = EXPERIMENT

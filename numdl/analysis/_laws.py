@@ -161,7 +161,7 @@ def _orthogonal_scale(matrix):
 def _fits(entries, family, variance):
     kurtosis = _FAMILIES[family].moments[0]
     error = variance * math.sqrt((kurtosis - 1) / entries.size)
-    if abs(np.mean(entries**2) - variance) > LIMIT * error or not _mean_is_zero(entries):
+    if abs(np.mean(np.square(entries)) - variance) > LIMIT * error or not _mean_is_zero(entries):
         return False
     return _range_fits(entries, family, variance) and _kurtosis_fits(entries, family)
 
@@ -185,7 +185,8 @@ def _kurtosis_fits(entries, family):
         return True
     four, six, eight = _FAMILIES[family].moments
     spread = eight - four**2 - 4 * four * (six - four) + 4 * four**2 * (four - 1)
-    measured = np.mean(entries**4) / np.mean(entries**2) ** 2
+    squares = np.square(entries, dtype=np.float64)
+    measured = (squares @ squares) / entries.size / np.mean(squares) ** 2
     return abs(measured - four) <= LIMIT * math.sqrt(spread / entries.size)
 
 

@@ -268,7 +268,8 @@ def neural_collapse(
     NeuralCollapse              numbers [], all 0 when the collapse is complete; nan for a classifier not given
     Raises
     ------
-    ValueError, TypeError       labels outside 0..C-1 or of another length, weights or bias of another shape
+    ValueError, TypeError       labels outside 0..C-1 or of another length, weights or bias of another shape,
+                                bias without weights
     Source: Papyan, Han & Donoho 2020, arXiv:2008.08186, figures 2-7.    Experiment: e7.
     """
     features = checks.floating("features", features, ndim=2)
@@ -282,6 +283,8 @@ def neural_collapse(
     labels = checks.finite("labels", labels, least=0, most=classes - 1)
     if weights is not None:
         weights = checks.shape("weights", weights, (features.shape[1], classes))
+    if bias is not None and weights is None:
+        raise checks.BadValue(f"bias needs the weights of the same map; got bias {np.shape(bias)} and weights None")
     if bias is not None:
         bias = checks.shape("bias", checks.array("bias", bias), (classes,))
     return _collapse.distances(features, jnp.asarray(labels), weights, bias, classes=classes)
