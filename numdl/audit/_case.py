@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks, trees
+from numdl.audit import _programs
 
 WATCHED = 256  # examples on which losses and outputs are looked at
 NAMED = ("sgd", "momentum", "adam", "adamw")
@@ -84,9 +85,21 @@ class Case:
         cost = lambda moving, x, y: jnp.asarray(self.cost(moving, x, y), jnp.float32).reshape(())  # noqa: E731
         return self.compiled(jax.value_and_grad(cost))
 
+    @functools.cached_property
+    def _costs(self):
+        """The loss of the batch as a jaxpr."""
+        return jax.make_jaxpr(self.cost)(self.moving, self.x, self.y)
+
+    @functools.cached_property
+    def work(self):
+        """Multiplications for the loss of one example; of the batch, where examples are not apart."""
+        return max(_programs.work(self._costs) // max(self.examples, 1), self.parameters // max(self.examples, 1), 1)
+
     def compiled(self, function):
         """`function` under jit, to be run once: small networks cost more to compile than to run."""
         cheap = jax.default_backend() == "cpu" and self.parameters < CHEAP
+        if jax.default_backend() == "cpu" and _programs.convolves(self._costs):
+            function = _programs.channels_last(function)
         return jax.jit(function, compiler_options=QUICKLY if cheap else None)
 
     def call(self, moving, x, key=None):

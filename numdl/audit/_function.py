@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit import _case
+from numdl.audit import _case, _programs
 from numdl.audit.evidence import Function, empty
 
 POSITIONS = 12  # tried one by one
@@ -39,7 +39,7 @@ def measure(case):
 
 def _form(case, x):
     """What the program itself shows: roots, sums over one number, a batch of one that is normalised."""
-    found = list(_equations(jax.make_jaxpr(case.plain)(case.moving, x).jaxpr))
+    found = list(_programs.equations(jax.make_jaxpr(case.plain)(case.moving, x)))
     names = {equation.primitive.name for equation in found}
     sums = [e for e in found if e.primitive.name == "reduce_sum" and e.invars[0].aval.size > 1]
     ones = [e for e in sums if e.params["axes"] and all(e.invars[0].aval.shape[a] == 1 for a in e.params["axes"])]
@@ -56,16 +56,6 @@ def _form(case, x):
         alone, beside = (np.asarray(jax.tree.leaves(out)[0], np.float64)[:1] for out in outs)
         known["batch_of_one"] = _ratio(alone - beside, beside) > 1e-3
     return known
-
-
-def _equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from _equations(inner)
 
 
 def _other(leaf):

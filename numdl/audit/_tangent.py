@@ -19,7 +19,7 @@ from numdl.audit.evidence import Kernel, empty
 MOST = 96  # examples
 PERMUTATIONS = 60
 MOST_STEPS = 1000
-MOST_WORK = 6e9  # steps x examples x parameters: about ten seconds
+MOST_WORK = 6e9  # multiplications of forward passes
 KEPT = 100
 
 
@@ -29,10 +29,10 @@ def measure(case):
         return empty(Kernel)
     x, y = case.sample
     m = min(_case.count(x), MOST)
-    while m > 16 and PERMUTATIONS * m * case.parameters > MOST_WORK:
+    while m > 16 and PERMUTATIONS * m * case.work > MOST_WORK:
         m //= 2
     some = _case.take((x, y), slice(0, m))
-    steps = int(min(case.steps or 200, MOST_STEPS, max(20, MOST_WORK / (m * max(case.parameters, 1)) / 3)))
+    steps = int(min(case.steps or 200, MOST_STEPS, max(20, MOST_WORK / (m * case.work) / 3)))
     squares, rows, losses, start = case.compiled(functools.partial(_program, case, steps))(case.moving, some)
     squares, losses = np.asarray(squares, np.float64), np.asarray(losses, np.float64)
     kept = np.unique(np.geomspace(1, steps, KEPT).astype(int)) - 1

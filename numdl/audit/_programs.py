@@ -1,0 +1,124 @@
+"""What the audit asks of a jaxpr: its equations, its work, and convolutions in the order that a CPU is quick at."""
+
+import math
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+
+CONVOLUTION = "conv_general_dilated"
+
+
+def equations(jaxpr):
+    """All equations of a jaxpr, the inner ones after the one that holds them."""
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield equation
+        for body in _bodies(equation):
+            yield from equations(body)
+
+
+def work(jaxpr):
+    """Multiplications of a jaxpr; any other number that it makes counts as one. A loop of unknown length runs once."""
+    return sum(_own(equation) + _repeats(equation) * sum(map(work, _bodies(equation))) for equation in _eqns(jaxpr))
+
+
+def convolves(jaxpr):
+    return any(equation.primitive.name == CONVOLUTION for equation in equations(jaxpr))
+
+
+def channels_last(function):
+    """The same function, its convolutions transposed to [N, ..., C], those inside of loops too.
+
+    XLA brings a convolution into the layout of its fast CPU routine at the top of a program only. In the body of a loop
+    the gradient of a convolution, whose axes lie in another order, would be a plain nest of loops over single numbers.
+    """
+
+    def ordered(*arguments):
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        outputs = jex.jaxpr_as_fun(_ordered(closed))(*jax.tree.leaves(arguments))
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    return ordered
+
+
+def _eqns(jaxpr):
+    return getattr(jaxpr, "jaxpr", jaxpr).eqns
+
+
+def _is_jaxpr(value):
+    return isinstance(value, jex.Jaxpr | jex.ClosedJaxpr)
+
+
+def _bodies(equation):
+    for value in equation.params.values():
+        for body in value if isinstance(value, tuple | list) else (value,):
+            if _is_jaxpr(body):
+                yield body
+
+
+def _repeats(equation):
+    return equation.params["length"] if equation.primitive.name == "scan" else 1
+
+
+def _own(equation):
+    if any(True for _ in _bodies(equation)):
+        return 0
+    shapes = [getattr(v.aval, "shape", ()) for v in (*equation.invars, *equation.outvars)]
+    size = math.prod(shapes[-1])
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        return size * math.prod(shapes[0][axis] for axis in contracted)
+    if equation.primitive.name == CONVOLUTION:
+        features = shapes[1][equation.params["dimension_numbers"].rhs_spec[0]]
+        return size * math.prod(shapes[1]) // max(features, 1)
+    return size
+
+
+def _ordered(closed):
+    """The closed jaxpr of the same function with its convolutions in order."""
+
+    def run(*values):
+        slots = dict(zip(jaxpr.constvars, getattr(closed, "consts", ()))) | dict(zip(jaxpr.invars, values))
+        read = lambda v: v.val if isinstance(v, jex.Literal) else slots[v]  # noqa: E731
+        for equation in jaxpr.eqns:
+            slots.update(zip(equation.outvars, _evaluated(equation, [read(v) for v in equation.invars], jaxpr)))
+        return [read(v) for v in jaxpr.outvars]
+
+    jaxpr = getattr(closed, "jaxpr", closed)
+    return jax.make_jaxpr(run)(*closed.in_avals) if convolves(closed) else closed
+
+
+def _evaluated(equation, values, jaxpr):
+    if equation.primitive.name == CONVOLUTION:
+        return [_convolution(*values, **equation.params)]
+    if any(map(convolves, _bodies(equation))):
+        equation = equation.replace(params={name: _inside(value) for name, value in equation.params.items()})
+    reads = {v: value for v, value in zip(equation.invars, values) if not isinstance(v, jex.Literal)}
+    writes = [v for v in equation.outvars if not isinstance(v, jex.DropVar)]
+    alone = jex.Jaxpr((), list(reads), writes, [equation], equation.effects, jaxpr.debug_info)
+    found = iter(jex.jaxpr_as_fun(jex.ClosedJaxpr(alone, ()))(*reads.values()))
+    return [None if isinstance(v, jex.DropVar) else next(found) for v in equation.outvars]
+
+
+def _inside(value):
+    """A parameter of an equation with the jaxprs in it in order."""
+    if isinstance(value, tuple | list) and any(map(_is_jaxpr, value)):
+        return type(value)(map(_inside, value))
+    if not _is_jaxpr(value):
+        return value
+    if isinstance(value, jex.ClosedJaxpr):
+        return _ordered(value)
+    return _ordered(jex.ClosedJaxpr(value, ())).jaxpr
+
+
+def _convolution(left, right, *, dimension_numbers, **params):
+    spec, space = dimension_numbers, "XYZ"[: left.ndim - 2] if left.ndim < 6 else None
+    if space is None:
+        return jax.lax.conv_general_dilated(left, right, dimension_numbers=spec, **params)
+    left = jnp.transpose(left, (spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1]))
+    right = jnp.transpose(right, (*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0]))
+    out = jax.lax.conv_general_dilated(
+        left, right, dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"), **params
+    )
+    back = dict(zip((spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1]), range(out.ndim)))
+    return jnp.transpose(out, [back[axis] for axis in range(out.ndim)])

@@ -1,0 +1,91 @@
+"""Programs as the audit sees them: convolutions in another order give the same numbers, work is counted exactly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from numdl.audit import _case, _programs
+
+# Strides, dilations and groups of a convolution; the shapes of its input and its kernel, channels second.
+KINDS = {
+    "plain": ({"window_strides": (1, 1), "padding": "SAME"}, (2, 3, 6, 5), (4, 3, 3, 3)),
+    "strided": ({"window_strides": (2, 1), "padding": "VALID"}, (2, 3, 7, 6), (4, 3, 3, 2)),
+    "dilated": ({"window_strides": (1,), "padding": [(4, 0)], "rhs_dilation": (2,)}, (3, 2, 8), (5, 2, 3)),
+    "transposed": (
+        {"window_strides": (1, 1), "padding": [(1, 1), (0, 1)], "lhs_dilation": (2, 2)},
+        (2, 3, 4, 4),
+        (4, 3, 2, 2),
+    ),
+    "grouped": ({"window_strides": (1,), "padding": "SAME", "feature_group_count": 4}, (2, 4, 6), (8, 1, 3)),
+    "volume": ({"window_strides": (1, 1, 1), "padding": "SAME"}, (2, 2, 3, 4, 3), (2, 2, 2, 2, 2)),
+}
+
+
+def stepped(kind, scanned):
+    """Three steps of descent through a convolution, in a scan or one after the other."""
+    settings, shape, kernel = KINDS[kind]
+    draw = np.random.default_rng(0)
+    x, w = jnp.asarray(draw.standard_normal(shape)), jnp.asarray(draw.standard_normal(kernel))
+
+    @jax.jit
+    def cost(at):
+        return jnp.mean(jnp.tanh(jax.lax.conv_general_dilated(at[0], at[1], **settings)) ** 2)
+
+    def step(at, _):
+        value, slope = jax.value_and_grad(jax.checkpoint(cost))(at)
+        return jax.tree.map(lambda a, s: a - 0.3 * s, at, slope), value
+
+    def one_by_one(at):
+        values = []
+        for _ in range(3):
+            at, value = step(at, None)
+            values.append(value)
+        return at, jnp.stack(values)
+
+    return (lambda at: jax.lax.scan(step, at, None, length=3)) if scanned else one_by_one, (x, w)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_convolutions_inside_a_scan_are_brought_into_order(kind):
+    function, at = stepped(kind, scanned=True)
+    ordered = _programs.channels_last(function)
+    expected, _ = stepped(kind, scanned=False)
+    for ours, theirs in zip(jax.tree.leaves(ordered(at)), jax.tree.leaves(expected(at)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+    known = [e for e in _programs.equations(jax.make_jaxpr(ordered)(at)) if e.primitive.name == _programs.CONVOLUTION]
+    last = len(KINDS[kind][1]) - 1
+    assert len(known) >= 3
+    for spec in (e.params["dimension_numbers"] for e in known):
+        assert spec.lhs_spec[:2] == spec.out_spec[:2] == (0, last) and spec.rhs_spec[:2] == (last, last - 1)
+
+
+def test_functions_without_a_convolution_are_left_alone():
+    function = lambda a, b: {"sum": a + b["c"]}  # noqa: E731
+    given = jnp.ones(3), {"c": jnp.arange(3.0)}
+    assert not _programs.convolves(jax.make_jaxpr(function)(*given))
+    assert jax.tree.structure(_programs.channels_last(function)(*given)) == jax.tree.structure({"sum": 0})
+
+
+def test_work_counts_the_multiplications_of_products_convolutions_and_loops():
+    count = lambda function, *shapes: _programs.work(  # noqa: E731
+        jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes))
+    )
+    assert count(lambda a, b: a @ b, (5, 7), (7, 3)) == 5 * 7 * 3
+    turn = lambda a, b: jax.lax.scan(lambda h, _: (h @ b, None), a, None, length=11)[0]  # noqa: E731
+    assert count(turn, (5, 7), (7, 7)) == 11 * 5 * 7 * 7
+    convolved = lambda x, w: jax.lax.conv(x, w, (1, 1), "VALID")  # noqa: E731
+    assert count(convolved, (2, 3, 6, 6), (4, 3, 3, 3)) == 2 * 4 * 4 * 4 * 3 * 3 * 3
+
+
+def test_a_case_compiles_its_convolutions_in_order():
+    w = jnp.ones((3, 3, 1, 2), jnp.float32)
+    apply = lambda p, x: jax.lax.conv_general_dilated(x, p, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))  # noqa: E731
+    x = np.ones((4, 5, 5, 1), np.float32)
+    known = _case.case(
+        apply, w, (x, np.zeros((4, 5, 5, 2), np.float32)), loss=lambda o, y: jnp.mean((o - y) ** 2), optimizer="sgd",
+        learning_rate=0.1, steps=1, data=None, evaluate=None, stochastic=False, key=jax.random.key(0),
+    )  # fmt: skip
+    # Nine taps and one squared error for each of 50 outputs; the border's zeros are multiplied, too.
+    assert 50 * 9 <= known.work <= 50 * 13
+    np.testing.assert_allclose(known.forward(known.moving, x, None), apply(w, x), rtol=1e-6)
