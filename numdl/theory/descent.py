@@ -21,6 +21,19 @@ import numpy as np
 from jaxtyping import ArrayLike, Float64
 
 from numdl import checks, trees
+from numdl.theory._adam import adam_step_rms
+
+__all__ = [
+    "Tuning",
+    "adam_step_rms",
+    "growth",
+    "learning_time",
+    "mode_strength",
+    "modified_loss",
+    "path",
+    "sharpness_limit",
+    "tuning",
+]
 
 METHODS = ("gradient_descent", "polyak", "nesterov", "adam")
 

@@ -94,6 +94,14 @@ CALLS = {
         "start": kinds.positive(0.1),
         "end": kinds.numbers(0.9, -1.0, 0.0, 1.0),
     },
+    "theory.descent.adam_step_rms": {"step": kinds.numbers(3, 0, 0.5, -1), "momentum": kinds.number(0.9, -0.1, 1.0)},
+    "theory.scaling.exponents": {"parametrization": kinds.name("mup"), "optimizer": kinds.name("adam")},
+    "theory.scaling.depth_exponents": {
+        "branch": kinds.number(0.5, -0.5),
+        "optimizer": kinds.name("adam"),
+        "rate": kinds.number(0.0),
+    },
+    "theory.scaling.score_exponents": {"power": kinds.number(0.5)},
     "theory.gradients.growth": {"depth": kinds.count(3), "widths": kinds.counts((4, 4, 2))},
     "theory.gradients.residual_growth": {
         "x_mean": kinds.number(0.0),
