@@ -94,6 +94,7 @@ TRAINED = {
 PATH = np.ones((3, 3, 4))
 
 
+BOXES = {name: kinds.floating(np.ones((3, 4)), np.ones((3, 5))) for name in ("boxes", "targets")}
 CALLS = {
     **{f"krylov.{name}": SOLVER for name in KRYLOV.split()},
     "krylov.arnoldi.decompose": {**SOLVER, "start": kinds.floating(o.VECTOR)},
@@ -116,6 +117,8 @@ CALLS = {
         }
         for name in ["objective", "hamiltonian", "states", "costates", "gradient", "successive_approximations"]
     },
+    "optimize.boxes.intersection_over_union": BOXES,
+    "optimize.boxes.generalized": BOXES,
     "optimize.gauss_newton.least_squares": {"residual": kinds.function(lambda params: params)},
     "optimize.gauss_newton.composite": {
         "outputs": kinds.function(lambda params: params["v"]),
