@@ -80,6 +80,18 @@ def hidden(carry):
     return carry.hidden if isinstance(carry, Memory) else carry
 
 
+def packing(start):
+    """Carry to one array [N, size] and back."""
+    leaves, structure = jax.tree.flatten(start)
+    cuts = [leaf.shape[-1] for leaf in leaves]
+
+    def unpack(packed):
+        edges = [sum(cuts[: i + 1]) for i in range(len(cuts) - 1)]
+        return jax.tree.unflatten(structure, jnp.split(packed, edges, axis=-1))
+
+    return lambda carry: jnp.concatenate(jax.tree.leaves(carry), axis=-1), unpack
+
+
 def draw_vanilla(laws, key, features, dtype):
     """{"input", "recurrent", "bias"} without an axis of gates."""
     return jax.tree.map(lambda leaf: leaf[0], _draw_gates(laws, key, features, dtype, 1))

@@ -269,7 +269,7 @@ def _states(head, params, x, probes=None):
     start = head.cell.start(x.shape[0], dtype)
     first = (start, x.astype(dtype) if head.kind == "one_to_many" else None)
     inputs = None if head.kind == "one_to_many" else jnp.swapaxes(x, 0, 1)
-    step = functools.partial(_step, head, params, _packing(start))
+    step = functools.partial(_step, head, params, _cells.packing(start))
     _, (packed, hidden) = lax.scan(step, first, (inputs, probes[0]), length=head.steps)
     if not many:
         return (packed,)
@@ -287,18 +287,6 @@ def _step(head, params, packing, both, now):
     if fed is not None:
         fed = _affine.apply(params["readout"], hidden) if head.feedback else jnp.zeros_like(fed)
     return (carry, fed), (packed, hidden)
-
-
-def _packing(start):
-    """Carry to one array [N, size] and back."""
-    leaves, structure = jax.tree.flatten(start)
-    cuts = [leaf.shape[-1] for leaf in leaves]
-
-    def unpack(packed):
-        edges = [sum(cuts[: i + 1]) for i in range(len(cuts) - 1)]
-        return jax.tree.unflatten(structure, jnp.split(packed, edges, axis=-1))
-
-    return lambda carry: jnp.concatenate(jax.tree.leaves(carry), axis=-1), unpack
 
 
 def _readout(head, params, y):

@@ -18,9 +18,11 @@ from numdl.networks import (
     highway,
     initializers,
     normalization,
+    pixelwise,
     recurrent,
     residual,
     reversible,
+    sequences,
 )
 from tests.selection import in_turn
 
@@ -57,6 +59,10 @@ def _convolutional(depth, variance, **more):
     return convolutional.network(stages=stages, outputs=2, activation=jnp.tanh, **_physics(variance), **more)
 
 
+def _pixelwise(depth, variance, **more):
+    return pixelwise.network(width=3, depth=depth, outputs=2, activation=jnp.tanh, **_physics(variance), **more)
+
+
 def _highway(depth, variance, **more):
     sizes = {"width": 4, "depth": depth, "outputs": 2, "gate_bias": -1.0}
     return highway.network(activation=jnp.tanh, **sizes, **_physics(variance), **more)
@@ -85,6 +91,14 @@ def _recurrent(head, cell, depth, variance):
     made = getattr(recurrent, cell)(width=4, **laws, **more)
     steps = {"steps": depth} if head == "one_to_many" else {}
     return getattr(recurrent, head)(made, outputs=2, readout_weights=weights, **steps)
+
+
+def _sequences(depth, variance):
+    weights = initializers.variance_scaling(variance)
+    laws = {"width": 4, "input_weights": weights, "recurrent_weights": weights, "bias_variance": 0.1}
+    sizes = {"outputs": 2, "steps": 2, "key_width": 3}
+    cells = recurrent.gru(**laws), recurrent.gru(**laws)
+    return sequences.network(*cells, readout_weights=weights, query_key_weights=weights, **sizes)
 
 
 def _physics(variance):
@@ -125,6 +139,10 @@ CASES = {
     ),
     "one to many": Case(
         _bind(_recurrent, "one_to_many", "vanilla"), VECTORS, ONE_MORE, dtype=False, initializer=False, any_width=True
+    ),
+    "pixelwise": Case(_pixelwise, PICTURES, any_width=True),
+    "sequence to sequence": Case(
+        _sequences, SEQUENCES, lambda depth: depth + 3, dtype=False, initializer=False, any_width=True
     ),
 }
 every_builder = pytest.mark.parametrize("name", CASES)

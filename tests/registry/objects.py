@@ -18,6 +18,7 @@ from numdl.networks import (
     normalization,
     recurrent,
     residual,
+    sequences,
 )
 from numdl.networks import reversible as reversible_networks
 
@@ -107,6 +108,12 @@ def built(kind):
         ),
         "residual": lambda: (residual.network(bias_variance=0.1, **flow), X),
         "reversible": lambda: (reversible_networks.hamiltonian(bias_variance=0.1, **flow), X),
+        "sequences": lambda: (
+            sequences.network(
+                cell(), cell(), outputs=2, steps=2, readout_weights=WEIGHTS, key_width=2, query_key_weights=WEIGHTS
+            ),
+            TOKENS,
+        ),
         "recurrent": lambda: (recurrent.many_to_one(cell(), outputs=2, readout_weights=WEIGHTS), TOKENS),
     }
     network, x = makers[kind]()
