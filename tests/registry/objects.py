@@ -41,6 +41,12 @@ def apply(params, x):
     return jnp.tanh(x @ params["w"]) @ params["v"]
 
 
+def build(width):
+    """`apply` with parameters of this width."""
+    hidden, last = np.linspace(-1.0, 1.0, 4 * width), np.linspace(-0.5, 1.0, 2 * width)
+    return apply, {"v": last.reshape(width, 2), "w": hidden.reshape(4, width)}
+
+
 def loss(params, batch):
     """Squared error of `apply`."""
     x, targets = batch

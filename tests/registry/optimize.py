@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.optimize import control, gauss_newton, slimtik
+from numdl.optimize import control, gauss_newton, scaling, slimtik
 from numdl.optimize import train as training
 from tests.registry import kinds
 from tests.registry import objects as o
@@ -18,6 +18,7 @@ ANSWERS = np.linspace(0.0, 1.0, 6).reshape(6, 1)
 GRADIENT = jax.tree.map(lambda leaf: 2 * leaf, o.PARAMS)
 DESCENT = jax.tree.map(lambda leaf: -leaf, o.PARAMS)
 BATCHES = (np.ones((2, 3, 4)), np.ones((2, 3, 2)))
+WIDENED = scaling.roles(o.build, (4, 8), o.X)
 LINEAR = {
     "tolerance": kinds.variance(1e-2),
     "features": kinds.finite(DESIGN),
@@ -96,6 +97,22 @@ PATH = np.ones((3, 3, 4))
 
 BOXES = {name: kinds.floating(np.ones((3, 4)), np.ones((3, 5))) for name in ("boxes", "targets")}
 CALLS = {
+    "optimize.scaling.roles": {
+        "build": kinds.function(o.build, 1.0, (1, 2, 3)),
+        "x": kinds.data(o.X),
+        "widths": kinds.Argument((4, 8), (None, 3, "text", (8, 4), (4, 4), (4,), (4, 8, 16), (0, 4), (4.5, 8))),
+        "embeddings": kinds.Argument((), ("tpyo", ("tpyo",), 3)),
+    },
+    "optimize.scaling.rescale": {
+        "params": kinds.tree(o.build(8)[1]),
+        "roles": kinds.instance(WIDENED),
+        "rule": kinds.name("mup"),
+    },
+    "optimize.scaling.multipliers": {
+        "roles": kinds.instance(WIDENED),
+        "rule": kinds.name("mup"),
+        "optimizer": kinds.name("adam"),
+    },
     **{f"krylov.{name}": SOLVER for name in KRYLOV.split()},
     "krylov.arnoldi.decompose": {**SOLVER, "start": kinds.floating(o.VECTOR)},
     "krylov.trace.hutch_plus_plus": {**SOLVER, "num_matvecs": kinds.count(6, least=6)},
