@@ -7,6 +7,7 @@ to the outputs, one k x k block for each example, positive semidefinite: what Ga
     losses.softmax_cross_entropy(outputs, labels)                     mean over examples
     losses.softmax_cross_entropy.value(outputs, labels)               [...]
     losses.softmax_cross_entropy.hessian_product(outputs, labels, v)  [..., k]
+    losses.weighted(losses.softmax_cross_entropy, ignored=-100)       a loss again, without padding
 
 Targets out of the domain (a label 10 of 10 classes, probabilities that do not sum to 1) are an error where their values
 are known. Inside `jit` they are not: there the example's value, gradient and curvature are nan, so that the mean and
@@ -22,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, ScalarLike
 
 from numdl import checks, trees
+from numdl.optimize._weighted import Weighted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +140,37 @@ def with_l2(
         return value + jnp.asarray(strength / 2 * jnp.real(trees.inner(leaves, leaves)), value.dtype)
 
     return penalized
+
+
+def weighted(loss: Loss, *, class_weights: Float[ArrayLike, "k"] | None = None, ignored: int | None = None) -> Weighted:
+    """The loss with class weights, and without the examples of one label (padding, "ignore index").
+
+        mean = sum_i w(c_i) * loss_i / sum_i w(c_i)
+
+    Parameters
+    ----------
+    loss : Loss                 of labels or class probabilities: softmax_cross_entropy
+    class_weights : array [k]   w >= 0, not all 0; None: 1 each. Of probabilities [..., k] the mean weight is taken
+    ignored : int               the label [...] of examples that do not count, in 0..k - 1 or not, such as -100
+    Returns
+    -------
+    Weighted                    called as the loss; `value`, `gradient`, ... are of weight * value; `weight` [...];
+                                `sum_and_weight` gives both sums, from which the mean over chunks of a batch is exact
+    Raises
+    ------
+    ValueError, TypeError       no loss of classes, negative weights, another number of weights than classes
+    Source: the definition.
+    """
+    if not isinstance(loss, Loss) or loss.encode is not _classes:
+        raise checks.BadType(f"loss must be losses.softmax_cross_entropy, a loss of classes; got {loss!r}")
+    if class_weights is not None:
+        weights = checks.finite("class_weights", checks.array("class_weights", class_weights, ndim=1), least=0.0)
+        if not np.any(weights):
+            raise checks.BadValue(f"class_weights must not all be 0; got {checks.shown(class_weights)}")
+        class_weights = tuple(np.asarray(weights, np.float64).tolist())
+    if ignored is not None:
+        ignored = checks.whole("ignored", ignored, least=-(2**31))
+    return Weighted(loss, class_weights, ignored)
 
 
 def _or_nan(inside, value):

@@ -1,4 +1,4 @@
-"""PREDICTED: lengths and the factors of squared gradients, layer after layer; where two dropout passes settle.
+"""PREDICTED: lengths, correlations and the factors of squared gradients, layer after layer; two dropout passes.
 
 Nothing is checked here: the doors are in theory.gradients.
 """
@@ -10,6 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl.precision import float64
+
+SNAP = 4e-16  # correlations this near to +-1 are +-1: the rounding of a quotient
+
+
+def correlation(q1, q2, product):
+    """product / sqrt(q1 q2), exactly +-1 where it is so to rounding; 0 where a length is."""
+    root = jnp.sqrt(q1 * q2)
+    c = jnp.where(root > 0, product / jnp.where(root > 0, root, 1.0), 0.0)
+    return jnp.where(jnp.abs(c) > 1 - SNAP, jnp.sign(c), c)
 
 
 @float64

@@ -31,11 +31,14 @@ from jaxtyping import ArrayLike, Float64
 from numdl import checks
 from numdl.activations import Activation
 from numdl.precision import float64
+from numdl.theory import _convolutional_kernels
+from numdl.theory._factors import correlation
 from numdl.theory._kernel_regression import Posterior, gradient_flow, posterior, regression
 
 __all__ = [
     "Kernels",
     "Posterior",
+    "convolutional",
     "dense",
     "gradient_flow",
     "nngp",
@@ -44,8 +47,6 @@ __all__ = [
     "regression",
     "residual",
 ]
-
-SNAP = 4e-16  # correlations this near to +-1 are +-1: the rounding of a quotient
 
 
 class Kernels(NamedTuple):
@@ -211,6 +212,52 @@ def residual(
     return Kernels(outputs, outputs + readout_weight_variance * inner.ntk)
 
 
+def convolutional(
+    x1: ArrayLike,
+    x2: ArrayLike,
+    *,
+    depth: int,
+    window: int | tuple[int, int],
+    activation: Activation,
+    weight_variance: ArrayLike,
+    bias_variance: ArrayLike,
+    padding: str = "same",
+    pooling: str = "none",
+) -> Kernels:
+    """PREDICTED `Kernels` of a convolutional network with many channels: `depth` convolutions and an affine readout.
+
+        K_1 = weight_variance A(x x' / channels) + bias_variance,     A: mean over the places under the window
+        K_{l+1} = weight_variance A(E[f(u) f(v)]) + bias_variance,    (u, v) Gaussian with covariance K_l
+        Theta_1 = K_1,    Theta_{l+1} = K_{l+1} + weight_variance A(E[f'(u) f'(v)] Theta_l)
+
+    for every pair of pixels; the readout takes the mean over places in the place of A: without pooling (the states are
+    flattened) over pairs at one place, which is all that the recursion then needs; with pooling "mean" over all pairs,
+    (height width)^2 numbers for two pictures.
+
+    Parameters
+    ----------
+    x1, x2 : array [N1, H, W, C], [N2, H, W, C]     pictures
+    depth : int                 convolutions >= 1, stride 1
+    window : int or (int, int)  height and width, odd
+    activation : Activation     f, behind each convolution; one of closed form, or quadrature takes long
+    weight_variance, bias_variance : scalar     height * width * channels of the window * Var(W_ij), Var(b_i)
+    padding : str               "same": zeros around the picture; "circular"
+    pooling : str               before the readout: "none" or "mean"
+    Returns
+    -------
+    Kernels(nngp, ntk), each [N1, N2], float64
+    Raises
+    ------
+    ValueError, TypeError       as for `nngp`; an even window, pictures of other shapes, another padding or pooling
+    Source: Novak et al. 2019, arXiv:1810.05148; Arora et al. 2019, arXiv:1904.11955.
+    Twins: analysis.kernels.nngp, analysis.kernels.ntk.
+    """
+    for name, value in (("weight_variance", weight_variance), ("bias_variance", bias_variance)):
+        checks.variance(name, checks.concrete(name, value), shape=())
+    shape = _convolutional_kernels.check(x1, x2, depth, window, padding, pooling, activation)
+    return _convolve(shape, x1, x2, weight_variance, bias_variance)
+
+
 # ---- recursions ----------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +280,12 @@ def _run_jit(x1, x2, weight_variance, bias_variance, scale, skip, *, depth, acti
 
     (_, _, product, tangent), _ = lax.scan(one, (q1, q2, product, product), None, length=depth)
     return product, tangent
+
+
+@float64
+def _convolve(shape, x1, x2, *physics):
+    pictures = [jnp.asarray(checks.native(name, x), jnp.float64) for name, x in (("x1", x1), ("x2", x2))]
+    return Kernels(*_convolutional_kernels.run(*pictures, *(jnp.asarray(a, jnp.float64) for a in physics), shape=shape))
 
 
 def _dense_layer(activation, weight_variance, bias_variance, scale, q1, q2, product, tangent):
@@ -261,9 +314,7 @@ def _products(activation, q1, q2, product):
 
     def row(now):
         q, products = now
-        root = jnp.sqrt(q * q2)
-        c = jnp.where(root > 0, products / jnp.where(root > 0, root, 1.0), 0.0)
-        c = jnp.where(jnp.abs(c) > 1 - SNAP, jnp.sign(c), c)
+        c = correlation(q, q2, products)
         own = jnp.broadcast_to(q, q2.shape)
         return activation.mean_product(own, q2, c), activation.slope_mean_product(own, q2, c)
 

@@ -168,3 +168,66 @@ def test_half_precision_and_static_arguments():
     run = jax.jit(lambda loss, y, c: loss(y, c), static_argnums=0)
     assert run(losses.squared, outputs, jnp.zeros_like(outputs)).dtype == jnp.bfloat16
     assert repr(losses.hinge) == "losses.hinge"
+
+
+WEIGHTS = np.array([0.5, 2.0, 3.0])
+
+
+def test_weighted_mean_is_that_of_each_example_times_the_weight_of_its_class():
+    """Padding holds nan, as what was never computed may."""
+    loss = losses.weighted(losses.softmax_cross_entropy, class_weights=WEIGHTS, ignored=-100)
+    outputs, labels = np.vstack([OUTPUTS, np.full(3, np.nan)]), np.append(LABELS, -100)
+    exact = np.array([float(_cross_entropy(mp.matrix(y), np.eye(3)[c])) for y, c in zip(OUTPUTS.tolist(), LABELS)])
+    weights = WEIGHTS[LABELS]
+    wanted = np.sum(weights * exact) / np.sum(weights)
+    tolerance = 50 * float(jnp.finfo(float).eps)
+    assert loss(outputs, labels) == pytest.approx(wanted, rel=tolerance)
+    assert jax.jit(loss)(outputs, labels) == pytest.approx(wanted, rel=tolerance)
+    np.testing.assert_allclose(loss.weight(outputs, labels), np.append(weights, 0))
+    parts = [loss.sum_and_weight(outputs[rows], labels[rows]) for rows in (slice(0, 1), slice(1, 5))]
+    total, weight = np.sum(np.asarray(parts), axis=0)
+    assert total / weight == pytest.approx(wanted, rel=tolerance)
+
+
+def test_weighted_derivatives_are_those_of_autodiff_and_padding_has_none():
+    loss = losses.weighted(losses.softmax_cross_entropy, class_weights=WEIGHTS, ignored=2)
+    outputs = jnp.asarray(OUTPUTS[:, ::-1].copy() / 10)
+    each_value = lambda y, c: loss.value(y[None], c[None])[0]  # noqa: E731
+    close = {"rtol": 1e-5 if jnp.finfo(float).bits == 32 else 1e-12, "atol": 1e-6 if jnp.finfo(float).bits == 32 else 0}
+    slopes, blocks = (jax.vmap(f(each_value))(outputs, jnp.asarray(LABELS)) for f in (jax.grad, jax.hessian))
+    np.testing.assert_allclose(loss.gradient(outputs, LABELS), slopes, **close)
+    np.testing.assert_allclose(loss.hessian(outputs, LABELS), blocks, **close)
+    product = np.einsum("nij,nj->ni", blocks, OUTPUTS)
+    np.testing.assert_allclose(loss.hessian_product(outputs, LABELS, OUTPUTS), product, **close)
+    assert not np.any(loss.gradient(outputs, LABELS)[LABELS == 2])
+
+
+def test_weighted_probabilities_take_the_mean_weight_of_their_classes():
+    loss = losses.weighted(losses.softmax_cross_entropy, class_weights=WEIGHTS)
+    values = np.asarray(losses.softmax_cross_entropy.value(OUTPUTS, CLASSES))
+    weights = CLASSES @ WEIGHTS
+    assert loss(OUTPUTS, CLASSES) == pytest.approx(np.sum(weights * values) / np.sum(weights), rel=1e-5)
+
+
+def test_a_batch_of_padding_alone_is_nan_not_zero():
+    loss = losses.weighted(losses.softmax_cross_entropy, ignored=1)
+    assert np.isnan(loss(OUTPUTS, np.ones(4, int)))
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"class_weights": [1.0, -1.0, 2.0]}, "class_weights"),
+        ({"class_weights": [0.0, 0.0, 0.0]}, "class_weights must not all be 0"),
+        ({"loss": losses.squared}, "loss must be losses.softmax_cross_entropy"),
+        ({"ignored": 1.5}, "ignored must be an integer"),
+    ],
+)
+def test_bad_weights_are_named(change, told):
+    with pytest.raises((ValueError, TypeError), match=told):
+        losses.weighted(**{"loss": losses.softmax_cross_entropy} | change)
+
+
+def test_another_number_of_weights_than_classes_is_named():
+    with pytest.raises(ValueError, match="outputs must have 2 classes, as class_weights; got 3"):
+        losses.weighted(losses.softmax_cross_entropy, class_weights=[1.0, 2.0])(OUTPUTS, LABELS)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.optimize import control, gauss_newton, scaling, slimtik
+from numdl.optimize import control, gauss_newton, losses, scaling, slimtik
 from numdl.optimize import train as training
 from tests.registry import kinds
 from tests.registry import objects as o
@@ -173,6 +173,11 @@ CALLS = {
     "optimize.losses.accuracy": {
         "outputs": kinds.batch(o.TARGETS),
         "targets": kinds.labels(o.LABELS, classes=2),
+    },
+    "optimize.losses.weighted": {
+        "loss": kinds.Argument(losses.softmax_cross_entropy, (losses.squared, None, "text")),
+        "class_weights": kinds.Argument(np.ones(2), (-np.ones(2), np.zeros(2), np.full(2, np.nan), "text")),
+        "ignored": kinds.Argument(-100, (1.5, "3", True)),
     },
     "optimize.newton_cg.minimize": MINIMIZED,
     "optimize.second_order.minimize": {**MINIMIZED, "damping": kinds.variance(0.1)},

@@ -18,6 +18,7 @@ KERNEL = {
     "x1": kinds.real(o.X, np.full((3, 4), np.nan)),
     "x2": kinds.real(o.X, np.full((3, 4), np.inf), np.ones((3, 5))),
 }
+PICTURES = np.linspace(-1.0, 1.0, 18).reshape(2, 3, 3, 1)
 SOLVE = {
     "field": kinds.function(lambda t, y, theta: jnp.tanh(y @ theta), "text", np.ones(7)),
     "y0": kinds.tree(o.X),
@@ -125,6 +126,15 @@ CALLS = {
     "theory.kernels.nngp": KERNEL,
     "theory.kernels.ntk": KERNEL,
     "theory.kernels.dense": KERNEL,
+    "theory.kernels.convolutional": {
+        **KERNEL,
+        "depth": kinds.count(2),
+        "window": kinds.Argument(3, (2, 0, -3, True, "3", 2.5, None, (3, 3, 3), (3, 2))),
+        "x1": kinds.real(PICTURES, np.full((2, 3, 3, 1), np.nan), np.ones((2, 3))),
+        "x2": kinds.real(PICTURES, np.full((2, 3, 3, 1), np.inf), np.ones((2, 3, 4, 1))),
+        "padding": kinds.Argument("same", ("valid", 3, None)),
+        "pooling": kinds.Argument("none", ("max", 3, True)),
+    },
     "theory.kernels.residual": {**KERNEL, "step": kinds.number(0.1)},
     "theory.kernels.gradient_flow": {
         "train": kinds.real(TRAIN, np.ones((3, 2)), np.full((3, 3), np.nan), np.diag([1.0, 1.0, -1.0])),
