@@ -97,7 +97,7 @@ def test_circular_pooling_does_not_see_a_shift():
 @pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["none", "mean"])
 def test_wide_networks(pooling):
-    """Relu networks of 512 channels in NTK parameterization: mean tangent kernel within five standard errors and 2 %."""
+    """Relu networks of 512 channels in NTK parameterization: five standard errors and 2 %."""
     x, width, w, bias = jnp.asarray(RNG.normal(size=(2, 3, 3, 2))), 512, 2.0, 0.1
 
     def apply(params, x):
