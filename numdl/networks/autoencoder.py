@@ -152,7 +152,7 @@ def energy(
     Raises
     ------
     ValueError, TypeError       not an Autoencoder, a negative alpha or sparsity, arrays that are not [N, k] and [N, d]
-    Source: Ranzato, Boureau, Chopra & LeCun 2007, AISTATS.    Experiment: f4.
+    Source: Ranzato, Boureau, Chopra & LeCun 2007, AISTATS.    Experiment: f18.
     """
     params, x, weights = _admitted(autoencoder, params, x, alpha, sparsity)
     codes = checks.floating("codes", codes, ndim=2)
@@ -169,8 +169,9 @@ def optimal_codes(
     alpha: ScalarLike,
     sparsity: ScalarLike = 0.0,
     steps: int = 200,
+    start: Float[ArrayLike, "N k"] | None = None,
 ) -> Codes:
-    """The codes at a minimum of the energy, for these weights: proximal gradient steps from the encoder's own codes.
+    """The codes at a minimum of the energy, for these weights, by proximal gradient steps.
 
         z <- shrink(z - t dE/dz, t sparsity),    shrink(v, c) = sign(v) max(|v| - c, 0)
 
@@ -184,16 +185,21 @@ def optimal_codes(
     x : array [N, d]
     alpha, sparsity : scalar    of the energy, >= 0
     steps : int                 >= 1, tried; the residual says whether they were enough
+    start : array [N, k]        codes to begin from; None: the encoder's own
     Returns
     -------
     Codes
     Raises
     ------
-    ValueError, TypeError       as `energy`; steps < 1
-    Source: Beck & Teboulle 2009, SIAM J. Imaging Sci. 2 (ISTA with backtracking).    Experiment: f4.
+    ValueError, TypeError       as `energy`; steps < 1, a start of another shape
+    Source: Beck & Teboulle 2009, SIAM J. Imaging Sci. 2 (ISTA with backtracking).    Experiment: f18.
     """
     admitted = _admitted(autoencoder, params, x, alpha, sparsity)
-    return _optimal(autoencoder, *admitted, checks.whole("steps", steps))
+    steps = checks.whole("steps", steps)
+    if start is not None:
+        form = jax.eval_shape(autoencoder.encode, *admitted[:2])
+        start = checks.shape("start", checks.floating("start", start, ndim=2), form.shape)
+    return _optimal(autoencoder, *admitted, start, steps)
 
 
 def pretrain(
@@ -293,8 +299,9 @@ def _penalty(weights, codes):
 
 
 @functools.partial(jax.jit, static_argnames="steps")
-def _optimal(autoencoder, params, x, weights, steps):
+def _optimal(autoencoder, params, x, weights, start, steps):
     encoded = autoencoder.encode(params, x)
+    begin = encoded if start is None else jnp.asarray(start, encoded.dtype)
 
     def smooth(codes):
         return _smooth(autoencoder, params, x, encoded, weights[0], codes)
@@ -311,8 +318,8 @@ def _optimal(autoencoder, params, x, weights, steps):
         residual = jnp.linalg.norm(way, axis=-1) / size
         return (after, jnp.where(taken, 1.2 * size, size / 2), residual), value + _penalty(weights, codes)
 
-    start = encoded, jnp.ones(len(x), x.dtype), jnp.zeros(len(x), x.dtype)
-    (codes, _, residual), energies = lax.scan(step, start, length=steps)
+    state = begin, jnp.ones(len(x), x.dtype), jnp.zeros(len(x), x.dtype)
+    (codes, _, residual), energies = lax.scan(step, state, length=steps)
     last = smooth(codes) + _penalty(weights, codes)
     return Codes(codes, jnp.concatenate([energies, last[None]]), residual)
 

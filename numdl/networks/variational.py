@@ -41,7 +41,7 @@ def evidence(
     Raises
     ------
     ValueError, TypeError       an Autoencoder without a spread, a variance not above 0, draws < 1
-    Source: Kingma & Welling 2014, arXiv:1312.6114, eqs. (3), (7) and (10).    Experiment: f4.
+    Source: Kingma & Welling 2014, arXiv:1312.6114, eqs. (3), (7) and (10).    Experiment: f18.
     """
     checks.key("key", key)
     checks.instance("autoencoder", autoencoder, Autoencoder, hint="made by autoencoder.network")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import activations
-from numdl.analysis import curvature
+from numdl.analysis import curvature, laplace
 from numdl.networks import recurrent
 from numdl.optimize import losses
 from tests.registry import kinds
@@ -32,6 +32,9 @@ FILTERS = {
     "stacked": kinds.Argument((), (("tpyo",), 3)),
 }
 OPERATOR = curvature.hessian(o.loss, o.PARAMS, (o.X, o.TARGETS))
+POSTERIOR = laplace.Posterior(
+    OPERATOR, np.ones(1), np.eye(1, OPERATOR.size), *map(np.float64, (0.0, 3.0, 1.0)), np.asarray(True)
+)
 MEMORY = recurrent.Memory(np.zeros((2, 4)), np.zeros((2, 4)))
 INPUTS = np.linspace(-1.0, 1.0, 24).reshape(3, 2, 4)
 SPLIT = types.SimpleNamespace(mean=np.ones((2, 2, 4)), deviation=np.ones((2, 2, 3, 4)), log_scale=np.zeros((2, 2)))
@@ -70,7 +73,19 @@ ESTIMATED = {
     "variance": kinds.positive(0.5),
     "baseline": kinds.number(0.0),
 }
+LAPLACE = {
+    "operator": kinds.instance(OPERATOR),
+    "posterior": kinds.instance(POSTERIOR),
+    "scale": kinds.positive(3.0),
+    "prior_precision": kinds.positive(1.0),
+    "k": kinds.count(2).without(None),
+    "key": kinds.key(o.KEY),
+    "misfit": kinds.number(1.0),
+    "x": kinds.batch(o.X),
+}
 CALLS = {
+    **{f"analysis.laplace.{name}": LAPLACE for name in ("predict", "draw", "evidence")},
+    "analysis.laplace.posterior": {**LAPLACE, "key": kinds.key(o.KEY).without(None)},
     **{f"analysis.robustness.{name}": ATTACKED for name in ("fast_gradient_sign", "projected_gradient")},
     **{f"analysis.robustness.{name}": ATTACKED for name in ("linear_distance", "boundary", "lipschitz")},
     "analysis.estimators.pathwise": ESTIMATED,

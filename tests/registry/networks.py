@@ -50,6 +50,7 @@ CODED = {
     "x": kinds.floating(o.X),
     "alpha": kinds.variance(0.1),
     "sparsity": kinds.variance(0.1),
+    "start": kinds.floating(np.zeros((3, 2))),
 }
 SIGNS = np.array([1.0, -1.0, 1.0])
 WEIGHTS = kinds.floating(np.ones((3, 3)) - np.eye(3), np.ones((3, 2)), np.full((3, 3), np.nan))
@@ -99,6 +100,14 @@ CALLS = {
         "noise_variance": kinds.positive(0.5),
         "autoencoder": kinds.instance(GAUSSIAN),
     },
+    "networks.alternation.minimize": {
+        **CODED,
+        "params": kinds.data(CODES.init(o.KEY, o.X)),
+        "fit": kinds.function(lambda params, x, codes: params),
+        "rounds": kinds.count(1),
+    },
+    "networks.dropout.drop": {},
+    "networks.dropout.outputs": {"params": kinds.data(DENSE_PARAMS).also({}), "x": kinds.floating(o.X)},
     "networks.by_hand.backpropagate": {
         "params": kinds.data(DENSE_PARAMS).also({}),
         "x": kinds.floating(o.X),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.optimize import control, gauss_newton, losses, scaling, slimtik
+from numdl.optimize import control, gauss_newton, losses, mean_field, scaling, slimtik
 from numdl.optimize import train as training
 from tests.registry import kinds
 from tests.registry import objects as o
@@ -13,6 +13,12 @@ PROBLEM = control.Problem(
     lambda x, theta: jnp.tanh(x @ theta), lambda x: jnp.mean(x**2), lambda x, theta: jnp.mean(theta**2), 0.1
 )
 THETA = np.stack([np.eye(4)] * 2)
+FIELD = {
+    "posterior": kinds.instance(mean_field.MeanField(o.PARAMS, jax.tree.map(lambda leaf: 0.0 * leaf, o.PARAMS))),
+    "log_likelihood": kinds.loss(o.loss),
+    "prior_precision": kinds.positive(1.0),
+    "variance": kinds.positive(0.1),
+}
 DESIGN = np.linspace(-1.0, 1.0, 12).reshape(6, 2)
 ANSWERS = np.linspace(0.0, 1.0, 6).reshape(6, 1)
 GRADIENT = jax.tree.map(lambda leaf: 2 * leaf, o.PARAMS)
@@ -113,6 +119,7 @@ CALLS = {
         "rule": kinds.name("mup"),
         "optimizer": kinds.name("adam"),
     },
+    **{f"optimize.mean_field.{name}": FIELD for name in ("start", "draw", "divergence", "evidence")},
     **{f"krylov.{name}": SOLVER for name in KRYLOV.split()},
     "krylov.arnoldi.decompose": {**SOLVER, "start": kinds.floating(o.VECTOR)},
     "krylov.trace.hutch_plus_plus": {**SOLVER, "num_matvecs": kinds.count(6, least=6)},

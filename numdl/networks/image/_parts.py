@@ -8,12 +8,11 @@ part(params, y, run) -> (y, statistics)            statistics: {} without a batc
 import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks
-from numdl.networks import _batch_statistics, _windows
+from numdl.networks import _batch_statistics, _windows, dropout
 from numdl.networks._batch_statistics import Statistics
 from numdl.networks.image._codes import DIGITS
 
@@ -236,8 +235,7 @@ class Drop(Plain, _Drop):
     def __call__(self, params, y, run):
         if run.key is None:
             return y, {}
-        kept = jax.random.bernoulli(run.key, 1 - self.rate, y.shape)
-        return jnp.where(kept, y / (1 - self.rate), jnp.zeros_like(y)), {}
+        return dropout.drop(run.key, y, keep_probability=1 - self.rate), {}
 
 
 class Codes(Plain):
