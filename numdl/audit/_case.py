@@ -14,13 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks, trees
-from numdl.audit import _programs
+from numdl.audit import _given, _programs
 
 WATCHED = 256  # examples on which losses and outputs are looked at
 NAMED = ("sgd", "momentum", "adam", "adamw")
 CHEAP = 1_000_000  # parameters below which the programs are compiled quickly, not well
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 NUDGE = 0.05  # of a leaf's rms, or of a fifth
+TOGETHER = (
+    "examples do not lie along the first axis of every input and target, or the network takes no other number of "
+    "them: none was looked at alone"
+)
 MOST_KEPT_EXAMPLES = 4096  # of `data` that is handed over as an iterable
 
 
@@ -44,8 +48,18 @@ class Case:
     evaluate: Callable | None
     stochastic: bool
     key: Any
-    separate: bool  # whether all leaves have the examples first
+    follows: tuple | None  # for each output whether it has a row for each example; None: examples cannot be told apart
     notes: tuple = ()
+
+    @property
+    def separate(self):
+        """Whether the first axis of all inputs and targets holds the examples, any number of them."""
+        return self.follows is not None
+
+    @property
+    def apart(self):
+        """Whether outputs can be looked at example by example, too."""
+        return bool(self.follows) and any(self.follows)
 
     @property
     def examples(self):
@@ -89,6 +103,18 @@ class Case:
     def _costs(self):
         """The loss of the batch as a jaxpr."""
         return jax.make_jaxpr(self.cost)(self.moving, self.x, self.y)
+
+    @functools.cached_property
+    def only_backward(self):
+        """Whether some function in it comes with a rule for the way back and none for the way forward."""
+        return any(e.primitive.name.startswith("custom_vjp") for e in _programs.equations(self._costs))
+
+    @functools.cached_property
+    def reads(self):
+        """For each target whether the loss depends on its values."""
+        out = jax.eval_shape(self.plain, self.moving, self.x)
+        known = jax.make_jaxpr(self.loss)(out, self.y)
+        return _programs.read(known)[len(jax.tree.leaves(out)) :]
 
     @functools.cached_property
     def work(self):
@@ -147,6 +173,7 @@ def case(
 ):  # fmt: skip
     """The Case of `examine`'s arguments, or an error that names what is wrong with them."""
     checks.flag("stochastic", stochastic)
+    params, apply, evaluate, notes = _given.arrays(params, apply, evaluate)
     checks.accepts(
         "apply", apply, 3 if stochastic else 2, "apply(params, x, key)" if stochastic else "apply(params, x)"
     )
@@ -160,14 +187,17 @@ def case(
     rate = math.nan if learning_rate is None else float(checks.positive("learning_rate", learning_rate, shape=()))
     make, transformation, name = _optimizer(optimizer, rate)
     steps = None if steps is None else checks.whole("steps", steps)
-    separate, notes = _separate(x, y), []
-    if not separate:
-        notes.append("examples do not lie along the first axis of every input and target: none was looked at alone")
-    data, in_order = _data(data, x, y) if separate else (None, False)
-    return Case(
-        moving, rest, x, y, apply, loss, make, transformation, name, rate, steps, data, in_order, evaluate, stochastic,
-        key, separate, tuple(notes),
+    known = Case(
+        moving, rest, x, y, apply, loss, make, transformation, name, rate, steps, None, False, evaluate, stochastic,
+        key, None, notes,
     )  # fmt: skip
+    follows = _given.rows(known.plain, loss, moving, x, y)
+    if follows is None:
+        return dataclasses.replace(known, notes=(*notes, TOGETHER))
+    whole, in_order = _data(data, x, y)
+    if not any(follows):
+        notes = (*notes, "no output has a row for each example: outputs were not looked at one by one")
+    return dataclasses.replace(known, data=whole, in_order=in_order, follows=follows, notes=notes)
 
 
 def take(tree, index):
@@ -194,11 +224,6 @@ def _array(leaf):
         return leaf
     array = np.asarray(leaf)
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
-
-
-def _separate(x, y):
-    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves((x, y))}
-    return len(sizes) == 1 and sizes != {()} and sizes != {(0,)}
 
 
 def _optimizer(optimizer, rate):
@@ -245,7 +270,7 @@ def _data(data, x, y):
         like = jax.tree.map(lambda a: np.shape(a)[1:], ours), jax.tree.map(lambda a: np.shape(a)[1:], theirs)
         if jax.tree.structure(ours) != jax.tree.structure(theirs) or like[0] != like[1]:
             raise checks.BadValue(f"data must hold {name} shaped like the batch's, {like[0]}; got {like[1]}")
-    if not _separate(*whole):
+    if not _given.side_by_side(*whole):
         raise checks.BadValue("data must have as many targets as inputs, the examples along their first axes")
     return whole, ordered
 

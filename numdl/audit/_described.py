@@ -15,18 +15,47 @@ def measure(case, kind, classes):
     """The Data of a Case whose targets relate to outputs as `kind` says, with so many outputs in a row."""
     x, y = case.data or (case.x, case.y)
     broken, count = _broken(case, x, y)
-    first, target = jax.tree.leaves(x)[0], jax.tree.leaves(y)[0]
+    target, own = _telling(case, y)
     known = {"whole": case.data is not None, "examples": _case.count(x) if case.separate else 0, "broken": broken}
-    known |= {"broken_count": count, "kind": _kind(first), "classes": classes}
-    known |= _inputs(np.asarray(first)) if known["kind"] == "float" else {}
-    known |= _targets(np.asarray(target), kind, classes, np.asarray(jax.tree.leaves(case.y)[0]), case)
+    known |= {"broken_count": count, "kind": _kind(x), "classes": classes}
+    known |= _all_inputs(x) if known["kind"] == "float" else {}
+    known |= _targets(target, kind, classes, own, case) if target is not None else {}
     return empty(Data, **known)
 
 
-def _kind(leaf):
-    if jnp.issubdtype(leaf.dtype, jnp.floating):
-        return "float"
-    return "integer" if jnp.issubdtype(leaf.dtype, jnp.integer) else "other"
+def _telling(case, y):
+    """(the targets that vary most beside their size, those of the batch); None where the loss reads no target."""
+    pairs = [
+        (np.asarray(leaf), np.asarray(own))
+        for leaf, own, read in zip(jax.tree.leaves(y), jax.tree.leaves(case.y), case.reads, strict=True)
+        if read and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+    ]
+    return max(pairs, key=lambda pair: _relative(pair[0]), default=(None, None))
+
+
+def _relative(leaf):
+    wide = leaf.astype(np.float64)
+    wide = wide[np.isfinite(wide)]
+    return float(wide.std() / max(np.abs(wide).max(), 1e-30)) if wide.size else 0.0
+
+
+def _kind(x):
+    types = [leaf.dtype for leaf in jax.tree.leaves(x)]
+    for kind, name in ((jnp.floating, "float"), (jnp.integer, "integer")):
+        if any(jnp.issubdtype(dtype, kind) for dtype in types):
+            return name
+    return "other"
+
+
+def _all_inputs(x):
+    """The largest of each over the floating inputs; whole numbers beside them that vary are no constant inputs."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(x) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    others = [np.asarray(leaf) for leaf in jax.tree.leaves(x) if jnp.issubdtype(leaf.dtype, jnp.integer)]
+    found = [_inputs(leaf) for leaf in leaves]
+    known = {name: float(np.fmax.reduce([one[name] for one in found])) for name in found[0]}
+    known["spread"] = max([known["spread"], *(_inputs(leaf)["spread"] for leaf in others)])
+    known["constant"] = min(one["constant"] for one in found)
+    return known
 
 
 def _inputs(x):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from numdl.audit import _case, measure, predict, rules, trial
+from numdl.audit import _case, _settings, measure, predict, rules, trial
 from numdl.audit._reading import Reading
 from numdl.audit.evidence import Evidence, Facts
 from numdl.audit.report import Report
@@ -75,11 +75,12 @@ def examine(
     ------
     ValueError, TypeError       an argument of another kind; learning_rate missing for a family of optimizers
     """
-    case = _case.case(
-        apply, params, batch, loss=loss, optimizer=optimizer, learning_rate=learning_rate, steps=steps, data=data,
-        evaluate=evaluate, stochastic=stochastic, key=key,
-    )  # fmt: skip
-    return report(case)
+    with _settings.ours():
+        case = _case.case(
+            apply, params, batch, loss=loss, optimizer=optimizer, learning_rate=learning_rate, steps=steps, data=data,
+            evaluate=evaluate, stochastic=stochastic, key=key,
+        )  # fmt: skip
+        return report(case)
 
 
 def report(case: Any) -> Report:
@@ -123,7 +124,9 @@ def gather(case: Any) -> Evidence:
         order=case.in_order,
         views=_views(case, found),
     )
-    return Evidence(facts=facts, trial=tried, predicted=predicted, seconds=seconds, notes=case.notes, **found)
+    unread = ("the loss does not depend on the targets' values: nothing was asked of them",)
+    notes = case.notes + (unread if found["loss"].targets_unread else ())
+    return Evidence(facts=facts, trial=tried, predicted=predicted, seconds=seconds, notes=notes, **found)
 
 
 def _views(case, found):
@@ -133,7 +136,7 @@ def _views(case, found):
         "steps": case.steps is not None,
         "rates": case.make is not None,
         "layers": found["signal"] is not None,
-        "examples": case.separate,
+        "examples": case.apart,
         "outputs": found["loss"].kind != "other",
     }
     return tuple(name for name, known in have.items() if known)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit import _case, _programs
+from numdl.audit import _case, _given, _programs
 from numdl.audit.evidence import Function, empty
 
 POSITIONS = 12  # tried one by one
@@ -21,19 +21,23 @@ def measure(case):
     nudged, other = case.nudged(case.moving), jax.random.fold_in(case.key, 2)
     out = case.forward(case.moving, x, case.key)
     near = [case.forward(nudged, variant, case.key) for variant in variants]
-    near = jax.tree.map(lambda *leaves: np.stack(leaves), *near)
     other_key = case.forward(case.moving, x, other) if case.stochastic else out
-    if len(jax.tree.leaves(out)) != 1:
-        return empty(Function, noise=float("nan"))
-    out, near, other_key = (np.asarray(jax.tree.leaves(each)[0], np.float64) for each in (out, near, other_key))
+    whole, several = out, len(jax.tree.leaves(out)) != 1
+    if several and not case.apart:
+        return empty(Function)
+    out, other_key, *near = (_one(case, each) for each in (out, other_key, *near))
+    if out is None:
+        return empty(Function)
+    near = np.stack(near)
     if not np.isfinite(near).all() or not np.isfinite(out).all():
         return empty(Function, shape=out.shape, rms=_rms(out[np.isfinite(out)]))
     known = _form(case, x) | {"shape": out.shape, "rms": _rms(out), "least": float(out.min()), "most": float(out.max())}
-    known |= {"at_bound": float(np.mean((out == out.min()) | (out == out.max())))}
+    known |= {"shape": ()} if several else {"at_bound": float(np.mean((out == out.min()) | (out == out.max())))}
     known |= {"spread": _spread(out), "spread_near": _spread(near[0]), "noise": _ratio(other_key - out, out)}
-    known |= _rows(out) | _apart(near, what, case.separate) | _positions(near, what, out.shape)
+    known |= _apart(near, what, case.separate)
+    known |= {} if several else _rows(out) | _positions(near, what, out.shape)
     if case.evaluate is not None:
-        known["evaluate_distance"] = _evaluated(case, x, out)
+        known["evaluate_distance"] = _evaluated(case, x, out, whole)
     return empty(Function, **known)
 
 
@@ -53,8 +57,9 @@ def _form(case, x):
         pair = jax.tree.map(lambda a, b: np.concatenate([a, b]), x, other)
         moving = case.nudged(case.moving)
         outs = (case.forward(moving, each, case.key) for each in (x, pair))
-        alone, beside = (np.asarray(jax.tree.leaves(out)[0], np.float64)[:1] for out in outs)
-        known["batch_of_one"] = _ratio(alone - beside, beside) > 1e-3
+        if case.apart:
+            alone, beside = (_given.joined(out, case.follows)[:1] for out in outs)
+            known["batch_of_one"] = _ratio(alone - beside, beside) > 1e-3
     return known
 
 
@@ -161,9 +166,17 @@ def _positions(near, what, shape):
     return known
 
 
-def _evaluated(case, x, out):
+def _one(case, out):
+    """The outputs as one array: alone as they are, several side by side; None without numbers in them."""
+    leaves = jax.tree.leaves(out)
+    return np.asarray(leaves[0], np.float64) if len(leaves) == 1 else _given.joined(out, case.follows)
+
+
+def _evaluated(case, x, out, whole):
     found = case.compiled(lambda moving, x: case.evaluate(case.whole(moving), x))(case.moving, x)
-    found = np.asarray(jax.tree.leaves(found)[0], np.float64)
+    if jax.tree.structure(found) != jax.tree.structure(whole):
+        return float("nan")
+    found = _one(case, found)
     if found.shape != out.shape:
         return float("nan")
     return _ratio(found - out, out - out.mean(0)) if np.isfinite(found).all() else float("inf")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import tracing
-from numdl.audit import _case
+from numdl.audit import _case, _given, _programs
 from numdl.audit.evidence import Loss, empty
 
 MOST_NUMBERS = 20_000  # of the outputs that are searched
@@ -23,10 +23,12 @@ def measure(case):
     """(Loss, the traced network or None) of a Case."""
     x, y = _some(case)
     out = case.forward(case.moving, x, case.key)
-    if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(out)):
-        return empty(Loss, kind="other", value=float("nan"), finite_value=True, finite_gradient=True), None
     traced, head = split(case, x)
-    kind = kind_of(out, y)
+    if not _given.floats(out):
+        value = float(jnp.asarray(case.loss(out, y), jnp.float32).reshape(()))
+        finite = bool(np.isfinite(value))
+        return empty(Loss, kind="other", value=value, finite_value=finite, finite_gradient=True, ignores=True), traced
+    kind = kind_of(_given.floats(out), y) if all(case.reads) else "other"
     found = {name: np.asarray(value, np.float64) for name, value in _asked(case, out, x, y, kind, head).items()}
     value = float(found["value"])
     known = {
@@ -35,6 +37,7 @@ def measure(case):
         "finite_value": bool(np.isfinite(value)),
         "finite_gradient": bool(found["finite_gradient"]),
         "ignores": bool(found["largest_gradient"] == 0),
+        "targets_unread": not any(case.reads),
         "has_head": head is not None,
         "gradient_rms": float(found["gradient_rms"]),
         "transmission": float(found["transmission"]) if head is not None else 1.0,
@@ -109,16 +112,23 @@ def split(case, x):
         given[last] = jnp.zeros(())
         return traced.run(moving, x, visit=visit, given=given, constants=constants)[1][last]
 
-    return traced, (head, state)
+    z = jax.eval_shape(state, case.moving, x, traced.constants)
+    known = jax.make_jaxpr(lambda x, *rest: head(rest[0], rest[1], x, rest[2]))(x, z, case.moving, traced.constants)
+    # A layer that some output goes around is no bottleneck: what it cannot reach another way can.
+    around = any(_programs.read(known)[: len(jax.tree.leaves(x))])
+    return traced, None if around else (head, state)
 
 
 def _asked(case, out, x, y, kind, head):
-    loss = lambda o, t: jnp.asarray(case.loss(o, t), jnp.float32).reshape(())  # noqa: E731
+    plain = lambda o, t: jnp.asarray(case.loss(o, t), jnp.float32).reshape(())  # noqa: E731
+    follows = [own for own, leaf in zip(case.follows or (), jax.tree.leaves(out)) if _given.floats(leaf)]
     traced_constants = ()
     if head is not None:
         traced_constants = tracing.trace(case.plain, case.moving, x).constants
 
-    def program(moving, out, x, y, constants):
+    def program(moving, whole, x, y, constants):
+        out = _given.floats(whole)
+        loss = lambda o, t: plain(_given.filled(o, whole), t)  # noqa: E731
         value, gradient = jax.value_and_grad(loss)(out, y)
         flat = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient)]).astype(jnp.float32)
         found = {"value": value, "finite_gradient": jnp.isfinite(flat).all(), "gradient_rms": _rms(flat)}
@@ -127,12 +137,16 @@ def _asked(case, out, x, y, kind, head):
         found["largest_gradient"] = jnp.max(
             jnp.stack([jnp.max(jnp.abs(jnp.nan_to_num(leaf, nan=1.0))) for leaf in jax.tree.leaves((tried, gradient))])
         )
-        least = _least(lambda o, one: loss(_blend(o, one), y), *_both(starts, case.separate), _scale(y))
-        found["floor"] = jnp.nanmin(least[: len(least) // (1 + case.separate)])
-        if case.separate:
+        least = _least(lambda o, one: loss(_blend(o, one, follows), y), *_both(starts, case.apart), _scale(y))
+        found["floor"] = jnp.nanmin(least[: len(least) // (1 + case.apart)])
+        if case.apart:
             found["floor_shared"] = jnp.nanmin(least[len(least) // 2 :])
-            found["doubled"] = loss(_twice(out), _twice(y)) / value
-            found |= _couplings(loss, out, y)
+            double = jax.tree.unflatten(
+                jax.tree.structure(whole),
+                [_twice(leaf) if own else leaf for leaf, own in zip(jax.tree.leaves(whole), case.follows)],
+            )
+            found["doubled"] = plain(double, _twice(y)) / value
+            found |= _couplings(loss, out, y, follows)
         if kind != "other":
             o, t = jax.tree.leaves(out)[0], jax.tree.leaves(y)[0]
             found["pull"] = _pull(jax.tree.leaves(gradient)[0], o, t, kind)
@@ -142,7 +156,7 @@ def _asked(case, out, x, y, kind, head):
         if head is not None:
             function, state = head
             z = state(moving, x, constants)
-            through = lambda s: loss(function(s, moving, x, constants), y)  # noqa: E731
+            through = lambda s: plain(function(s, moving, x, constants), y)  # noqa: E731
             found["transmission"] = (
                 _rms(jax.grad(through)(z).astype(jnp.float32)) * np.sqrt(z.size / flat.size) / _rms(flat)
             )
@@ -180,9 +194,10 @@ def _starts(case, tree, y):
     return jax.tree.map(of, tree)
 
 
-def _blend(out, one):
+def _blend(out, one, follows):
     """The outputs themselves (one = 0), or their mean in the place of each (one = 1)."""
-    return jax.tree.map(lambda o: o + one.astype(o.dtype) * (o.mean(0, keepdims=True) - o), out)
+    level = lambda o: o + one.astype(o.dtype) * (o.mean(0, keepdims=True) - o)  # noqa: E731
+    return [level(o) if own else o for o, own in zip(out, follows)] if follows else out
 
 
 def _both(starts, separate):
@@ -215,7 +230,7 @@ def _least(function, starts, ones, scale):
     return jax.vmap(search)(starts, ones)
 
 
-def _couplings(loss, out, y):
+def _couplings(loss, out, y, follows):
     """Change of the other examples' gradients, beside its own, when one target becomes another example's."""
     m = _case.count(y)
     if m < 3:
@@ -227,19 +242,18 @@ def _couplings(loss, out, y):
 
         def change(j):
             other = jax.tree.map(lambda t: t.at[j].set(t[_unlike(t, j)]), y)
-            rows = jax.tree.map(
-                lambda a, b: jnp.abs(a - b).astype(jnp.float32).reshape(m, -1).max(1), gradient(out, other), base
-            )
-            rows = functools.reduce(jnp.maximum, jax.tree.leaves(rows))
+            pairs = [pair for *pair, own in zip(gradient(out, other), base, follows) if own]
+            rows = [jnp.abs(a - b).astype(jnp.float32).reshape(m, -1).max(1) for a, b in pairs]
+            rows = functools.reduce(jnp.maximum, rows)
             return (rows.sum() - rows[j]) / (m - 1) / jnp.maximum(rows[j], 1e-30)
 
         return jnp.nanmax(jax.vmap(change)(jnp.arange(min(m, 8))))
 
     found = {"coupling": coupled(loss, out)}
-    outs, ys = jax.tree.leaves(out), jax.tree.leaves(y)
+    outs, ys = out, jax.tree.leaves(y)
     if len(outs) == len(ys) == 1 and outs[0].shape != ys[0].shape and outs[0].size == ys[0].size:
-        shaped = lambda o, t: loss(o.reshape(jax.tree.leaves(t)[0].shape), t)  # noqa: E731
-        found["coupling_reshaped"] = coupled(shaped, outs[0])
+        shaped = lambda o, t: loss([o[0].reshape(jax.tree.leaves(t)[0].shape)], t)  # noqa: E731
+        found["coupling_reshaped"] = coupled(shaped, outs)
     return found
 
 

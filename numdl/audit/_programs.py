@@ -22,6 +22,16 @@ def work(jaxpr):
     return sum(_own(equation) + _repeats(equation) * sum(map(work, _bodies(equation))) for equation in _eqns(jaxpr))
 
 
+def read(jaxpr):
+    """For each input whether an output depends on it."""
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    wanted = {v for v in jaxpr.outvars if not isinstance(v, jex.Literal)}
+    for equation in reversed(jaxpr.eqns):
+        if not wanted.isdisjoint(equation.outvars):
+            wanted.update(v for v in equation.invars if not isinstance(v, jex.Literal))
+    return tuple(v in wanted for v in jaxpr.invars)
+
+
 def convolves(jaxpr):
     return any(equation.primitive.name == CONVOLUTION for equation in equations(jaxpr))
 

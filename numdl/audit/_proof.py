@@ -27,7 +27,7 @@ def prove(case: Any, repair: Any, steps: int, *, seeds: int = 2) -> Proof:
         found = trial.run(each, factors=(1.0,), steps=steps, seeds=seeds)
         runs.append(found)
     budget = dataclasses.replace(repair.case, steps=steps)
-    kernel = _tangent.measure(budget) if budget.separate else None
+    kernel = _tangent.measure(budget) if budget.apart else None
     sick, healed = runs
     same = repair.loss is None and repair.target_scale is None and repair.target_shift is None
     helped = bool(_gain_of(healed) > _gain_of(sick) + 0.05)

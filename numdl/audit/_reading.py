@@ -24,17 +24,21 @@ class Reading:
 
     @functools.cached_property
     def chance(self):
-        """Loss of the best single answer."""
+        """Loss of the best single answer; the loss now where no target says what an answer is."""
         shared, start = self.e.loss.floor_shared, self.e.loss.value
-        return shared if np.isfinite(shared) else start
+        return shared if np.isfinite(shared) and not self.e.loss.targets_unread else start
 
     @functools.cached_property
     def best(self):
-        """Least loss that the loss allows; minus infinity is unbounded."""
-        floor = self.e.loss.floor
+        """Least loss that the loss allows; of one without a bound the least that was met, a third below at least."""
+        floor, size = self.e.loss.floor, max(abs(self.chance), 1.0)
         if not np.isfinite(floor):
-            return self.chance - max(abs(self.chance), 1.0)
-        return max(floor, self.chance - 3 * max(abs(self.chance), 1.0))
+            return self.chance - size
+        if floor > self.chance - 3 * size:
+            return floor
+        met = np.concatenate([np.ravel(self.e.trial.end), self.e.trial.repeated, self.e.kernel.forecast])
+        least = np.min(met[np.isfinite(met)], initial=self.chance)
+        return float(np.clip(least, self.chance - 3 * size, self.chance - size / 3))
 
     def skill(self, loss):
         """Between the best single answer (0) and the best (1); far below 0 for what is not finite."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit import _case
+from numdl.audit import _case, _given
 from numdl.audit.evidence import Kernel, empty
 
 MOST = 96  # examples
@@ -25,7 +25,7 @@ KEPT = 100
 
 def measure(case):
     """The Kernel of a Case."""
-    if not case.separate:
+    if not case.apart or not _given.floats(jax.eval_shape(case.plain, case.moving, case.x)):
         return empty(Kernel)
     x, y = case.sample
     m = min(_case.count(x), MOST)
@@ -49,34 +49,49 @@ def measure(case):
 
 def _program(case, steps, moving, some):
     x, y = some
-    out, push = jax.linearize(lambda p: case.plain(p, x), moving)
-    pullback = jax.linear_transpose(push, moving)
-    residual = _residual(case, out, y)
+    now = case.plain(moving, x)
+    loss = lambda o: jnp.asarray(case.loss(_given.filled(o, now), y), jnp.float32).reshape(())  # noqa: E731
+    out, push, pullback = _linear(case, lambda p: _given.floats(case.plain(p, x)), moving)
+    follows = [own for own, leaf in zip(case.follows, jax.tree.leaves(now)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    residual = _residual(loss, out, follows)
     m = _case.count(x)
     orders = jnp.asarray([np.arange(m), *(np.random.default_rng(i).permutation(m) for i in range(PERMUTATIONS))])
 
     def square(order):
-        return _square(pullback(jax.tree.map(lambda r, o: r[order].astype(o.dtype), residual, out))[0])
+        moved = [(r[order] if own else r).astype(o.dtype) for r, o, own in zip(residual, out, follows)]
+        return _square(pullback(moved))
 
-    losses, start = _linearised(case, steps, moving, out, push, pullback, y)
-    flat = jnp.concatenate([leaf.reshape(m, -1) for leaf in jax.tree.leaves(residual)], 1)
+    losses, start = _linearised(case, steps, moving, out, push, pullback, loss)
+    flat = jnp.concatenate([leaf.reshape(m, -1) for leaf, own in zip(residual, follows) if own], 1)
     return jax.lax.map(square, orders), flat, losses, start
 
 
-def _residual(case, out, y):
+def _linear(case, function, moving):
+    """(outputs, J as a function, J' as a function) at these parameters."""
+    if not case.only_backward:
+        out, push = jax.linearize(function, moving)
+        back = jax.linear_transpose(push, moving)
+        return out, push, lambda u: back(u)[0]
+    # Rules for the way back alone: J v is the derivative of u -> J' u, which is linear, taken backwards once more.
+    out, back = jax.vjp(function, moving)
+    again = jax.vjp(lambda u: back(u)[0], jax.tree.map(jnp.zeros_like, out))[1]
+    return out, lambda v: again(v)[0], lambda u: back(u)[0]
+
+
+def _residual(loss, out, follows):
     """-dL/do where all outputs are their mean, its mean taken out: what the labels ask beyond a constant."""
-    constant = jax.tree.map(lambda o: jnp.broadcast_to(o.mean(0, keepdims=True), o.shape), out)
-    gradient = jax.grad(lambda o: jnp.asarray(case.loss(o, y), jnp.float32).reshape(()))(constant)
-    return jax.tree.map(lambda g: -(g - g.mean(0, keepdims=True)).astype(jnp.float32), gradient)
+    level = lambda o, own: jnp.broadcast_to(o.mean(0, keepdims=True), o.shape) if own else o  # noqa: E731
+    gradient = jax.grad(loss)([level(o, own) for o, own in zip(out, follows)])
+    beyond = lambda g, own: -(g - g.mean(0, keepdims=True)) if own else jnp.zeros_like(g)  # noqa: E731
+    return [beyond(g, own).astype(jnp.float32) for g, own in zip(gradient, follows)]
 
 
 def _square(tree):
     return sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree))
 
 
-def _linearised(case, steps, moving, out, push, pull, y):
+def _linearised(case, steps, moving, out, push, pull, loss):
     """(losses [steps], loss now) of the linearised network under the user's optimizer, whole batch."""
-    loss = lambda o: jnp.asarray(case.loss(o, y), jnp.float32).reshape(())  # noqa: E731
     method = case.transformation
 
     def step(carry, _):
@@ -84,7 +99,7 @@ def _linearised(case, steps, moving, out, push, pull, y):
         at = jax.tree.map(lambda o, d: o + d.astype(o.dtype), out, push(away))
         value, gradient = jax.value_and_grad(loss)(at)
         here = jax.tree.map(jnp.add, moving, away)
-        update, state = method.update(pull(gradient)[0], state, here)
+        update, state = method.update(pull(gradient), state, here)
         return (jax.tree.map(lambda a, u: (a + u).astype(a.dtype), away, update), state), value
 
     zero = jax.tree.map(jnp.zeros_like, moving)

@@ -108,6 +108,7 @@ class Loss:
     finite_value: bool = static()
     finite_gradient: bool = static()  # with respect to the outputs
     ignores: bool = static()  # the gradient is zero at every output tried
+    targets_unread: bool = static()  # its value does not depend on any target's
     gradient_rms: float
     pull: float  # cosine of -dL/do with the direction to the label: 1 towards, -1 away, nan unknown
     coupling: float  # change of the other examples' gradient / of its own, when one target changes

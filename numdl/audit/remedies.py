@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit import _case, _fresh, _head, trial
+from numdl.audit import _affine, _case, _fresh, _head, trial
 from numdl.audit.evidence import Evidence
 from numdl.records import record, static
 
@@ -106,53 +106,38 @@ class _Work:
     # ---- the data ----
 
     def inputs(self):
-        """Each column with mean 0 and deviation 1."""
-        x = self.case.data[0] if self.case.data is not None else self.case.x
-
-        def of(leaf):
-            if not jnp.issubdtype(leaf.dtype, jnp.floating):
-                return jnp.zeros((), leaf.dtype), jnp.ones((), leaf.dtype)
-            wide = np.asarray(leaf, np.float64)
-            wide = np.where(np.isfinite(wide), wide, np.nan)
-            axes = 0 if wide.ndim == 2 else tuple(range(wide.ndim - 1))
-            deviation = np.nanstd(wide, axes)
-            whole = float(np.nanstd(wide)) or 1.0
-            scale = np.where(deviation > 1e-3 * whole, 1 / np.where(deviation > 0, deviation, 1), 1 / whole)
-            return jnp.asarray(np.nanmean(wide, axes), leaf.dtype), jnp.asarray(scale, leaf.dtype)
-
-        pairs = jax.tree.map(of, x)
-        shift, scale = (jax.tree.map(lambda p: p[i], pairs, is_leaf=lambda p: isinstance(p, tuple)) for i in (0, 1))  # noqa: B023
-        change = lambda tree: jax.tree.map(lambda a, m, s: ((a - m) * s).astype(a.dtype), tree, shift, scale)  # noqa: E731
+        shift, scale = _affine.columns(self._known(0))
         self.parts |= {"input_shift": shift, "input_scale": scale}
-        evaluate = self.case.evaluate
-        data = (change(self.case.data[0]), self.case.data[1]) if self.case.data is not None else None
-        self.put("inputs_unscaled", x=change(self.case.x), data=data, evaluate=evaluate)
+        self.put("inputs_unscaled", **self._moved(0, shift, scale))
         return ["inputs: subtract the mean of each column and divide by its deviation"]
 
     def targets(self):
-        y = self.case.data[1] if self.case.data is not None else self.case.y
-        shift = jax.tree.map(lambda a: jnp.asarray(np.nanmean(np.asarray(a, np.float64), 0), a.dtype), y)
-        scale = jax.tree.map(
-            lambda a: jnp.asarray(1 / max(float(np.nanstd(np.asarray(a, np.float64))), 1e-12), a.dtype), y
-        )
-        change = lambda tree: jax.tree.map(lambda a, m, s: ((a - m) * s).astype(a.dtype), tree, shift, scale)  # noqa: E731
-        self.parts |= {"target_shift": shift, "target_scale": scale}
-        data = (self.case.data[0], change(self.case.data[1])) if self.case.data is not None else None
-        self.put("targets_unscaled", y=change(self.case.y), data=data)
+        self._targets("targets_unscaled", *_affine.whole(self._known(1)))
         return ["targets: subtract their mean and divide by their deviation; undo it on the outputs"]
 
     def labels(self):
-        low = int(self.e.data.label_low)
-        change = lambda tree: jax.tree.map(lambda a: a - jnp.asarray(low, a.dtype), tree)  # noqa: E731
-        data = (self.case.data[0], change(self.case.data[1])) if self.case.data is not None else None
-        if self.e.loss.kind == "binary" and self.e.data.label_high - low != 1:
-            width = self.e.data.label_high - low
-            whole = change
-            change = lambda tree: jax.tree.map(lambda a: (a / jnp.asarray(width, a.dtype)).astype(a.dtype), whole(tree))  # noqa: E731
-            data = (self.case.data[0], change(self.case.data[1])) if self.case.data is not None else None
-        self.parts["target_shift"] = low
-        self.put("labels_out_of_range", y=change(self.case.y), data=data)
+        d = self.e.data
+        low = int(d.label_low)
+        width = d.label_high - low if self.e.loss.kind == "binary" and d.label_high != low else 1
+        self._targets("labels_out_of_range", *_affine.labels(self._known(1), low, width))
         return [f"targets: subtract {low}, so that the first class is 0"]
+
+    def _known(self, part):
+        """All inputs (0) or targets (1) there are."""
+        return self.case.data[part] if self.case.data is not None else (self.case.x, self.case.y)[part]
+
+    def _targets(self, fault, shift, scale):
+        self.parts |= {"target_shift": shift, "target_scale": scale}
+        self.put(fault, **self._moved(1, shift, scale))
+
+    def _moved(self, part, shift, scale):
+        """The batch and the data with their inputs (0) or targets (1) changed."""
+        found = {"xy"[part]: _affine.moved((self.case.x, self.case.y)[part], shift, scale)}
+        if self.case.data is not None:
+            data = list(self.case.data)
+            data[part] = _affine.moved(data[part], shift, scale)
+            found["data"] = tuple(data)
+        return found
 
     def rows(self):
         if not self.e.data.broken_count or self.case.data is None:

@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from numdl import checks
-from numdl.audit import _proof, _tables, remedies
+from numdl.audit import _proof, _settings, _tables, remedies
 from numdl.audit.evidence import Evidence, Finding, Proof
 from numdl.typing import StrPath
 
@@ -53,7 +53,8 @@ class Report:
 
     @functools.cached_property
     def _repair(self):
-        return remedies.repair(self.case, self.evidence, self.findings)
+        with _settings.ours():
+            return remedies.repair(self.case, self.evidence, self.findings)
 
     def prove(self, steps: int, *, seeds: int = 2) -> Proof:
         """MEASURED: the network as it was and as repaired, trained side by side, beside the forecast.
@@ -69,4 +70,6 @@ class Report:
         ValueError, TypeError       steps or seeds below 1 or not whole
         """
         steps, seeds = checks.whole("steps", steps), checks.whole("seeds", seeds)
-        return _proof.prove(self.case, self.repair(), steps, seeds=seeds)
+        repair = self.repair()
+        with _settings.ours():
+            return _proof.prove(self.case, repair, steps, seeds=seeds)

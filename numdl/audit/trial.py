@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit import _case
+from numdl.audit import _case, _given
 from numdl.audit.evidence import Trial
 
 STEPS = 40
@@ -141,9 +141,9 @@ class _Seen:
         """(loss, standard deviation of the outputs over examples beside their size)."""
         x, y = self.case.sample
         out = self.case.forward(moving, x, self.case.key)
-        first = np.asarray(jax.tree.leaves(out)[0], np.float64)
+        first = _given.joined(out, self.case.follows) if self.case.apart else None
         spread = math.nan
-        if first.ndim and self.case.separate:
+        if first is not None:
             size = np.sqrt(np.mean(np.square(first)))
             spread = float(np.sqrt(np.mean(np.square(first - first.mean(0)))) / max(size, 1e-30))
         return float(self.loss(out, y)), spread

@@ -26,7 +26,7 @@ def _unbounded(r):
 
 def labels_constant(r):
     d = r.e.data
-    if not d.examples or d.target_spread > 1e-7 * max(d.target_rms, 1e-30):
+    if not d.examples or not d.target_spread <= 1e-7 * max(d.target_rms, 1e-30):
         return None
     more = f"{d.label_low:g}" + ("" if d.whole else " in this batch")
     return Seen("certain" if d.whole else "likely", d.target_spread, 0, predicted=0, more=more, weight=0.9)

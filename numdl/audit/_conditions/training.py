@@ -151,7 +151,7 @@ def cannot_see(r):
             "a permutation of the positions does not change the outputs",
             weight=0.7,
         )
-    if k.alignment < BLIND and k.alignment_raw > SEEN and r.flat_anywhere:
+    if not r.e.loss.targets_unread and k.alignment < BLIND and k.alignment_raw > SEEN and r.flat_anywhere:
         return Seen(
             "likely",
             k.alignment,
@@ -166,7 +166,7 @@ def cannot_see(r):
 
 def unrelated(r):
     k = r.e.kernel
-    if not (k.alignment < BLIND and k.alignment_raw < BLIND) or k.examples < 48:
+    if r.e.loss.targets_unread or not (k.alignment < BLIND and k.alignment_raw < BLIND) or k.examples < 48:
         return None
     gained = r.unseen > 0.05
     severity = "likely" if r.flat and not gained else "hint"

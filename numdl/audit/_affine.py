@@ -1,0 +1,56 @@
+"""Affine maps of inputs and targets: shift and scale, always both and both like the tree that they change."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def columns(x):
+    """(shift, scale) that give each column of the floating inputs mean 0 and deviation 1."""
+
+    def of(leaf):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return np.zeros(()), np.ones(())
+        wide = np.asarray(leaf, np.float64)
+        wide = np.where(np.isfinite(wide), wide, np.nan)
+        axes = 0 if wide.ndim <= 2 else tuple(range(wide.ndim - 1))
+        deviation = np.nanstd(wide, axes)
+        whole = float(np.nanstd(wide)) or 1.0
+        scale = np.where(deviation > 1e-3 * whole, 1 / np.where(deviation > 0, deviation, 1), 1 / whole)
+        return np.asarray(np.nanmean(wide, axes), leaf.dtype), np.asarray(scale, leaf.dtype)
+
+    return _pairs(of, x)
+
+
+def whole(y):
+    """(shift, scale) that give targets mean 0 and all of them deviation 1; whole numbers become floating ones."""
+
+    def of(leaf):
+        dtype = leaf.dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else np.float32
+        wide = np.asarray(leaf, np.float64)
+        scale = 1 / max(float(np.nanstd(wide)), 1e-12)
+        return np.asarray(np.nanmean(wide, 0), dtype), np.asarray(scale, dtype)
+
+    return _pairs(of, y)
+
+
+def labels(y, low, width):
+    """(shift, scale) that make `low` 0, and what lies `width` above it 1."""
+    return _pairs(lambda leaf: (np.asarray(low, leaf.dtype), np.asarray(1 / width)), y)
+
+
+def moved(tree, shift, scale):
+    """(leaf - shift) * scale in the dtype of the shift."""
+
+    def of(leaf, m, s):
+        if not np.any(m) and np.all(s == 1):
+            return leaf
+        return ((np.asarray(leaf) - m) * s).astype(m.dtype)
+
+    return jax.tree.map(of, tree, shift, scale)
+
+
+def _pairs(of, tree):
+    leaves, structure = jax.tree.flatten(tree)
+    pairs = [of(leaf) for leaf in leaves]
+    return tuple(jax.tree.unflatten(structure, [pair[i] for pair in pairs]) for i in (0, 1))

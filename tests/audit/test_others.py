@@ -1,0 +1,286 @@
+"""The audit on what others hand over: graphs, modules, rules for the way back alone, outputs and targets in trees."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import numdl as nd
+from numdl.audit import _affine, _case, _described, _function, _given, _head, _programs, _settings, _tangent, remedies
+from numdl.audit._reading import Reading
+from numdl.audit.evidence import Data, Evidence, Facts, Kernel, Loss, Trial, empty
+
+N = 12
+
+
+def squares(outputs, targets):
+    return jnp.mean((outputs - targets) ** 2)
+
+
+def drawn(*shape, seed=0):
+    return np.float32(np.random.default_rng(seed).standard_normal(shape))
+
+
+def case(apply, params, batch, loss=squares, **changes):
+    given = {"optimizer": "sgd", "learning_rate": 0.1, "steps": 5, "data": None, "evaluate": None, "stochastic": False}
+    return _case.case(apply, params, batch, loss=loss, key=jax.random.key(0), **{**given, **changes})
+
+
+def linear(p, x):
+    return x @ p
+
+
+def auxiliary(p, x):
+    return {"out": x @ p, "balance": jnp.mean(p**2)}
+
+
+def with_balance(outputs, targets):
+    return squares(outputs["out"], targets) + 0.1 * outputs["balance"]
+
+
+X, Y, W = drawn(N, 3), drawn(N, 2, seed=1), drawn(3, 2, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("apply", "params", "batch", "loss", "rows"),
+    [
+        (linear, W, (X, Y), squares, (True,)),
+        (auxiliary, W, (X, Y), with_balance, (False, True)),
+        (lambda p, x: x["links"] @ (x["of"] @ p), W, ({"links": drawn(N, N), "of": X}, Y), squares, None),
+        (lambda p, x: x.reshape(N // 3, 3, 3).mean(1) @ p, W, (X, Y[: N // 3]), squares, None),
+        (lambda p, x: x.reshape(N, 3) @ p, W, (X, Y), squares, None),
+        (lambda p, x: squares(x[:, :3] @ p, x[:, 3:]), W, (np.c_[X, Y], Y), lambda o, y: o, (False,)),
+        (lambda p, x: x.swapaxes(0, 1) @ p, W, (drawn(4, N, 3), Y[:, None]), squares, None),
+    ],
+    ids=["rows", "a-number-beside", "graph", "pooled-rows", "fixed-size", "the-loss-itself", "second-axis"],
+)
+def test_where_the_examples_lie_is_told_by_other_numbers_of_them(apply, params, batch, loss, rows):
+    known = case(apply, params, batch, loss)
+    assert known.follows == rows
+    assert known.apart == bool(rows and any(rows))
+    assert bool(known.notes) == (not known.apart)
+
+
+def test_what_is_no_array_in_a_module_stays_as_it_is():
+    params = {"w": W, "activation": jnp.tanh, "name": "layer", "slope": 2.0}
+    apply = lambda p, x: p["activation"](p["slope"] * x @ p["w"]) + len(p["name"])  # noqa: E731
+    known = case(apply, params, (X, Y), evaluate=lambda p, x: p["slope"] * x @ p["w"])
+    assert [np.shape(leaf) for leaf in jax.tree.leaves(known.moving)] == [W.shape]
+    np.testing.assert_allclose(known.forward(known.moving, X, None), np.tanh(2 * X @ W) + 5, rtol=1e-5)
+    np.testing.assert_allclose(known.evaluate(known.whole(known.moving), X), 2 * X @ W, rtol=1e-5)
+    assert "3 leaves" in known.notes[0]
+
+
+@jax.custom_vjp
+def sign(x):
+    return jnp.sign(x)
+
+
+sign.defvjp(lambda x: (jnp.sign(x), x), lambda x, g: (g * (jnp.abs(x) < 1),))
+
+
+def test_a_rule_for_the_way_back_alone_gives_the_transposed_jacobian():
+    apply = lambda p, x: sign(x @ p["a"]) @ p["b"]  # noqa: E731
+    known = case(apply, {"a": drawn(3, 4, seed=5), "b": drawn(4, 2, seed=6)}, (X, Y))
+    assert known.only_backward and not case(linear, W, (X, Y)).only_backward
+    out, push, pull = _tangent._linear(known, lambda p: _given.floats(apply(p, X)), known.moving)
+    rows = jax.jacrev(lambda p: apply(p, X))(known.moving)
+    away = {"a": drawn(3, 4, seed=7), "b": drawn(4, 2, seed=8)}
+    dense = sum(np.einsum("ncij,ij->nc", rows[k], away[k]) for k in "ab")
+    np.testing.assert_allclose(push(away)[0], dense, rtol=2e-5, atol=1e-5)
+    back = pull([jnp.asarray(Y)])
+    np.testing.assert_allclose(back["a"], np.einsum("ncij,nc->ij", rows["a"], Y), rtol=2e-5, atol=1e-5)
+    assert out[0].shape == Y.shape
+
+
+def test_forecast_and_loss_take_outputs_in_trees_with_numbers_and_indices_beside_them():
+    """What stands beside the outputs changes neither the floor nor the forecast of a loss that ignores it."""
+    several = lambda p, x: {"index": jnp.argmax(x @ p, 1), "norm": jnp.sum(p**2), "out": x @ p}  # noqa: E731
+    here = case(several, W, (X, Y), lambda o, y: squares(o["out"], y), steps=20)
+    alone = case(linear, W, (X, Y), steps=20)
+    assert here.follows == (True, False, True)
+    ours, theirs = _tangent.measure(here), _tangent.measure(alone)
+    np.testing.assert_allclose(ours.forecast, theirs.forecast, rtol=1e-5)
+    assert ours.alignment == pytest.approx(theirs.alignment, rel=1e-3)
+    ours, theirs = _head.measure(here)[0], _head.measure(alone)[0]
+    assert ours.floor_shared == pytest.approx(np.mean((Y - Y.mean(0)) ** 2), rel=1e-3)
+    assert ours.floor_shared == pytest.approx(theirs.floor_shared, rel=1e-3)
+    assert ours.coupling < 1e-5 and ours.doubled == pytest.approx(1, abs=1e-5)
+
+
+def test_a_function_with_several_outputs_is_looked_at_as_one():
+    mixed = lambda p, x: (jnp.roll(x @ p, -1, 0), x @ p)  # noqa: E731
+    loss = lambda o, y: squares(o[0], y) + squares(o[1], y)  # noqa: E731
+    assert _function.measure(case(mixed, W, (X, Y), loss)).mixing > 1e-3
+    apart = _function.measure(case(lambda p, x: (x @ p, x @ p + 1), W, (X, Y), loss))
+    assert apart.mixing < 1e-5 and apart.spread > 0.1 and apart.shape == ()
+
+
+def test_which_targets_a_loss_reads():
+    targets = {"label": Y, "weight": np.ones(N, np.float32)}
+    known = case(linear, W, (X, targets), lambda o, y: squares(o, y["label"]))
+    assert known.reads == (True, False)
+    unread = case(linear, W, (X, Y), lambda o, y: jnp.mean(o**2) + 0 * jnp.zeros_like(y).sum())
+    assert unread.reads == (False,)
+    found, _ = _head.measure(unread)
+    assert found.targets_unread and found.kind == "other"
+    assert np.isnan(_described.measure(unread, "other", 2).target_spread)
+
+
+def test_targets_and_inputs_in_trees_are_constant_only_where_all_are():
+    targets = {"a mask": np.ones(N, np.float32), "label": np.arange(N, dtype=np.int32) % 3}
+    loss = lambda o, y: -jnp.mean(y["a mask"] * jnp.take_along_axis(o, y["label"][:, None], 1)[:, 0])  # noqa: E731
+    inputs = {"a mask": np.ones((N, 3), np.float32), "token": np.arange(N, dtype=np.int32) % 2}
+    apply = lambda p, x: (x["a mask"] @ p)[:, :1] * jnp.arange(3.0)[None] + x["token"][:, None]  # noqa: E731
+    found = _described.measure(case(apply, W, (inputs, targets), loss), "other", 3)
+    assert found.target_spread > 0.5 and found.spread > 0.4 and found.kind == "float"
+    still = _described.measure(case(apply, W, ({**inputs, "token": inputs["token"] * 0}, targets), loss), "other", 3)
+    assert still.spread < 1e-6
+
+
+def test_a_layer_that_an_output_goes_around_is_no_head():
+    both = lambda p, x: (jax.nn.softmax(jnp.tanh(x @ p[0]) @ p[1]), jnp.tanh(x @ p[0]) @ p[2])  # noqa: E731
+    params = [drawn(3, 4), drawn(4, 2, seed=3), drawn(4, 2, seed=4)]
+    loss = lambda o, y: squares(o[0], y) + squares(o[1], y)  # noqa: E731
+    one = lambda p, x: jax.nn.softmax(jnp.tanh(x @ p[0]) @ p[1])  # noqa: E731
+    around = lambda p, x: x[:, :2] + jax.nn.relu(jnp.tanh(x @ p[0]) @ p[1])  # noqa: E731
+    given = ((both, params, loss), (one, params[:2], squares), (around, params[:2], squares))
+    heads = [_head.split(case(apply, own, (X, Y), cost), X)[1] for apply, own, cost in given]
+    assert [head is not None for head in heads] == [False, True, False]
+
+
+@pytest.mark.parametrize("tree", [lambda a, b: (a, b), lambda a, b: [a, (b,)], lambda a, b: {"x": a, "t": b}])
+def test_affine_maps_are_like_the_tree_they_change(tree):
+    x = tree(3 + 5 * X, np.arange(N, dtype=np.int32))
+    shift, scale = _affine.columns(x)
+    assert jax.tree.structure(shift) == jax.tree.structure(scale) == jax.tree.structure(x)
+    out, same = sorted(jax.tree.leaves(_affine.moved(x, shift, scale)), key=np.ndim, reverse=True)
+    np.testing.assert_allclose([out.mean(0), out.std(0)], [np.zeros(3), np.ones(3)], atol=1e-5)
+    np.testing.assert_array_equal(same, np.arange(N))
+
+
+def test_whole_numbers_as_targets_of_a_regression_become_floating_ones():
+    y = np.arange(N, dtype=np.int32)[:, None] * 1000
+    out = _affine.moved(y, *_affine.whole(y))
+    assert out.dtype == np.float32 and out.std() == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "low", "high"), [("classes", 3, 5), ("binary", -1, 1), ("binary", 1, 2)])
+def test_a_repair_of_labels_gives_shift_and_scale(kind, low, high):
+    y = np.where(np.arange(N) % 2, low, high).astype(np.int32)
+    known = case(lambda p, x: (x @ p)[:, 0], W, (X, y), data=(np.tile(X, (4, 1)), np.tile(y, 4)))
+    found = Evidence(
+        **dict.fromkeys(("signal", "chain", "function", "optimizer", "kernel", "trial", "predicted")),
+        facts=empty(Facts), loss=empty(Loss, kind=kind), seconds={},
+        data=empty(Data, label_low=float(low), label_high=float(high)),
+    )  # fmt: skip
+    work = remedies._Work(known, found)
+    work.labels()
+    shift, scale = work.parts["target_shift"], work.parts["target_scale"]
+    labels = (y - shift) * scale
+    np.testing.assert_array_equal(labels, work.case.y)
+    assert set(np.unique(labels)) == ({0, high - low} if kind == "classes" else {0, 1})
+
+
+def test_settings_that_would_stop_a_measurement_are_put_aside_and_come_back():
+    def measured():
+        with _settings.ours():
+            nothing = jax.jit(lambda a: jnp.log(a - 2))(jnp.ones(3))
+            return nothing, jnp.ones((2, 3)) + jnp.ones(3), jnp.ones(3, jnp.int32) * jnp.ones(3, jnp.float32)
+
+    with jax.debug_nans(True), jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        assert np.isnan(measured()[0]).all()
+        with pytest.raises(ValueError, match="rank"):
+            jnp.ones((2, 3)) + jnp.ones(3)
+        with pytest.raises(FloatingPointError):
+            jax.jit(lambda a: jnp.log(a - 2))(jnp.ones(3))
+
+
+def read(floor, shared, end, start=2.0, **loss):
+    blank = dict.fromkeys(("signal", "chain", "function", "data", "optimizer", "predicted"))
+    known = empty(Loss, floor=floor, floor_shared=shared, value=start, **loss)
+    trial = empty(Trial, factors=np.ones(1), end=np.full((1, 2), end), start=start)
+    return Reading(Evidence(facts=empty(Facts), loss=known, kernel=empty(Kernel), trial=trial, seconds={}, **blank))
+
+
+def test_skill_of_a_loss_without_a_bound_is_measured_by_what_was_met():
+    """A log-density has no least value, and one answer for all is no chance level where no target is read."""
+    flow = read(-900.0, -900.0, 1.0, targets_unread=True)
+    assert flow.chance == 2.0 and flow.best == 1.0 and flow.end == pytest.approx(1)
+    still = read(-900.0, -900.0, 1.99, targets_unread=True)
+    assert still.end == pytest.approx(0.01 / (2 / 3))
+    bounded = read(0.0, 1.5, 0.75)
+    assert bounded.chance == 1.5 and bounded.best == 0.0 and bounded.end == pytest.approx(0.5)
+
+
+def test_what_the_program_reads_is_followed_from_the_end():
+    known = jax.make_jaxpr(lambda a, b, c: (a + jnp.sin(b), c)[0])(1.0, 2.0, 3.0)
+    assert _programs.read(known) == (True, True, False)
+
+
+def network(p, x):
+    return jnp.tanh(x @ p["a"]) @ p["b"]
+
+
+def start(scale=1.0):
+    return {"a": scale * drawn(3, 16, seed=3) / 3**0.5, "b": scale * drawn(16, 2, seed=4) / 4}
+
+
+def many(count=160):
+    x = drawn(count, 3, seed=9)
+    return x, np.float32(np.stack([np.sin(2 * x[:, 0]), x[:, 1] * x[:, 2]], 1))
+
+
+def settings(kind, fault=False):
+    """A setting of each kind, healthy or with zero weights."""
+    x, y = many()
+    params, optimizer, links = start(0.0 if fault else 1.0), optax.adam, np.eye(160, dtype=np.float32)
+    module = params | {"activation": jnp.tanh}
+    given = {
+        "graph": (lambda p, x: x[0] @ network(p, x[1]), params, (links, x), y, squares, None),
+        "module": (lambda p, x: p["activation"](x @ p["a"]) @ p["b"], module, x, y, squares, (x, y)),
+        "backward-only": (lambda p, x: sign(x @ p["a"]) @ p["b"], params, x, y, squares, (x, y)),
+        "trees": (
+            lambda p, x: {"out": network(p, x["x"]), "size": jnp.sum(p["b"] ** 2)}, params, {"x": x, "mask": 0 * y + 1},
+            {"mask": 0 * y + 1, "of": y}, lambda o, t: squares(t["mask"] * o["out"], t["of"]) + 1e-6 * o["size"], None,
+        ),
+        "no-targets": (network, params, x, 0 * y, lambda o, y: jnp.mean((o - 1) ** 2), (x, 0 * y)),
+    }  # fmt: skip
+    apply, params, x, y, loss, data = given[kind]
+    batch = (x, y) if data is None else jax.tree.map(lambda a: a[:32], (x, y))
+    return (apply, params, batch), {
+        "loss": loss, "optimizer": optimizer, "learning_rate": 0.01, "steps": 400, "data": data,
+        "key": jax.random.key(0),
+    }  # fmt: skip
+
+
+KINDS = ("graph", "module", "backward-only", "trees", "no-targets")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_peoples_networks_are_judged_whole(kind):
+    arguments, options = settings(kind)
+    report = nd.audit.examine(*arguments, **options)
+    assert report.verdict == "will train" and not [f for f in report.findings if f.severity == "certain"]
+    arguments, options = settings(kind, fault=True)
+    report = nd.audit.examine(*arguments, **options)
+    assert report.verdict != "will train"
+    assert {"symmetry", "frozen"} & {name for f in report.findings for name in (f.name, *f.consequences)}
+    assert report.prove(30).repaired[:, -5:].mean() < report.prove(30).sick[:, -5:].mean()
+
+
+@pytest.mark.slow
+def test_strict_settings_of_the_user_change_no_verdict():
+    arguments, options = settings("module")
+    strict = jax.debug_nans(True), jax.debug_infs(True), jax.numpy_rank_promotion("raise")
+    own = jax.numpy_dtype_promotion("strict"), jax.default_matmul_precision("bfloat16")
+    with contextlib.ExitStack() as stack:
+        for setting in (*strict, *own):
+            stack.enter_context(setting)
+        report = nd.audit.examine(*arguments, **options)
+        assert report.verdict == "will train"
+        assert np.isfinite(report.prove(10).sick).all()
