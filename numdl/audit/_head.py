@@ -141,11 +141,7 @@ def _asked(case, out, x, y, kind, head):
         found["floor"] = jnp.nanmin(least[: len(least) // (1 + case.apart)])
         if case.apart:
             found["floor_shared"] = jnp.nanmin(least[len(least) // 2 :])
-            double = jax.tree.unflatten(
-                jax.tree.structure(whole),
-                [_twice(leaf) if own else leaf for leaf, own in zip(jax.tree.leaves(whole), case.follows)],
-            )
-            found["doubled"] = plain(double, _twice(y)) / value
+            found["doubled"] = plain(_doubled(whole, case.follows), _twice(y)) / value
             found |= _couplings(loss, out, y, follows)
         if kind != "other":
             o, t = jax.tree.leaves(out)[0], jax.tree.leaves(y)[0]
@@ -154,12 +150,10 @@ def _asked(case, out, x, y, kind, head):
                 jnp.abs(value), 1e-12
             )
         if head is not None:
-            function, state = head
-            z = state(moving, x, constants)
-            through = lambda s: plain(function(s, moving, x, constants), y)  # noqa: E731
-            found["transmission"] = (
-                _rms(jax.grad(through)(z).astype(jnp.float32)) * np.sqrt(z.size / flat.size) / _rms(flat)
-            )
+            z = head[1](moving, x, constants)
+            through = lambda s: plain(head[0](s, moving, x, constants), y)  # noqa: E731
+            passed = jax.grad(through)(z).astype(jnp.float32)
+            found["transmission"] = _rms(passed) * np.sqrt(z.size / flat.size) / _rms(flat)
             begin = _starts(case, z, None)
             found["floor_head"] = jnp.nanmin(_least(lambda s, one: through(s), *_both(begin, False), 1.0))
         return found
@@ -169,6 +163,12 @@ def _asked(case, out, x, y, kind, head):
 
 def _rms(a):
     return jnp.sqrt(jnp.mean(jnp.square(a)))
+
+
+def _doubled(whole, follows):
+    """The outputs twice over, of those that have a row for each example."""
+    leaves, structure = jax.tree.flatten(whole)
+    return jax.tree.unflatten(structure, [_twice(leaf) if own else leaf for leaf, own in zip(leaves, follows)])
 
 
 def _twice(tree):
