@@ -23,7 +23,7 @@ Measurement
 -----------
 One to many: phase and frequency in, a sine out. Many to one: the first of T symbols. Many to many: the symbol 2 steps
 ago. Sequence to sequence: the symbols reversed. All data are drawn anew in every step. Loss after the same number of
-steps of Adam at three lengths each. The gradient at every state of untrained plain cells beside the bound of
+steps of Adam at three or four lengths. The gradient at every state of untrained plain cells beside the bound of
 theory.recurrent.
 
 Verdict

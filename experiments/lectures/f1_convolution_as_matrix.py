@@ -1,6 +1,7 @@
 """What does a convolution cost and do as a matrix?
 
-Lecture: Convolutional networks, convolution and pooling by hand, edges of a photograph.
+Lecture: Ruthotto & Haber, Numerical Methods for Deep Learning, deck 5 (convolutional networks); convolution and pooling
+by hand, edges of a photograph
 
 Question
 --------

@@ -1,6 +1,7 @@
 """How many labels does a digit need, if the unlabelled ones may be looked at?
 
-Lecture: unsupervised and semi-supervised learning (k-means, PCA, spectral clustering, label propagation)
+Lecture: Ruthotto & Haber, Numerical Methods for Deep Learning, deck 1 (semi-supervised learning); k-means, PCA,
+spectral clustering, label propagation
 
 Question
 --------

@@ -1,6 +1,7 @@
 """Is a residual network a discretized differential equation?
 
-Lecture: residual networks as differential equations
+Lecture: Ruthotto & Haber, Numerical Methods for Deep Learning, deck 8 (continuous models): residual networks as
+differential equations
 
 Question
 --------

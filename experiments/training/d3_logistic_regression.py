@@ -1,6 +1,6 @@
 """When does a straight line separate the classes?
 
-Lecture: logistic regression
+Lecture: Ruthotto & Haber, Numerical Methods for Deep Learning, deck 3 (linear classification): logistic regression
 
 Question
 --------
