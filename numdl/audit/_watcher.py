@@ -108,7 +108,9 @@ class Watch:
             self._begin(step, params)
         known = self._familiar(batch, whatever)
         due = [
-            n for n, pace in self._paces.items() if (whatever or pace.due(step, seconds)) and (known or n == "change")
+            n
+            for n, pace in self._paces.items()
+            if (whatever or self._affordable(pace, step, seconds)) and (known or n == "change")
         ]
         compiled = known and self._compiled != self._form
         events = [self._measured(name, step, params, batch, state, twice=compiled) for name in due]
@@ -121,7 +123,7 @@ class Watch:
         self._paces["change"].forced |= again  # so that it sees a single step
         self._compiled = self._form if known else self._compiled
         self._clock.looked(begin, compiled=compiled)
-        self._next = self._soonest(step)
+        self._next = max(self._soonest(step), step + (1 if due else WINDOW))
         return found
 
     def _affordable(self, pace, step, seconds):
@@ -134,7 +136,7 @@ class Watch:
     def _soonest(self, step):
         """The step at which the next instrument looks; soon, to see again, where that is not known yet."""
         soonest = min(pace.next(self._clock.step_seconds(step)) for pace in self._paces.values())
-        return step + WINDOW if soonest == np.inf else max(soonest, step + 1)
+        return step + WINDOW if soonest == np.inf else soonest
 
     def _familiar(self, batch, whatever):
         """Whether the batch has the form that the programs were compiled for; another one is taken up after a while."""
