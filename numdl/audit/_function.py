@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit import _case, _given, _programs
+from numdl.audit import _case, _given, _linear, _programs
 from numdl.audit.evidence import Function, empty
 
+LINEAR = 1e-3  # bend below which a network is taken for a linear one
 POSITIONS = 12  # tried one by one
 
 
@@ -35,6 +36,8 @@ def measure(case):
     known |= {"shape": ()} if several else {"at_bound": float(np.mean((out == out.min()) | (out == out.max())))}
     known |= {"spread": _spread(out), "spread_near": _spread(near[0]), "noise": _ratio(other_key - out, out)}
     known |= _apart(near, what, case.separate)
+    if not several and known.get("bend", 1.0) < LINEAR:
+        known |= _linear.measure(case)
     known |= {} if several else _rows(out) | _positions(near, what, out.shape)
     if case.evaluate is not None:
         known["evaluate_distance"] = _evaluated(case, x, out, whole)

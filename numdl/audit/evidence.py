@@ -90,6 +90,8 @@ class Function:
     disorder: float  # relative change of outputs when the examples are permuted and put back
     noise: float  # |f(key1) - f(key2)| / |f|; 0 if not stochastic
     bend: float  # |f((x + x')/2) - (f(x) + f(x'))/2| / |f(x) - f(x')|; nan for integers
+    floor_affine: float  # held-out loss of the best affine map; nan unless the network is linear in its inputs
+    floor_bent: float  # the same of a small network that is not
     blind: float  # relative change of outputs under a permutation of the positions; nan without positions
     unseen: float  # share of positions whose change does not move any output
     alone: float  # share of output positions that see only their own input position; nan unless outputs have positions

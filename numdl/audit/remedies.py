@@ -85,6 +85,8 @@ def repair(case: Any, evidence: Evidence, findings: tuple) -> Repair:
     if METHOD & set(names) or work.changed or not names:
         lines += work.choose_rate(names)
     by_hand = [f"{name}: {BY_HAND[name]}" for name in names if name in BY_HAND and name not in work.done]
+    if not lines and not by_hand:
+        by_hand = [f"{f.name}: {f.remedy}" for f in strong]
     return work.repair(lines, by_hand)
 
 

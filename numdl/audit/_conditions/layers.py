@@ -185,6 +185,8 @@ def narrow(r):
     width = np.sum(1 / np.maximum(s.fan_in[r.hidden][1:], 1))
     if not width > WIDTH:
         return None
-    severity = "likely" if r.end < 0.2 and r.flat_anywhere else "hint"
+    # Neither the trial nor the linearised network at the end of the budget gets half of the way.
+    slow = r.end < 0.5 and r.forecast < 0.5 and r.repeated < 0.5
+    severity = "likely" if slow or (r.end < 0.2 and r.flat_anywhere) else "hint"
     spread = p.spread if np.isfinite(p.spread) else math.sqrt(5 * width)
     return Seen(severity, width, WIDTH, spread, s.names[r.hidden[0]], weight=0.72)

@@ -12,6 +12,7 @@ LATE, RISING = 0.02, 0.7
 NOISE = 1.5
 LOUD = 20.0  # noise scale over batch size
 BLIND, SEEN = 2.0, 3.0  # standard scores
+WORTH, EXACT = 0.3, 1e-5  # of the way to the best, lost to affine maps; bend that is rounding
 SLOW = 0.7  # of the loss is left after the budget, in function space
 
 
@@ -133,9 +134,15 @@ def linear(r):
     f, s = r.e.function, r.e.signal
     if s is None or len(s.names) < 2 or not f.bend < 1e-3 or r.e.loss.has_head:
         return None
-    saw = r.e.kernel.alignment
-    severity = "likely" if r.end < 0.3 and (saw < 2 * SEEN or r.unseen < 0.3) else "hint"
-    return Seen(severity, f.bend, 1e-3, where="network", more=str(len(s.names)), weight=0.85)
+    saw, lost = r.e.kernel.alignment, r.skill(f.floor_bent) - r.skill(f.floor_affine)
+    more = f"{len(s.names)} layers"
+    if lost > WORTH:
+        more += f"; the best affine map leaves a loss of {f.floor_affine:.3g}, a small network that bends "
+        more += f"{f.floor_bent:.3g}, on examples that neither was fitted to"
+        return Seen("certain" if f.bend < EXACT else "likely", f.bend, 1e-3, where="network", more=more, weight=0.85)
+    enough = np.isfinite(f.floor_affine)
+    severity = "likely" if not enough and r.end < 0.3 and (saw < 2 * SEEN or r.unseen < 0.3) else "hint"
+    return Seen(severity, f.bend, 1e-3, where="network", more=more, weight=0.85)
 
 
 def cannot_see(r):
@@ -153,7 +160,7 @@ def cannot_see(r):
         )
     if not r.e.loss.targets_unread and k.alignment < BLIND and k.alignment_raw > SEEN and r.flat_anywhere:
         return Seen(
-            "likely",
+            _unmoved(r),
             k.alignment,
             SEEN,
             k.alignment_raw,
@@ -164,15 +171,19 @@ def cannot_see(r):
     return None
 
 
+def _unmoved(r):
+    """A start far above the best single answer may take the whole trial to come down to it: that is no blindness."""
+    return "hint" if r.progress > 0.3 else "likely"
+
+
 def unrelated(r):
     k = r.e.kernel
     if r.e.loss.targets_unread or not (k.alignment < BLIND and k.alignment_raw < BLIND) or k.examples < 48:
         return None
     gained = r.unseen > 0.05
-    severity = "likely" if r.flat and not gained else "hint"
     if gained:
         return None
-    return Seen(severity, k.alignment, BLIND, k.alignment_raw, "data", weight=0.6)
+    return Seen(_unmoved(r) if r.flat else "hint", k.alignment, BLIND, k.alignment_raw, "data", weight=0.6)
 
 
 def rate_low(r):
