@@ -189,6 +189,7 @@ def test_settings_that_would_stop_a_measurement_are_put_aside_and_come_back():
     def measured():
         with _settings.ours():
             nothing = jax.jit(lambda a: jnp.log(a - 2))(jnp.ones(3))
+            assert np.isnan(np.nanmean(np.float32([np.nan]))) and np.isnan(np.inf - np.float32(np.inf))
             return nothing, jnp.ones((2, 3)) + jnp.ones(3), jnp.ones(3, jnp.int32) * jnp.ones(3, jnp.float32)
 
     with jax.debug_nans(True), jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
