@@ -46,7 +46,52 @@ ESTIMATED = {
     "variance": kinds.positive(0.5),
     "baseline": kinds.Argument("best", ("tpyo", None, [1.0], float("nan"))),
 }
+LIKE = {
+    "tokens": kinds.numbers(8, 0, 2.5, np.array([8, -1])),
+    "q": kinds.numbers(1.0, -1.0, 0.0),
+    "c": kinds.numbers(0.5, -1.5, 1.5, -0.9),
+    "score_gain": kinds.numbers(1.0, -1.0),
+    "value_gain": kinds.numbers(np.array([1.0, 2.0]), -1.0),
+}
+STACK = {
+    **LIKE,
+    "blocks": kinds.count(2),
+    "norm": kinds.name("pre"),
+    "mlp_gain": kinds.numbers(1.0, -1.0),
+    "skip": kinds.numbers(1.0),
+}
+SCORES = {"deviation": kinds.numbers(1.0, -1.0), "tokens": kinds.numbers(8, 0, 2.5)}
 CALLS = {
+    "theory.transformer.softmax_moments": SCORES,
+    "theory.transformer.joint_softmax_moments": {**SCORES, "correlation": kinds.numbers(0.5, 1.5, -1.5)},
+    "theory.transformer.softmax_limits": SCORES,
+    "theory.transformer.least_entropy": {"norm": kinds.numbers(1.0, -1.0), "tokens": kinds.numbers(8, 1, 2.5)},
+    "theory.transformer.initial_loss": {
+        "vocabulary": kinds.numbers(100, 0, 2.5),
+        "logit_variance": kinds.numbers(0.3, -1.0),
+        "own_logit": kinds.numbers(2.0),
+    },
+    "theory.transformer.attention_map": LIKE,
+    "theory.transformer.stream": STACK,
+    "theory.transformer.gradients": {**STACK, "pooled": kinds.numbers(0.5, 1.5)},
+    "theory.transformer.weight_gradients": {
+        **{name: LIKE[name] for name in ("tokens", "q", "c")},
+        **{f"{name}_variance": kinds.numbers(1.0, -1.0) for name in ("query", "key", "value")},
+        "pooled": kinds.numbers(0.5, 1.5),
+    },
+    "theory.transformer.exponents": {
+        name: kinds.numbers(1.0, -1.0) for name in ("value_gain", "mlp_gain", "slope_gain")
+    },
+    "theory.transformer.deepnorm": {"blocks": kinds.numbers(12, 0, 2.5)},
+    "theory.transformer.gram_stream": {
+        "blocks": kinds.count(2),
+        "norm": kinds.name("pre"),
+        "gram": kinds.numbers(np.eye(3), np.ones((2, 3)), -np.eye(3), 1.0),
+        "mask": kinds.Argument(np.tri(3, dtype=bool), ("1", None, 1.0, np.eye(2, dtype=bool), np.zeros((3, 3), bool))),
+        "value_gain": kinds.variance(1.0),
+        "mlp_gain": kinds.variance(1.0),
+        "skip": kinds.number(1.0),
+    },
     "theory.robustness.lipschitz": {
         "spectral_norms": kinds.numbers(np.array([1.0, 2.0]), np.array([-1.0, 1.0]), 0.5),
         "slopes": kinds.numbers(np.array([1.0]), np.array([-1.0]), 0.5),
