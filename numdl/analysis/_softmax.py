@@ -7,14 +7,31 @@ a row before the exponential. What enters there are the logits, as they are mask
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 
-from numdl import precision
+from numdl import checks, precision, tracing
 from numdl.tracing._geometry import Sight
 
 _LONGEST = 40  # steps from a score to its softmax
 _ENDS = {"dot_general", "conv_general_dilated", "scan", "while", "cond"}
 CLOSED = -5e3  # logits below are a mask's: masks add or write -1e4 and less, in half precision too
+
+
+def measured(apply, params, x, examples, measure, columns):
+    """[names, *columns]: what `measure(logits, axes)` makes of every softmax, an entry for each step of a scan."""
+    checks.accepts("apply", apply, 2, "apply(params, x)")
+    params, x = checks.leaves("params", params, empty=True), checks.leaves("x", x)
+    tracing.example_axes(x, examples)
+    traced, axes = placed(tracing.trace(apply, params, x, examples=examples))
+    watch = lambda layer, value: measure(value, axes[layer.name])  # noqa: E731
+    _, found = traced.run(params, x, visit=lambda layer, state, given: (state, None), watch=watch)
+    entries = [(name, index, steps) for name, index, steps in traced.entries if traced.layers[index].name in axes]
+
+    def column(field):
+        return jnp.stack([found[index][2][field][steps] for _, index, steps in entries]) if entries else jnp.zeros(0)
+
+    return [tuple(name for name, _, _ in entries), *map(column, columns)]
 
 
 def placed(traced):
@@ -70,15 +87,47 @@ def _row_of_softmax(slot, readers):
     return tuple(int(axis) for axis in largest.params["axes"]) if "exp" in after or "exp2" in after else None
 
 
-def sizes(logits, axes):
-    """What a softmax over these axes makes of its logits: dict of scalars."""
+def moments(logits, axes):
+    """Means over rows with an open key of what theory predicts: dict of scalars."""
+    logits, opened, count, weight, nats = _rows(logits, axes)
+    some = count > 0
+    mean = jnp.sum(jnp.where(opened, logits, 0), axis=axes, keepdims=True) / jnp.maximum(
+        jnp.expand_dims(count, axes), 1
+    )
+    centred = jnp.where(opened, logits - mean, -jnp.inf)
+    square = jnp.sum(jnp.where(opened, logits - mean, 0) ** 2, axis=axes)
+    log_z = jax.nn.logsumexp(centred, axis=axes, where=opened)
+    lost = jnp.isnan(logits).any() | jnp.isposinf(logits).any() | ~some.any()
+
+    def over(rows, chosen):
+        total = jnp.sum(jnp.where(chosen, rows, 0)) / jnp.maximum(jnp.sum(chosen), 1)
+        return jnp.where(lost | ~chosen.any(), jnp.full((), jnp.nan, total.dtype), total)
+
+    largest = jnp.max(jnp.abs(logits), where=opened, initial=0)
+    return {
+        "log_partition": over(log_z, some),
+        "participation": over(jnp.sum(weight**2, axis=axes), some),
+        "entropy": over(nats, some),
+        "deviation": jnp.sqrt(over(square / jnp.maximum(count - 1, 1), count > 1)),
+        "logit_max": jnp.where(lost, jnp.nan, largest),
+    }
+
+
+def _rows(logits, axes):
+    """(wide logits, which are open, how many of a row, weights, entropy of a row in nats)."""
     logits = logits.astype(precision.wide(logits.dtype))
     opened = jnp.isfinite(logits) & (logits > CLOSED)
     count = jnp.sum(opened, axis=axes)
     top = jnp.max(logits, axis=axes, keepdims=True, where=opened, initial=CLOSED)
     weight = jnp.where(opened, jnp.exp(jnp.where(opened, logits - top, 0)), 0)
     weight = weight / jnp.maximum(jnp.sum(weight, axis=axes, keepdims=True), 1)
-    bits = -jnp.sum(weight * jnp.log(jnp.where(weight > 0, weight, 1)), axis=axes)
+    nats = -jnp.sum(weight * jnp.log(jnp.where(weight > 0, weight, 1)), axis=axes)
+    return logits, opened, count, weight, nats
+
+
+def sizes(logits, axes):
+    """What a softmax over these axes makes of its logits: dict of scalars."""
+    logits, opened, count, _, bits = _rows(logits, axes)
     choice = count > 1
     share = bits / jnp.log(jnp.where(choice, count, 2).astype(bits.dtype))
     lost = jnp.isnan(logits).any() | jnp.isposinf(logits).any()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, PyTree
 
-from numdl import checks, tracing
+from numdl import checks
 from numdl.analysis import _softmax
 from numdl.networks import core
 from numdl.records import record, static
@@ -97,18 +97,8 @@ def logits(apply: Apply, params: PyTree, x: PyTree, *, examples: PyTree = None) 
     ValueError, TypeError       apply is not a function of two arguments, a leaf that is not an array
     Source: Zhai et al. 2023, arXiv:2303.06296, for the entropy; Dehghani et al. 2023, arXiv:2302.05442, for the logits.
     """
-    checks.accepts("apply", apply, 2, "apply(params, x)")
-    params, x = checks.leaves("params", params, empty=True), checks.leaves("x", x)
-    tracing.example_axes(x, examples)
-    traced, axes = _softmax.placed(tracing.trace(apply, params, x, examples=examples))
-    watch = lambda layer, value: _softmax.sizes(value, axes[layer.name])  # noqa: E731
-    _, found = traced.run(params, x, visit=lambda layer, state, given: (state, None), watch=watch)
-    entries = [(name, index, steps) for name, index, steps in traced.entries if traced.layers[index].name in axes]
-
-    def column(field):
-        return jnp.stack([found[index][2][field][steps] for _, index, steps in entries]) if entries else jnp.zeros(0)
-
-    return AttentionLogits(tuple(name for name, _, _ in entries), *map(column, ("logit_max", "entropy", "shut")))
+    columns = ("logit_max", "entropy", "shut")
+    return AttentionLogits(*_softmax.measured(apply, params, x, examples, _softmax.sizes, columns))
 
 
 def rank_collapse_of(split: Any) -> RankCollapse:

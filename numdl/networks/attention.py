@@ -97,10 +97,12 @@ def attend(
     *,
     weights: Callable[[Array], Array] = soft,
     causal: bool = False,
+    mask: ArrayLike | None = None,
+    scale: ScalarLike | None = None,
 ) -> Float[Array, "*batch T v"]:
     """Scaled dot-product attention: the values mixed by the weights of their keys.
 
-        weights(queries keys' / sqrt(k)) values
+        weights(scale queries keys') values
 
     Parameters
     ----------
@@ -109,6 +111,8 @@ def attend(
     values : array [..., S, v]
     weights : function          scores [..., T, S] -> rows that sum to one
     causal : bool               query t sees the keys 0..t only
+    mask : array [T, S]         bool: query t sees key s, of those that causal leaves; None: all
+    scale : scalar              1 / sqrt(k) if None
     Returns
     -------
     array [..., T, v]
@@ -123,11 +127,17 @@ def attend(
     )
     checks.shape("keys", keys, (*queries.shape[:-2], None, queries.shape[-1]))
     checks.shape("values", values, (*queries.shape[:-2], keys.shape[-2], None))
+    if mask is not None:
+        mask = checks.shape("mask", checks.array("mask", mask), (queries.shape[-2], keys.shape[-2]))
+        if mask.dtype != bool:
+            raise checks.BadType(f"mask must be bool, True where a query sees a key; got {checks.shown(mask)}")
+    scale = None if scale is None else checks.finite("scale", scale, shape=())
     weights = checks.returning("weights", weights, 1, "weights(scores)")
     causal = checks.flag("causal", causal)
-    scores = jnp.einsum("...tk,...sk->...ts", queries, keys) / math.sqrt(queries.shape[-1])
-    if causal:
-        seen = jnp.arange(scores.shape[-2])[:, None] >= jnp.arange(scores.shape[-1])[None, :]
+    scores = jnp.einsum("...tk,...sk->...ts", queries, keys)
+    scores = scores / math.sqrt(queries.shape[-1]) if scale is None else scores * jnp.asarray(scale, scores.dtype)
+    seen = _seen(scores.shape[-2:], causal, mask)
+    if seen is not None:
         # A finite number: infinities make nan in derivatives. A quarter leaves room for noise and temperature.
         scores = jnp.where(jnp.broadcast_to(seen, scores.shape), scores, jnp.finfo(scores.dtype).min / 4)
     return jnp.einsum("...ts,...sv->...tv", weights(scores), values)
@@ -259,6 +269,15 @@ def split_states(params: PyTree, x: Float[ArrayLike, "N tokens d"], *, skip: boo
 
     _, rest = lax.scan(step, first, layers)
     return jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), first, rest)
+
+
+def _seen(shape, causal, mask):
+    """Which keys each query sees, bool [T, S]; None for all."""
+    mask = None if mask is None else jnp.asarray(mask)
+    if not causal:
+        return mask
+    seen = jnp.arange(shape[0])[:, None] >= jnp.arange(shape[1])[None, :]
+    return seen if mask is None else seen & mask
 
 
 def _projections(params, width):

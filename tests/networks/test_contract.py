@@ -23,6 +23,7 @@ from numdl.networks import (
     residual,
     reversible,
     sequences,
+    transformer,
 )
 from tests.selection import in_turn
 
@@ -84,6 +85,14 @@ def _attention(depth, variance):
     return attention.network(query_key_weights=weights, value_weights=weights, skip=True, **sizes)
 
 
+def _transformer(depth, variance):
+    weights = initializers.variance_scaling(variance)
+    laws = {"query_key_weights": weights, "value_weights": weights, "mlp_weights": weights}
+    sizes = {"depth": depth, "heads": 2, "head_width": 2, "mlp_width": 6}
+    stack = transformer.blocks(activation=jnp.tanh, norm="pre", mask="causal", **sizes, **laws)
+    return transformer.network(stack, outputs=2, readout_weights=weights)
+
+
 def _recurrent(head, cell, depth, variance):
     weights = initializers.variance_scaling(variance)
     more = {"forget_bias": 1.0} if cell == "lstm" else {"activation": jnp.tanh} if cell == "vanilla" else {}
@@ -131,6 +140,7 @@ CASES = {
     "batch normalization": Case(_bind(_normalized, "batch"), VECTORS, mixes=True, any_width=True),
     "layer normalization": Case(_bind(_normalized, "layer"), VECTORS, any_width=True),
     "attention": Case(_attention, TOKENS, dtype=False, initializer=False, any_width=True),
+    "transformer": Case(_transformer, TOKENS, lambda depth: 2 * depth, dtype=False, initializer=False, any_width=True),
     "many to one": Case(
         _bind(_recurrent, "many_to_one", "lstm"), SEQUENCES, dtype=False, initializer=False, any_width=True
     ),

@@ -83,6 +83,11 @@ LAPLACE = {
     "misfit": kinds.number(1.0),
     "x": kinds.batch(o.X),
 }
+STREAM = {
+    "network": kinds.instance(o.built("tokens")[0]),
+    "params": kinds.like(o.built("tokens")[1]),
+    "x": kinds.batch(o.TOKENS),
+}
 CALLS = {
     **{f"analysis.laplace.{name}": LAPLACE for name in ("predict", "draw", "evidence")},
     "analysis.laplace.posterior": {**LAPLACE, "key": kinds.key(o.KEY).without(None)},
@@ -94,6 +99,17 @@ CALLS = {
         "network": kinds.instance(o.built("tokens")[0]),
         "params": kinds.like(o.built("tokens")[1]),
         "x": kinds.floating(o.TOKENS),
+    },
+    "analysis.transformer.softmax_moments": {**LIFTED, "apply": kinds.function(o.apply)},
+    "analysis.transformer.stream": STREAM,
+    "analysis.transformer.gradients": {**STREAM, "loss": kinds.loss(lambda outputs: jnp.sum(outputs**2))},
+    "analysis.transformer.stream_of": {"states": kinds.floating(np.ones((2, 2, 3, 4)), np.ones((2, 3, 4)))},
+    "analysis.transformer.weight_gradients": {
+        **{
+            name: kinds.Argument(np.ones((2, 3)), (None, "1", np.ones((2, 3), int)))
+            for name in ("query", "key", "value")
+        },
+        "stacked": kinds.count(1, least=0),
     },
     "analysis.attention.logits": {**LIFTED, "apply": kinds.function(o.apply)},
     "analysis.attention.rank_collapse_of": {"split": kinds.Argument(SPLIT, (None, 3, "text", {}))},

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import activations
-from numdl.networks import autoencoder, convolutional, normalization, recurrent
+from numdl.networks import autoencoder, convolutional, normalization, recurrent, transformer
 from numdl.ode import adjoints, tableaus
 from tests.registry import kinds
 from tests.registry import objects as o
@@ -64,12 +64,70 @@ def of(kind):
     return {"network": kinds.instance(network), "params": kinds.like(params), "x": kinds.batch(x)}
 
 
+MASK = kinds.Argument(np.ones((3, 3), bool), ("1", None, np.ones((3, 2), bool), np.ones((3, 3))))
+STACK = transformer.blocks(
+    depth=2,
+    heads=2,
+    head_width=2,
+    mlp_width=4,
+    query_key_weights=o.WEIGHTS,
+    value_weights=o.WEIGHTS,
+    mlp_weights=o.WEIGHTS,
+    activation=activations.tanh,
+    norm="pre",
+)
+MODEL = {
+    "blocks": kinds.instance(STACK),
+    "vocabulary": kinds.count(5),
+    "width": kinds.count(4),
+    "embedding_variance": kinds.variance(1.0),
+    "tied": kinds.flag(False),
+    "readout_weights": kinds.instance(o.WEIGHTS),
+    "positions": kinds.name("learned"),
+    "positions_variance": kinds.variance(0.0),
+    "dtype": kinds.dtype("float32"),
+}
 CALLS = {
     "networks.attention.soft": {"scores": kinds.batch(o.X)},
     "networks.attention.top_1": {"scores": kinds.batch(o.X)},
     "networks.attention.gumbel": {"scores": kinds.batch(o.X), "temperature": kinds.positive(1.0)},
     "networks.attention.attend": {name: kinds.batch(o.TOKENS) for name in ("queries", "keys", "values")}
-    | {"weights": kinds.function(lambda scores: scores)},
+    | {
+        "weights": kinds.function(lambda scores: scores),
+        "mask": MASK.without(None),
+        "scale": kinds.number(0.5).without(None),
+    },
+    "networks.transformer.blocks": {
+        "heads": kinds.count(2),
+        "head_width": kinds.count(2),
+        "mlp_width": kinds.count(4).without(None),
+        "activation": kinds.function(o.elementwise),
+        "mlp_weights": kinds.instance(o.WEIGHTS),
+        "norm": kinds.name("pre"),
+        "normalization": kinds.name("rms"),
+        "scale": kinds.name("qk_norm"),
+        "mask": kinds.name("causal").also(np.ones((2, 3), bool)),
+        "skip": kinds.name("depth").also((1.0, float("nan")), (1.0,)),
+        "key_value_heads": kinds.count(1).without(None),
+        "gated": kinds.flag(True),
+        "rotary": kinds.flag(True),
+        "eps": kinds.variance(1e-5),
+    },
+    "networks.transformer.network": {"blocks": kinds.instance(STACK)},
+    "networks.transformer.language_model": MODEL,
+    "networks.transformer.encoder_decoder": {
+        **MODEL,
+        "encoder": kinds.instance(STACK),
+        "decoder": kinds.instance(STACK),
+    },
+    "networks.transformer.vision": {
+        "blocks": kinds.instance(STACK),
+        "patch": kinds.count(2),
+        "width": kinds.count(4),
+        "embedding_weights": kinds.instance(o.WEIGHTS),
+        "positions": kinds.name("learned"),
+        "positions_variance": kinds.variance(0.0),
+    },
     "networks.attention.self_attention": {
         "params": kinds.tree({name: np.ones((1, 4, 4)) for name in ("query", "key", "value", "output")}),
         "x": kinds.batch(o.TOKENS),
@@ -266,6 +324,9 @@ EXTRA = {
         "selection": "gumbel",
         "key": o.KEY,
     },
+    "networks.transformer.blocks": {"mlp_weights": o.WEIGHTS, "activation": activations.tanh},
+    "networks.transformer.language_model": {"readout_weights": o.WEIGHTS},
+    "networks.transformer.encoder_decoder": {"readout_weights": o.WEIGHTS},
     "networks.highway.network": {"weight_variance": 1.0},
     "networks.normalization.network": {"weight_variance": 1.0},
     "networks.residual.network": SETTINGS,
