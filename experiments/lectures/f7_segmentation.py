@@ -367,9 +367,8 @@ def _draw_cloud(ax, result):
         ax.scatter(*points.T, s=3, color=color, label=name, linewidths=0)
     ax.set_xlabel("red")
     ax.set_ylabel("green")
-    ax.set_zlabel("blue", labelpad=9)
     ax.set_box_aspect(None, zoom=0.82)
-    ax.set_title("labelled pixels by colour", fontsize=10)
+    ax.set_title("labelled pixels by colour, blue upwards", fontsize=10)
     ax.legend(fontsize=7, frameon=False, markerscale=3, loc="upper left")
 
 
