@@ -4,6 +4,7 @@ import types
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from numdl import activations
 from numdl.analysis import curvature, laplace
@@ -88,9 +89,20 @@ STREAM = {
     "params": kinds.like(o.built("tokens")[1]),
     "x": kinds.batch(o.TOKENS),
 }
+WIDENED = {
+    "build": kinds.function(o.build, 1.0, (1, 2, 3)),
+    "widths": kinds.counts((2, 3, 4)).also((4, 3, 2), (2, 2, 3), (2,)),
+    "batch": kinds.Argument((o.X, o.TARGETS), (None, 3, o.X, (o.X,), ("text", o.TARGETS))),
+    "loss": kinds.Argument(None, (3, "text")),
+    "rates": kinds.Argument((0.1, 0.2, 0.4), (None, 3, "text", (0.1,), (0.2, 0.1, 0.4), (-0.1, 0.1, 0.2))),
+    "expected": kinds.Argument(None, (3, {"tpyo": 0.0}, {"output": float("nan")})),
+    "target": kinds.number(0.1),
+}
 CALLS = {
     **{f"analysis.laplace.{name}": LAPLACE for name in ("predict", "draw", "evidence")},
     "analysis.laplace.posterior": {**LAPLACE, "key": kinds.key(o.KEY).without(None)},
+    "analysis.scaling.coordinate_check": WIDENED | {"optimizer": kinds.instance(o.OPTIMIZER)},
+    "analysis.scaling.transfer": WIDENED | {"optimizer": kinds.function(optax.sgd)},
     **{f"analysis.robustness.{name}": ATTACKED for name in ("fast_gradient_sign", "projected_gradient")},
     **{f"analysis.robustness.{name}": ATTACKED for name in ("linear_distance", "boundary", "lipschitz")},
     "analysis.estimators.pathwise": ESTIMATED,
