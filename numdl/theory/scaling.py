@@ -170,7 +170,7 @@ def score_exponents(*, power: ArrayLike) -> ScoreExponents:
     Raises
     ------
     ValueError, TypeError       power is not a finite scalar
-    Source: Yang et al. 2022, arXiv:2203.03466, definition 4.1.    Experiment: g11.
+    Source: Yang et al. 2022, arXiv:2203.03466, definition 4.1.    Experiment: g12.
     """
     p = float(checks.finite("power", checks.concrete("power", power), shape=()))
     return ScoreExponents(*map(np.float64, (0.5 - p, 1 - p, p - 1, p - 1)))
