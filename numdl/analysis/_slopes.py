@@ -115,6 +115,9 @@ class _Judge:
         self.where, self.expected, self.proportional = where, expected, proportional
         self.initial, self.own, self.passed, self.total = fits
         self.weights = [i for i, kind in enumerate(where.kinds) if kind == "layer"]
+        # Where a scale or an embedding enters is not followed: one of a wrong size may explain what layers read.
+        self.entering = [self.initial[0][i] for i, kind in enumerate(where.kinds) if kind == "leaf"]
+        self.entering = [slope for slope in self.entering if abs(slope) > BOUND]
 
     def all(self):
         """(verdicts, culprits)."""
@@ -124,7 +127,7 @@ class _Judge:
         last = self.weights[-1]
         wrong = {i: text for i, text in deviations.items() if text.startswith("fails")}
         head = self.gain(last)
-        sizes = list(wrong) + ([last] if head.startswith("fails") else [])
+        sizes = list(wrong) + ([last] if head.startswith("fails") and verdicts[-1].startswith("fails") else [])
         others = [i for i, text in rates.items() if text.startswith("fails")]
         blamed = sizes if sizes and self.proportional else sizes + others
         return tuple(verdicts), tuple(dict.fromkeys(self.where.leaves[i] for i in blamed))
@@ -139,7 +142,7 @@ class _Judge:
 
     def rate(self, i):
         """The change by the own weight, but for what the size of its input makes of it."""
-        sizes = [self.initial[0][j] for j in self.where.reads[i]]
+        sizes = [self.initial[0][j] for j in self.where.reads[i]] + self.entering * (self.where.kinds[i] == "layer")
         text = "its own change goes as n^{:.2f}"
         return held(self.own[0][i] - self.expected[i], self.own[1][i], text, self.expected[i], sizes)
 
@@ -147,13 +150,13 @@ class _Judge:
         """The size at the start, where it is not taken over; the last layer's is judged by what it passes on."""
         if i == self.weights[-1]:
             return "passes"
-        before = [self.initial[0][j] for j in self.where.reads[i]]
+        before = [self.initial[0][j] for j in self.where.reads[i]] + self.entering * (self.where.kinds[i] == "layer")
         return held(self.initial[0][i], self.initial[1][i], "its size at the start goes as n^{:.2f}", 0.0, before)
 
     def gain(self, last):
         """What the last layer makes of the changes before it."""
         before = self.where.reads[last] or [i for i in self.weights if i < last]
-        changes, output = [self.total[0][i] for i in before], len(self.where.names) - 1
+        changes, output = [self.total[0][i] for i in before] + self.entering, len(self.where.names) - 1
         return held(self.passed[0][output], self.passed[1][output], "it passes changes on as n^{:.2f}", 0.0, changes)
 
     def output(self, i):
@@ -161,7 +164,9 @@ class _Judge:
         parts = [(self.own[0][i], self.own[1][i]), (self.passed[0][i], self.passed[1][i])]
         known = [pair for pair in parts if np.isfinite(pair[0])] or [(self.total[0][i], self.total[1][i])]
         slope, error = max(known)
-        return held(slope - self.expected[i], error, "it changes as n^{:.2f}", self.expected[i])
+        whole = held(slope - self.expected[i], error, "it changes as n^{:.2f}", self.expected[i])
+        vanishes = known[-1][0] < min(0.0, self.expected[i])
+        return worst(whole, self.gain(self.weights[-1])) if vanishes else whole
 
     def scores(self, i, rates):
         """A product of data with data: judged where its factors change as they should."""
@@ -171,8 +176,12 @@ class _Judge:
 
 
 def held(gap, error, text, expected, taken_over=()):
-    """The verdict on a slope that is this far from what is expected; from other places it may be taken over."""
-    if not np.isfinite(gap) or any(abs(gap - slope) < BOUND for slope in taken_over):
+    """The verdict on a slope that is this far from what is expected; what other places hand on may explain it.
+
+    A power that is handed on may come out weaker, behind a nonlinearity that saturates: anything between 0 and it.
+    """
+    known = [slope for slope in taken_over if np.isfinite(slope)]
+    if not np.isfinite(gap) or any(min(slope, 0) - BOUND < gap < max(slope, 0) + BOUND for slope in known):
         return "passes"
     said = text.format(gap + expected)
     if _SIGMAS * error > BOUND or abs(abs(gap) - BOUND) < error:

@@ -76,13 +76,13 @@ def test_rates_per_layer_pass_in_every_layer_and_fail_in_the_output(build):
 
 # leaf, power of its deviation, of its rate: one at a time
 BROKEN = [("0/weight", 0, -1), ("1/weight", 0, 1), ("2/weight", 0, 1), ("1/weight", 0.5, 0), ("2/weight", 0.5, 0)]
-BROKEN += [("0/weight", -0.5, 0), ("1/weight", 0, -0.5), ("1/weight", -0.5, 0)]
+BROKEN += [("0/weight", -0.5, 0), ("1/weight", 0, -0.5), ("1/weight", -0.5, 0), ("2/weight", -0.5, 0)]
 
 
 @pytest.mark.parametrize("broken", some_fast([(each,) for each in BROKEN], fast=(1, 4)))
 @pytest.mark.parametrize("optimizer", ["adam", pytest.param("sgd", marks=pytest.mark.slow)])
 def test_one_broken_leaf_is_named(broken, optimizer):
-    found, _ = check(widening.plain, "mup", optimizer, broken=broken)
+    found, _ = check(widening.plain, "mup", optimizer, broken=broken, seeds={"adam": 4, "sgd": 24}[optimizer])
     assert not found.passes and found.culprits == broken[:1], found
 
 
@@ -103,7 +103,9 @@ PAIRS = [("standard", "adam"), ("mup", "sgd"), ("ntk", "adam"), ("standard", "sg
 
 @pytest.mark.parametrize("rule, optimizer", some_fast(PAIRS, fast=(0,)))
 def test_slopes_are_theorys(rule, optimizer):
-    found, _ = check(widening.plain, rule, optimizer, seeds=4, widths=(64, 128, 256), steps=1)
+    found, _ = check(
+        widening.plain, rule, optimizer, seeds={"adam": 4, "sgd": 32}[optimizer], widths=(64, 128, 256), steps=1
+    )
     theory = predicted.exponents(parametrization=rule, optimizer=optimizer)
     assert np.abs(found.own[:3] - theory.own).max() < 0.15
     assert abs(max(found.own[-1], found.passed[-1]) - theory.output) < 0.15
