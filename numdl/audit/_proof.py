@@ -30,7 +30,6 @@ def prove(case: Any, repair: Any, steps: int, *, seeds: int = 2) -> Proof:
     kernel = _tangent.measure(budget) if budget.apart else None
     sick, healed = runs
     same = repair.loss is None and repair.target_scale is None and repair.target_shift is None
-    helped = bool(_gain_of(healed) > _gain_of(sick) + 0.05)
     return Proof(
         steps=steps,
         sick=sick.losses[0],
@@ -40,15 +39,26 @@ def prove(case: Any, repair: Any, steps: int, *, seeds: int = 2) -> Proof:
         unseen_sick=sick.unseen_end[0],
         unseen_repaired=healed.unseen_end[0],
         same_loss=same,
-        helped=helped,
+        helped=_helped(sick, healed, same),
     )
 
 
-def _gain_of(found):
-    """Share of the first loss that is gone at the end, on examples not trained on where there are any."""
-    start = found.unseen_start if math.isfinite(found.unseen_start) else found.start
-    end = found.unseen_end[0] if math.isfinite(found.unseen_start) else found.end[0]
-    end = np.where(np.isfinite(end), end, np.inf)
-    if not math.isfinite(start):
-        return -math.inf
-    return float((start - np.mean(end)) / max(abs(start), 1e-30))
+def _helped(sick, healed, same):
+    """Whether the repaired one ends lower, by a twentieth of the lower start; if the losses differ, falls further."""
+    (before, worse), (after, better) = _course(sick), _course(healed)
+    if not math.isfinite(better):
+        return False
+    if same:
+        least = min((abs(start) for start in (before, after) if math.isfinite(start)), default=0.0)
+        return bool(worse - better > 0.05 * least)
+    gains = [
+        (a - b) / max(abs(a), 1e-30) if math.isfinite(a) else -math.inf for a, b in ((before, worse), (after, better))
+    ]
+    return bool(gains[1] > gains[0] + 0.05)
+
+
+def _course(found):
+    """(loss at the start, at the end), on examples not trained on where there are any."""
+    unseen = math.isfinite(found.unseen_start)
+    start, end = (found.unseen_start, found.unseen_end[0]) if unseen else (found.start, found.end[0])
+    return float(start), float(np.mean(np.where(np.isfinite(end), end, np.inf)))

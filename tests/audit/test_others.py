@@ -9,7 +9,19 @@ import optax
 import pytest
 
 import numdl as nd
-from numdl.audit import _affine, _case, _described, _function, _given, _head, _programs, _settings, _tangent, remedies
+from numdl.audit import (
+    _affine,
+    _case,
+    _described,
+    _function,
+    _given,
+    _head,
+    _programs,
+    _proof,
+    _settings,
+    _tangent,
+    remedies,
+)
 from numdl.audit._reading import Reading
 from numdl.audit.evidence import Data, Evidence, Facts, Kernel, Loss, Trial, empty
 
@@ -215,6 +227,24 @@ def test_skill_of_a_loss_without_a_bound_is_measured_by_what_was_met():
     assert still.end == pytest.approx(0.01 / (2 / 3))
     bounded = read(0.0, 1.5, 0.75)
     assert bounded.chance == 1.5 and bounded.best == 0.0 and bounded.end == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("sick", "healed", "same", "helped"),
+    [
+        ((1e6, 170.0), (2.0, 0.8), True, True),  # a share of the first loss would flatter the sick one
+        ((2.0, 2.0), (3.0, 1.5), True, True),
+        ((2.0, 0.5), (2.0, 0.48), True, False),
+        ((2.0, np.nan), (2.0, 1.0), True, True),
+        ((2.0, 1.0), (2.0, np.nan), True, False),
+        ((np.nan, np.nan), (np.nan, np.nan), False, False),
+        ((1e8, 9e7), (1.0, 0.2), False, True),
+        ((1e8, 1e7), (1.0, 0.2), False, False),
+    ],
+)
+def test_a_repair_has_helped_where_the_same_loss_ends_lower_or_another_falls_further(sick, healed, same, helped):
+    runs = [empty(Trial, start=start, end=np.full((1, 2), end), unseen_start=np.nan) for start, end in (sick, healed)]
+    assert _proof._helped(*runs, same) is helped
 
 
 def test_what_the_program_reads_is_followed_from_the_end():

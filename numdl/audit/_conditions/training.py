@@ -172,8 +172,9 @@ def cannot_see(r):
 
 
 def _unmoved(r):
-    """A start far above the best single answer may take the whole trial to come down to it: that is no blindness."""
-    return "hint" if r.progress > 0.3 else "likely"
+    """Blindness is not a start so high that the trial only comes down to chance, nor rates that move no parameter."""
+    reached = r.e.optimizer.reach * np.max(r.e.trial.factors, initial=1.0)
+    return "hint" if r.progress > 0.3 or reached < 0.02 else "likely"
 
 
 def unrelated(r):
