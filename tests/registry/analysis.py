@@ -107,6 +107,11 @@ CALLS = {
     **{f"analysis.robustness.{name}": ATTACKED for name in ("linear_distance", "boundary", "lipschitz")},
     "analysis.estimators.pathwise": ESTIMATED,
     "analysis.estimators.score_function": ESTIMATED,
+    "analysis.games.spectrum": {
+        "losses": kinds.Argument((o.loss_of_player,), (None, 3, "text", (), (3,), (o.loss_of_player,) * 2)),
+        "players": kinds.Argument((o.PARAMS,), (None, 3, "text", ("text",), (np.ones(2, int),))),
+        "frozen": kinds.Argument((), (3, "tpyo")),
+    },
     "analysis.attention.rank_collapse": {
         "network": kinds.instance(o.built("tokens")[0]),
         "params": kinds.like(o.built("tokens")[1]),

@@ -87,7 +87,24 @@ MODEL = {
     "positions_variance": kinds.variance(0.0),
     "dtype": kinds.dtype("float32"),
 }
+MACHINE = {"visible": np.zeros(3), "hidden": np.zeros(2), "weights": np.linspace(-1.0, 1.0, 6).reshape(3, 2)}
+BOLTZMANN = {
+    "params": kinds.like(MACHINE),
+    "v": kinds.batch(np.ones((4, 3))).also(np.ones((4, 2))),
+    "x": kinds.batch(np.ones((4, 3))).also(np.ones((4, 2))),
+}
 CALLS = {
+    "networks.boltzmann.init": {
+        "visible": kinds.count(3),
+        "hidden": kinds.count(2),
+        "entry_variance": kinds.variance(0.1),
+    },
+    "networks.boltzmann.states": {"units": kinds.limited(3, most=20)},
+    "networks.boltzmann.free_energy": BOLTZMANN,
+    "networks.boltzmann.log_likelihood": BOLTZMANN,
+    "networks.boltzmann.gibbs": {**BOLTZMANN, "steps": kinds.count(2, least=0)},
+    "networks.boltzmann.contrastive_divergence": BOLTZMANN,
+    "networks.boltzmann.transition": BOLTZMANN,
     "networks.attention.soft": {"scores": kinds.batch(o.X)},
     "networks.attention.top_1": {"scores": kinds.batch(o.X)},
     "networks.attention.gumbel": {"scores": kinds.batch(o.X), "temperature": kinds.positive(1.0)},

@@ -53,6 +53,11 @@ def loss(params, batch):
     return jnp.mean((apply(params, x) - targets) ** 2)
 
 
+def loss_of_player(players, batch):
+    """`loss` of the only player of a game."""
+    return loss(players[0], batch)
+
+
 def loss_of_params(params):
     """A bowl."""
     return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))

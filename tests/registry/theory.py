@@ -61,6 +61,13 @@ STACK = {
     "skip": kinds.numbers(1.0),
 }
 SCORES = {"deviation": kinds.numbers(1.0, -1.0), "tokens": kinds.numbers(8, 0, 2.5)}
+GAME = {
+    "eigenvalues": kinds.Argument(np.array([1.0, 2.0j]), ("1", None, kinds.NAN, kinds.INF, np.full(2, np.nan))),
+    "jacobian": kinds.real(np.eye(3), np.ones((2, 3)), np.full((3, 3), np.nan)),
+    "sizes": kinds.counts((1, 2)),
+    "method": kinds.name("consensus"),
+    "consensus": kinds.variance(0.1),
+}
 CALLS = {
     "theory.transformer.softmax_moments": SCORES,
     "theory.transformer.joint_softmax_moments": {**SCORES, "correlation": kinds.numbers(0.5, 1.5, -1.5)},
@@ -107,6 +114,9 @@ CALLS = {
         "dimension": kinds.count(3),
         "square_mean": kinds.numbers(1.0, -1.0),
     },
+    "theory.games.growth": GAME,
+    "theory.games.largest_step": GAME,
+    "theory.games.step_matrix": GAME,
     "theory.attention.rank_collapse": {
         "diameter": kinds.positive(1.0).without(0.0),
         "query_key_norm": kinds.numbers(np.array([0.1]), -1.0, 0.5),

@@ -1,0 +1,238 @@
+"""Restricted Boltzmann machines: binary units in two layers, and the exact law of small ones.
+
+    p(v, h) = exp(v . visible + h . hidden + v W h) / Z,    v_i, h_j = 0 or 1
+
+Each layer is independent units given the other one, so Gibbs sampling draws a layer at a time; Z is a sum over the
+states of the smaller layer, exact as long as that has at most 20 units. Parameters are a dictionary of `visible` [v],
+`hidden` [h] and `weights` [v, h]; `jax.grad` of a mean of `log_likelihood` is the exact gradient.
+Source: Smolensky 1986; Hinton 2002, Neural Computation 14, 1771.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
+
+from numdl import checks
+
+MOST = 20  # units whose states are enumerated
+
+
+def init(key: Key[Array, ""], *, visible: int, hidden: int, entry_variance: ScalarLike) -> dict[str, Array]:
+    """Parameters with Gaussian weights and biases of 0.
+
+    Parameters
+    ----------
+    key : key                   of the weights
+    visible, hidden : int       units, >= 1
+    entry_variance : scalar     of each weight, >= 0
+    Returns
+    -------
+    dict                        visible [v], hidden [h], weights [v, h]
+    Raises
+    ------
+    ValueError, TypeError       a number below 1, a negative variance, not a typed key
+    """
+    checks.key("key", key)
+    shape = checks.whole("visible", visible), checks.whole("hidden", hidden)
+    variance = checks.variance("entry_variance", entry_variance, shape=())
+    weights = jnp.sqrt(variance) * jax.random.normal(key, shape)
+    return {"visible": jnp.zeros(shape[0]), "hidden": jnp.zeros(shape[1]), "weights": weights}
+
+
+def states(units: int) -> np.ndarray:
+    """All states of this many binary units, as rows of 0 and 1.
+
+    Parameters
+    ----------
+    units : int                 n, 1 to 20
+    Returns
+    -------
+    array [2^n, n] float32      the first unit changes slowest
+    Raises
+    ------
+    ValueError, TypeError       no integer in 1..20
+    """
+    units = checks.whole("units", units, most=MOST)
+    return ((np.arange(2**units)[:, None] >> np.arange(units)[::-1]) & 1).astype(np.float32)
+
+
+def free_energy(params: PyTree, v: Float[ArrayLike, "*batch v"]) -> Float[Array, "*batch"]:
+    """The energy of visible states once the hidden units are summed over.
+
+        F(v) = -v . visible - sum over j of ln(1 + exp(hidden_j + (v W)_j)),    p(v) = exp(-F(v)) / Z
+
+    Parameters
+    ----------
+    params : dict               of `init`
+    v : array [..., v]          0 and 1
+    Returns
+    -------
+    array [...]
+    Raises
+    ------
+    ValueError, TypeError       params of another structure, v with another number of units
+    Source: the definition.
+    """
+    params, v = _admitted(params, "v", v)
+    return _free_energy(params, v)
+
+
+def log_likelihood(params: PyTree, v: Float[ArrayLike, "*batch v"]) -> Float[Array, "*batch"]:
+    """The exact ln p(v), by enumeration of the smaller layer.
+
+        ln p(v) = -F(v) - ln Z,    Z = sum over the states of one layer, the other summed in closed form
+
+    Parameters
+    ----------
+    params : dict               of `init`; its smaller layer has at most 20 units
+    v : array [..., v]          0 and 1
+    Returns
+    -------
+    array [...]                 in nats; differentiable in params
+    Raises
+    ------
+    ValueError, TypeError       params of another structure, v with another number of units, layers that are too large
+    Source: the definition.    Experiment: f12.
+    """
+    params, v = _admitted(params, "v", v)
+    return -_free_energy(params, v) - _log_partition(params)
+
+
+def gibbs(
+    key: Key[Array, ""], params: PyTree, v: Float[ArrayLike, "*batch v"], *, steps: int
+) -> Float[Array, "*batch v"]:
+    """Visible states after some steps of Gibbs sampling: all hidden units, then all visible ones.
+
+        h ~ sigmoid(hidden + v W),    v ~ sigmoid(visible + W h)
+
+    Parameters
+    ----------
+    key : key                   of the draws
+    params : dict               of `init`
+    v : array [..., v]          where chains start, 0 and 1
+    steps : int                 >= 0
+    Returns
+    -------
+    array [..., v]              0 and 1
+    Raises
+    ------
+    ValueError, TypeError       params of another structure, v with another number of units, steps < 0, not a typed key
+    Source: Hinton 2002.    Experiment: f12.
+    """
+    checks.key("key", key)
+    params, v = _admitted(params, "v", v)
+    steps = checks.whole("steps", steps, least=0)
+    return lax.scan(lambda v, key: (_swept(key, params, v), None), v, jax.random.split(key, steps))[0]
+
+
+def contrastive_divergence(
+    key: Key[Array, ""], params: PyTree, x: Float[ArrayLike, "N v"], *, steps: int
+) -> dict[str, Array]:
+    """The CD-k estimate of the gradient of -mean ln p(x): chains of k steps stand for the model.
+
+        mean over x of dF(x)/dparams - mean over chains of dF(v_k)/dparams,    v_0 = x
+
+    Parameters
+    ----------
+    key : key                   of the chains
+    params : dict               of `init`
+    x : array [N, v]            examples, 0 and 1
+    steps : int                 k >= 1
+    Returns
+    -------
+    dict like params            hand it to an optimizer of optax
+    Raises
+    ------
+    ValueError, TypeError       params of another structure, x with another number of units, steps < 1, not a typed key
+    Source: Hinton 2002, Neural Computation 14, 1771.    Experiment: f12.
+    """
+    params, x = _admitted(params, "x", x)
+    chains = gibbs(key, params, x, steps=checks.whole("steps", steps))
+    return jax.grad(lambda params: jnp.mean(_free_energy(params, x)) - jnp.mean(_free_energy(params, chains)))(params)
+
+
+def transition(params: PyTree) -> Float[Array, "states states"]:
+    """The matrix of one step of Gibbs sampling between visible states: row v is the law of the next one.
+
+        T(v, v') = sum over h of p(h | v) p(v' | h)
+
+    Its stationary law is p(v); its second eigenvalue says how fast chains forget, and how fast the bias of CD-k falls.
+
+    Parameters
+    ----------
+    params : dict               of `init`; both layers of at most 12 units
+    Returns
+    -------
+    array [2^v, 2^v]            in the order of `states`
+    Raises
+    ------
+    ValueError, TypeError       params of another structure, layers that are too large
+    Source: the definition; Fischer & Igel 2011, Neural Computation 23, 664 (bias of CD-k).    Experiment: f12.
+    """
+    params = _parameters(params)
+    v, h = (states(_few(params[name].shape[0])) for name in ("visible", "hidden"))
+    up = _law(_up(params, v), h)
+    return up @ _law(_down(params, h), v)
+
+
+def _few(units):
+    if units > 12:
+        raise checks.BadValue(f"params must have layers of at most 12 units; got {units}")
+    return units
+
+
+def _up(params, v):
+    """Log-odds of the hidden units."""
+    drive = v @ params["weights"]
+    return drive + jnp.broadcast_to(params["hidden"], drive.shape)
+
+
+def _down(params, h):
+    """Log-odds of the visible units."""
+    drive = h @ params["weights"].T
+    return drive + jnp.broadcast_to(params["visible"], drive.shape)
+
+
+def _law(logits, states):
+    """Probabilities [..., states] of all states of independent units."""
+    return jnp.exp(logits @ states.T - jnp.sum(jax.nn.softplus(logits), axis=-1, keepdims=True))
+
+
+def _swept(key, params, v):
+    up, down = jax.random.split(key)
+    h = _drawn(up, _up(params, v))
+    return _drawn(down, _down(params, h))
+
+
+def _drawn(key, logits):
+    return jax.random.bernoulli(key, jax.nn.sigmoid(logits)).astype(logits.dtype)
+
+
+def _free_energy(params, v):
+    return -v @ params["visible"] - jnp.sum(jax.nn.softplus(_up(params, v)), axis=-1)
+
+
+def _log_partition(params):
+    weights = params["weights"]
+    if weights.shape[0] > weights.shape[1]:
+        params = {"visible": params["hidden"], "hidden": params["visible"], "weights": weights.T}
+    units = min(weights.shape)
+    if units > MOST:
+        raise checks.BadValue(f"params must have a layer of at most {MOST} units to enumerate; got {weights.shape}")
+    return jax.nn.logsumexp(-_free_energy(params, jnp.asarray(states(units), weights.dtype)))
+
+
+def _parameters(params):
+    weights = params.get("weights") if isinstance(params, dict) else None
+    v, h = np.shape(weights) if np.ndim(weights) == 2 else (1, 1)
+    shapes = {"visible": (v,), "hidden": (h,), "weights": (v, h)}
+    wanted = {name: jax.ShapeDtypeStruct(shape, float) for name, shape in shapes.items()}
+    return jax.tree.map(jnp.asarray, checks.floats("params", checks.like("params", params, wanted, of="a machine")))
+
+
+def _admitted(params, name, v):
+    params, v = _parameters(params), checks.floating(name, v, least_ndim=1)
+    checks.shape(name, v, (*v.shape[:-1], params["visible"].shape[0]))
+    return params, jnp.asarray(v, params["weights"].dtype)
