@@ -83,6 +83,16 @@ def matrices(leaf, filters):
     return jnp.swapaxes(split, 1, 2).reshape(count * filters.groups, height, width // filters.groups)
 
 
+def each(params, found):
+    """(name, matrix [inputs, outputs]) of every weight that was found, 'name[i]' in a stack or group."""
+    for name, leaf, filters_of in zip(trees.names(params), jax.tree.leaves(params), found, strict=True):
+        if filters_of is None:
+            continue
+        several = matrices(leaf, filters_of)
+        alone = len(several) == 1 and not filters_of.stack
+        yield from ((name if alone else f"{name}[{i}]", matrix) for i, matrix in enumerate(several))
+
+
 def is_line(shape):
     """Whether a leaf of this shape is a vector where no call tells: see the module's rule."""
     return len(shape) <= 1 or (len(shape) > 2 and sum(length > 1 for length in shape) <= 1)

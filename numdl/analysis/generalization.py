@@ -154,7 +154,7 @@ def norms(
     found = _filters.find(params, apply=apply, x=x, outputs=outputs, stacked=stacked)
     if all(one is None for one in found):
         raise checks.BadValue(f"params must hold a kernel of 2 axes or more; got {', '.join(trees.names(params))}")
-    kernels, starts = dict(_matrices(params, found)), dict(_matrices(reference, found))
+    kernels, starts = dict(_filters.each(params, found)), dict(_filters.each(reference, found))
     frobenius = jnp.stack([trees.norm(kernel) for kernel in kernels.values()])
     spectral = jnp.stack([jnp.linalg.norm(kernel, 2) for kernel in kernels.values()])
     distance = jnp.stack([trees.norm(kernel - starts[name]) for name, kernel in kernels.items()])
@@ -300,13 +300,3 @@ def _classified(name, outputs, labels):
     labels = checks.shape("labels", checks.array("labels", labels, kind="integer"), (outputs.shape[0],))
     labels = checks.finite("labels", labels, least=0, most=outputs.shape[1] - 1)
     return jnp.asarray(outputs), jnp.asarray(labels)
-
-
-def _matrices(params, found):
-    """(name, matrix [inputs, outputs]) of every weight, 'name[i]' in a stack or group."""
-    for name, leaf, filters_of in zip(trees.names(params), jax.tree.leaves(params), found, strict=True):
-        if filters_of is None:
-            continue
-        several = _filters.matrices(leaf, filters_of)
-        alone = len(several) == 1 and not filters_of.stack
-        yield from ((name if alone else f"{name}[{i}]", matrix) for i, matrix in enumerate(several))

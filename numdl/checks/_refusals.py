@@ -36,4 +36,5 @@ def shown(value: Any) -> str:
 def shaped(value, noun="an array of shape"):
     """What came where a shape was asked for: a number as it is."""
     shape = tuple(np.shape(value))
-    return f"{noun} {shape}" if shape or not isinstance(value, int | float) else f"{shown(value)}, shape ()"
+    told = isinstance(value, int | float | np.ndarray | np.generic)
+    return f"{noun} {shape}" if shape or not told else f"{shown(value)}, shape ()"

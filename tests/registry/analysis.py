@@ -181,6 +181,13 @@ CALLS = {
         "scale": kinds.positive(1.0),
     },
     "analysis.generalization.norms": {**FILTERS, "params": kinds.tree(o.PARAMS), "reference": DIRECTION},
+    "analysis.spectra.eigenvalues": {**FILTERS, "params": kinds.tree(o.PARAMS)},
+    "analysis.spectra.power_laws": {
+        **FILTERS,
+        "params": kinds.tree(o.PARAMS),
+        "least": kinds.count(30, least=10),
+        "draws": kinds.count(2),
+    },
     "analysis.generalization.path_norm": LIFTED,
     "analysis.generalization.tolerated_variance": {
         "rise": kinds.positive(0.1),
@@ -403,7 +410,13 @@ MEASURED = {"params": o.PARAMS, "batch": (o.X, o.TARGETS)}
 EXTRA = {
     **{
         f"analysis.{name}": {"apply": o.apply, "x": o.X}
-        for name in ("initialization.explain", "landscape.direction", "generalization.norms")
+        for name in (
+            "initialization.explain",
+            "landscape.direction",
+            "generalization.norms",
+            "spectra.eigenvalues",
+            "spectra.power_laws",
+        )
     },
     "analysis.information.plane": {"widths": np.array([0.5])},
     "analysis.layers.summary": {"params": o.PARAMS},

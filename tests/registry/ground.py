@@ -70,6 +70,9 @@ STATISTICS = {
     "y": kinds.real(LINE + 1, LINE[:3], np.full(4, np.nan), 3.0),
     "means": kinds.real(LINE + 1, LINE[:3], np.full(4, np.inf), 3.0),
     "stderrs": kinds.real(LINE + 1, LINE[:3], np.full(4, np.inf), -LINE - 1, 3.0),
+    "values": kinds.real(np.geomspace(1.0, 9.0, 60), -np.ones(60), np.full(60, np.nan), 3.0),
+    "least": kinds.count(30, least=10),
+    "draws": kinds.count(2),
     "tests": kinds.count(3),
     "budget": kinds.probability(1e-6, 0.0, 1.0),
 }
@@ -140,7 +143,10 @@ CALLS = {
     },
     "activations.leaky_relu": {"negative_slope": kinds.number(0.1)},
     **{f"quadrature.{name}": VARIANCES for name in ("expectation", "product_expectation")},
-    **{f"statistics.{name}": STATISTICS for name in ("mean_and_error", "agreement", "slope", "extrapolate", "z_limit")},
+    **{
+        f"statistics.{name}": STATISTICS
+        for name in ("mean_and_error", "agreement", "slope", "extrapolate", "power_law", "z_limit")
+    },
     **{f"trees.{name}": TREES for name in ("inner", "norm", "ravel", "random_like", "trainable")},
     "trees.names": {"tree": kinds.free(o.PARAMS)},
     "trees.axpy": {**TREES, "x": kinds.data(o.PARAMS)},
