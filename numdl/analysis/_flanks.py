@@ -20,9 +20,11 @@ class Transfer:
     target: float  # the loss that `left` reaches
     best: np.ndarray  # [W] the rate of the least mean loss
     left: np.ndarray  # [W, S] least rate that reaches the target; nan: none does
+    upper: np.ndarray  # [W, S] the rate from which on it does not any more; nan: none does, or all from `left` on
     right: np.ndarray  # [W, S] largest rate that leaves the loss finite and no higher than at first; nan: none, or all
     best_octaves: float  # log2 of the last width's best rate over the first's
     left_octaves: float  # likewise, of the geometric means over seeds
+    upper_octaves: float
     right_octaves: float
 
 
@@ -61,11 +63,11 @@ def flanks(widths, rates, found, target):
         target = float(np.sqrt(first.mean() * mean.min(axis=1).max()))
     reached = np.log(rates)
     left = np.array([[_left(reached, one, target) for one in each.T] for each in steady])
-    right = np.array(
-        [[_right(reached, one, top) for one, top in zip(each.T, tops)] for each, tops in zip(steady, first)]
-    )
-    moves = (_octaves(best[:, None]), _octaves(left), _octaves(right))
-    return Transfer(tuple(widths), rates, loss, first, target, best, left, right, *moves)
+    upper = np.array([[_upper(reached, one, target) for one in each.T] for each in steady])
+    tops = zip(steady, first)
+    right = np.array([[_right(reached, *pair) for pair in zip(each.T, top)] for each, top in tops])
+    moves = map(_octaves, (best[:, None], left, upper, right))
+    return Transfer(tuple(widths), rates, loss, first, target, best, left, upper, right, *moves)
 
 
 def _left(logs, loss, target):
@@ -75,6 +77,12 @@ def _left(logs, loss, target):
         return np.nan
     i = good[0]
     return float(np.exp(_crossing(logs, loss, i - 1, i, target) if i else logs[0]))
+
+
+def _upper(logs, loss, target):
+    """Where the loss rises above the target after the first rates that reached it."""
+    good = np.flatnonzero(loss <= target)
+    return _right(logs[good[0] :], loss[good[0] :], target) if len(good) else np.nan
 
 
 def _right(logs, loss, top):

@@ -95,8 +95,10 @@ def transfer(
 ) -> Transfer:
     """MEASURED flanks of the final loss against the learning rate at each width, and how they move.
 
-        left:  the least rate that reaches the target,    right: the largest that leaves the loss finite and no higher
-        than it was;    both between the rates of the grid, in the logarithm
+        left: the least rate that reaches the target,     upper: that from which on it is not reached any more,
+        right: the largest rate that leaves the loss finite and no higher than it was
+
+    All lie between rates of the grid, in the logarithm.
 
     Parameters
     ----------
@@ -111,7 +113,7 @@ def transfer(
     target : number             None: halfway, in the logarithm, from the first loss to the worst width's best
     Returns
     -------
-    Transfer                    loss [W, R, S], best [W], left, right [W, S]; octaves between first and last width
+    Transfer                    loss [W, R, S], best [W], left, upper, right [W, S]; octaves from first to last width
     Raises
     ------
     ValueError, TypeError       too few widths or rates, bad functions or numbers

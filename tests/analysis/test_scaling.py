@@ -154,6 +154,8 @@ def test_flanks_of_a_quadratic():
     assert np.allclose(found.left, left)
     right = np.exp(np.interp(np.log(0.5), np.log(losses[5:7]), np.log(rates[5:7])))
     assert np.allclose(found.right, right)
+    upper = np.exp(np.interp(np.log(0.02), np.log(losses[5:7]), np.log(rates[5:7])))
+    assert np.allclose(found.upper, upper) and found.upper_octaves == 0
     assert found.first.tolist() == [[0.5], [0.5]]
 
 
