@@ -20,6 +20,7 @@ GROUND = {
     "_tanh_sinh",
     "_jumps",
     "_closed_forms",
+    "_power_law",
     "activations",
     "statistics",
     "tracing",

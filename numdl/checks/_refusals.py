@@ -37,4 +37,4 @@ def shaped(value, noun="an array of shape"):
     """What came where a shape was asked for: a number as it is."""
     shape = tuple(np.shape(value))
     told = isinstance(value, int | float | np.ndarray | np.generic)
-    return f"{noun} {shape}" if shape or not told else f"{shown(value)}, shape ()"
+    return f"{noun} {shape}" if shape or not told else f"{shown(np.asarray(value).item())}, shape ()"
