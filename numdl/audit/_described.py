@@ -52,6 +52,8 @@ def _all_inputs(x):
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(x) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     others = [np.asarray(leaf) for leaf in jax.tree.leaves(x) if jnp.issubdtype(leaf.dtype, jnp.integer)]
     found = [_inputs(leaf) for leaf in leaves]
+    # A constant input beside others, a mask of ones say, has no scale of its own.
+    found = [one for one in found if one["constant"] < 1] or found
     known = {name: float(np.fmax.reduce([one[name] for one in found])) for name in found[0]}
     known["spread"] = max([known["spread"], *(_inputs(leaf)["spread"] for leaf in others)])
     known["constant"] = min(one["constant"] for one in found)
