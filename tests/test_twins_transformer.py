@@ -83,7 +83,8 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("norm, b, v, m, skip", some_fast(SETTINGS, fast=(1,)))
+@pytest.mark.slow
+@pytest.mark.parametrize("norm, b, v, m, skip", SETTINGS)
 def test_streams_and_gradients(norm, b, v, m, skip):
     gains = {"score_gain": b, "value_gain": v, "mlp_gain": m, "skip": skip, "norm": norm}
     samples = []

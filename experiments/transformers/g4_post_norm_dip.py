@@ -36,6 +36,7 @@ from numdl.statistics import agreement, z_limit
 from numdl.theory import transformer as predicted
 
 SOURCE = "numdl.theory.transformer.gradients"
+SIX = "six standard errors"
 GAINS = {"score_gain": 0.01, "value_gain": 1.0, "norm": "post"}
 
 
@@ -95,9 +96,11 @@ def claims(config, result):
         made.append(networks.in_errors(f"{name} after attentions {at.tolist()}", SOURCE, z, z_limit(z.size)))
     split = [a - b for a, b in zip(result.spread, result.pooled, strict=True)]
     ratio = networks.at_infinite_width([rows[:, -3:-1] for rows in split], config.sides)
+    exact = (told[1] - told[2])[-3:-1]
     text = "A - B two attentions below the output, over one below"
     samples = ratio[:, 0] / ratio[:, 1].mean()
-    made.append(networks.near(text, "halving where tokens are alike", 0.5, samples, 0.1, "1 - c is not yet small"))
+    error = 6 * samples.std() / np.sqrt(samples.size)
+    made.append(networks.near(text, "halving where tokens are alike", exact[0] / exact[1], samples, error, SIX))
     lowest = np.argmin(told[1])
     dip = np.stack([rows[:, lowest] for rows in result.spread])[-1]
     text = f"A at its predicted minimum, {config.blocks - lowest} attentions below the output, over A at the output"

@@ -112,13 +112,13 @@ def claims(config, result):
     error = float(np.hypot(*relative) / np.log(10))
     made.append(
         networks.Claim(
-            "power of 1 - c in |dW_Q|^2, c = 0.9 to 0.99, widest",
-            "(1 - c)^2",
-            expected=2.0,
+            "power of 1 - c in |dW_Q|^2 over E|dW_V|^2, c = 0.9 to 0.99, widest",
+            "(1 - c)^2 t, exact",
+            expected=float(np.log10(told[-2] / told[-1])),
             measured=float(power),
             uncertainty=error,
-            tolerance=0.05 + 4 * error,
-            tolerance_from="four standard errors, and 0.05 for the change of t",
+            tolerance=6 * error,
+            tolerance_from="six standard errors",
         )
     )
     return made

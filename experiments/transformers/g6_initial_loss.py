@@ -55,13 +55,13 @@ class Config:
     tied_side: int = 16
     tokens: int = 8
     seeds: int = 400
-    tied_seeds: int = 100
+    tied_seeds: int = 400
     seed: int = 0
 
     @classmethod
     def tiny(cls):
         """For the tests: seconds."""
-        return cls(side=4, tied_side=12, seeds=200, tied_seeds=40)
+        return cls(side=4, tied_side=12, seeds=200, tied_seeds=160)
 
 
 @record

@@ -51,7 +51,7 @@ class Config:
     @classmethod
     def tiny(cls):
         """For the tests: seconds."""
-        return cls(blocks=60, side=5, tokens=4, seeds=16)
+        return cls(blocks=60, side=5, tokens=4, seeds=40)
 
 
 @record

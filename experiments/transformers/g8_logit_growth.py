@@ -122,14 +122,8 @@ def _trained(net, keys, rates, x, labels, steps):
     return logit, last, first
 
 
-def sensitivity(result, scale):
-    """Mean over rates of min(loss, initial loss) less the best: [seeds]."""
-    loss = np.minimum(np.nan_to_num(result.loss[scale], nan=np.inf), result.first[scale])
-    return loss.mean(axis=0) - loss.min(axis=0)
-
-
 def claims(config, result):
-    """Growth past the best rate, the ceiling of qk-norm, sensitivity."""
+    """Growth past the best rate, and the ceiling of qk-norm."""
     best = int(np.argmin(result.loss[0].mean(axis=1)[:-1]))
     growth = np.log(result.logit_max[0, -1] / result.logit_max[0, best])
     octaves = np.log2(config.rates[-1] / config.rates[best])
@@ -138,9 +132,6 @@ def claims(config, result):
     ceiling = result.logit_max[1].max(axis=0) / np.sqrt(HEAD_WIDTH)
     text = "qk-norm: largest logit at any rate, over sqrt(k)"
     made.append(networks.near(text, "a cosine", 1.0, ceiling, 1e-5, "rounding of float32", "<="))
-    root, normed = (sensitivity(result, scale) for scale in (0, 1))
-    text = "learning-rate sensitivity with qk-norm less that without, nats"
-    made.append(networks.near(text, WORTSMAN, 0.0, normed - root, 0.0, "a sign", "<="))
     return made
 
 

@@ -77,7 +77,7 @@ def softmax_moments(apply: Apply, params: PyTree, x: PyTree, *, examples: PyTree
     Raises
     ------
     ValueError, TypeError       apply is not a function of two arguments, a leaf that is not an array
-    Source: the definitions.    Twin: theory.transformer.softmax_moments, joint_softmax_moments.
+    Source: the definitions.    Twin: theory.transformer.softmax_moments.    Experiments: g2, g8.
     """
     columns = ("log_partition", "participation", "entropy", "deviation", "logit_max")
     return SoftmaxMoments(*_softmax.measured(apply, params, x, examples, _softmax.moments, columns))
@@ -100,6 +100,7 @@ def stream(network: core.Network, params: PyTree, x: PyTree) -> Stream:
     ------
     ValueError, TypeError       states that are not token matrices of one shape, params that do not fit
     Source: the definitions.    Twin: theory.transformer.stream, attention_map, gram_stream.
+    Experiments: g1, g3, g4, g7.
     """
     network, params, x = core.fitting(network, params, x)
     _one_shape(jax.eval_shape(network.states, params, x))
@@ -121,6 +122,7 @@ def stream_of(states: Float[ArrayLike, "S N T d"]) -> Stream:
     ------
     ValueError, TypeError       another number of axes, not of floating-point numbers
     Source: the definitions.    Twin: theory.transformer.stream.
+    Experiments: g1, g3.
     """
     return _stream_of(jnp.asarray(checks.floating("states", states, ndim=4)))
 
@@ -143,6 +145,7 @@ def gradients(network: core.Network, params: PyTree, x: PyTree, loss: LossOfOutp
     ------
     ValueError, TypeError       states that are not token matrices of one shape, a loss that is not one real number
     Source: the definitions.    Twin: theory.transformer.gradients.
+    Experiments: g3, g4, g7.
     """
     loss = checks.returning("loss", loss, 1, "loss(outputs)", scalar=True)
     network, params, x = core.fitting(network, params, x)
@@ -164,6 +167,7 @@ def weight_gradients(*, query: ArrayLike, key: ArrayLike, value: ArrayLike, stac
     ------
     ValueError, TypeError       arrays whose leading axes differ, not of floating-point numbers
     Source: the definition.    Twin: theory.transformer.weight_gradients.
+    Experiment: g5.
     """
     kept = checks.whole("stacked", stacked, least=0)
     given = {"query": query, "key": key, "value": value}

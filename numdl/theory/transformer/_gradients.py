@@ -58,6 +58,7 @@ def gradients(
     ------
     ValueError, TypeError       as `stream`; pooled beyond [-1, 1]
     Source: own; Xiong et al. 2020, arXiv:2002.04745.
+    Twin: analysis.transformer.gradients.    Experiments: g3, g4, g7.
     """
     given = _stream.setting(blocks, tokens, norm, score_gain, value_gain, mlp_gain, skip, q, c)
     b = _doors.correlations("pooled", pooled)
@@ -99,6 +100,7 @@ def weight_gradients(
     ------
     ValueError, TypeError       a negative variance, a c that no tokens have
     Source: Noci et al. 2022, arXiv:2206.03126, theorem 3.2; the constant is own.
+    Twin: analysis.transformer.weight_gradients.    Experiment: g5.
     """
     t, c = _doors.tokens_and_correlation(tokens, c)
     names = {"query_variance": query_variance, "key_variance": key_variance, "value_variance": value_variance}

@@ -67,6 +67,7 @@ def deepnorm(*, blocks: ArrayLike) -> DeepNorm:
     ------
     ValueError, TypeError       blocks that are not whole
     Source: Wang et al. 2022, arXiv:2203.00555, for alpha and beta; the bound is own.
+    Experiment: g7.
     """
     n = _doors.whole("blocks", blocks)
     root = np.sqrt(2 * n)

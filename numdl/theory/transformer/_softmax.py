@@ -55,6 +55,7 @@ def softmax_moments(*, deviation: ArrayLike, tokens: ArrayLike) -> SoftmaxMoment
     ------
     ValueError, TypeError       a negative deviation, tokens that are not whole
     Source: own; entropy and derivative by Stein's lemma.
+    Twin: analysis.transformer.softmax_moments.    Experiments: g1, g2.
     """
     tau = _doors.variances("deviation", deviation)
     return SoftmaxMoments(*_doors.each(_integrals.single, tau, _doors.whole("tokens", tokens)))
@@ -77,6 +78,7 @@ def joint_softmax_moments(*, deviation: ArrayLike, correlation: ArrayLike, token
     ------
     ValueError, TypeError       a negative deviation, a correlation beyond 1, tokens that are not whole
     Source: own.
+    Twin: analysis.transformer.stream.    Experiment: g1.
     """
     tau, rho = _doors.variances("deviation", deviation), _doors.correlations("correlation", correlation)
     return JointMoments(*_doors.each(_integrals.pair, tau, rho, _doors.whole("tokens", tokens)))
@@ -102,6 +104,7 @@ def softmax_limits(*, deviation: ArrayLike, tokens: ArrayLike) -> Limits:
     ------
     ValueError, TypeError       a negative deviation, tokens that are not whole
     Source: Giorlandino & Goldt 2025, arXiv:2505.24333, for the freezing; expansions.
+    Experiment: g2.
     """
     tau, t = np.broadcast_arrays(_doors.variances("deviation", deviation), _doors.whole("tokens", tokens))
     square, freezing = tau**2, np.sqrt(2 * np.log(t))
@@ -166,6 +169,7 @@ def initial_loss(
     ------
     ValueError, TypeError       a vocabulary that is not whole, a negative variance
     Source: own.
+    Experiment: g6.
     """
     tokens, tau = _doors.whole("vocabulary", vocabulary), np.sqrt(_doors.variances("logit_variance", logit_variance))
     shift = _doors.numbers("own_logit", own_logit)

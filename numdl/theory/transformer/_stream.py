@@ -75,6 +75,7 @@ def attention_map(
     ------
     ValueError, TypeError       a negative gain, a c that no tokens have, fewer than two tokens
     Source: own; the uniform limit: Noci et al. 2022, arXiv:2206.03126.
+    Twin: analysis.transformer.stream.    Experiment: g1.
     """
     t, c = _doors.tokens_and_correlation(tokens, c)
     q, b, v = _doors.positive("q", q), *_gains(score_gain=score_gain, value_gain=value_gain)
@@ -122,6 +123,7 @@ def stream(
     ------
     ValueError, TypeError       blocks < 1, another norm, a negative gain, a c that no tokens have
     Source: own; post against pre: Xiong et al. 2020, arXiv:2002.04745.
+    Twin: analysis.transformer.stream.    Experiments: g3, g4, g7.
     """
     given = setting(blocks, tokens, norm, score_gain, value_gain, mlp_gain, skip, q, c)
     rows = walk(given)
