@@ -264,7 +264,10 @@ def _data(data, x, y):
     """((x, y) of the whole set or None, whether its order is that of the batches)."""
     if data is None:
         return None, False
-    ordered = not isinstance(data, tuple | list) or len(data) != 2 or isinstance(data[0], tuple)
+    # Two batches and a pair (x, targets) are told apart by their form, which is the batch's.
+    forms = jax.tree.structure(x), jax.tree.structure(y)
+    pair = isinstance(data, tuple | list) and len(data) == 2
+    ordered = not pair or tuple(map(jax.tree.structure, data)) != forms
     whole = _gathered(data) if ordered else _pair("data", data)
     for name, ours, theirs in (("x", x, whole[0]), ("targets", y, whole[1])):
         like = jax.tree.map(lambda a: np.shape(a)[1:], ours), jax.tree.map(lambda a: np.shape(a)[1:], theirs)

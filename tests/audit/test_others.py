@@ -76,6 +76,18 @@ def test_where_the_examples_lie_is_told_by_other_numbers_of_them(apply, params, 
     assert bool(known.notes) == (not known.apart)
 
 
+@pytest.mark.parametrize("form", [tuple, list], ids=["tuples", "lists"])
+@pytest.mark.parametrize("tree", [lambda a: a, lambda a: (a, 2 * a), lambda a: {"a": a}], ids=["one", "two", "dict"])
+def test_data_are_a_pair_or_batches_by_the_form_of_the_batch(form, tree):
+    apply = lambda p, x: jax.tree.leaves(x)[0] @ p  # noqa: E731
+    batch = tree(X), Y
+    whole = case(apply, W, batch, data=form([tree(np.tile(X, (2, 1))), np.tile(Y, (2, 1))]))
+    batches = case(apply, W, batch, data=form([form(batch), form(batch)]))
+    assert not whole.in_order and batches.in_order
+    for ours, theirs in zip(jax.tree.leaves(whole.data), jax.tree.leaves(batches.data), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_what_is_no_array_in_a_module_stays_as_it_is():
     params = {"w": W, "activation": jnp.tanh, "name": "layer", "slope": 2.0}
     apply = lambda p, x: p["activation"](p["slope"] * x @ p["w"]) + len(p["name"])  # noqa: E731
