@@ -15,8 +15,17 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
 from numdl import checks
+from numdl.records import record
 
 MOST = 20  # units whose states are enumerated
+
+
+@record
+class Belief:
+    """What a deep belief net makes of each example."""
+
+    likelihood: jax.Array  # [N]: ln p(x)
+    bound: jax.Array  # [N]: of the lower machine's posterior, never above
 
 
 def init(key: Key[Array, ""], *, visible: int, hidden: int, entry_variance: ScalarLike) -> dict[str, Array]:
@@ -177,6 +186,41 @@ def transition(params: PyTree) -> Float[Array, "states states"]:
     return up @ _law(_down(params, h), v)
 
 
+def deep_belief(lower: PyTree, top: PyTree, x: Float[ArrayLike, "N v"]) -> Belief:
+    """The exact likelihood of a deep belief net of two machines, and the bound that greedy training raises.
+
+        p(x) = sum over h of p_lower(x | h) p_top(h),    ln p(x) >= sum over h of q(h | x) ln (p(x, h) / q(h | x))
+
+    with q(h | x) of the lower machine. A top machine with the lower one's parameters turned round gives the lower one's
+    own likelihood twice: from there, whatever raises the mean of ln p_top(h) under q raises the bound.
+
+    Parameters
+    ----------
+    lower : dict                of `init`, at most 16 hidden units
+    top : dict                  of `init`, with as many visible units
+    x : array [N, v]            examples, 0 and 1
+    Returns
+    -------
+    Belief                      in nats for each example
+    Raises
+    ------
+    ValueError, TypeError       params of another structure, machines that do not fit, too many hidden units
+    Source: Hinton, Osindero & Teh 2006, Neural Computation 18, 1527, section 4.    Experiment: f12.
+    """
+    lower, x = _admitted(lower, "x", x, of="lower")
+    top, units = _parameters(top, "top"), lower["hidden"].shape[0]
+    if units > 16:
+        raise checks.BadValue(f"lower must have at most 16 hidden units; got {units}")
+    checks.shape("top['visible']", top["visible"], (units,))
+    h = jnp.asarray(states(units), x.dtype)
+    logits, given = _down(lower, h), _up(lower, x)
+    joint = x @ logits.T - jnp.sum(jax.nn.softplus(logits), axis=1)[None]
+    joint = joint + (-_free_energy(top, h) - _log_partition(top))[None]
+    posterior = given @ h.T - jnp.sum(jax.nn.softplus(given), axis=1, keepdims=True)
+    bound = jnp.sum(jnp.exp(posterior) * (joint - posterior), axis=1)
+    return Belief(jax.nn.logsumexp(joint, axis=1), bound)
+
+
 def _few(units):
     if units > 12:
         raise checks.BadValue(f"params must have layers of at most 12 units; got {units}")
@@ -224,15 +268,15 @@ def _log_partition(params):
     return jax.nn.logsumexp(-_free_energy(params, jnp.asarray(states(units), weights.dtype)))
 
 
-def _parameters(params):
+def _parameters(params, name="params"):
     weights = params.get("weights") if isinstance(params, dict) else None
     v, h = np.shape(weights) if np.ndim(weights) == 2 else (1, 1)
     shapes = {"visible": (v,), "hidden": (h,), "weights": (v, h)}
     wanted = {name: jax.ShapeDtypeStruct(shape, float) for name, shape in shapes.items()}
-    return jax.tree.map(jnp.asarray, checks.floats("params", checks.like("params", params, wanted, of="a machine")))
+    return jax.tree.map(jnp.asarray, checks.floats(name, checks.like(name, params, wanted, of="a machine")))
 
 
-def _admitted(params, name, v):
-    params, v = _parameters(params), checks.floating(name, v, least_ndim=1)
+def _admitted(params, name, v, of="params"):
+    params, v = _parameters(params, of), checks.floating(name, v, least_ndim=1)
     checks.shape(name, v, (*v.shape[:-1], params["visible"].shape[0]))
     return params, jnp.asarray(v, params["weights"].dtype)

@@ -93,7 +93,24 @@ BOLTZMANN = {
     "v": kinds.batch(np.ones((4, 3))).also(np.ones((4, 2))),
     "x": kinds.batch(np.ones((4, 3))).also(np.ones((4, 2))),
 }
+HELMHOLTZ = {
+    "params": kinds.like(
+        {
+            "generative": {"prior": np.zeros(2), "visible": np.zeros(3), "weights": np.ones((2, 3))},
+            "recognition": {"hidden": np.zeros(2), "weights": np.ones((3, 2))},
+        }
+    ),
+    "x": kinds.floating(np.ones((4, 3)), np.ones((4, 2))),
+}
 CALLS = {
+    "networks.helmholtz.init": {
+        "visible": kinds.count(3),
+        "hidden": kinds.count(2),
+        "entry_variance": kinds.variance(0.1),
+    },
+    "networks.helmholtz.evidence": HELMHOLTZ,
+    "networks.helmholtz.wake_sleep": HELMHOLTZ,
+    "networks.helmholtz.dream": {**HELMHOLTZ, "count": kinds.count(2)},
     "networks.boltzmann.init": {
         "visible": kinds.count(3),
         "hidden": kinds.count(2),
@@ -105,6 +122,11 @@ CALLS = {
     "networks.boltzmann.gibbs": {**BOLTZMANN, "steps": kinds.count(2, least=0)},
     "networks.boltzmann.contrastive_divergence": BOLTZMANN,
     "networks.boltzmann.transition": BOLTZMANN,
+    "networks.boltzmann.deep_belief": {
+        **BOLTZMANN,
+        "lower": kinds.like(MACHINE),
+        "top": kinds.like({"visible": np.zeros(2), "hidden": np.zeros(3), "weights": np.ones((2, 3))}).also(MACHINE),
+    },
     "networks.attention.soft": {"scores": kinds.batch(o.X)},
     "networks.attention.top_1": {"scores": kinds.batch(o.X)},
     "networks.attention.gumbel": {"scores": kinds.batch(o.X), "temperature": kinds.positive(1.0)},
