@@ -63,6 +63,35 @@ def backpropagate(
     return Backpropagation(value, _like(params, gradients), tuple(states), tuple(deltas))
 
 
+def dependencies(*, hidden: int) -> dict[str, tuple[str, ...]]:
+    """What each quantity of `backpropagate` is computed from, in an order in which all can be: a graph without cycles.
+
+        "y_2": ("y_1", "W_2", "b_2"),    "d_1": ("d_2", "W_2", "y_1"),    "dW_2": ("y_1", "d_2"),    "db_2": ("d_2",)
+
+    y_{L+1} are the outputs, d_{L+1} the loss's slope there; x is y_0 and is read as it is, y_l with l >= 1 through f.
+
+    Parameters
+    ----------
+    hidden : int                L >= 1, hidden layers
+    Returns
+    -------
+    dict                        name -> names; x, W_l and b_l are given and have no entry
+    Raises
+    ------
+    ValueError, TypeError       hidden < 1
+    Source: Rumelhart, Hinton & Williams 1986, Nature 323.    Experiment: f6.
+    """
+    last = checks.whole("hidden", hidden) + 1
+    below = ["x", *(f"y_{layer}" for layer in range(1, last))]  # what layer l reads is below[l - 1]
+    graph = {f"y_{layer}": (below[layer - 1], f"W_{layer}", f"b_{layer}") for layer in range(1, last + 1)}
+    graph |= {"loss": (f"y_{last}",), f"d_{last}": (f"y_{last}",)}
+    for layer in range(last, 0, -1):
+        graph |= {f"dW_{layer}": (below[layer - 1], f"d_{layer}"), f"db_{layer}": (f"d_{layer}",)}
+        if layer > 1:
+            graph[f"d_{layer - 1}"] = (f"d_{layer}", f"W_{layer}", f"y_{layer - 1}")
+    return graph
+
+
 def _forward(layers, x, activation):
     """What every layer reads, its state where it has one, and the outputs."""
     inputs, states = [x], []

@@ -60,3 +60,38 @@ def test_the_deep_square_interpolates_at_dyadic_points(depth):
 def test_knots_that_do_not_rise_are_refused(knots, values):
     with pytest.raises(ValueError, match="knots|values"):
         by_hand.interpolant(knots, values)
+
+
+def reached(graph, name):
+    """All that a quantity is computed from, however far back."""
+    near = graph.get(name, ())
+    return set(near).union(*(reached(graph, other) for other in near))
+
+
+@pytest.mark.parametrize("widths", [(3, 4, 2), (3, 4, 4, 2)])
+def test_the_graph_says_what_depends_on_what(widths):
+    net = dense.network(widths=widths, activation=activations.tanh, weight_variance=1.5, bias_variance=0.1)
+    params, last = net.init(jax.random.key(0), X), len(widths) - 1
+
+    def quantities(given):
+        own, x = given
+        found = by_hand.backpropagate(own, x, half_square, activation=activations.tanh)
+        named = {f"y_{i + 1}": y for i, y in enumerate(found.states)} | {"loss": found.loss}
+        named |= {f"d_{i + 1}": d for i, d in enumerate(found.deltas)}
+        return named | {f"d{name}": leaf for name, leaf in numbered(found.gradient).items()}
+
+    graph = by_hand.dependencies(hidden=last - 1)
+    for position, (name, near) in enumerate(graph.items()):
+        assert not set(near) & set(list(graph)[position:]), f"{name} comes before what it is computed from"
+    slopes = jax.jacobian(quantities)((params, X))
+    for name, (by_params, by_x) in slopes.items():
+        moved = {leaf for leaf, slope in numbered(by_params).items() if np.abs(slope).max() > 0}
+        moved |= {"x"} if np.abs(by_x).max() > 0 else set()
+        assert moved == {other for other in reached(graph, name) if other not in graph}, name
+
+
+def numbered(tree):
+    """Leaves of a dense network's tree by layer, "W_1" and so on."""
+    parts = [*tree["hidden"], tree["readout"]]
+    letters = {"W": "kernel", "b": "bias"}
+    return {f"{letter}_{i + 1}": part[name] for i, part in enumerate(parts) for letter, name in letters.items()}

@@ -211,6 +211,7 @@ CALLS = {
         "loss": kinds.function(lambda outputs: (outputs.sum(), outputs)),
         "activation": kinds.instance(activations.tanh),
     },
+    "networks.by_hand.dependencies": {"hidden": kinds.count(2)},
     "networks.by_hand.interpolant": {
         "knots": kinds.real(np.arange(3.0), np.zeros(3), np.full(3, np.nan)),
         "values": kinds.real(np.arange(3.0), np.arange(2.0), np.full(3, np.nan)),
