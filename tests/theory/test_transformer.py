@@ -98,6 +98,19 @@ def test_equal_rows_overlap_as_one_and_independent_ones_by_chance(deviation, tok
     assert joint.overlap[1] == pytest.approx(1 / tokens, rel=1e-11)
 
 
+@pytest.mark.parametrize("deviation", [0.3, 40.0, 1e5])
+def test_opposed_rows_of_two_tokens_change_places(deviation):
+    there, back = transformer.joint_softmax_moments(deviation=deviation, correlation=[-1.0, 1.0], tokens=2).overlap
+    assert there + back == pytest.approx(1, rel=1e-12)
+    assert back == pytest.approx(transformer.softmax_moments(deviation=deviation, tokens=2).participation, rel=1e-11)
+
+
+def test_what_is_not_computed_is_nan():
+    made = transformer.joint_softmax_moments(deviation=[20.0, 100.0], correlation=-0.9, tokens=3)
+    assert np.isfinite(made.overlap[0])
+    assert np.isnan(made.overlap[1])
+
+
 def test_limits():
     tiny = transformer.softmax_moments(deviation=1e-3, tokens=9)
     limit = transformer.softmax_limits(deviation=1e-3, tokens=9)

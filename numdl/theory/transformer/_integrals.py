@@ -14,6 +14,7 @@ import numpy as np
 _EULER = float(np.euler_gamma)
 _REACH = 9.5  # deviations of a Gaussian beyond which nothing is left in float64
 _LOW = 38.0  # e^-38 is below the rounding of one
+_OPPOSED = 30.0  # strongly opposed rows of larger deviation need a grid too fine and too wide
 
 
 class Single(NamedTuple):
@@ -47,6 +48,11 @@ def pair(deviation, correlation, tokens):
         return Pair(np.nan, np.nan)
     if deviation == 0:
         return Pair(1 / tokens, (tokens - 1) / tokens**2)
+    if tokens == 2 and correlation < 0:  # the tokens of one row change places
+        swapped = pair(deviation, -correlation, tokens)
+        return Pair(1 - swapped.overlap, swapped.response)
+    if correlation < -0.5 and deviation > _OPPOSED:
+        return Pair(np.nan, np.nan)
     return _pair(float(deviation), float(np.clip(correlation, -1.0, 1.0)), float(tokens))
 
 

@@ -69,7 +69,8 @@ def joint_softmax_moments(*, deviation: ArrayLike, correlation: ArrayLike, token
     Parameters
     ----------
     deviation : scalar or array    tau >= 0 of the scores
-    correlation : scalar or array    of s_j and s'_j, in [-1, 1]; at 1 the overlap is the participation
+    correlation : scalar or array    of s_j and s'_j, in [-1, 1]; at 1 the overlap is the participation; below -1/2
+                                (T > 2, rows that few tokens have) nan where the deviation exceeds 30
     tokens : int or array       T >= 1
     Returns
     -------
