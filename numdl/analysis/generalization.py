@@ -283,10 +283,10 @@ def neural_collapse(
     labels = checks.finite("labels", labels, least=0, most=classes - 1)
     if weights is not None:
         weights = checks.shape("weights", weights, (features.shape[1], classes))
-    if bias is not None and weights is None:
-        raise checks.BadValue(f"bias needs the weights of the same map; got bias {np.shape(bias)} and weights None")
     if bias is not None:
         bias = checks.shape("bias", checks.array("bias", bias), (classes,))
+        if weights is None:
+            raise checks.BadValue(f"bias must be None without weights; got {checks.shown(bias)}")
     return _collapse.distances(features, jnp.asarray(labels), weights, bias, classes=classes)
 
 

@@ -15,6 +15,7 @@ from numdl.audit._reading import Reading
 from numdl.audit.evidence import Evidence, Facts
 from numdl.audit.report import Report
 
+BORNE = {"head_against_loss"}  # a certain loss of part of what could be learned: many networks train in spite of it
 CALIBRATION = pathlib.Path(__file__).parent / "calibration.json"
 # Views that a user may leave out, and the findings that need them.
 VIEWS = {
@@ -155,6 +156,7 @@ def describe(evidence: Evidence, findings: tuple) -> dict[str, float]:
     findings : tuple of Finding
     """
     r = Reading(evidence)
+    certain = {f.name for f in findings if f.severity == "certain"}
     clip = lambda value, low, high: float(np.clip(np.nan_to_num(value, nan=0.0), low, high))  # noqa: E731
     return {
         "trial": clip(r.end, -0.5, 1),
@@ -164,7 +166,8 @@ def describe(evidence: Evidence, findings: tuple) -> dict[str, float]:
         "unseen": clip(r.unseen if np.isfinite(r.unseen) else r.end, -0.5, 1),
         "repeated": clip(r.repeated, -0.5, 1),
         "seen": clip(r.e.kernel.alignment / 10, -0.2, 1),
-        "certain": float(any(f.severity == "certain" for f in findings)),
+        "certain": float(bool(certain - BORNE)),
+        "head": float(bool(certain & BORNE)),
         "likely": float(any(f.severity == "likely" for f in findings)),
         "hints": min(3.0, float(sum(f.severity == "hint" for f in findings))) / 3,
     }
@@ -173,8 +176,8 @@ def describe(evidence: Evidence, findings: tuple) -> dict[str, float]:
 def calibrated(features: dict) -> float:
     """The probability of training, by the logistic law in `calibration.json`.
 
-    Its weights were set by hand: until they are fitted on the benchmark's fitting split the number orders networks by
-    how likely they are to train, and is not a frequency.
+    Fitted on part of the benchmark's fitting split around a law set by hand (its "source" says on how many cases);
+    `python -m benchmarks.diagnosis.fit` makes it.
 
     Parameters
     ----------

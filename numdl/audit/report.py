@@ -16,7 +16,7 @@ class Report:
     """What `examine` found."""
 
     verdict: str  # "will train" | "trains badly" | "will not train"
-    probability: float  # that it will train; its law is set by hand so far: an order, not a frequency
+    probability: float  # that it will train, by a law fitted on the diagnosis benchmark (calibration.json)
     findings: tuple[Finding, ...]  # the cause before its symptoms
     unseen: tuple[tuple[str, tuple[str, ...]], ...]  # (view that was not given, findings it would have excluded)
     evidence: Evidence

@@ -250,5 +250,5 @@ def test_collapse_against_numpy():
         generalization.neural_collapse(given[0], labels, weights=given[1].T, classes=3)
     with pytest.raises(ValueError, match="labels must be .*<= 1; got 2"):
         generalization.neural_collapse(given[0], labels, classes=2)
-    with pytest.raises(ValueError, match="bias needs the weights"):
+    with pytest.raises(ValueError, match="bias must be None without weights"):
         generalization.neural_collapse(given[0], labels, bias=given[2])
