@@ -89,7 +89,8 @@ def theory(config, blocks=None):
     """dict of [S]."""
     settings = {**GAINS, "blocks": blocks or config.blocks, "tokens": config.tokens}
     run, back = predicted.stream(**settings), predicted.gradients(**settings, pooled=config.pooled)
-    return {"q": run.q, "gap": run.gap, "spread": back.spread, "pooled": back.pooled}
+    spread, pooled = networks.to_the_output(back, config.pooled)
+    return {"q": run.q, "gap": run.gap, "spread": spread, "pooled": pooled}
 
 
 def claims(config, result):

@@ -87,7 +87,8 @@ def theory(config):
     """(gap, A, B) at every state; a post-norm MLP of gain 0 changes nothing: every second entry."""
     settings = {**GAINS, "blocks": config.blocks, "tokens": config.tokens, "mlp_gain": 0.0}
     back = predicted.gradients(**settings, pooled=config.pooled)
-    return predicted.stream(**settings).gap[::2], back.spread[::2], back.pooled[::2]
+    spread, pooled = networks.to_the_output(back, config.pooled)
+    return predicted.stream(**settings).gap[::2], spread[::2], pooled[::2]
 
 
 def claims(config, result):

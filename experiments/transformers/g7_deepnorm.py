@@ -90,7 +90,8 @@ def theory(config, deep):
     """(1 - c, A) by depth."""
     blocks = config.blocks if deep else config.plain_blocks
     given = {**settings(blocks, deep), "blocks": blocks, "tokens": config.tokens}
-    return predicted.stream(**given).gap, predicted.gradients(**given, pooled=0.0).spread
+    spread, _ = networks.to_the_output(predicted.gradients(**given, pooled=0.0), 0.0)
+    return predicted.stream(**given).gap, spread
 
 
 def claims(config, result):

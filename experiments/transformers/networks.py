@@ -69,6 +69,11 @@ def flows(key, net, x, cotangent, seeds):
     return jax.lax.map(one, jax.random.split(key, seeds), batch_size=4)
 
 
+def to_the_output(back, pooled):
+    """(A, B) of predicted gradients at every state, the output's 1 and `pooled` last."""
+    return np.append(back.spread, 1.0), np.append(back.pooled, pooled)
+
+
 def at_infinite_width(samples, sides):
     """Samples whose mean is the intercept of the fit a + b / k + c / k^2 to the means at these head widths."""
     inverse = 1 / np.asarray(sides, float)

@@ -133,7 +133,7 @@ def test_arguments_broadcast():
     alone = transformer.stream(norm="pre", **(STACK | {"score_gain": 2.0}))
     np.testing.assert_allclose(run.c[:, 1], alone.c, rtol=1e-14)
     back = transformer.gradients(norm="post", pooled=[0.0, 0.5], **STACK)
-    assert back.spread.shape == (9, 2)
+    assert back.spread.shape == (8, 2)
 
 
 def test_least_entropy_is_attained_by_one_large_score():
@@ -160,8 +160,9 @@ def test_uniform_attention_makes_all_tokens_equal():
 def test_signal_times_gradient_is_conserved_under_uniform_attention(norm):
     settings = STACK | {"score_gain": 0.0, "mlp_gain": 0.0}
     run, back = transformer.stream(norm=norm, **settings), transformer.gradients(norm=norm, pooled=0.3, **settings)
-    spread = run.q * run.gap * (back.spread - back.pooled)
-    means = (run.q * (1 + 7 * run.c)) * (back.spread + 7 * back.pooled)
+    a, b = np.append(back.spread, 1.0), np.append(back.pooled, 0.3)
+    spread = run.q * run.gap * (a - b)
+    means = (run.q * (1 + 7 * run.c)) * (a + 7 * b)
     np.testing.assert_allclose(spread, spread[0], rtol=1e-12)
     np.testing.assert_allclose(means, means[0], rtol=1e-12)
 
@@ -170,7 +171,7 @@ def test_signal_times_gradient_is_conserved_under_uniform_attention(norm):
 def test_mlps_alone_telescope(norm):
     settings = STACK | {"value_gain": 0.0}
     run, back = transformer.stream(norm=norm, **settings), transformer.gradients(norm=norm, pooled=0.0, **settings)
-    np.testing.assert_allclose(run.q * back.spread, run.q[-1], rtol=1e-12)
+    np.testing.assert_allclose(run.q[:-1] * back.spread, run.q[-1], rtol=1e-12)
 
 
 def test_pre_norm_tokens_collapse_as_a_power():

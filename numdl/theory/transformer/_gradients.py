@@ -9,10 +9,10 @@ from numdl.theory.transformer import _doors, _integrals, _stream
 
 @record
 class Gradients:
-    """Gradients by the input of every sublayer, relative to the output's, which stands last."""
+    """Gradients by the input of every sublayer, relative to the A of the output."""
 
-    spread: np.ndarray  # [2 blocks + 1, ...]  A: mean over tokens of |g_i|^2; 1 at the output
-    pooled: np.ndarray  # [2 blocks + 1, ...]  B: mean over pairs of tokens of g_i . g_i'
+    spread: np.ndarray  # [2 blocks, ...]  A: mean over tokens of |g_i|^2
+    pooled: np.ndarray  # [2 blocks, ...]  B: mean over pairs of tokens of g_i . g_i'
 
 
 @record
@@ -53,7 +53,7 @@ def gradients(
     pooled : scalar or array    B at the output: 1 where the tokens are averaged, 0 for a loss of each token
     Returns
     -------
-    Gradients                   spread, pooled: [2 blocks + 1, ...], the input first, the output last
+    Gradients                   spread, pooled: [2 blocks, ...], at the inputs of the sublayers, the first one first
     Raises
     ------
     ValueError, TypeError       as `stream`; pooled beyond [-1, 1]
@@ -63,7 +63,7 @@ def gradients(
     given = _stream.setting(blocks, tokens, norm, score_gain, value_gain, mlp_gain, skip, q, c)
     b = _doors.correlations("pooled", pooled)
     a, b, _ = np.broadcast_arrays(np.ones(()), b, given.q)
-    rows = [(a, b)]
+    rows = []
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for number, (q, _, branch) in reversed(list(enumerate(_stream.walk(given)[:-1]))):
             a, b = _back(given, number, q, branch, a, b)
