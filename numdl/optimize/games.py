@@ -15,7 +15,7 @@ theory.games says which of these converges, and how fast; analysis.games measure
 >>> start = jnp.asarray(1.0), jnp.asarray(1.0)
 >>> play = lambda method: descend(losses, start, optax.sgd(0.5), jnp.zeros(20), method=method)[0]
 >>> [f"{sum(w**2 for w in play(method)):.3f}" for method in ("simultaneous", "extragradient")]
-['173.472', '0.013']
+['173.472', '0.031']
 """
 
 from collections.abc import Sequence
