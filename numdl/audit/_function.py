@@ -19,9 +19,11 @@ def measure(case):
     """The Function of a Case."""
     x = case.sample[0]
     variants, what = _variants(case, x)
+    what = [*what, "rounded"]
     nudged, other = case.nudged(case.moving), jax.random.fold_in(case.key, 2)
     out = case.forward(case.moving, x, case.key)
     near = [case.forward(nudged, variant, case.key) for variant in variants]
+    near.append(case.forward(_last_bits(nudged), x, case.key))
     other_key = case.forward(case.moving, x, other) if case.stochastic else out
     whole, several = out, len(jax.tree.leaves(out)) != 1
     if several and not case.apart:
@@ -64,6 +66,17 @@ def _form(case, x):
             alone, beside = (_given.joined(out, case.follows)[:1] for out in outs)
             known["batch_of_one"] = _ratio(alone - beside, beside) > 1e-3
     return known
+
+
+def _last_bits(moving):
+    """Parameters that differ by one rounding each: what a function makes of it, another order of sums may make too."""
+    draw = np.random.default_rng(9)
+
+    def turned(leaf):
+        signs = draw.choice(np.asarray([-1.0, 1.0], np.float32), np.shape(leaf))
+        return (leaf * (1 + float(jnp.finfo(leaf.dtype).eps) * signs)).astype(leaf.dtype)
+
+    return jax.tree.map(turned, moving)
 
 
 def _other(leaf):
@@ -142,6 +155,7 @@ def _apart(near, what, separate):
     known = {
         "mixing": _ratio((at["half"] - base)[: m // 2], size),
         "disorder": _ratio(at["reversed"][::-1] - base, size),
+        "rounding": _ratio(at["rounded"] - base, size),
     }
     if "between" in at:
         ends = base - at["rolled"]

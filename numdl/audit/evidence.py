@@ -88,6 +88,7 @@ class Function:
     scaled: float  # relative change of outputs under inputs three times as large; nan for integers
     mixing: float  # relative change of one example's output when another example changes
     disorder: float  # relative change of outputs when the examples are permuted and put back
+    rounding: float  # relative change of outputs when every parameter changes in its last bit
     noise: float  # |f(key1) - f(key2)| / |f|; 0 if not stochastic
     bend: float  # |f((x + x')/2) - (f(x) + f(x'))/2| / |f(x) - f(x')|; nan for integers
     floor_affine: float  # held-out loss of the best affine map; nan unless the network is linear in its inputs

@@ -1,5 +1,6 @@
 """The audit on real functions: what is measured against closed forms, a sick and a healthy network from end to end."""
 
+import dataclasses
 import math
 
 import jax
@@ -9,7 +10,8 @@ import optax
 import pytest
 
 import numdl as nd
-from numdl.audit import _black_box, _case, _head
+from numdl.audit import _black_box, _case, _function, _head, rules
+from tests.audit.test_rules import healthy
 
 SIZES = (16, 24, 24, 4)
 
@@ -145,3 +147,23 @@ def test_a_finished_transformation_leaves_the_rates_unseen():
     given = settings(optimizer=optax.sgd(0.1), learning_rate=None, data=None, steps=None)
     report = nd.audit.examine(given.pop("apply"), given.pop("params"), given.pop("batch"), **given)
     assert {"rates", "data", "steps", "evaluate"} <= {view for view, _ in report.unseen}
+
+
+@pytest.mark.parametrize("scale, mixes", [(5.0, False), (1.0, True), (1.0, False)])
+def test_rounding_that_a_chaotic_network_amplifies_is_not_taken_for_examples_that_mix(scale, mixes):
+    """Thirty tanh layers of weight variance 25 turn the last bits of a mean over examples into another output."""
+    draw = np.random.default_rng(4)
+    params = [np.float32(scale * draw.standard_normal((16, 16)) / 4) for _ in range(30)]
+    x = np.float32(draw.standard_normal((33, 16)))
+
+    def apply(params, x):
+        x = x + 0.3 * jnp.mean(x, 0, keepdims=True)
+        x = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, jnp.stack(params))[0]
+        return x + 0.3 * jnp.cumsum(x[::-1], 0) if mixes else x
+
+    squared = lambda outputs, targets: jnp.mean((outputs - targets) ** 2)  # noqa: E731
+    opened = case(apply=apply, params=params, batch=(x, x), loss=squared, optimizer="sgd", data=None)
+    found = _function.measure(opened)
+    assert (found.disorder > 0.01) is (mixes or scale > 1)  # the number alone does not tell
+    findings = rules.judge(dataclasses.replace(healthy(), function=found))
+    assert any(f.name == "wrong_axis" and f.severity == "certain" for f in findings) is mixes

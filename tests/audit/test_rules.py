@@ -39,7 +39,7 @@ def healthy():
     )  # fmt: skip
     function = empty(
         Function, shape=(256, 10), spread=0.5, spread_near=0.5, rms=1.0, least=-2.0, most=2.0, scaled=2.0, mixing=0.0,
-        disorder=0.0, noise=0.0, bend=0.1,
+        disorder=0.0, rounding=1e-6, noise=0.0, bend=0.1,
     )  # fmt: skip
     loss = empty(
         Loss, kind="classes", value=2.4, finite_value=True, finite_gradient=True, gradient_rms=0.01, pull=0.9, coupling=0.0,

@@ -141,9 +141,10 @@ def wrong_axis(r):
     f = r.e.function
     if f.columns_sum < 1e-3 and f.rows_sum > 1e-2:
         return certain("head", "columns of the outputs sum to one, not rows", f.columns_sum, 1e-3)
-    if f.disorder > 10 * MIXED and f.mixing > MIXED:
-        return certain("examples", "even their order matters", f.disorder, 10 * MIXED, predicted=0, weight=0.95)
-    if f.mixing > 0.3 and not f.normalizes:
+    least = max(MIXED, 10 * f.rounding)  # where rounding grows, sums in another order look like examples that mix
+    if f.disorder > 10 * least and f.mixing > least:
+        return certain("examples", "even their order matters", f.disorder, 10 * least, predicted=0, weight=0.95)
+    if f.mixing > max(0.3, least) and not f.normalizes:
         more = "nothing in the network normalises over the batch"
         return Seen("likely" if r.flat else "hint", f.mixing, 0.3, predicted=0, where="examples", more=more, weight=0.7)
     return None
