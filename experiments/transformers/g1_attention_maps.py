@@ -21,7 +21,7 @@ correlations.
 
 Verdict
 -------
-400 networks for each of ten settings and four widths, 16-core x86 machine without its accelerator, 197 CPU seconds.
+400 networks for each of ten settings and four widths, 16 x86 cores, 197 CPU seconds.
 All claims hold: no mean is farther than 1.8 standard errors from the exact integrals. Behind one attention of eight
 orthogonal tokens c' is 1 at b = 0 and 0.55, 0.30, 0.20, 0.16 at b = 1, 4, 16, 64 (width 576).
 """

@@ -19,7 +19,7 @@ orthonormal tokens; means extrapolated in 1 / k. Score gains tau^2 from 0.25 to 
 
 Verdict
 -------
-200 networks for each of five scales and three widths, 16-core x86 machine without its accelerator, 29 CPU seconds.
+200 networks for each of five scales and three widths, 16 x86 cores, 29 CPU seconds.
 All claims hold: no moment is farther than 1.7 standard errors from theory. At tau = 0.5 attention has lost 0.123 nats
 (0.121 predicted by the first order); at tau = 8, three times the freezing scale of 32 tokens, the participation is
 0.75 and not yet 1.

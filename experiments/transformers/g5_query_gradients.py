@@ -19,7 +19,7 @@ networks are extrapolated in 1 / k. Correlations from 0 to 0.99, score gain 1.
 
 Verdict
 -------
-300 networks for each of five correlations and three widths, 16-core x86 machine without its accelerator, 57 CPU
+300 networks for each of five correlations and three widths, 16 x86 cores, 57 CPU
 seconds. All claims hold: queries, keys and values are within 1.7 standard errors. The power of 1 - c between c = 0.9
 and 0.99 is 2.062 with standard error 0.007, where theory has 2.053. That limit was 2 with 0.05 for the change of t
 and r in a first run, which the measurement missed by more than its error; theory knows the change.

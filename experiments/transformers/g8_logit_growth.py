@@ -20,7 +20,7 @@ logit of both attentions and the loss at the end, at six rates, found by tracing
 
 Verdict
 -------
-256 images, six networks for each rate and scale, 80 steps, 16-core x86 machine without its accelerator, 352 CPU
+256 images, six networks for each rate and scale, 80 steps, 16 x86 cores, 352 CPU
 seconds. Both claims hold. The median of the largest logit is 31 at the best rate 0.016, 2.7e3 two octaves past it and
 1.7e7 six octaves past it; with qk-norm it is 3.97 at most, below sqrt(16) = 4, at every rate. Best losses are the
 same (9e-4). That the sensitivity is smaller with qk-norm was a claim in a first run and is none now: the difference
