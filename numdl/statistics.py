@@ -20,7 +20,7 @@ from statistics import NormalDist
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Key
+from jaxtyping import Array, ArrayLike, Key
 
 from numdl import _power_law, checks
 from numdl.records import record
@@ -190,7 +190,7 @@ def extrapolate(x: ArrayLike | Sequence, means: ArrayLike | Sequence, stderrs: A
 
 
 def power_law(
-    values: ArrayLike | Sequence, *, least: int | None = None, key: Key | None = None, draws: int = 200
+    values: ArrayLike | Sequence, *, least: int | None = None, key: Key[Array, ""] | None = None, draws: int = 200
 ) -> PowerLaw:
     """The power law nearest to the largest of the values, its exponent (tail index), and whether it is one at all.
 

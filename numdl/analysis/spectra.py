@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
 from numdl import checks, statistics, trees
 from numdl.analysis import _filters
@@ -77,7 +77,7 @@ def power_laws(
     outputs: int | tuple | dict | None = None,
     stacked: str | Sequence[str] = (),
     least: int | None = None,
-    key: Key | None = None,
+    key: Key[Array, ""] | None = None,
     draws: int = 100,
 ) -> PowerLaws:
     """MEASURED power-law exponents of the spectra of weights (heavy-tailed self-regularization), with a test of each.

@@ -22,7 +22,7 @@ def measure(case):
     if flat is None or len(flat) < 32 or not np.isfinite(flat).all():
         return {}
     deviation = flat.std(0)
-    flat = np.float32((flat - flat.mean(0)) / np.where(deviation > 0, deviation, 1))
+    flat = np.asarray((flat - flat.mean(0)) / np.where(deviation > 0, deviation, 1), np.float32)
     like = jax.eval_shape(case.plain, case.moving, x)
     size = int(np.prod(like.shape[1:]))
     scale = max(1.0, float(np.abs(y).max())) if jnp.issubdtype(y.dtype, jnp.floating) else 1.0

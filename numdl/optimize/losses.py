@@ -163,14 +163,15 @@ def weighted(loss: Loss, *, class_weights: Float[ArrayLike, "k"] | None = None, 
     """
     if not isinstance(loss, Loss) or loss.encode is not _classes:
         raise checks.BadType(f"loss must be losses.softmax_cross_entropy, a loss of classes; got {loss!r}")
+    numbers = None
     if class_weights is not None:
         weights = checks.finite("class_weights", checks.array("class_weights", class_weights, ndim=1), least=0.0)
         if not np.any(weights):
             raise checks.BadValue(f"class_weights must not all be 0; got {checks.shown(class_weights)}")
-        class_weights = tuple(np.asarray(weights, np.float64).tolist())
+        numbers = tuple(np.asarray(weights, np.float64).tolist())
     if ignored is not None:
         ignored = checks.whole("ignored", ignored, least=-(2**31))
-    return Weighted(loss, class_weights, ignored)
+    return Weighted(loss, numbers, ignored)
 
 
 def _or_nan(inside, value):

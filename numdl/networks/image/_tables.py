@@ -98,12 +98,10 @@ _HALVED = Pool(3, 2, (0, 1))
 
 def googlenet(outputs):
     """Szegedy et al. 2014, table 1; a module's four branches are one layer, its state their maps side by side."""
+    before = {"3a": (Response(), _HALVED), "4a": (_HALVED,), "5a": (_HALVED,)}  # response normalization once
     modules = [
-        (f"inception_{name}", RELU, *([_HALVED] if name in ("3a", "4a", "5a") else []), _inception(*channels))
-        for name, channels in INCEPTION.items()
+        (f"inception_{name}", RELU, *before.get(name, ()), _inception(*counts)) for name, counts in INCEPTION.items()
     ]
-    # The pooling before 3a follows a response normalization.
-    modules[0] = ("inception_3a", RELU, Response(), _HALVED, modules[0][-1])
     return rows(
         ("conv1", Convolution(64, 7, stride=2, padding=3, bias=0.2)),
         ("conv2_reduce", RELU, _HALVED, Response(), Convolution(64, 1, bias=0.2)),
