@@ -7,7 +7,7 @@ import numpy as np
 import optax
 
 from numdl import activations
-from numdl.analysis import curvature, laplace
+from numdl.analysis import control, curvature, laplace
 from numdl.networks import recurrent
 from numdl.optimize import losses
 from tests.registry import kinds
@@ -74,6 +74,14 @@ ESTIMATED = {
     "variance": kinds.positive(0.5),
     "baseline": kinds.number(0.0),
 }
+TASK = control.Task(lambda params, x: -params @ x, lambda key, x, u: x, lambda x, u: x @ x, lambda x: x @ x, 2)
+ACTED = {
+    "params": kinds.tree(np.ones((1, 4))),
+    "task": kinds.instance(TASK),
+    "variance": kinds.positive(0.5),
+    "seen": kinds.instance(control.Episodes(np.ones((3, 3, 4)), np.ones((3, 2, 1)), np.ones((3, 3)), np.ones((3, 3)))),
+    "policy": kinds.function(TASK.policy),
+}
 LAPLACE = {
     "operator": kinds.instance(OPERATOR),
     "posterior": kinds.instance(POSTERIOR),
@@ -107,6 +115,9 @@ CALLS = {
     **{f"analysis.robustness.{name}": ATTACKED for name in ("linear_distance", "boundary", "lipschitz")},
     "analysis.estimators.pathwise": ESTIMATED,
     "analysis.estimators.score_function": ESTIMATED,
+    "analysis.control.episodes": {**ACTED, "params": kinds.data(np.ones((1, 4))), "x": kinds.floating(o.X)},
+    "analysis.control.policy_gradient": {**ACTED, "baseline": kinds.numbers(0.0, np.ones((3, 7)))},
+    "analysis.control.value": {**ACTED, "features": kinds.function(lambda x: x), "bootstrap": kinds.flag(True)},
     "analysis.games.spectrum": {
         "losses": kinds.Argument((o.loss_of_player,), (None, 3, "text", (), (3,), (o.loss_of_player,) * 2)),
         "players": kinds.Argument((o.PARAMS,), (None, 3, "text", ("text",), (np.ones(2, int),))),

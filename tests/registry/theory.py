@@ -5,6 +5,7 @@ import numpy as np
 
 from numdl import activations
 from numdl.ode import adjoints, schemes, tableaus
+from numdl.theory import control
 from tests.registry import kinds
 from tests.registry import objects as o
 
@@ -45,6 +46,12 @@ ESTIMATED = {
     "mean": kinds.numbers(0.7),
     "variance": kinds.positive(0.5),
     "baseline": kinds.Argument("best", ("tpyo", None, [1.0], float("nan"))),
+}
+ONE = [[1.0]]
+REGULATED = {
+    "regulator": kinds.instance(control.Regulator(ONE, ONE, ONE, ONE, ONE, ONE, ONE, 2)),
+    "gain": kinds.real(np.array([[0.4]]), np.ones((2, 1)), np.full((1, 1), np.nan)),
+    "variance": kinds.variance(0.5),
 }
 LIKE = {
     "tokens": kinds.numbers(8, 0, 2.5, np.array([8, -1])),
@@ -113,6 +120,12 @@ CALLS = {
         **ESTIMATED,
         "dimension": kinds.count(3),
         "square_mean": kinds.numbers(1.0, -1.0),
+    },
+    **{f"theory.control.{name}": REGULATED for name in ("riccati", "value")},
+    "theory.control.policy_gradient": {
+        **REGULATED,
+        "variance": kinds.positive(0.5),
+        "baseline": kinds.name("value"),
     },
     "theory.games.growth": GAME,
     "theory.games.largest_step": GAME,
