@@ -63,7 +63,7 @@ def coordinate_check(
     Raises
     ------
     ValueError, TypeError       too few widths, layers that come or go with the width, bad functions or numbers
-    Source: the definition; coordinate checks are Yang et al. 2022, arXiv:2203.03466, appendix D.1.
+    Source: coordinate check of Yang et al. 2022, arXiv:2203.03466.    Twin: theory.scaling.exponents.    Experiment: g9.
     """
     widths, steps, seeds, (batch, loss) = _arguments(build, batch, widths, steps, seeds, loss)
     _widened.check_optimizer("optimizer", optimizer)
@@ -117,6 +117,7 @@ def transfer(
     Raises
     ------
     ValueError, TypeError       too few widths or rates, bad functions or numbers
+    Twin: theory.scaling.exponents.    Experiment: g11.
     """
     widths, steps, seeds, (batch, loss) = _arguments(build, batch, widths, steps, seeds, loss, fewest=2)
     rates = _rates(rates)

@@ -104,7 +104,7 @@ def exponents(*, parametrization: str, optimizer: str) -> Exponents:
     ------
     ValueError, TypeError       no such parametrization or optimizer
     Source: Yang & Hu 2021, arXiv:2011.14522; Yang et al. 2022, arXiv:2203.03466; Everett et al. 2024, arXiv:2407.05872;
-    Yang, Simon & Bernstein 2023, arXiv:2310.17813.    Experiment: g9.
+    Yang, Simon & Bernstein 2023, arXiv:2310.17813.    Twin: analysis.scaling.coordinate_check.    Experiments: g9, g11.
     """
     parametrization = _spelled("parametrization", parametrization, PARAMETRIZATIONS)
     optimizer = _spelled("optimizer", optimizer, OPTIMIZERS)
