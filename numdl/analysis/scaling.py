@@ -45,7 +45,7 @@ def coordinate_check(
     A layer passes if its own change keeps its size, and its output does so at the start; the output passes if neither
     part of its change grows. Slopes are held against `expected`, and must be within 1/4 of it, since powers are halves:
     those of the first change, where nothing is a consequence of something else, and if all pass those of the last step.
-    `culprits` are the leaves whose rate or deviation explains what fails.
+    `culprits` are the leaves whose rate or deviation explains what fails. Known as the coordinate check of muP.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def coordinate_check(
     Raises
     ------
     ValueError, TypeError       too few widths, layers that come or go with the width, bad functions or numbers
-    Source: coordinate check of Yang et al. 2022, arXiv:2203.03466.    Twin: theory.scaling.exponents.    Experiment: g9.
+    Source: Yang et al. 2022, arXiv:2203.03466, D.1.    Twin: theory.scaling.exponents.    Experiment: g9.
     """
     widths, steps, seeds, (batch, loss) = _arguments(build, batch, widths, steps, seeds, loss)
     _widened.check_optimizer("optimizer", optimizer)
