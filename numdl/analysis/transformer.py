@@ -171,12 +171,12 @@ def weight_gradients(*, query: ArrayLike, key: ArrayLike, value: ArrayLike, stac
     """
     kept = checks.whole("stacked", stacked, least=0)
     given = {"query": query, "key": key, "value": value}
-    arrays = {name: jnp.asarray(checks.floating(name, array, least_ndim=kept)) for name, array in given.items()}
+    arrays = {name: checks.floating(name, array, least_ndim=kept) for name, array in given.items()}
     for name, array in arrays.items():
         if array.shape[:kept] != arrays["value"].shape[:kept]:
             leading = arrays["value"].shape[:kept]
             raise checks.BadValue(f"{name} must have the leading axes of value, {leading}; got shape {array.shape}")
-    logs = {name: _log_square(array, tuple(range(kept, array.ndim))) for name, array in arrays.items()}
+    logs = {name: _log_square(jnp.asarray(array), tuple(range(kept, array.ndim))) for name, array in arrays.items()}
     return WeightGradients(jnp.exp(logs["query"] - logs["value"]), jnp.exp(logs["key"] - logs["value"]))
 
 

@@ -207,11 +207,11 @@ def deep_belief(lower: PyTree, top: PyTree, x: Float[ArrayLike, "N v"]) -> Belie
     ValueError, TypeError       params of another structure, machines that do not fit, too many hidden units
     Source: Hinton, Osindero & Teh 2006, Neural Computation 18, 1527, section 4.    Experiment: f12.
     """
-    lower, x = _admitted(lower, "x", x, of="lower")
-    top, units = _parameters(top, "top"), lower["hidden"].shape[0]
+    top, units = _parameters(top, "top"), _parameters(lower, "lower")["hidden"].shape[0]
     if units > 16:
         raise checks.BadValue(f"lower must have at most 16 hidden units; got {units}")
     checks.shape("top['visible']", top["visible"], (units,))
+    lower, x = _admitted(lower, "x", x, of="lower")
     h = jnp.asarray(states(units), x.dtype)
     logits, given = _down(lower, h), _up(lower, x)
     joint = x @ logits.T - jnp.sum(jax.nn.softplus(logits), axis=1)[None]
@@ -273,7 +273,7 @@ def _parameters(params, name="params"):
     v, h = np.shape(weights) if np.ndim(weights) == 2 else (1, 1)
     shapes = {"visible": (v,), "hidden": (h,), "weights": (v, h)}
     wanted = {name: jax.ShapeDtypeStruct(shape, float) for name, shape in shapes.items()}
-    return jax.tree.map(jnp.asarray, checks.floats(name, checks.like(name, params, wanted, of="a machine")))
+    return jax.device_put(checks.floats(name, checks.like(name, params, wanted, of="a machine")))
 
 
 def _admitted(params, name, v, of="params"):

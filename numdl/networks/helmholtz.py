@@ -175,7 +175,7 @@ def _parameters(params):
         "recognition": {"hidden": (h,), "weights": (v, h)},
     }
     wanted = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, float), shapes, is_leaf=lambda s: isinstance(s, tuple))
-    return jax.tree.map(jnp.asarray, checks.floats("params", checks.like("params", params, wanted, of="a machine")))
+    return jax.device_put(checks.floats("params", checks.like("params", params, wanted, of="a machine")))
 
 
 def _admitted(params, x):
