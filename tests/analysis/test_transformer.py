@@ -31,6 +31,7 @@ def plain(params, x):
     return jnp.einsum("nhts,nsd->ntd", jax.nn.softmax(scores, axis=-1), x)
 
 
+@pytest.mark.slow
 def test_moments_of_a_masked_softmax_are_those_of_numpy():
     keys = jax.random.split(jax.random.key(4), 3)
     params = {name: jax.random.normal(key, (D, 2, 4)) for name, key in zip("qk", keys, strict=False)}
@@ -93,7 +94,7 @@ def test_nearly_equal_tokens_keep_their_digits():
     assert float(measured.stream_of(x).gap[0, 0]) == pytest.approx(1e-8, rel=0.05)
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("norm", [pytest.param("pre", marks=pytest.mark.slow), "post"])
 def test_gradients_are_those_of_the_states(norm):
     net, params, x = made(norm=norm)
     weights = jnp.cos(jnp.arange(N * 2)).reshape(N, 2)

@@ -47,6 +47,7 @@ def test_likelihood_and_bound_are_sums_over_causes():
     assert (found.bound <= found.likelihood).all()
 
 
+@pytest.mark.slow
 def test_the_phases_have_their_means():
     params, x = machine(), jnp.asarray(rows(3)[[1, 6]])
     draws = jax.vmap(lambda key: helmholtz.wake_sleep(key, params, x))(jax.random.split(jax.random.key(0), 4000))

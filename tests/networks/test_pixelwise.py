@@ -41,6 +41,7 @@ def test_every_pixel_is_answered_as_by_correlations():
         np.testing.assert_allclose(found, exact, rtol=0, atol=200 * float(jnp.finfo(x.dtype).eps))
 
 
+@pytest.mark.slow
 def test_a_pixel_sees_its_neighbourhood_only_whatever_the_size_of_the_picture():
     net, params, x = drawn((1, 15, 17, 2), depth=2)
     pushed = x.at[0, 7, 8].add(1.0)

@@ -110,6 +110,7 @@ def test_states_are_those_of_a_loop(name):
         np.testing.assert_allclose(net.apply(params, jnp.asarray(x, jnp.float32))[example], outputs, atol=3e-4)
 
 
+@pytest.mark.slow
 def test_gate_starts_as_the_identity_and_deepnorm_small():
     x = jnp.asarray(tokens(), jnp.float32)
     net = transformer.network(stack(skip="gate"), outputs=2, readout_weights=UNIT)
@@ -155,6 +156,7 @@ def test_a_tied_head_is_the_embedding():
         model(tied=True)
 
 
+@pytest.mark.slow
 def test_sinusoidal_positions_and_patches():
     net = transformer.vision(
         stack(), patch=2, width=D, outputs=3, embedding_weights=UNIT, readout_weights=UNIT, positions="sinusoidal"
@@ -171,6 +173,7 @@ def test_sinusoidal_positions_and_patches():
         net.init(jax.random.key(1), x[:, :3])
 
 
+@pytest.mark.slow
 def test_decoder_looks_at_the_encoder():
     encoder, decoder = stack(), stack(mask="causal")
     net = transformer.encoder_decoder(
