@@ -164,6 +164,6 @@ def test_rounding_that_a_chaotic_network_amplifies_is_not_taken_for_examples_tha
     squared = lambda outputs, targets: jnp.mean((outputs - targets) ** 2)  # noqa: E731
     opened = case(apply=apply, params=params, batch=(x, x), loss=squared, optimizer="sgd", data=None)
     found = _function.measure(opened)
-    assert (found.disorder > 0.01) is (mixes or scale > 1)  # the number alone does not tell
+    assert (found.rounding > 1e-3) is (scale > 1)
     findings = rules.judge(dataclasses.replace(healthy(), function=found))
     assert any(f.name == "wrong_axis" and f.severity == "certain" for f in findings) is mixes

@@ -176,3 +176,11 @@ def test_nan_everywhere_is_no_finding():
         empty(Data), empty(Optimizer, at_zero_finite=True), empty(Kernel), empty(Trial), empty(Predicted), {},
     )  # fmt: skip
     assert rules.judge(evidence) == ()
+
+
+def test_disorder_that_rounding_makes_is_not_a_wrong_axis():
+    """The same disorder, with and without a network that turns last bits into as much."""
+    mixed = {"function__mixing": 0.5, "function__disorder": 0.5, **STUCK}
+    names = lambda rounding: {f.name for f in rules.judge(planted(**mixed, function__rounding=rounding))}  # noqa: E731
+    assert "wrong_axis" in names(1e-6)
+    assert "wrong_axis" not in names(0.4)
