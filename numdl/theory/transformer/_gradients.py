@@ -53,7 +53,8 @@ def gradients(
     pooled : scalar or array    B at the output: 1 where the tokens are averaged, 0 for a loss of each token
     Returns
     -------
-    Gradients                   spread, pooled: [2 blocks, ...], at the inputs of the sublayers, the first one first
+    Gradients                   spread, pooled: [2 blocks, ...], at the inputs of the sublayers, the first one first;
+                                the twin's, of states, have the output's as well, 1 and `pooled`
     Raises
     ------
     ValueError, TypeError       as `stream`; pooled beyond [-1, 1]
