@@ -3,7 +3,9 @@
 #   make test                     the suite, in float64 and (its core) in jax's default precision
 #   make test-all                 with the tests that take minutes, every file in both precisions
 #   make test PYTHON=python3.13   the same on another Python, with the newest jax that it gets
+#   make test-stacks              the oldest versions that pyproject.toml promises, the usual ones, and NEWEST's (python3.13)
 PYTHON ?= python3
+NEWEST ?= python3.13
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 VENV ?= .venv-$(VERSION)
 BIN := $(VENV)/bin
@@ -14,9 +16,9 @@ CORE := tests/test_trees.py tests/test_statistics.py tests/networks/test_core.py
 	tests/networks/test_initializers.py tests/theory/test_propagation.py tests/theory/test_jacobian.py \
 	tests/analysis/test_propagation.py
 
-.PHONY: help demo test test-all check notebooks docs bench clean
+.PHONY: help demo test test-all test-oldest test-stacks check notebooks docs bench clean
 help:
-	@sed -n '1,6s/^# \{0,1\}//p' Makefile
+	@sed -n '1,7s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.core
 	@$(BIN)/python -m experiments.demo $(ARGS)
@@ -28,6 +30,14 @@ test: $(VENV)/.test
 test-all: $(VENV)/.test
 	@NUMDL_TEST_X64=0 $(PYTEST) -m float32 tests
 	@$(PYTEST) $(ARGS) tests
+
+# jax 0.10 is the last for Python 3.11, so PYTHON must be one that the oldest wheels know.
+test-oldest: .venv-oldest/.oldest
+	@NUMDL_TEST_CACHE=.cache/oldest $(MAKE) --no-print-directory test VENV=.venv-oldest
+
+test-stacks: test-oldest
+	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory test PYTHON=$(NEWEST)
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check numdl experiments tests benchmarks
@@ -57,6 +67,13 @@ define install
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(1)]'
 	@touch $@
 endef
+
+.venv-oldest/.oldest: pyproject.toml .ci/oldest.py
+	@$(PYTHON) -m venv --clear .venv-oldest
+	@$(PYTHON) .ci/oldest.py > .venv-oldest/constraints.txt
+	@echo "installing the oldest versions that pyproject.toml promises into .venv-oldest"
+	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt -e '.[data,test,interop]'
+	@touch $@ .venv-oldest/.test
 
 $(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(call install,data)
