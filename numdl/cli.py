@@ -156,12 +156,13 @@ def _arguments(function):
 
 def _watch(options):
     _endings(options)
-    from numdl.audit import _watched, watching
+    from numdl.audit import watching
+    from numdl.audit._watch import page
 
     events = watching.read(options.folder)
-    print(_watched.text(events))
-    _written(options, lambda path: _watched.save(events, path))
-    return 1 if _watched.sick(events) else 0
+    print(page.text(events))
+    _written(options, lambda path: page.save(events, path))
+    return 1 if page.sick(events) else 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from numdl.audit import _case, _settings, measure, predict, rules, trial
+from numdl.audit import _settings, measure, predict, rules, trial
+from numdl.audit._measured import cases
 from numdl.audit._reading import Reading
 from numdl.audit.evidence import Evidence, Facts
 from numdl.audit.report import Report
@@ -77,7 +78,7 @@ def examine(
     ValueError, TypeError       an argument of another kind; learning_rate missing for a family of optimizers
     """
     with _settings.ours():
-        case = _case.case(
+        case = cases.case(
             apply, params, batch, loss=loss, optimizer=optimizer, learning_rate=learning_rate, steps=steps, data=data,
             evaluate=evaluate, stochastic=stochastic, key=key,
         )  # fmt: skip

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from numdl.audit import _tangent, trial
+from numdl.audit import trial
+from numdl.audit._measured import tangent
 from numdl.audit.evidence import Proof
 
 
@@ -27,7 +28,7 @@ def prove(case: Any, repair: Any, steps: int, *, seeds: int = 2) -> Proof:
         found = trial.run(each, factors=(1.0,), steps=steps, seeds=seeds)
         runs.append(found)
     budget = dataclasses.replace(repair.case, steps=steps)
-    kernel = _tangent.measure(budget) if budget.apart else None
+    kernel = tangent.measure(budget) if budget.apart else None
     sick, healed = runs
     same = repair.loss is None and repair.target_scale is None and repair.target_shift is None
     return Proof(

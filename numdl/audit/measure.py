@@ -11,7 +11,7 @@ import numpy as np
 
 from numdl import trees
 from numdl.analysis import descent, initialization, layers
-from numdl.audit import _black_box, _case, _described, _function, _head, _tangent
+from numdl.audit._measured import black_box, cases, described, functions, heads, tangent
 from numdl.audit.evidence import Chain, Signal, empty
 
 MOST_PROBED = 128  # examples whose states are looked at
@@ -28,7 +28,7 @@ def signal(case: Any, traced: Any) -> tuple[Signal | None, Chain | None, Any]:
     """
     x, y = case.x, case.y
     if case.separate and case.examples > MOST_PROBED:
-        x, y = _case.take(x, slice(0, MOST_PROBED)), _case.take(y, slice(0, MOST_PROBED))
+        x, y = cases.take(x, slice(0, MOST_PROBED)), cases.take(y, slice(0, MOST_PROBED))
     here, near = (case.slope(moving, case.x, case.y)[1] for moving in (case.moving, case.nudged(case.moving)))
     if traced is None or not traced.layers:
         return None, None, here
@@ -164,17 +164,17 @@ def everything(case: Any) -> dict:
     seconds, found = {}, {}
     timed = functools.partial(_timed, seconds)
     with timed("loss"):
-        found["loss"], traced = _head.measure(case)
+        found["loss"], traced = heads.measure(case)
     with timed("signal"):
         found["signal"], found["chain"], gradient = signal(case, traced)
     with timed("function"):
-        found["function"] = _function.measure(case)
+        found["function"] = functions.measure(case)
     with timed("data"):
         shape = found["function"].shape
-        found["data"] = _described.measure(case, found["loss"].kind, shape[-1] if shape else 0)
+        found["data"] = described.measure(case, found["loss"].kind, shape[-1] if shape else 0)
     with timed("optimizer"):
-        found["optimizer"] = _black_box.measure(case, gradient)
+        found["optimizer"] = black_box.measure(case, gradient)
     with timed("kernel"):
-        found["kernel"] = _tangent.measure(case)
+        found["kernel"] = tangent.measure(case)
     found["seconds"] = seconds
     return found

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit import _affine, _case, _fresh, _head, trial
+from numdl.audit import _affine, _fresh, trial
+from numdl.audit._measured import cases, heads
 from numdl.audit.evidence import Evidence
 from numdl.records import record, static
 
@@ -145,7 +146,7 @@ class _Work:
         if not self.e.data.broken_count or self.case.data is None:
             return []
         x, y = self.case.data
-        good = np.setdiff1d(np.arange(_case.count(x)), np.asarray(self.e.data.broken))
+        good = np.setdiff1d(np.arange(cases.count(x)), np.asarray(self.e.data.broken))
         kept = [
             i
             for i in good
@@ -157,24 +158,24 @@ class _Work:
         ]
         index = np.asarray(kept)
         size = min(self.case.examples, len(index))
-        x, y = _case.take(x, index), _case.take(y, index)
-        self.put("not_finite", data=(x, y), x=_case.take(x, slice(0, size)), y=_case.take(y, slice(0, size)))
-        return [f"data: leave out the {_case.count(self.before.data[0]) - len(index)} rows that are not finite"]
+        x, y = cases.take(x, index), cases.take(y, index)
+        self.put("not_finite", data=(x, y), x=cases.take(x, slice(0, size)), y=cases.take(y, slice(0, size)))
+        return [f"data: leave out the {cases.count(self.before.data[0]) - len(index)} rows that are not finite"]
 
     def shuffle(self):
         if self.case.data is None:
             return []
-        order = np.random.default_rng(6).permutation(_case.count(self.case.data[0]))
-        data = _case.take(self.case.data[0], order), _case.take(self.case.data[1], order)
+        order = np.random.default_rng(6).permutation(cases.count(self.case.data[0]))
+        data = cases.take(self.case.data[0], order), cases.take(self.case.data[1], order)
         size = slice(0, self.case.examples)
-        self.put("data_order", data=data, x=_case.take(data[0], size), y=_case.take(data[1], size), in_order=False)
+        self.put("data_order", data=data, x=cases.take(data[0], size), y=cases.take(data[1], size), in_order=False)
         return ["data: shuffle the examples before they are cut into batches"]
 
     def larger_batch(self):
         if self.case.data is None:
             return []
-        size = slice(0, min(32, _case.count(self.case.data[0])))
-        self.put("norm_degenerate", x=_case.take(self.case.data[0], size), y=_case.take(self.case.data[1], size))
+        size = slice(0, min(32, cases.count(self.case.data[0])))
+        self.put("norm_degenerate", x=cases.take(self.case.data[0], size), y=cases.take(self.case.data[1], size))
         return ["batch: 32 examples"]
 
     # ---- loss and head ----
@@ -229,7 +230,7 @@ class _Work:
 
     def replace_method(self, why):
         self.parts["optimizer"] = "adam"
-        self.put(why, make=_case.named("adam"), transformation=_case.named("adam")(1e-3), name="adam", rate=1e-3)
+        self.put(why, make=cases.named("adam"), transformation=cases.named("adam")(1e-3), name="adam", rate=1e-3)
         return ["optimizer: plain Adam in its place"]
 
     def choose_rate(self, names):
@@ -302,12 +303,12 @@ _HEADS = (
 
 def _bare(case):
     """The network up to its last layer, as apply(params, x); None where it has no head that can be cut."""
-    if _head.split(case, case.x)[1] is None:
+    if heads.split(case, case.x)[1] is None:
         return None
 
     def apply(params, x, *key):
         own = dataclasses.replace(case, key=key[0]) if key else case
-        traced, parts = _head.split(own, x)
+        traced, parts = heads.split(own, x)
         return parts[1](case.moving_of(params), x, traced.constants)
 
     return apply
@@ -321,8 +322,8 @@ def _reachable(case, apply):
     """(whether the loss is deaf to many outputs of this network, least loss over any state of its last layer)."""
     changed = dataclasses.replace(case, apply=apply)
     try:
-        found, _ = _head.measure(changed)
-        silent = _head.silent(changed)
+        found, _ = heads.measure(changed)
+        silent = heads.silent(changed)
     except (ValueError, TypeError):
         return True, math.inf
     return silent > 0.3 or not found.pull > 0, round(found.floor_head, 2)

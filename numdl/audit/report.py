@@ -6,7 +6,8 @@ import pathlib
 from typing import Any
 
 from numdl import checks
-from numdl.audit import _proof, _settings, _tables, remedies
+from numdl.audit import _proof, _settings, remedies
+from numdl.audit._shown import tables
 from numdl.audit.evidence import Evidence, Finding, Proof
 from numdl.typing import StrPath
 
@@ -24,10 +25,10 @@ class Report:
     case: Any  # what was examined: `repair` and `prove` need it
 
     def __repr__(self):
-        return _tables.text(self)
+        return tables.text(self)
 
     def _repr_html_(self):
-        return _tables.notebook(self)
+        return tables.notebook(self)
 
     def save(self, path: StrPath, *, proof: Any = None, repair: Any = None) -> pathlib.Path:
         """Write the report as a page (.html) or as data (.json), whole or not at all.
@@ -45,7 +46,7 @@ class Report:
         ValueError, TypeError   another ending, no path
         OSError                 the file cannot be written
         """
-        return _tables.save(self, checks.path("path", path), proof, repair)
+        return tables.save(self, checks.path("path", path), proof, repair)
 
     def repair(self) -> remedies.Repair:
         """What to change, and the changed setting: parameters, optimizer, rate, scales, loss or head."""

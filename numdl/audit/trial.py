@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit import _case, _given
+from numdl.audit._measured import cases, views
 from numdl.audit.evidence import Trial
 
 STEPS = 40
@@ -43,7 +43,7 @@ def run(case: Any, *, factors: tuple = FACTORS, steps: int = STEPS, seeds: int =
     rows = [[seen.after(*train(case.moving, rate, order, s, pool)) for s, order in enumerate(orders)] for rate in rates]
     again = rows[_own(factors)][0]["losses"]
     if case.parts[0] is not None and case.separate:
-        same = np.tile(_case.count(pool[0]) - case.examples + np.arange(case.examples), (steps, 1))
+        same = np.tile(cases.count(pool[0]) - case.examples + np.arange(case.examples), (steps, 1))
         again = np.asarray(train(case.moving, rates[_own(factors)], same, 0, pool)[2])
     found = {name: np.array([[one[name] for one in row] for row in rows], np.float64) for name in rows[0][0]}
     return Trial(
@@ -63,7 +63,7 @@ def _orders(case, steps, seeds):
     own = case.x, case.y
     if train is None:
         return [None] * seeds, own
-    n, size = _case.count(train[0]), min(case.examples, _case.count(train[0]))
+    n, size = cases.count(train[0]), min(case.examples, cases.count(train[0]))
     rows = []
     for seed in range(seeds):
         draw = np.random.default_rng(3 + seed)
@@ -97,7 +97,7 @@ def _train(case, steps, moving, rate, order, seed, pool):
 
     def step(carry, t):
         at, state, first = carry
-        x, y = pool if order is None else _case.take(pool, order[t])
+        x, y = pool if order is None else cases.take(pool, order[t])
         value, gradient = jax.value_and_grad(cost)(at, x, y, jax.random.fold_in(key, t))
         update, state = method.update(gradient, state, at)
         at = jax.tree.map(lambda a, u: (a + u).astype(a.dtype), at, update)
@@ -141,7 +141,7 @@ class _Seen:
         """(loss, standard deviation of the outputs over examples beside their size)."""
         x, y = self.case.sample
         out = self.case.forward(moving, x, self.case.key)
-        first = _given.joined(out, self.case.follows) if self.case.apart else None
+        first = views.joined(out, self.case.follows) if self.case.apart else None
         spread = math.nan
         if first is not None:
             size = np.sqrt(np.mean(np.square(first)))
@@ -168,10 +168,10 @@ def _noise_scale(case):
     train, _ = case.parts
     if train is None:
         return math.nan
-    size = min(case.examples, _case.count(train[0]))
-    order = np.random.default_rng(3).permutation(_case.count(train[0]))
+    size = min(case.examples, cases.count(train[0]))
+    order = np.random.default_rng(3).permutation(cases.count(train[0]))
     rows = order[: len(order) // size * size].reshape(-1, size)[:BATCHES]
-    flat = [_flat(case.slope(case.moving, *(_case.take(part, index) for part in train))[1]) for index in rows]
+    flat = [_flat(case.slope(case.moving, *(cases.take(part, index) for part in train))[1]) for index in rows]
     if len(flat) < 2:
         return math.nan
     together, count = float(np.sum(np.mean(flat, 0) ** 2)), len(flat)

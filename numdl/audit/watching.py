@@ -20,7 +20,7 @@ With `folder`, `events.jsonl` in it has one JSON object a line, complete when wr
     {"kind": "finding", "step", and the fields of `audit.evidence.Finding`}
     {"kind": "cost", "step", "share", "seconds", "compiling", "intervals": {instrument: steps}}
 
-`read(folder)` gives them back. A run that goes on appends; see `numdl.audit._watch_log` for one that goes back.
+`read(folder)` gives them back. A run that goes on appends; see `numdl.audit._watch.journal` for one that goes back.
 """
 
 import pathlib
@@ -31,8 +31,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Key, PyTree
 
 from numdl import checks
-from numdl.audit import _watch_log, _watch_measure, _watch_predict
-from numdl.audit._watcher import SHARES, Watch, finding
+from numdl.audit._watch import journal, looks, predict
+from numdl.audit._watch.watcher import SHARES, Watch, finding
 from numdl.optimize import train
 from numdl.records import record, static
 from numdl.typing import StrPath
@@ -101,8 +101,8 @@ def watch(
     if not isinstance(frozen, str | tuple | list | set | frozenset):
         raise checks.BadType(f"frozen must be a path or a list of paths; got {frozen!r}")
     folder = None if folder is None else checks.path("folder", folder)
-    method = _watch_predict.method_of(optimizer, learning_rate)
-    return Watch(_watch_measure.Instruments(apply, loss, frozen, key), method, every, float(cost), folder)
+    method = predict.method_of(optimizer, learning_rate)
+    return Watch(looks.Instruments(apply, loss, frozen, key), method, every, float(cost), folder)
 
 
 def instruments(found: "Watch", batch: PyTree, *, every: int = 100) -> dict:
@@ -127,7 +127,7 @@ def instruments(found: "Watch", batch: PyTree, *, every: int = 100) -> dict:
     ValueError, TypeError       not a Watch, not a pair of arrays, every < 1
     Source: as `watch`.
     """
-    found, batch = checks.instance("found", found, Watch), _watch_measure.opened(batch)
+    found, batch = checks.instance("found", found, Watch), looks.opened(batch)
 
     def observe(params, moment):
         found.look(moment.step, params, batch, state=moment.memory)
@@ -150,10 +150,10 @@ def read(folder: StrPath) -> Events:
     OSError                     there is no `events.jsonl` in it
     ValueError, TypeError       not a path
     """
-    path = pathlib.Path(checks.path("folder", folder)) / _watch_log.NAME
+    path = pathlib.Path(checks.path("folder", folder)) / journal.NAME
     if not path.is_file():
-        raise FileNotFoundError(f"folder must hold {_watch_log.NAME}; got {folder}")
-    events = _watch_log.lines(path)[1]
+        raise FileNotFoundError(f"folder must hold {journal.NAME}; got {folder}")
+    events = journal.lines(path)[1]
     of = {kind: [event for event in events if event["kind"] == kind] for kind in ("start", "cost", "loss", "finding")}
     losses = [pair for event in of["loss"] for pair in zip(event["steps"], event["values"])]
     return Events(

@@ -9,7 +9,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from numdl.audit import _page
+from numdl.audit._shown import page as report_page
 from tests.audit import made
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -35,7 +35,7 @@ def picture(folder, page, width, dark):
 def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     for name in ("report", "hostile"):
-        page = _page.page(getattr(made, name)(), made.proof() if name == "report" else None)
+        page = report_page.page(getattr(made, name)(), made.proof() if name == "report" else None)
         (folder / f"{name}.html").write_text(page, encoding="utf-8")
     return folder
 

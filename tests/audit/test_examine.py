@@ -10,7 +10,8 @@ import optax
 import pytest
 
 import numdl as nd
-from numdl.audit import _black_box, _case, _function, _head, rules
+from numdl.audit import rules
+from numdl.audit._measured import black_box, cases, functions, heads
 from tests.audit.test_rules import healthy
 
 SIZES = (16, 24, 24, 4)
@@ -51,14 +52,14 @@ def settings(**changes):
 
 def case(**changes):
     given = {"evaluate": None, "stochastic": False, **settings(**changes)}
-    return _case.case(given.pop("apply"), given.pop("params"), given.pop("batch"), **given)
+    return cases.case(given.pop("apply"), given.pop("params"), given.pop("batch"), **given)
 
 
 def asked(optimizer, **changes):
     known = case(optimizer=optimizer, **changes)
     slope = lambda p: np.resize(np.float32([0.01, 0.02, 0.03]), p.shape)  # noqa: E731
     gradient = jax.tree.map(slope, known.moving)
-    return _black_box.measure(known, gradient)
+    return black_box.measure(known, gradient)
 
 
 def test_descent_is_linear_and_remembers_nothing():
@@ -96,7 +97,7 @@ def test_decay_schedule_and_frozen_are_seen():
 def test_the_floor_of_two_softmaxes_is_the_closed_form():
     """log(1 + (C - 1) / e): one probability is 1 and the others 0."""
     twice = lambda params, x: jax.nn.softmax(network(params, x), -1)  # noqa: E731
-    found, _ = _head.measure(case(apply=twice))
+    found, _ = heads.measure(case(apply=twice))
     assert found.floor_head == pytest.approx(math.log(1 + 3 / math.e), abs=2e-3)
     assert found.floor < 0.02 and found.has_head
 
@@ -104,7 +105,7 @@ def test_the_floor_of_two_softmaxes_is_the_closed_form():
 def test_the_best_single_answer_is_the_entropy_of_the_labels():
     known = case()
     shares = np.bincount(known.sample[1]) / len(known.sample[1])
-    found, _ = _head.measure(known)
+    found, _ = heads.measure(known)
     assert found.floor_shared == pytest.approx(-np.sum(shares * np.log(shares)), abs=2e-3)
     assert found.coupling < 1e-6 and found.pull > 0.5 and not found.has_head
 
@@ -163,7 +164,7 @@ def test_rounding_that_a_chaotic_network_amplifies_is_not_taken_for_examples_tha
 
     squared = lambda outputs, targets: jnp.mean((outputs - targets) ** 2)  # noqa: E731
     opened = case(apply=apply, params=params, batch=(x, x), loss=squared, optimizer="sgd", data=None)
-    found = _function.measure(opened)
+    found = functions.measure(opened)
     assert (found.rounding > 1e-3) is (scale > 1)
     findings = rules.judge(dataclasses.replace(healthy(), function=found))
     assert any(f.name == "wrong_axis" and f.severity == "certain" for f in findings) is mixes

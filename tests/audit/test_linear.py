@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import numdl as nd
-from numdl.audit import _case, _function, _linear
+from numdl.audit._measured import cases, functions, linear
 
 COUNT = 320
 
@@ -47,7 +47,7 @@ def cross_entropy(logits, labels):
 def case(kind, apply=stacked):
     x, y = data(kind)
     loss, outputs = (cross_entropy, 2) if kind == "exclusive-or" else (squares, 1)
-    return _case.case(
+    return cases.case(
         apply, params(4, outputs), (x[:32], y[:32]), loss=loss, optimizer="adam", learning_rate=0.01, steps=300,
         data=(x, y), evaluate=None, stochastic=False, key=jax.random.key(0),
     )  # fmt: skip
@@ -57,8 +57,8 @@ def case(kind, apply=stacked):
 def test_the_affine_floor_lies_between_two_least_squares(kind):
     """No affine map does better on the odd examples than the one fitted to them; the one of the even ones is one."""
     known = case(kind)
-    found = _linear.measure(known)
-    x, y = _linear._examples(known)
+    found = linear.measure(known)
+    x, y = linear._examples(known)
     flat = np.c_[x.reshape(len(x), -1), np.ones(len(x))]
     odd, even = slice(1, None, 2), slice(0, None, 2)
     rest = lambda part: np.mean((flat[odd] @ np.linalg.lstsq(flat[part], y[part])[0] - y[odd]) ** 2)  # noqa: E731
@@ -68,13 +68,13 @@ def test_the_affine_floor_lies_between_two_least_squares(kind):
 
 
 def test_the_affine_floor_of_exclusive_or_is_a_coin():
-    found = _linear.measure(case("exclusive-or"))
+    found = linear.measure(case("exclusive-or"))
     assert found["floor_affine"] == pytest.approx(np.log(2), rel=0.03) and found["floor_bent"] < 0.35
 
 
 def test_floors_are_asked_of_linear_networks_alone():
-    assert np.isnan(_function.measure(case("product", bent)).floor_affine)
-    assert np.isfinite(_function.measure(case("product")).floor_affine)
+    assert np.isnan(functions.measure(case("product", bent)).floor_affine)
+    assert np.isfinite(functions.measure(case("product")).floor_affine)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numdl.audit import _case, _programs
+from numdl.audit._measured import cases, programs
 
 # Strides, dilations and groups of a convolution; the shapes of its input and its kernel, channels second.
 KINDS = {
@@ -49,11 +49,11 @@ def stepped(kind, scanned):
 @pytest.mark.parametrize("kind", KINDS)
 def test_convolutions_inside_a_scan_are_brought_into_order(kind):
     function, at = stepped(kind, scanned=True)
-    ordered = _programs.channels_last(function)
+    ordered = programs.channels_last(function)
     expected, _ = stepped(kind, scanned=False)
     for ours, theirs in zip(jax.tree.leaves(ordered(at)), jax.tree.leaves(expected(at)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
-    known = [e for e in _programs.equations(jax.make_jaxpr(ordered)(at)) if e.primitive.name == _programs.CONVOLUTION]
+    known = [e for e in programs.equations(jax.make_jaxpr(ordered)(at)) if e.primitive.name == programs.CONVOLUTION]
     last = len(KINDS[kind][1]) - 1
     assert len(known) >= 3
     for spec in (e.params["dimension_numbers"] for e in known):
@@ -63,18 +63,18 @@ def test_convolutions_inside_a_scan_are_brought_into_order(kind):
 def test_functions_without_a_convolution_are_left_alone():
     function = lambda a, b: {"sum": a + b["c"]}  # noqa: E731
     given = jnp.ones(3), {"c": jnp.arange(3.0)}
-    assert not _programs.convolves(jax.make_jaxpr(function)(*given))
-    assert jax.tree.structure(_programs.channels_last(function)(*given)) == jax.tree.structure({"sum": 0})
+    assert not programs.convolves(jax.make_jaxpr(function)(*given))
+    assert jax.tree.structure(programs.channels_last(function)(*given)) == jax.tree.structure({"sum": 0})
 
 
 def test_work_counts_the_multiplications_of_products_convolutions_and_loops():
-    count = lambda function, *shapes: _programs.work(  # noqa: E731
+    count = lambda function, *shapes: programs.work(  # noqa: E731
         jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes))
     )
     assert count(lambda a, b: a @ b, (5, 7), (7, 3)) == 5 * 7 * 3
     turn = lambda a, b: jax.lax.scan(lambda h, _: (h @ b, None), a, None, length=11)[0]  # noqa: E731
     assert count(turn, (5, 7), (7, 7)) == 11 * 5 * 7 * 7
-    assert count(jnp.sin, (5, 7)) == 5 * 7 * _programs.ALONE
+    assert count(jnp.sin, (5, 7)) == 5 * 7 * programs.ALONE
     convolved = lambda x, w: jax.lax.conv(x, w, (1, 1), "VALID")  # noqa: E731
     assert count(convolved, (2, 3, 6, 6), (4, 3, 3, 3)) == 2 * 4 * 4 * 4 * 3 * 3 * 3
 
@@ -83,10 +83,10 @@ def test_a_case_compiles_its_convolutions_in_order():
     w = jnp.ones((3, 3, 1, 2), jnp.float32)
     apply = lambda p, x: jax.lax.conv_general_dilated(x, p, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))  # noqa: E731
     x = np.ones((4, 5, 5, 1), np.float32)
-    known = _case.case(
+    known = cases.case(
         apply, w, (x, np.zeros((4, 5, 5, 2), np.float32)), loss=lambda o, y: jnp.mean((o - y) ** 2), optimizer="sgd",
         learning_rate=0.1, steps=1, data=None, evaluate=None, stochastic=False, key=jax.random.key(0),
     )  # fmt: skip
     # Nine taps and a squared error for each of 50 outputs; the border's zeros are multiplied, too.
-    assert 50 * 9 <= known.work <= 50 * (9 + 5 * _programs.ALONE)
+    assert 50 * 9 <= known.work <= 50 * (9 + 5 * programs.ALONE)
     np.testing.assert_allclose(known.forward(known.moving, x, None), apply(w, x), rtol=1e-6)

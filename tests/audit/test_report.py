@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from numdl import audit, reporting
-from numdl.audit import _figures, _page, _paths, _summary, _tables, _watched
+from numdl.audit._shown import figures, summaries, tables
+from numdl.audit._shown import page as report_page
+from numdl.audit._shown import paths as shown_paths
+from numdl.audit._watch import page as watch_page
 from tests.audit import made
 
 
@@ -46,7 +49,7 @@ def sick():
     repair = Repair(("Draw the weights with variance 2.", "Train 300 steps."))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reporting, "figure_image", lambda _, **texts: true(blank, **texts))
-        return _page.page(made.report(), made.proof(), repair)
+        return report_page.page(made.report(), made.proof(), repair)
 
 
 class Repair:
@@ -65,7 +68,7 @@ def undrawn(monkeypatch):
 
 @pytest.mark.parametrize("name", made.ALL)
 def test_text_fits_a_terminal_and_holds_nothing_that_moves_its_cursor(name):
-    lines = _tables.text(made.ALL[name]()).split("\n")
+    lines = tables.text(made.ALL[name]()).split("\n")
     assert all(len(line) <= 100 and line.isprintable() for line in lines)
 
 
@@ -82,33 +85,33 @@ def test_text_says_the_verdict_first_then_the_cause_with_its_numbers_and_remedy(
 
 def test_a_consequence_is_shown_under_its_cause_only_and_circles_end():
     one, two = made.finding("a", consequences=("b", "c")), made.finding("b", consequences=("a",))
-    assert _summary.nested((one, two)) == [(0, (1,))]
-    assert _summary.named_only(one, (one, two)) == ["c"]
-    assert _summary.nested((two, made.finding("x"), one)) == [(0, (2,)), (1, ())]
-    assert _summary.nested((one, two, two)) == [(0, (1, 2))]
+    assert summaries.nested((one, two)) == [(0, (1,))]
+    assert summaries.named_only(one, (one, two)) == ["c"]
+    assert summaries.nested((two, made.finding("x"), one)) == [(0, (2,)), (1, ())]
+    assert summaries.nested((one, two, two)) == [(0, (1, 2))]
 
 
 def test_summary_numbers_are_those_of_the_record():
     trial = made.trial()
-    lines = dict(_summary.lines(made.report()))
+    lines = dict(summaries.lines(made.report()))
     own = [part.path for part in lines["trial"] if not isinstance(part, str)]
     assert own[1] == "evidence.trial.end[2].mean"
-    assert _paths.value_at(made.report(), own[1]) == pytest.approx(trial.end[2].mean())
-    assert _paths.value_at(made.report(), "evidence.trial.losses.shape[2]") == trial.losses.shape[2]
+    assert shown_paths.value_at(made.report(), own[1]) == pytest.approx(trial.end[2].mean())
+    assert shown_paths.value_at(made.report(), "evidence.trial.losses.shape[2]") == trial.losses.shape[2]
     assert "10 times it" in str(made.report())
-    assert not _summary.lines(made.unseen_at_all())
+    assert not summaries.lines(made.unseen_at_all())
 
 
 def test_paths_say_what_is_not_there():
     report = made.report()
-    assert np.isnan(_paths.value_at(report, "evidence.kernel.forecast[99]"))
-    assert _paths.value_at(made.unseen_at_all(), "evidence.signal.state_rms[0]") is None
-    assert np.isnan(_paths.value_at(made.unseen_at_all(), "evidence.trial.losses.mean"))
+    assert np.isnan(shown_paths.value_at(report, "evidence.kernel.forecast[99]"))
+    assert shown_paths.value_at(made.unseen_at_all(), "evidence.signal.state_rms[0]") is None
+    assert np.isnan(shown_paths.value_at(made.unseen_at_all(), "evidence.trial.losses.mean"))
     with pytest.raises(AttributeError):
-        _paths.value_at(report, "evidence.nothing")
+        shown_paths.value_at(report, "evidence.nothing")
     for path in ("", "evidence..signal", "evidence[x]"):
         with pytest.raises(ValueError, match="path must be"):
-            _paths.value_at(report, path)
+            shown_paths.value_at(report, path)
 
 
 # ---- json ------------------------------------------------------------------------------------------------------------
@@ -117,14 +120,14 @@ def test_paths_say_what_is_not_there():
 @pytest.mark.parametrize("name", made.ALL)
 def test_json_is_strict_and_complete(name):
     report = made.ALL[name]()
-    text = json.dumps(_tables.as_json(report), allow_nan=False)
+    text = json.dumps(tables.as_json(report), allow_nan=False)
     assert json.loads(text)["evidence"].keys() >= {"signal", "trial", "predicted"}
     assert "case" not in json.loads(text)
 
 
 def test_json_keeps_what_is_not_finite_apart():
     report = made.report(features={"a": float("nan"), "b": float("inf"), "c": np.float32(-np.inf), "d": np.int64(3)})
-    assert _tables.as_json(report)["features"] == {"a": None, "b": "inf", "c": "-inf", "d": 3}
+    assert tables.as_json(report)["features"] == {"a": None, "b": "inf", "c": "-inf", "d": 3}
 
 
 # ---- page ------------------------------------------------------------------------------------------------------------
@@ -150,7 +153,7 @@ def of_json(whole, path):
 
 
 def test_every_number_on_the_page_is_that_of_its_path(sick):
-    whole = _tables.as_json(made.report()) | {"proof": _tables.as_json(made.proof())}
+    whole = tables.as_json(made.report()) | {"proof": tables.as_json(made.proof())}
     numbers = [attributes for tag, attributes in Reader(sick).tags if tag == "data"]
     assert len(numbers) > 150
     for attributes in numbers:
@@ -195,7 +198,7 @@ def test_the_page_says_what_is_wrong_and_what_to_do_before_anything_else(sick):
 @pytest.mark.parametrize("name", [name for name in made.ALL if name != "sick"])
 def test_any_report_has_a_page(name, undrawn):
     report = made.ALL[name]()
-    reader = Reader(_page.page(report))
+    reader = Reader(report_page.page(report))
     assert not [t for t, _ in reader.tags if t == "script"]
     assert not [a for _, attributes in reader.tags for a in attributes if a.startswith("on")]
     assert report.verdict in reader.text
@@ -204,20 +207,20 @@ def test_any_report_has_a_page(name, undrawn):
 
 def test_hostile_texts_stay_texts(undrawn):
     report = made.hostile()
-    for shown in (_page.page(report), report._repr_html_()):
+    for shown in (report_page.page(report), report._repr_html_()):
         assert "<script" not in shown
         assert "&lt;script&gt;" in shown
 
 
 def test_what_was_not_seen_is_not_drawn(undrawn):
-    drawn = [a["alt"] for t, a in Reader(_page.page(made.unseen_at_all())).tags if t == "img"]
+    drawn = [a["alt"] for t, a in Reader(report_page.page(made.unseen_at_all())).tags if t == "img"]
     assert not drawn
-    assert len([1 for t, _ in Reader(_page.page(made.healthy())).tags if t == "img"]) == 8
+    assert len([1 for t, _ in Reader(report_page.page(made.healthy())).tags if t == "img"]) == 8
 
 
 def test_no_phase_diagram_where_theory_does_not_apply(undrawn):
     evidence = made.evidence(predicted=made.predicted(applies=False, why_not="skips"))
-    reader = Reader(_page.page(made.report(evidence=evidence)))
+    reader = Reader(report_page.page(made.report(evidence=evidence)))
     assert "phase diagram" not in str(reader.tags)
     assert "theory does not apply: skips" in reader.text
 
@@ -255,7 +258,7 @@ def test_the_report_module_is_reached_from_the_face():
 
 
 def test_a_watched_run_as_text_says_when_what_was_found():
-    lines = _watched.text(made.events()).split("\n")
+    lines = watch_page.text(made.events()).split("\n")
     assert lines[0] == "step 199: loss 2.3 to 0.191, least 0.191"
     assert lines[2].startswith("step 150: rate_too_high  (likely)")
     assert any(" ".join(line.split()) == "sharpness 185, stable up to 150" for line in lines)
@@ -264,20 +267,20 @@ def test_a_watched_run_as_text_says_when_what_was_found():
 
 def test_a_watched_run_as_a_page_and_its_numbers(undrawn, tmp_path):
     events = made.events(findings=((3, made.finding(made.HOSTILE, where=made.HOSTILE)),))
-    page = _watched.page(events)
-    whole = json.loads(_watched.save(events, tmp_path / "r.json").read_text())
+    page = watch_page.page(events)
+    whole = json.loads(watch_page.save(events, tmp_path / "r.json").read_text())
     reader = Reader(page)
     assert "<script" not in page and len([1 for tag, _ in reader.tags if tag == "img"]) == 4
     for attributes in (attributes for tag, attributes in reader.tags if tag == "data"):
         if not attributes["data-path"].endswith(("least", "most")):
             assert float(attributes["value"]) == pytest.approx(float(of_json(whole, attributes["data-path"])))
-    assert _watched.save(events, tmp_path / "r.html").read_text().startswith("<!doctype html>")
+    assert watch_page.save(events, tmp_path / "r.html").read_text().startswith("<!doctype html>")
 
 
 def test_only_more_than_a_hint_makes_a_watched_run_sick():
-    assert not _watched.sick(made.events(findings=()))
-    assert not _watched.sick(made.events(findings=((1, made.finding(severity="hint")),)))
-    assert _watched.sick(made.events(findings=((1, made.finding(severity="certain")),)))
+    assert not watch_page.sick(made.events(findings=()))
+    assert not watch_page.sick(made.events(findings=((1, made.finding(severity="hint")),)))
+    assert watch_page.sick(made.events(findings=((1, made.finding(severity="certain")),)))
 
 
 def test_a_run_that_has_only_begun_is_shown(undrawn):
@@ -289,18 +292,16 @@ def test_a_run_that_has_only_begun_is_shown(undrawn):
         "cost": {},
         "start": {},
     }
-    assert _watched.text(made.events(**nothing)).startswith("no loss was written")
-    reader = Reader(_watched.page(made.events(**nothing)))
+    assert watch_page.text(made.events(**nothing)).startswith("no loss was written")
+    reader = Reader(watch_page.page(made.events(**nothing)))
     assert "nothing found" in reader.text and "img" not in [tag for tag, _ in reader.tags]
 
 
 def test_theory_is_drawn_at_the_layers_that_it_speaks_of():
     signal = made.signal(5)
     told = made.predicted(3, names=("layers/1/w", "elsewhere", "layers/3/w"), log_gradient=np.array([-4.0, -2.0, 0.0]))
-    drawn = _figures._theory(made.report(evidence=made.evidence(signal=signal, predicted=told)))
+    drawn = figures._theory(made.report(evidence=made.evidence(signal=signal, predicted=told)))
     assert np.array_equal(drawn.state_rms, [np.nan, 1, np.nan, 0.09, np.nan], equal_nan=True)
     rms = signal.gradient_rms[-1] * np.exp(drawn.log_gradient / 2)
     assert np.allclose(rms[[1, 3]], signal.gradient_rms[3] * np.exp([-2, 0]))
-    assert (
-        _figures._theory(made.report(evidence=made.evidence(predicted=made.predicted(names=("other",) * 12)))) is None
-    )
+    assert figures._theory(made.report(evidence=made.evidence(predicted=made.predicted(names=("other",) * 12)))) is None

@@ -9,13 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-from numdl.audit import _watch_history, _watch_log, _watch_memory, _watch_pace, _watch_predict
+from numdl.audit._watch import history, journal, predict
+from numdl.audit._watch import memory as memories
+from numdl.audit._watch import pace as paces
 
 # ---- losses --------------------------------------------------------------------------------------------------------
 
 
 def losses_of(values):
-    losses = _watch_history.Losses()
+    losses = history.Losses()
     happened = []
     for step, value in enumerate(values):
         losses.add(step, value)
@@ -73,7 +75,7 @@ def test_a_loss_that_is_not_there_yet_is_not_waited_for():
             assert self.ready
             return 7.0
 
-    losses, later = _watch_history.Losses(), Later()
+    losses, later = history.Losses(), Later()
     losses.add(0, later)
     losses.add(1, 1.0)
     losses.drain()
@@ -91,7 +93,7 @@ def test_a_resumed_run_loses_no_loss_that_was_not_there_yet():
         def __float__(self):
             return 7.0
 
-    memory = _watch_memory.Memory()
+    memory = memories.Memory()
     memory.losses.add(3, Later())
     memory.losses.drain()
     memory.restore([{"kind": "loss", "step": 0, "steps": [0, 1, 2], "values": [1.0, None, 2.0]}])
@@ -104,7 +106,7 @@ def test_a_resumed_run_loses_no_loss_that_was_not_there_yet():
 
 
 def test_the_leaf_that_moved_first_is_named():
-    changes = _watch_history.Changes()
+    changes = history.Changes()
     for step in range(10):
         changes.add(10 * step, 10, np.array([1e-2, 2e-2, 1e-1]))
         changes.add(10 * step + 1, 1, np.array([3e-3, 4e-3, 3e-2]))
@@ -118,7 +120,7 @@ def test_the_leaf_that_moved_first_is_named():
 
 
 def test_what_stands_still_is_counted():
-    changes = _watch_history.Changes()
+    changes = history.Changes()
     for _ in range(3):
         changes.add(0, 1, np.array([0.0, 1.0]))
     np.testing.assert_array_equal(changes.still, [3, 0])
@@ -130,20 +132,20 @@ def test_what_stands_still_is_counted():
 
 
 def test_the_interval_keeps_to_the_share():
-    pace = _watch_pace.Pace(0.01)
+    pace = paces.Pace(0.01)
     assert pace.due(0, math.nan)
     pace.looked(0, 0.02)
     assert pace.interval(0.004) == 500  # 0.02 s in 2 s
     assert not pace.due(499, 0.004)
     assert pace.due(500, 0.004)
     assert pace.interval(math.nan) == math.inf
-    assert _watch_pace.Pace(0.01, looks=2).interval(0.1) == math.inf
+    assert paces.Pace(0.01, looks=2).interval(0.1) == math.inf
     pace.forced = True
     assert pace.due(1, 0.004)
 
 
 def test_a_given_interval_is_kept_whatever_it_costs():
-    pace = _watch_pace.Pace(0.01, every=7)
+    pace = paces.Pace(0.01, every=7)
     pace.looked(3, 100.0)
     assert [step for step in range(4, 20) if pace.due(step, 1e-6)] == list(range(10, 20))
 
@@ -151,7 +153,7 @@ def test_a_given_interval_is_kept_whatever_it_costs():
 def test_the_clock_tells_looks_from_steps(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    clock = _watch_pace.Clock()
+    clock = paces.Clock()
     now[0] = 30.0
     clock.looked(0.0, compiled=True)
     now[0] = 50.0  # the caller compiles
@@ -174,7 +176,7 @@ def test_the_clock_tells_looks_from_steps(monkeypatch):
 
 
 def written(folder, first, last, value=1.0):
-    log = _watch_log.Log(folder)
+    log = journal.Log(folder)
     earlier = log.begin(first, {})
     for step in range(first, last, 5):
         log.write("loss", step, {"steps": list(range(step, step + 5)), "values": [value] * 5})
@@ -251,7 +253,7 @@ METHODS = [
 
 @pytest.mark.parametrize("optimizer, rate, method, momentum, limit", METHODS)
 def test_the_method_is_recognised_by_what_it_does(optimizer, rate, method, momentum, limit):
-    found = _watch_predict.method_of(optimizer, rate)
+    found = predict.method_of(optimizer, rate)
     assert found.method == method
     assert found.momentum == pytest.approx(momentum, abs=2e-3)
     assert found.limit(7) == pytest.approx(limit, rel=0.02, nan_ok=True)
@@ -271,11 +273,11 @@ def test_the_method_is_recognised_by_what_it_does(optimizer, rate, method, momen
     ],
 )
 def test_what_theory_does_not_know_has_no_limit(optimizer, why):
-    found = _watch_predict.method_of(optimizer, None)
+    found = predict.method_of(optimizer, None)
     assert found.method == ""
     assert why in found.why_not
     assert math.isnan(found.limit(0))
 
 
 def test_a_rate_of_zero_has_no_edge():
-    assert _watch_predict.method_of("sgd", lambda step: 0.1 * step).limit(0) == math.inf
+    assert predict.method_of("sgd", lambda step: 0.1 * step).limit(0) == math.inf

@@ -7,8 +7,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from numdl.audit import _watch_conditions, _watch_rules
-from numdl.audit._watch_conditions import Seen
+from numdl.audit._watch import conditions, rules
+from numdl.audit._watch.conditions import Seen
 
 HEALTHY = Seen(
     step=500, steps=500, batch=64, losses=500, start=2.3, recent=0.5, best=0.5, noise=0.02, sharpness=10.0, limit=20.0,
@@ -68,7 +68,7 @@ FAULTS = [
 
 
 def found(**changes):
-    return _watch_rules.judge(dataclasses.replace(HEALTHY, **changes))
+    return rules.judge(dataclasses.replace(HEALTHY, **changes))
 
 
 @pytest.mark.parametrize("name, severity, where, changes", FAULTS, ids=[f"{n}-{s}-{w}" for n, s, w, _ in FAULTS])
@@ -103,8 +103,8 @@ def test_what_trains_is_left_alone(changes):
 
 
 def test_nothing_is_concluded_from_nothing():
-    assert _watch_rules.judge(Seen()) == []
-    assert _watch_rules.judge(Seen(step=10**6, steps=10**6)) == []
+    assert rules.judge(Seen()) == []
+    assert rules.judge(Seen(step=10**6, steps=10**6)) == []
 
 
 def test_causes_come_first_and_say_what_they_are():
@@ -118,7 +118,7 @@ def test_causes_come_first_and_say_what_they_are():
 
 
 def test_the_rules_import_neither_theory_nor_analysis():
-    for module in (_watch_rules, _watch_conditions):
+    for module in (rules, conditions):
         imports = [
             node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
             for node in ast.walk(ast.parse(pathlib.Path(module.__file__).read_text()))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit import _case
+from numdl.audit._measured import cases
 
 MOST = 512  # examples
 WIDTH, STEPS = 48, 800
@@ -46,8 +46,8 @@ def _examples(case):
     x, y = (case.x, case.y) if train is None else train
     if not case.apart or len(jax.tree.leaves(y)) != 1:
         return None, None
-    order = np.random.default_rng(11).permutation(_case.count(y))[:MOST]
-    return _case.take(x, order), jax.tree.leaves(_case.take(y, order))[0]
+    order = np.random.default_rng(11).permutation(cases.count(y))[:MOST]
+    return cases.take(x, order), jax.tree.leaves(cases.take(y, order))[0]
 
 
 def _drawn(widths):

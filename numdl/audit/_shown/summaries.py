@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from numdl.audit._paths import At, value_at
-from numdl.audit._words import plain, seen, sentence, short
+from numdl.audit._shown.paths import At, value_at
+from numdl.audit._shown.words import plain, seen, sentence, short
 
 
 def lines(report):

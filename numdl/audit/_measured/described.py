@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit import _case
+from numdl.audit._measured import cases
 from numdl.audit.evidence import Data, empty
 
 MOST_RUN = 8192  # examples whose loss and gradient are looked at one by one
@@ -16,7 +16,7 @@ def measure(case, kind, classes):
     x, y = case.data or (case.x, case.y)
     broken, count = _broken(case, x, y)
     target, own = _telling(case, y)
-    known = {"whole": case.data is not None, "examples": _case.count(x) if case.separate else 0, "broken": broken}
+    known = {"whole": case.data is not None, "examples": cases.count(x) if case.separate else 0, "broken": broken}
     known |= {"broken_count": count, "kind": _kind(x), "classes": classes}
     known |= _all_inputs(x) if known["kind"] == "float" else {}
     known |= _targets(target, kind, classes, own, case) if target is not None else {}
@@ -133,7 +133,7 @@ def _broken(case, x, y):
     """(indices of the first few examples whose data, loss or gradient are not finite, how many there are)."""
     if not case.separate:
         return (), 0
-    n = _case.count(x)
+    n = cases.count(x)
     bad = np.zeros(n, bool)
     for leaf in jax.tree.leaves((x, y)):
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -145,10 +145,10 @@ def _broken(case, x, y):
 
 def _run(case, x, y):
     """Which examples have a loss or a gradient that is not finite; [N] all false where only batches make sense."""
-    size = max(1, min(case.examples, _case.count(x)))
-    index = np.arange(min(_case.count(x), MOST_RUN) // size * size).reshape(-1, size)
+    size = max(1, min(case.examples, cases.count(x)))
+    index = np.arange(min(cases.count(x), MOST_RUN) // size * size).reshape(-1, size)
     good = np.array([_finite(case, x, y, rows) for rows in index])
-    bad = np.zeros(_case.count(x), bool)
+    bad = np.zeros(cases.count(x), bool)
     # All batches or none broken says nothing about single examples: `Loss` and `Signal` will have seen it.
     for rows in index[~good][:4] if good.any() else ():
         bad[rows] = [not _finite(case, x, y, np.full(size, i)) for i in rows]
@@ -157,5 +157,5 @@ def _run(case, x, y):
 
 
 def _finite(case, x, y, rows):
-    value, gradient = case.slope(case.moving, _case.take(x, rows), _case.take(y, rows))
+    value, gradient = case.slope(case.moving, cases.take(x, rows), cases.take(y, rows))
     return bool(np.isfinite(value)) and all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(gradient))

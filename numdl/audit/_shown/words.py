@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from numdl.audit._paths import At, value_at
+from numdl.audit._shown.paths import At, value_at
 from numdl.reporting._claims import with_uncertainty
 
 WIDTH = 100  # columns of a terminal

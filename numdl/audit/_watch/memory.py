@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from numdl.audit._watch_history import Changes, Losses
-from numdl.audit._watch_rules import Seen
+from numdl.audit._watch.history import Changes, Losses
+from numdl.audit._watch.rules import Seen
 
 KEPT = 0.7  # of the sums whose ratio is the noise scale, from one look to the next
 LAST = 1000  # losses of a resumed run that are looked at again

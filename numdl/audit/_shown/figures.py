@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from numdl import plotting, reporting
-from numdl.audit._paths import At
-from numdl.audit._phase import phase_map
+from numdl.audit._shown.paths import At
+from numdl.audit._shown.phase import phase_map
 
 
 class Drawing(NamedTuple):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit import _case, _given
+from numdl.audit._measured import cases, views
 from numdl.audit.evidence import Kernel, empty
 
 MOST = 96  # examples
@@ -25,13 +25,13 @@ KEPT = 100
 
 def measure(case):
     """The Kernel of a Case."""
-    if not case.apart or not _given.floats(jax.eval_shape(case.plain, case.moving, case.x)):
+    if not case.apart or not views.floats(jax.eval_shape(case.plain, case.moving, case.x)):
         return empty(Kernel)
     x, y = case.sample
-    m = min(_case.count(x), MOST)
+    m = min(cases.count(x), MOST)
     while m > 16 and PERMUTATIONS * m * case.work > MOST_WORK:
         m //= 2
-    some = _case.take((x, y), slice(0, m))
+    some = cases.take((x, y), slice(0, m))
     steps = int(min(case.steps or 200, MOST_STEPS, max(20, MOST_WORK / (m * case.work) / 3)))
     squares, rows, losses, start = case.compiled(functools.partial(_program, case, steps))(case.moving, some)
     squares, losses = np.asarray(squares, np.float64), np.asarray(losses, np.float64)
@@ -50,11 +50,11 @@ def measure(case):
 def _program(case, steps, moving, some):
     x, y = some
     now = case.plain(moving, x)
-    loss = lambda o: jnp.asarray(case.loss(_given.filled(o, now), y), jnp.float32).reshape(())  # noqa: E731
-    out, push, pullback = _linear(case, lambda p: _given.floats(case.plain(p, x)), moving)
+    loss = lambda o: jnp.asarray(case.loss(views.filled(o, now), y), jnp.float32).reshape(())  # noqa: E731
+    out, push, pullback = _linear(case, lambda p: views.floats(case.plain(p, x)), moving)
     follows = [own for own, leaf in zip(case.follows, jax.tree.leaves(now)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     residual = _residual(loss, out, follows)
-    m = _case.count(x)
+    m = cases.count(x)
     orders = jnp.asarray([np.arange(m), *(np.random.default_rng(i).permutation(m) for i in range(PERMUTATIONS))])
 
     def square(order):

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from numdl import checks
-from numdl.audit import _watch_log, _watch_measure, _watch_rules
-from numdl.audit._watch_memory import Memory
-from numdl.audit._watch_pace import WINDOW, Clock, Pace
+from numdl.audit._watch import journal, looks, rules
+from numdl.audit._watch.memory import Memory
+from numdl.audit._watch.pace import WINDOW, Clock, Pace
 from numdl.audit.evidence import Finding
 
 SHARES = {"change": 0.15, "layers": 0.3, "sharpness": 0.45, "noise": 0.1}  # of the cost
@@ -25,11 +25,11 @@ class Watch:
     def __init__(self, instruments, method, every, cost, folder):
         self.method, self.findings = method, ()
         self._instruments, self._about = instruments, {"cost": cost, "every": every}
-        looks = {"change": 2}  # the second one is of a single step
+        at_a_time = {"change": 2}  # the second one is of a single step
         self._paces = {
-            name: Pace(share * AIM * cost, every, looks=looks.get(name, 1)) for name, share in SHARES.items()
+            name: Pace(share * AIM * cost, every, looks=at_a_time.get(name, 1)) for name, share in SHARES.items()
         }
-        self._memory, self._clock, self._log = Memory(), Clock(), _watch_log.Log(folder)
+        self._memory, self._clock, self._log = Memory(), Clock(), journal.Log(folder)
         self._form, self._compiled, self._skipped = None, None, 0  # of batches: to look at, looked at, passed over
         self._next, self._known, self._written = 0, {}, 0.0
         weakref.finalize(self, _finish, self._memory, self._log)
@@ -103,7 +103,7 @@ class Watch:
 
     def _look(self, step, params, batch, state, *, whatever=False):
         jax.block_until_ready(params)
-        begin, seconds, batch = time.perf_counter(), self._clock.step_seconds(step), _watch_measure.opened(batch)
+        begin, seconds, batch = time.perf_counter(), self._clock.step_seconds(step), looks.opened(batch)
         if self._memory.begun is None:
             self._begin(step, params)
         known = self._familiar(batch, whatever)
@@ -140,7 +140,7 @@ class Watch:
 
     def _familiar(self, batch, whatever):
         """Whether the batch has the form that the programs were compiled for; another one is taken up after a while."""
-        form = _watch_measure.form(batch)
+        form = looks.form(batch)
         if form == self._form:
             self._skipped = 0
             return True
@@ -156,7 +156,7 @@ class Watch:
             "change": lambda: self._instruments.change(params),
             "layers": lambda: self._instruments.layers(params, batch),
             "sharpness": lambda: self._sharpness(step, params, batch, state),
-            "noise": lambda: {**self._instruments.noise(params, batch), "batch": _watch_measure.count(batch)},
+            "noise": lambda: {**self._instruments.noise(params, batch), "batch": looks.count(batch)},
         }[name]
         if twice:
             measure()
@@ -179,13 +179,13 @@ class Watch:
         self._memory.begun = min((event["step"] for event in earlier), default=step)
         self._memory.restore(earlier)
         self.findings = tuple(finding(event) for event in earlier if event["kind"] == "finding")
-        self._known = {(f.name, f.where): _watch_rules.RANK[f.severity] for f in self.findings}
+        self._known = {(f.name, f.where): rules.RANK[f.severity] for f in self.findings}
 
     def _judged(self, step, batch):
         """The findings that are new, or more severe than before."""
         new = []
-        for found in _watch_rules.judge(self._memory.seen(step, _watch_measure.count(batch))):
-            rank = _watch_rules.RANK[found.severity]
+        for found in rules.judge(self._memory.seen(step, looks.count(batch))):
+            rank = rules.RANK[found.severity]
             if rank > self._known.get((found.name, found.where), -1):
                 self._known[found.name, found.where] = rank
                 new.append(found)

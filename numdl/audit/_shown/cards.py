@@ -4,8 +4,8 @@ import math
 import re
 
 from numdl import reporting
-from numdl.audit._paths import At, as_json, value_at
-from numdl.audit._words import measured, plain, short
+from numdl.audit._shown.paths import At, as_json, value_at
+from numdl.audit._shown.words import measured, plain, short
 
 tag = reporting.tag
 SEVERITIES = ("certain", "likely", "hint")

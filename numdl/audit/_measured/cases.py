@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks, trees
-from numdl.audit import _given, _programs
+from numdl.audit._measured import programs, views
 
 WATCHED = 256  # examples on which losses and outputs are looked at
 NAMED = ("sgd", "momentum", "adam", "adamw")
@@ -107,25 +107,25 @@ class Case:
     @functools.cached_property
     def only_backward(self):
         """Whether some function in it comes with a rule for the way back and none for the way forward."""
-        return any(e.primitive.name.startswith("custom_vjp") for e in _programs.equations(self._costs))
+        return any(e.primitive.name.startswith("custom_vjp") for e in programs.equations(self._costs))
 
     @functools.cached_property
     def reads(self):
         """For each target whether the loss depends on its values."""
         out = jax.eval_shape(self.plain, self.moving, self.x)
         known = jax.make_jaxpr(self.loss)(out, self.y)
-        return _programs.read(known)[len(jax.tree.leaves(out)) :]
+        return programs.read(known)[len(jax.tree.leaves(out)) :]
 
     @functools.cached_property
     def work(self):
         """Multiplications for the loss of one example; of the batch, where examples are not apart."""
-        return max(_programs.work(self._costs) // max(self.examples, 1), self.parameters // max(self.examples, 1), 1)
+        return max(programs.work(self._costs) // max(self.examples, 1), self.parameters // max(self.examples, 1), 1)
 
     def compiled(self, function):
         """`function` under jit, to be run once: small networks cost more to compile than to run."""
         cheap = jax.default_backend() == "cpu" and self.parameters < CHEAP
-        if jax.default_backend() == "cpu" and _programs.convolves(self._costs):
-            function = _programs.channels_last(function)
+        if jax.default_backend() == "cpu" and programs.convolves(self._costs):
+            function = programs.channels_last(function)
         return jax.jit(function, compiler_options=QUICKLY if cheap else None)
 
     def call(self, moving, x, key=None):
@@ -173,7 +173,7 @@ def case(
 ):  # fmt: skip
     """The Case of `examine`'s arguments, or an error that names what is wrong with them."""
     checks.flag("stochastic", stochastic)
-    params, apply, evaluate, notes = _given.arrays(params, apply, evaluate)
+    params, apply, evaluate, notes = views.arrays(params, apply, evaluate)
     checks.accepts(
         "apply", apply, 3 if stochastic else 2, "apply(params, x, key)" if stochastic else "apply(params, x)"
     )
@@ -191,7 +191,7 @@ def case(
         moving, rest, x, y, apply, loss, make, transformation, name, rate, steps, None, False, evaluate, stochastic,
         key, None, notes,
     )  # fmt: skip
-    follows = _given.rows(known.plain, loss, moving, x, y)
+    follows = views.rows(known.plain, loss, moving, x, y)
     if follows is None:
         return dataclasses.replace(known, notes=(*notes, TOGETHER))
     whole, in_order = _data(data, x, y)
@@ -273,7 +273,7 @@ def _data(data, x, y):
         like = jax.tree.map(lambda a: np.shape(a)[1:], ours), jax.tree.map(lambda a: np.shape(a)[1:], theirs)
         if jax.tree.structure(ours) != jax.tree.structure(theirs) or like[0] != like[1]:
             raise checks.BadValue(f"data must hold {name} shaped like the batch's, {like[0]}; got {like[1]}")
-    if not _given.side_by_side(*whole):
+    if not views.side_by_side(*whole):
         raise checks.BadValue("data must have as many targets as inputs, the examples along their first axes")
     return whole, ordered
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from numdl import plotting, reporting
-from numdl.audit import _figures, _tables
-from numdl.audit._cards import card, number, said, spoken, unknown
-from numdl.audit._paths import At, as_json
-from numdl.audit._words import NOTHING_FOUND, folded, plain, seen, written
+from numdl.audit._shown import figures, tables
+from numdl.audit._shown.cards import card, number, said, spoken, unknown
+from numdl.audit._shown.paths import At, as_json
+from numdl.audit._shown.words import NOTHING_FOUND, folded, plain, seen, written
 
 tag = reporting.tag
 RANK = {"certain": 2, "likely": 1}
@@ -27,8 +27,8 @@ def text(events: Any) -> str:
     str
     """
     blocks = [folded(written(_where(events), events))]
-    blocks += [_tables.block(finding, f"step {step}: ") for step, finding in events.findings] or [[NOTHING_FOUND]]
-    blocks.append([line for label, parts in _lines(events) for line in _tables.labelled(label, written(parts, events))])
+    blocks += [tables.block(finding, f"step {step}: ") for step, finding in events.findings] or [[NOTHING_FOUND]]
+    blocks.append([line for label, parts in _lines(events) for line in tables.labelled(label, written(parts, events))])
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
@@ -42,7 +42,7 @@ def page(events: Any) -> str:
     -------
     str
     """
-    drawings = [drawn for drawing in DRAWINGS if (drawn := _figures.picture(events, drawing))]
+    drawings = [drawn for drawing in DRAWINGS if (drawn := figures.picture(events, drawing))]
     rows = [(label, said(events, parts)) for label, parts in _lines(events)]
     cards = [card(events, _at_step(events, i), f"findings[{i}][1]") for i in range(len(events.findings))]
     sections = [
@@ -120,22 +120,22 @@ def _drawn(draw, known):
 
 
 DRAWINGS = (
-    _figures.Drawing(
+    figures.Drawing(
         "The loss, and when something was found.",
         ("loss_steps", "loss", "findings"),
         _drawn(plotting.watched, lambda events: any(map(math.isfinite, events.loss))),
     ),
-    _figures.Drawing(
+    figures.Drawing(
         "Sharpness beside the method's limit.",
         ("looks.sharpness[].sharpness", "looks.sharpness[].limit"),
         _drawn(plotting.edge, _has("sharpness", "sharpness")),
     ),
-    _figures.Drawing(
+    figures.Drawing(
         "How far one step moves the parameters.",
         ("looks.change[].ratio",),
         _drawn(plotting.movement, _has("change", "ratio")),
     ),
-    _figures.Drawing(
+    figures.Drawing(
         "Units that have stopped to work.",
         ("looks.layers[].dead", "looks.layers[].saturated"),
         _drawn(plotting.ageing, _has("layers", "dead", "saturated")),

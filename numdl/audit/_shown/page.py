@@ -10,10 +10,10 @@ import numpy as np
 
 from numdl import reporting
 from numdl.activations import Activation
-from numdl.audit import _figures, _summary
-from numdl.audit._cards import card, number, remedy, said, spoken, unknown
-from numdl.audit._paths import At
-from numdl.audit._words import NOTHING, NOTHING_FOUND, plain, short
+from numdl.audit._shown import figures, summaries
+from numdl.audit._shown.cards import card, number, remedy, said, spoken, unknown
+from numdl.audit._shown.paths import At
+from numdl.audit._shown.words import NOTHING, NOTHING_FOUND, plain, short
 
 tag = reporting.tag
 TONES = {"will train": "good", "trains badly": "fair", "will not train": "poor"}
@@ -39,7 +39,7 @@ def page(report: Any, proof: Any = None, repair: Any = None) -> str:
         reporting.section("What is wrong", *_cards_of(root)) if report.findings else "",
         reporting.section("What to change", _changes(repair)) if repair is not None and repair.changes else "",
         _proof(root) if proof is not None else "",
-        *(_section(root, *part) for part in _figures.SECTIONS),
+        *(_section(root, *part) for part in figures.SECTIONS),
         reporting.section("What this rests on", _lines(root), _unseen(report)),
         reporting.section("Every number", *_numbers(root)),
     ]
@@ -61,7 +61,7 @@ def _verdict(root):
     report = root.report
     words = [
         tag("p", plain(report.verdict), class_="word"),
-        tag("p", said(root, _summary.facts(report)), class_="facts"),
+        tag("p", said(root, summaries.facts(report)), class_="facts"),
     ]
     words += _cause(report.findings[0]) if report.findings else [tag("p", NOTHING_FOUND)]
     return tag("div", _gauge(root), tag("div", *words), class_=f"verdict {TONES.get(report.verdict, 'fair')}")
@@ -95,9 +95,9 @@ def _cards_of(root):
             f"{count}. ",
             f"findings[{i}]",
             [f"findings[{k}]" for k in follow],
-            _summary.named_only(findings[i], findings),
+            summaries.named_only(findings[i], findings),
         )
-        for count, (i, follow) in enumerate(_summary.nested(findings), 1)
+        for count, (i, follow) in enumerate(summaries.nested(findings), 1)
     ]
 
 
@@ -106,14 +106,14 @@ def _changes(repair):
 
 
 def _section(root, title, drawings, table):
-    pictures = [picture for draw in drawings if (picture := _figures.picture(root, draw))]
+    pictures = [picture for draw in drawings if (picture := figures.picture(root, draw))]
     folded = table(root.report) if table else None
     rows = _folded_rows(root, *folded) if folded else ""
     return reporting.section(title, tag("div", *pictures, class_="plots"), rows) if pictures else ""
 
 
 def _proof(root):
-    proof, drawn = root.proof, _figures.picture(root, _figures.PROOF)
+    proof, drawn = root.proof, figures.picture(root, figures.PROOF)
     word = "The repair helped." if proof.helped else "The repair did not help."
     same = (
         "" if proof.same_loss else " The repaired network has another loss: compare the curves' courses, not heights."
@@ -127,7 +127,7 @@ def _proof(root):
 
 
 def _lines(root):
-    rows = [(label, said(root, parts)) for label, parts in _summary.lines(root.report)]
+    rows = [(label, said(root, parts)) for label, parts in summaries.lines(root.report)]
     return reporting.table(("what", "seen"), rows, class_="lines") if rows else tag("p", "Nothing could be measured.")
 
 

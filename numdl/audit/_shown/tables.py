@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 from numdl import checks, reporting
-from numdl.audit import _summary
-from numdl.audit._paths import as_json, value_at
-from numdl.audit._words import NOTHING, NOTHING_FOUND, WIDTH, folded, measured, plain, short, written
+from numdl.audit._shown import summaries
+from numdl.audit._shown.paths import as_json, value_at
+from numdl.audit._shown.words import NOTHING, NOTHING_FOUND, WIDTH, folded, measured, plain, short, written
 
 __all__ = ["as_json", "notebook", "save", "text"]
 
@@ -38,13 +38,13 @@ def notebook(report: Any) -> str:
     -------
     str
     """
-    tag, rows = reporting.tag, [_row(report, i) for i, _ in _summary.nested(report.findings)]
+    tag, rows = reporting.tag, [_row(report, i) for i, _ in summaries.nested(report.findings)]
     tone = f"font-size:1.25em;font-weight:600;color:{_TONES.get(report.verdict, 'inherit')}"
     header = ("finding", "severity", "where", "measured", "threshold", "what to do")
     return tag(
         "div",
         tag("div", tag("span", report.verdict, style=tone), f" probability that it trains: {_odds(report)}"),
-        tag("div", written(_summary.facts(report), report)),
+        tag("div", written(summaries.facts(report), report)),
         reporting.table(header, rows) if rows else tag("p", NOTHING_FOUND),
         _rests_on(report),
         class_="numdl-report",
@@ -59,9 +59,9 @@ def save(report, path, proof=None, repair=None):
         whole = as_json(report) | ({} if proof is None else {"proof": as_json(proof)})
         return reporting.publish(path, json.dumps(whole, indent=1, allow_nan=False) + "\n")
     # Drawing is loaded only where something is drawn.
-    from numdl.audit import _page
+    from numdl.audit._shown import page
 
-    return reporting.publish(path, _page.page(report, proof, repair))
+    return reporting.publish(path, page.page(report, proof, repair))
 
 
 def numbers_of(finding):
@@ -75,19 +75,19 @@ def _odds(report):
 
 
 def _rests_on(report):
-    seen = [(label, written(parts, report)) for label, parts in _summary.lines(report)]
+    seen = [(label, written(parts, report)) for label, parts in summaries.lines(report)]
     return reporting.details("What this rests on", reporting.table(("", ""), seen)) if seen else ""
 
 
 def _head(report):
     return [
         f"{plain(report.verdict).upper()}   probability that it trains {_odds(report)}",
-        *folded(written(_summary.facts(report), report)),
+        *folded(written(summaries.facts(report), report)),
     ]
 
 
 def _findings(report):
-    order = _summary.nested(report.findings)
+    order = summaries.nested(report.findings)
     if not order:
         return [[NOTHING_FOUND]]
     return [_block(report, number, i, follow) for number, (i, follow) in enumerate(order, 1)]
@@ -98,7 +98,7 @@ def _block(report, number, i, follow):
     lines = block(finding, f"{number}. ")
     for other in (report.findings[k] for k in follow):
         lines += [f"   follows: {_titled(other)}", *folded(plain(other.sentence), 6), *_figures(other, 6)]
-    named = _summary.named_only(finding, report.findings)
+    named = summaries.named_only(finding, report.findings)
     return lines + (folded(f"follows: {', '.join(map(plain, named))}", 3, 6) if named else [])
 
 
@@ -123,7 +123,7 @@ def _figures(finding, indent):
 
 
 def _evidence(report):
-    return [line for label, parts in _summary.lines(report) for line in labelled(label, written(parts, report))]
+    return [line for label, parts in summaries.lines(report) for line in labelled(label, written(parts, report))]
 
 
 def labelled(label, sentence):

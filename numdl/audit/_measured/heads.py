@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import tracing
-from numdl.audit import _case, _given, _programs
+from numdl.audit._measured import cases, programs, views
 from numdl.audit.evidence import Loss, empty
 
 MOST_NUMBERS = 20_000  # of the outputs that are searched
@@ -24,11 +24,11 @@ def measure(case):
     x, y = _some(case)
     out = case.forward(case.moving, x, case.key)
     traced, head = split(case, x)
-    if not _given.floats(out):
+    if not views.floats(out):
         value = float(jnp.asarray(case.loss(out, y), jnp.float32).reshape(()))
         finite = bool(np.isfinite(value))
         return empty(Loss, kind="other", value=value, finite_value=finite, finite_gradient=True, ignores=True), traced
-    kind = kind_of(_given.floats(out), y) if all(case.reads) else "other"
+    kind = kind_of(views.floats(out), y) if all(case.reads) else "other"
     found = {name: np.asarray(value, np.float64) for name, value in _asked(case, out, x, y, kind, head).items()}
     value = float(found["value"])
     known = {
@@ -71,9 +71,9 @@ def _some(case):
         return x, y
     out = jax.eval_shape(case.plain, case.moving, x)
     size = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(out))
-    n = _case.count(x)
+    n = cases.count(x)
     m = max(2, min(n, n * MOST_NUMBERS // max(size, 1)))
-    return (x, y) if m >= n else (_case.take(x, slice(0, m)), _case.take(y, slice(0, m)))
+    return (x, y) if m >= n else (cases.take(x, slice(0, m)), cases.take(y, slice(0, m)))
 
 
 def silent(case):
@@ -115,20 +115,20 @@ def split(case, x):
     z = jax.eval_shape(state, case.moving, x, traced.constants)
     known = jax.make_jaxpr(lambda x, *rest: head(rest[0], rest[1], x, rest[2]))(x, z, case.moving, traced.constants)
     # A layer that some output goes around is no bottleneck: what it cannot reach another way can.
-    around = any(_programs.read(known)[: len(jax.tree.leaves(x))])
+    around = any(programs.read(known)[: len(jax.tree.leaves(x))])
     return traced, None if around else (head, state)
 
 
 def _asked(case, out, x, y, kind, head):
     plain = lambda o, t: jnp.asarray(case.loss(o, t), jnp.float32).reshape(())  # noqa: E731
-    follows = [own for own, leaf in zip(case.follows or (), jax.tree.leaves(out)) if _given.floats(leaf)]
+    follows = [own for own, leaf in zip(case.follows or (), jax.tree.leaves(out)) if views.floats(leaf)]
     traced_constants = ()
     if head is not None:
         traced_constants = tracing.trace(case.plain, case.moving, x).constants
 
     def program(moving, whole, x, y, constants):
-        out = _given.floats(whole)
-        loss = lambda o, t: plain(_given.filled(o, whole), t)  # noqa: E731
+        out = views.floats(whole)
+        loss = lambda o, t: plain(views.filled(o, whole), t)  # noqa: E731
         value, gradient = jax.value_and_grad(loss)(out, y)
         flat = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient)]).astype(jnp.float32)
         found = {"value": value, "finite_gradient": jnp.isfinite(flat).all(), "gradient_rms": _rms(flat)}
@@ -232,7 +232,7 @@ def _least(function, starts, ones, scale):
 
 def _couplings(loss, out, y, follows):
     """Change of the other examples' gradients, beside its own, when one target becomes another example's."""
-    m = _case.count(y)
+    m = cases.count(y)
     if m < 3:
         return {}
 

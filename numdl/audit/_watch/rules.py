@@ -7,8 +7,8 @@ to add a row.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from numdl.audit import _watch_conditions as when
-from numdl.audit._watch_conditions import Hit, Seen
+from numdl.audit._watch import conditions as when
+from numdl.audit._watch.conditions import Hit, Seen
 from numdl.audit.evidence import Finding
 
 RANK = {"hint": 0, "likely": 1, "certain": 2}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit import _case, _given, _linear, _programs
+from numdl.audit._measured import cases, linear, programs, views
 from numdl.audit.evidence import Function, empty
 
 LINEAR = 1e-3  # bend below which a network is taken for a linear one
@@ -39,7 +39,7 @@ def measure(case):
     known |= {"spread": _spread(out), "spread_near": _spread(near[0]), "noise": _ratio(other_key - out, out)}
     known |= _apart(near, what, case.separate)
     if not several and known.get("bend", 1.0) < LINEAR:
-        known |= _linear.measure(case)
+        known |= linear.measure(case)
     known |= {} if several else _rows(out) | _positions(near, what, out.shape)
     if case.evaluate is not None:
         known["evaluate_distance"] = _evaluated(case, x, out, whole)
@@ -48,7 +48,7 @@ def measure(case):
 
 def _form(case, x):
     """What the program itself shows: roots, sums over one number, a batch of one that is normalised."""
-    found = list(_programs.equations(jax.make_jaxpr(case.plain)(case.moving, x)))
+    found = list(programs.equations(jax.make_jaxpr(case.plain)(case.moving, x)))
     names = {equation.primitive.name for equation in found}
     sums = [e for e in found if e.primitive.name == "reduce_sum" and e.invars[0].aval.size > 1]
     ones = [e for e in sums if e.params["axes"] and all(e.invars[0].aval.shape[a] == 1 for a in e.params["axes"])]
@@ -56,14 +56,14 @@ def _form(case, x):
     if case.separate and case.examples == 1:
         whole = case.data[0] if case.data is not None else None
         other = (
-            _case.take(whole, slice(1, 2)) if whole is not None and _case.count(whole) > 1 else jax.tree.map(_other, x)
+            cases.take(whole, slice(1, 2)) if whole is not None and cases.count(whole) > 1 else jax.tree.map(_other, x)
         )
-        x = _case.take(case.x, slice(0, 1))
+        x = cases.take(case.x, slice(0, 1))
         pair = jax.tree.map(lambda a, b: np.concatenate([a, b]), x, other)
         moving = case.nudged(case.moving)
         outs = (case.forward(moving, each, case.key) for each in (x, pair))
         if case.apart:
-            alone, beside = (_given.joined(out, case.follows)[:1] for out in outs)
+            alone, beside = (views.joined(out, case.follows)[:1] for out in outs)
             known["batch_of_one"] = _ratio(alone - beside, beside) > 1e-3
     return known
 
@@ -86,14 +86,14 @@ def _other(leaf):
 def _variants(case, x):
     """Inputs, and what each is."""
     what, kept = ["base"], [x]
-    m = _case.count(x) if case.separate else 0
+    m = cases.count(x) if case.separate else 0
     if m > 1:
         half = np.arange(m)
         half[m // 2 :] = np.roll(half[m // 2 :], 1) if m - m // 2 > 1 else half[0]
         what += ["half", "reversed"]
-        kept += [_case.take(x, half), _case.take(x, np.arange(m)[::-1])]
+        kept += [cases.take(x, half), cases.take(x, np.arange(m)[::-1])]
         if all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(x)):
-            rolled = _case.take(x, np.roll(np.arange(m), 1))
+            rolled = cases.take(x, np.roll(np.arange(m), 1))
             what += ["rolled", "between", "tripled"]
             kept += [
                 rolled,
@@ -186,7 +186,7 @@ def _positions(near, what, shape):
 def _one(case, out):
     """The outputs as one array: alone as they are, several side by side; None without numbers in them."""
     leaves = jax.tree.leaves(out)
-    return np.asarray(leaves[0], np.float64) if len(leaves) == 1 else _given.joined(out, case.follows)
+    return np.asarray(leaves[0], np.float64) if len(leaves) == 1 else views.joined(out, case.follows)
 
 
 def _evaluated(case, x, out, whole):
