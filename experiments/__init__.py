@@ -13,7 +13,9 @@ lecture shows it; four headings follow, each a word on a line of its own underli
     @dataclass(frozen=True)
     class Config               its defaults end in about a minute; `tiny()`, a classmethod, in a second or two
     run(config)                -> record of arrays
-    claims(config, record)     -> list of numdl.reporting.Claim, with expectations and tolerances fixed beforehand
+    claims(config, record)     -> list of numdl.reporting.Claim, expectations and tolerances fixed beforehand; `origin`
+                               says whose number it is: "exact" (theorem, formula, independent computation),
+                               "published" (a number or a sign that a paper reports), "own" (a limit chosen here)
     figure(config, record)     -> matplotlib Figure
     GLOSSARY                   optional: {symbol: what it means}, for the page
 """

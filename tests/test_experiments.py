@@ -1,5 +1,6 @@
 """Every experiment runs with its tiny settings, its claims hold, and its claims can fail."""
 
+import ast
 import dataclasses
 import re
 
@@ -61,6 +62,21 @@ def test_docstring_says_question_prediction_measurement_verdict(name):
     assert parts["title"].endswith("?"), "the first line is the question in short"
     for heading in runner.HEADINGS:
         assert len(parts[heading]) > 40, heading
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_claim_says_where_its_number_comes_from(name):
+    """A text of the three, or a name that the callers fill in; `Claim` itself has no default."""
+    for call in ast.walk(ast.parse(runner.source(name).read_text())):
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in ("Claim", "reporting.Claim", "networks.Claim"):
+            (origin,) = [keyword.value for keyword in call.keywords if keyword.arg == "origin"]
+            said = {
+                part.value
+                for part in ast.walk(origin)
+                if isinstance(part, ast.Constant) and str(part.value) == part.value
+            }
+            assert said <= {"exact", "published", "own"}
+            assert said or isinstance(origin, ast.Name)
 
 
 @pytest.mark.parametrize("name", NAMES)

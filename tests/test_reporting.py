@@ -21,7 +21,7 @@ from numdl.reporting import _pages, _runs
 def claim(**changes):
     values = {
         "claim": "the mean is kept", "source": "a paper", "expected": 1.0, "measured": 1.05, "uncertainty": 0.01,
-        "tolerance": 0.06, "tolerance_from": "six standard errors",
+        "tolerance": 0.06, "tolerance_from": "six standard errors", "origin": "exact",
     }  # fmt: skip
     return reporting.Claim(**values | changes)
 
@@ -104,6 +104,10 @@ def test_a_claim_takes_array_scalars_and_keeps_floats():
         ({"relation": "<"}, ValueError, "relation must be one of ==, <=, >=; got '<'"),
         ({"source": " "}, ValueError, "source must be a text that is not empty"),
         ({"tolerance_from": None}, TypeError, "tolerance_from must be a text; got None"),
+        ({"origin": "theorem"}, ValueError, "origin must be one of exact, published, own; got 'theorem'"),
+        ({"origin": "unknown"}, ValueError, "origin must be one of exact, published, own; got 'unknown'"),
+        ({"origin": None}, ValueError, "origin must be one of exact, published, own; got None"),
+        ({"note": None}, TypeError, "note must be"),
     ],
 )
 def test_a_claim_refuses_what_it_cannot_judge(changes, kind, message):
@@ -125,18 +129,60 @@ def test_measured_text_has_the_digits_that_its_uncertainty_leaves(value, error, 
 
 def test_claims_text_says_what_holds_and_what_fails():
     text = reporting.claims_text([claim(), claim(claim="the second", measured=3.0, relation="<=")])
-    assert re.search(r"^holds +1 +1\.050 ± 0\.010 +0\.06 +1\.0$", text, re.MULTILINE)
-    assert re.search(r"^FAILS +≤ 1 ", text, re.MULTILINE)
+    assert re.search(r"^holds +exact +1 +1\.050 ± 0\.010 +0\.06 +1\.0$", text, re.MULTILINE)
+    assert re.search(r"^FAILS +exact +≤ 1 ", text, re.MULTILINE)
     assert "the second  [a paper]" in text
     assert "tolerance: six standard errors" in text
 
 
+def test_a_claim_must_say_where_its_number_comes_from():
+    with pytest.raises(TypeError, match="origin"):
+        reporting.Claim("text", "source", 1.0, 1.0, 0.1, 0.1, "tolerance")
+
+
+def test_a_failing_claim_says_by_how_much_and_why():
+    assert claim().failure_text() == ""
+    assert claim(measured=1.1).failure_text() == "1.100 ± 0.010 misses 1 with 0.06 allowed by 0.04, 4 standard errors."
+    limit = {"measured": 2.0, "uncertainty": 0.0, "tolerance": 0.0, "relation": "<="}
+    assert claim(**limit, note="Too narrow.").failure_text() == "2 misses ≤ 1 by 1. Too narrow."
+    nothing = claim(measured=float("nan"), uncertainty=float("inf"))
+    assert nothing.failure_text() == "Nothing can be compared: measured, uncertainty not finite."
+    assert claim(measured=1.1).failure_text() in reporting.claims_text([claim(measured=1.1)])
+    assert "4 standard errors." in _pages.claims_table([claim(measured=1.1)])
+
+
+def test_claims_are_counted_by_origin():
+    claims = [claim(), claim(measured=5.0), claim(origin="own"), claim(origin="published", measured=5.0)]
+    assert reporting.by_origin(iter(claims)) == {"exact": (1, 2), "published": (0, 1), "own": (1, 1)}
+    board = reporting.scoreboard_text([("one", claims[:2], 1.0), ("two", claims[2:], 1.0)])
+    assert [line.split() for line in board.splitlines()[3:]] == [
+        ["exact", "1", "of", "2", "claims", "hold"],
+        ["published", "0", "of", "1", "claims", "hold"],
+        ["own", "1", "of", "1", "claims", "hold"],
+    ]
+    for shown in (reporting.margins_text([("one", claims)]), reporting.claims_text(claims)):
+        assert all(re.search(rf"\b{origin}\b", shown) for origin in ("exact", "published", "own"))
+    assert "<small>published</small>" in reporting.claims_table(claims)
+
+
+def test_a_result_of_before_is_of_unknown_origin_and_says_so(tmp_path):
+    values = claim(measured=5.0).as_dict()
+    del values["origin"], values["note"]
+    old = reporting.Claim.from_dict(values)
+    assert old.origin == "unknown"
+    assert reporting.Claim.from_dict(old.as_dict()) == old
+    assert reporting.by_origin([claim(), old])["unknown"] == (0, 1)
+    assert "unknown" not in reporting.by_origin([claim()])
+    assert "unknown" in reporting.claims_text([old])
+    assert saved(tmp_path, claims=[old, claim()]).claims == [old, claim()]
+
+
 def test_scoreboard_sums_up():
     board = reporting.scoreboard_text([("one", [claim()], 1.0), ("two", [claim(), claim(measured=5.0)], 2.5)])
-    assert [line.split()[:5] for line in board.splitlines()] == [
+    assert [line.split()[:5] for line in board.splitlines()[:3]] == [
         ["ok", "one", "1", "of", "1"], ["FAIL", "two", "1", "of", "2"], ["FAIL", "total", "2", "of", "3"],
     ]  # fmt: skip
-    assert board.splitlines()[-1].split("hold")[1].split()[:2] == ["3.5", "s"]
+    assert board.splitlines()[2].split("hold")[1].split()[:2] == ["3.5", "s"]
 
 
 # ---- folders ----
@@ -348,6 +394,7 @@ def test_every_text_is_escaped_wherever_it_enters(tmp_path):
         "html", "head", "meta", "title", "style", "body", "main", "header", "h1", "h2", "h3", "p", "ul", "li", "pre",
         "nav", "a", "section", "table", "thead", "tbody", "tr", "th", "td", "span", "small", "div", "strong", "code",
         "details", "summary", "sub", "sup", "dl", "dt", "dd", "figure", "img", "figcaption", "doctype",
+        "math", "mrow", "mspace", "mo", "mi", "mtext", "mn",
     }  # fmt: skip
 
 
@@ -383,7 +430,10 @@ def test_prose_knows_paragraphs_lists_formulas_and_code():
         "One\nline `x < y`.\n\nThe map:\n    q = 1\n      + 2\nand on.\n\n- first\n  still\n- second"
     )
     assert text == (
-        "<p>One line <code>x &lt; y</code>.</p><p>The map:</p><pre>q = 1\n  + 2</pre><p>and on.</p>"
+        "<p>One line <code>x &lt; y</code>.</p><p>The map:</p>"
+        '<div class="formulas">'
+        '<div class="row"><span><math><mrow><mi>q</mi><mo>=</mo><mn>1</mn></mrow></math></span></div>'
+        '<div class="row"><span><math><mrow><mo>+</mo><mn>2</mn></mrow></math></span></div></div><p>and on.</p>'
         "<ul><li>first still</li><li>second</li></ul>"
     )
 

@@ -95,7 +95,8 @@ def run(config):
 
 
 def claims(config, result):
-    return [Claim("mean of dice <script>", "dice & co", config.expected, result.throws.mean(), 0.1, 0.6, "six s.e.")]
+    numbers = (config.expected, result.throws.mean(), 0.1, 0.6)
+    return [Claim("mean of dice <script>", "dice & co", *numbers, "six s.e.", origin="exact")]
 
 
 def figure(config, result):
@@ -407,7 +408,7 @@ def test_what_is_finished_is_not_done_again_unless_something_changed(dice, capsy
     text = (dice / "a1_dice.py").read_text()
     (dice / "a1_dice.py").write_text(text.replace("As it should.", "Measured twice.").replace("# how many", "# some"))
     assert runner.finished("a1_dice", config) is not None
-    (dice / "a1_dice.py").write_text(text.replace("0.6, ", "0.5, "))
+    (dice / "a1_dice.py").write_text(text.replace("0.6)", "0.5)"))
     assert runner.finished("a1_dice", config) is None
     (dice / "a1_dice.py").write_text(text)
     for what in ("numdl", "library", "jax", "jaxlib", "numpy", "python", "x64"):
@@ -491,9 +492,9 @@ def test_margins_lists_the_claims_nearest_to_their_limits_first(dice, capsys):
         runner.execute(name, runner.configure(name))
     code, out, _ = call(capsys, "margins")
     assert code == 1
-    assert [line.split()[:3] for line in out.splitlines()[1:3]] == [
-        ["1.0", "holds", "a2_dice"],
-        ["6.0", "holds", "a1_dice"],
+    assert [line.split()[:4] for line in out.splitlines()[1:3]] == [
+        ["1.0", "holds", "exact", "a2_dice"],
+        ["6.0", "holds", "exact", "a1_dice"],
     ]
     assert "1 of 2 claims within 3 standard errors" in out
     assert call(capsys, "margins", "--least", "0.5")[0] == 0

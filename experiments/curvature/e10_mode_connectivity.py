@@ -254,6 +254,7 @@ def _curve_is_low(config, curve, straight):
     return Claim(
         f"width {config.curve_width}: barrier of the Bezier curve over that of the straight path, means over pairs",
         GARIPOV,
+        origin="own",
         expected=0.0,
         measured=curve.mean() / straight.mean(),
         uncertainty=mean_and_error(curve).stderr / straight.mean(),
@@ -268,6 +269,7 @@ def _connected(config, result, depth, shared):
     return Claim(
         f"{config.depths[depth]} hidden layers, {config.shared[shared]} common steps: error barrier on test digits",
         f"{FRANKLE}, figs. 2 and 3",
+        origin="published",
         expected=STABLE,
         measured=found.mean,
         uncertainty=found.stderr,
@@ -282,6 +284,7 @@ def _above(claim, source, samples):
     return Claim(
         f"{claim}; the mean less three standard errors",
         source,
+        origin="published",
         expected=0.0,
         measured=found.mean - 3 * found.stderr,
         uncertainty=found.stderr,

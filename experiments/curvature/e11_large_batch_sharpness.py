@@ -178,6 +178,7 @@ def _reached(config, result):
     return Claim(
         f"largest training loss at the end of all runs, over the {config.loss:g} at which they were to stop",
         "the comparison is at one training loss",
+        origin="own",
         expected=1.0,
         measured=result.losses.max() / config.loss,
         uncertainty=0.0,
@@ -194,6 +195,7 @@ def _ratio(text, source, above, below, expected, why, relation=">="):
     return Claim(
         text,
         source,
+        origin="own",
         expected=expected,
         measured=np.exp(mean),
         uncertainty=np.exp(mean) * stderr,
@@ -225,6 +227,7 @@ def _stable(result):
     return Claim(
         "large batch: largest eigenvalue times rate, the largest of the seeds",
         "gradient descent is stable where lambda_1 < 2 / rate",
+        origin="exact",
         expected=2.0,
         measured=RATE * result.sharpness[1].max(),
         uncertainty=0.0,
@@ -239,6 +242,7 @@ def _accuracy(result):
     return Claim(
         "test accuracy, small minus large batch, in percent, mean over seeds: no gap of percents at this size",
         f"not {KESKAR}, Table 2, where it is 0.6 to 5 %",
+        origin="own",
         expected=0.0,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -251,6 +255,7 @@ def _certified(result):
     return Claim(
         "share of the runs whose largest eigenvalue is certified",
         "Lanczos with restarts and residual bounds, `krylov.lanczos`",
+        origin="own",
         expected=1.0,
         measured=result.certified.mean(),
         uncertainty=0.0,

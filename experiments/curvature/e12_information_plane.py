@@ -217,16 +217,23 @@ def claims(config, result):
     tanh, before, relu = (lost[name][:, usual] for name in ("tanh", "before tanh", "relu"))
     finest = mean_and_error(lost["tanh"][:, -1])
     return [
-        _above("tanh, 30 bins: compression in bits", TISHBY, mean_and_error(tanh)),
-        _above("30 bins: compression of tanh minus that of relu, in bits", f"{SAXE}, fig. 1", _difference(tanh, relu)),
+        _above("tanh, 30 bins: compression in bits", TISHBY, mean_and_error(tanh), "published"),
+        _above(
+            "30 bins: compression of tanh minus that of relu, in bits",
+            f"{SAXE}, fig. 1",
+            _difference(tanh, relu),
+            "published",
+        ),
         _above(
             "30 bins: compression behind tanh minus that before it, where the information is the same, in bits",
             "tanh is one to one; bins are not",
             mean_and_error(tanh - before),
+            "own",
         ),
         Claim(
             f"tanh, bins of {config.bins[-1]:g}: compression over that with 30 bins",
             "I(X; T) = H(X) for bins fine enough",
+            origin="own",
             expected=0.0,
             measured=finest.mean / tanh.mean(),
             uncertainty=finest.stderr / tanh.mean(),
@@ -238,6 +245,7 @@ def claims(config, result):
             "noise of variance 1e-3: fall of the lower bound behind tanh minus that before it, in bits",
             f"{SAXE}, section 2: another estimator shows the same",
             mean_and_error(_with_noise(config, result)),
+            "published",
         ),
         _generalizes(config, result),
     ]
@@ -262,6 +270,7 @@ def _generalizes(config, result):
     return Claim(
         "networks that fit: training minus test accuracy of relu, minus the same of tanh",
         f"{SAXE}, section 3: no compression, yet no worse generalization",
+        origin="published",
         expected=0.0,
         measured=found.mean,
         uncertainty=found.stderr,
@@ -271,10 +280,11 @@ def _generalizes(config, result):
     )
 
 
-def _above(claim, source, found):
+def _above(claim, source, found, origin):
     return Claim(
         f"{claim}; the mean less three standard errors",
         source,
+        origin=origin,
         expected=0.0,
         measured=found.mean - 3 * found.stderr,
         uncertainty=found.stderr,

@@ -210,6 +210,7 @@ def _count(config, result, name, shift, least):
     return Claim(
         f"{name} clusters, C = {listed}: outliers minus ({right}), mean over networks of Hessian and Gauss-Newton part",
         f"{SAGUN}; {PAPYAN}",
+        origin="published",
         expected=0.0,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -224,6 +225,7 @@ def _without(config, result):
     return Claim(
         "touching clusters: largest eigenvalue without the C - 1 differences of class gradients, over lambda_C",
         "Fort & Ganguli 2019, arXiv:1910.05929; class gradients span the steep directions",
+        origin="published",
         expected=1.0,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -237,6 +239,7 @@ def _exceeds(config, result):
     return Claim(
         "all sets: the least of that ratio over all networks",
         "Cauchy: without C - 1 directions the largest eigenvalue is at least lambda_C",
+        origin="exact",
         expected=1.0,
         measured=np.concatenate(ratios).min(),
         uncertainty=0.0,
@@ -251,6 +254,7 @@ def _random(result):
     return Claim(
         "all sets: largest eigenvalue without C - 1 random directions, over lambda_1: the least",
         "a random direction of P parameters has 1 / P of any other",
+        origin="own",
         expected=0.95,
         measured=np.concatenate(kept).min(),
         uncertainty=0.0,
@@ -269,6 +273,7 @@ def _bulk(result):
     return Claim(
         "all sets: share of the eigenvalues within 0.05 lambda_1 of 0, the least of the sets",
         f"{SAGUN}: a bulk at 0",
+        origin="own",
         expected=0.9,
         measured=worst.mean,
         uncertainty=worst.stderr,
@@ -286,6 +291,7 @@ def _digits_gap(config, result):
     return Claim(
         "digits: the wider of the gaps below lambda_(C-1) and lambda_C, as a ratio: no such gap as the clusters have",
         f"not {SAGUN}: the count by a gap fails",
+        origin="own",
         expected=1.5,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -301,6 +307,7 @@ def _digits_without(result):
     return Claim(
         "digits: largest eigenvalue without the C - 1 differences of class gradients, over lambda_1",
         "Fort & Ganguli 2019, arXiv:1910.05929; class gradients span the steep directions",
+        origin="own",
         expected=2 / 3,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -315,6 +322,7 @@ def _certified(result):
     return Claim(
         "share of the networks with all 2 C + 3 eigenvalues certified",
         "Lanczos with restarts and residual bounds, `krylov.lanczos`",
+        origin="own",
         expected=1.0,
         measured=shares.mean(),
         uncertainty=0.0,

@@ -186,6 +186,7 @@ def _most(config, result):
         f"rate {RATE}: share of the gradient in the {CLASSES} steepest directions, mean over steps from {LATE} on and "
         f"networks; a random vector has {CLASSES / result.size:.4f}",
         GUR_ARI,
+        origin="own",
         expected=0.5,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -197,20 +198,23 @@ def _most(config, result):
 
 def _rises(config, result):
     gain = _late(config, result)[0] - result.share[0, :, 0, CLASSES - 1]
-    return _positive(gain, f"rate {RATE}: that share minus the one at initialization", f"{GUR_ARI}: it rises")
+    return _positive(
+        gain, f"rate {RATE}: that share minus the one at initialization", f"{GUR_ARI}: it rises", "published"
+    )
 
 
 def _smaller_rate(config, result):
     larger, smaller = _late(config, result)
     text = f"that share at rate {RATE} minus the one at {RATE / SLOWER}, after the same times"
-    return _positive(larger - smaller, text, "noise, which grows with the rate, refills the steep directions")
+    return _positive(larger - smaller, text, "noise, which grows with the rate, refills the steep directions", "own")
 
 
-def _positive(samples, text, source):
+def _positive(samples, text, source, origin):
     found = mean_and_error(samples)
     return Claim(
         f"{text}, the same networks: mean less three standard errors",
         source,
+        origin=origin,
         expected=0.0,
         measured=found.mean - 3 * found.stderr,
         uncertainty=found.stderr,
@@ -225,6 +229,7 @@ def _chance(result):
     return Claim(
         f"random vectors: measured - predicted share in {CLASSES} steepest directions, k / P, in standard errors",
         "E (v . g)^2 / |g|^2 = 1 / P for a direction v that does not know g, exact",
+        origin="exact",
         expected=0.0,
         measured=found.z,
         uncertainty=1.0,
@@ -239,6 +244,7 @@ def _settles(config, result):
     return Claim(
         f"rate {RATE}: overlap of the spans at steps 100 and 200, mean over networks",
         f"{GUR_ARI}: the top subspace is preserved for long",
+        origin="own",
         expected=0.5,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -252,6 +258,7 @@ def _known(result):
     return Claim(
         "sine of the largest angle between the span found and the exact one: the median of the bounds",
         "Davis & Kahan 1970: at most residual / gap",
+        origin="own",
         expected=0.1,
         measured=np.median(result.angle),
         uncertainty=0.0,

@@ -199,6 +199,7 @@ def _limit(config, result):
         "kernel at the start, extrapolated in 1 / n to infinite width: largest |measured - predicted|, in standard "
         "errors",
         f"{JACOT}, theorem 1; theory.kernels.ntk",
+        origin="exact",
         expected=z_limit(len(z)),
         measured=np.abs(z).max(),
         uncertainty=0.0,
@@ -218,6 +219,7 @@ def _variance(config, result):
     return Claim(
         "kernel at the start: slope of log variance against log n, the entry that is farther from -1",
         f"{JACOT}; O(1 / n)",
+        origin="exact",
         expected=-1.0,
         measured=worst.value,
         uncertainty=worst.stderr,
@@ -236,6 +238,7 @@ def _at_most(config, name, values):
     return Claim(
         f"{name} after training: slope of its logarithm against log n (95 %: {line.low:.2f} to {line.high:.2f})",
         f"{LEE}, theorem 2.1: at most -1/2",
+        origin="exact",
         expected=-0.5,
         measured=line.value,
         uncertainty=line.stderr,
@@ -250,6 +253,7 @@ def _near_one(config, name, values):
     return Claim(
         f"{name} after training: the same slope is about -1 (95 %: {line.low:.2f} to {line.high:.2f})",
         f"{LEE}, figure 1: observed",
+        origin="published",
         expected=-1.0,
         measured=line.value,
         uncertainty=line.stderr,
@@ -263,6 +267,7 @@ def _path(config, result):
     return Claim(
         f"|f - gradient_flow| after training: slope (95 %: {line.low:.2f} to {line.high:.2f})",
         "theory.kernels.gradient_flow; the network's own kernel deviates by O(n^-1/2)",
+        origin="exact",
         expected=-0.5,
         measured=line.value,
         uncertainty=line.stderr,

@@ -206,6 +206,7 @@ def _asymptotic():
     return Claim(
         "exponent of lambda_k in k from 32 to 128, with biases",
         BASRI + ", section 4.1",
+        origin="exact",
         expected=-2.0,
         measured=slope(np.log(k), np.log(spectrum[k])).value,
         uncertainty=0.0,
@@ -218,6 +219,7 @@ def _order(times):
     return Claim(
         "share of neighbouring pairs of frequencies, over all seeds, of which the lower is learned first",
         "Rahaman et al. 2019, arXiv:1806.08734",
+        origin="published",
         expected=1.0,
         measured=np.mean(np.diff(times, axis=1) > 0),
         uncertainty=0.0,
@@ -233,6 +235,7 @@ def _agrees(config, result, times):
     return Claim(
         f"largest mean ln(measured / predicted time) over the frequencies from 2 on: at {config.frequencies[worst]}",
         "gradient flow with the kernel of infinite width: Lee et al. 2019, arXiv:1902.06720, eq. (8)",
+        origin="exact",
         expected=0.0,
         measured=logs.mean[worst],
         uncertainty=logs.stderr[worst],
@@ -251,6 +254,7 @@ def _exponent(config, result, times, frequencies):
         f"exponent of the learning time in k from {config.steep} to {frequencies[-1]}, mean over seeds; the kernel "
         f"says {kernel:.3f} for these k, and 2 in the limit",
         BASRI + ", figure 3",
+        origin="exact",
         expected=2.0,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -267,6 +271,7 @@ def _odd(config, result, frequencies):
     yield Claim(
         "without biases: largest lambda_k over lambda_1, odd k >= 3",
         proof,
+        origin="exact",
         expected=0.0,
         measured=zero,
         uncertainty=0.0,
@@ -276,6 +281,7 @@ def _odd(config, result, frequencies):
     yield Claim(
         text + f"after {config.steps // 3} steps, all seeds",
         proof,
+        origin="exact",
         expected=0.0,
         measured=np.abs(result.odd[:, -1, odd] - 1).max(),
         uncertainty=0.0,
@@ -285,6 +291,7 @@ def _odd(config, result, frequencies):
     yield Claim(
         "without biases: largest share left of k = 1 and 2, all seeds",
         proof,
+        origin="own",
         expected=0.0,
         measured=np.abs(result.odd[:, -1, :2]).max(),
         uncertainty=0.0,

@@ -181,6 +181,7 @@ def _exponent(config, values, text):
     return Claim(
         f"exponent of the {text} in a, from a = {config.lazy:g} to {config.scales[-1]:g}, mean over seeds",
         f"{CHIZAT}, theorem 2.3",
+        origin="exact",
         expected=-1.0,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -194,6 +195,7 @@ def _limiting(config, result):
     return Claim(
         f"a = {config.scales[-1]:g}: a |w - w_0| over that of the linear model, the seed farthest from 1",
         "gradient descent on the linear model: the formula above",
+        origin="exact",
         expected=1.0,
         measured=ratio[np.abs(ratio - 1).argmax()],
         uncertainty=0.0,
@@ -207,6 +209,7 @@ def _richer(config, result):
     return Claim(
         f"ln of the test error at a = {config.scales[-1]:g} over that at a = {config.scales[0]:g}, mean over seeds",
         f"{CHIZAT}, figure 3: lazy students of a few neurons predict worse",
+        origin="published",
         expected=3 * samples.stderr,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -222,6 +225,7 @@ def _worse_as_lazy(config, result):
     return Claim(
         f"ln of the test error at a = {config.scales[-1]:g} over that at a = {config.scales[-2]:g}, mean over seeds",
         f"{CHIZAT}, theorem 2.2: the path tends to that of the linear model",
+        origin="exact",
         expected=0.0,
         measured=samples.mean,
         uncertainty=samples.stderr,

@@ -200,6 +200,7 @@ def _less(values, what, place):
     return Claim(
         f"{what}: mean ln(plain / batch norm) over training and seeds is above 0",
         f"{SANTURKAR}, {place}",
+        origin="published",
         expected=3 * samples.stderr,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -222,6 +223,7 @@ def _not_as_published(result):
         yield Claim(
             f"shift of layers, reduced, against the paper: {text}, mean over layers, training and seeds",
             f"{SANTURKAR}, fig. 2 and definition 2.1, says: not above 0; first runs said: above",
+            origin="own",
             expected=3 * samples.stderr,
             measured=samples.mean,
             uncertainty=samples.stderr,
@@ -236,6 +238,7 @@ def _learns(result):
     return Claim(
         "the larger of the two mean losses on the last batch probed",
         "both networks must train for the comparison to mean anything; chance is ln 10 = 2.3",
+        origin="own",
         expected=1.0,
         measured=last.max(),
         uncertainty=0.0,

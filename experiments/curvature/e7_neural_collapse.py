@@ -210,6 +210,7 @@ def _perfect(config, result):
     return Claim(
         "latest seed's first measured point without a training error, as a share of training",
         PAPYAN + ", section 1: most of training is after zero error",
+        origin="own",
         expected=0.5,
         measured=late / config.points,
         uncertainty=0.0,
@@ -225,6 +226,7 @@ def _falls(config, result, name, factor, place, text):
     return Claim(
         f"{place.split(',')[0]}: ln of the factor by which {text} falls after zero error",
         f"{PAPYAN}, {place}",
+        origin="own",
         expected=np.log(factor),
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -239,6 +241,7 @@ def _ends(config, result, name, tolerance, place, text):
     return Claim(
         f"{place.split(',')[0]}: {text} at the end",
         f"{PAPYAN}, {place}",
+        origin="published",
         expected=0.0,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -261,6 +264,7 @@ def _others(config, result):
         yield Claim(
             f"ln of {text} with '{variant}' alone over with both, at the end",
             source,
+            origin="published",
             expected=3 * samples.stderr,
             measured=samples.mean,
             uncertainty=samples.stderr,
@@ -276,6 +280,7 @@ def _test_error(config, result):
     return Claim(
         "share of errors on the test set, end less first point without a training error: it does not rise",
         PAPYAN + ", table 1",
+        origin="published",
         expected=0.0,
         measured=samples.mean,
         uncertainty=samples.stderr,

@@ -179,11 +179,20 @@ def damped_risk(p, total, examples):
 def claims(config, result):
     """Exact risks, the peak, the second descent, what damping does; then the same on digits."""
     made = [_exact(config, result.full, HASTIE, "D = p"), _exact(config, result.weak, BELKIN, "D = 3 n")]
-    made += [_peak(config.sizes, config.examples, result.weak, "D = 3 n", BELKIN), _second_descent(config, result)]
-    made += [_damped(config, result), _no_harm(result.weak, "D = 3 n", "Nakkiran et al. 2020, arXiv:2003.01897")]
-    made += [_peak(config.digit_sizes, config.digits, result.digits, "digits", FEATURES)]
+    made += [
+        _peak(config.sizes, config.examples, result.weak, "D = 3 n", BELKIN, "exact"),
+        _second_descent(config, result),
+    ]
+    made += [
+        _damped(config, result),
+        _no_harm(result.weak, "D = 3 n", "Nakkiran et al. 2020, arXiv:2003.01897", "exact"),
+    ]
+    made += [_peak(config.digit_sizes, config.digits, result.digits, "digits", FEATURES, "published")]
     made += [_better_digits(config, result)]
-    return [*made, _no_harm(result.digits, "digits", "Nakkiran et al. 2020, arXiv:2003.01897, for real data")]
+    return [
+        *made,
+        _no_harm(result.digits, "digits", "Nakkiran et al. 2020, arXiv:2003.01897, for real data", "published"),
+    ]
 
 
 def _tested(config):
@@ -199,6 +208,7 @@ def _exact(config, samples, source, name):
     return Claim(
         f"{name}: largest |measured - exact| mean risk over p with |p - n| >= {config.margin}, in standard errors",
         source,
+        origin="exact",
         expected=z_limit(2 * len(z)),
         measured=np.abs(z).max(),
         uncertainty=0.0,
@@ -208,11 +218,12 @@ def _exact(config, samples, source, name):
     )
 
 
-def _peak(sizes, examples, samples, name, source):
+def _peak(sizes, examples, samples, name, source, origin):
     medians = np.median(samples[:, :, 0], axis=1)
     return Claim(
         f"{name}: the number of features with the largest median error, without damping",
         source,
+        origin=origin,
         expected=examples,
         measured=sizes[medians.argmax()],
         uncertainty=0.0,
@@ -228,6 +239,7 @@ def _second_descent(config, result):
     return Claim(
         "D = 3 n: mean risk with all features over the exact risk of the best p < n (p = 0 included)",
         BELKIN,
+        origin="exact",
         expected=risk(total, total, n) / best,
         measured=last.mean / best,
         uncertainty=last.stderr / best,
@@ -244,6 +256,7 @@ def _damped(config, result):
     return Claim(
         "D = p, best damping: largest |measured / asymptotic risk - 1| beyond six standard errors, over all p",
         HASTIE + ", corollary 6",
+        origin="exact",
         expected=0.0,
         measured=max(far),
         uncertainty=0.0,
@@ -253,12 +266,13 @@ def _damped(config, result):
     )
 
 
-def _no_harm(samples, name, source):
+def _no_harm(samples, name, source, origin):
     logs = np.log(samples[:, :, 1])
     rises = [agreement(0.0, later - now).z for now, later in zip(logs, logs[1:])]
     return Claim(
         f"{name}, damped: largest rise of the mean ln error from one p to the next, in standard errors",
         source,
+        origin=origin,
         expected=0.0,
         measured=max(rises),
         uncertainty=0.0,
@@ -275,6 +289,7 @@ def _better_digits(config, result):
     return Claim(
         f"digits: share of errors with {config.digit_sizes[-1]} features, at most the least over p < n",
         FEATURES,
+        origin="published",
         expected=best,
         measured=last.mean,
         uncertainty=last.stderr,

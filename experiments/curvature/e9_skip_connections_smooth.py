@@ -217,6 +217,7 @@ def claims(config, result):
         Claim(
             f"residual, {deep} layers: non-convex share, mean over seeds",
             f"{LI}, fig. 5: shortcuts keep the surface nearly convex",
+            origin="own",
             expected=0.0,
             measured=rough["residual"][-1].mean(),
             uncertainty=mean_and_error(rough["residual"][-1]).stderr,
@@ -238,6 +239,7 @@ def claims(config, result):
         Claim(
             "straight line from start to solution, all but the deep plain networks: largest rise over initial loss",
             GOODFELLOW,
+            origin="published",
             expected=0.0,
             measured=lines.max(),
             uncertainty=0.0,
@@ -254,6 +256,7 @@ def _steepness(config, result, kind, i):
     return Claim(
         f"{kind}, {depth} layers: exponent d ln loss / d ln (1 + r^2) beyond r = 0.7, mean over seeds",
         "1 + r^2 more signal behind every map, and wrong outputs' cross entropy goes like the outputs",
+        origin="exact",
         expected=expected,
         measured=found.mean,
         uncertainty=found.stderr,
@@ -268,6 +271,7 @@ def _above(claim, source, samples):
     return Claim(
         f"{claim}, mean over seeds",
         source,
+        origin="published",
         expected=0.0,
         measured=found.mean,
         uncertainty=found.stderr,

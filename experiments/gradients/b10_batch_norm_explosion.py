@@ -180,6 +180,7 @@ def _rate(config, result, setting):
     return Claim(
         f"{setting.name}: ln growth of squared gradients per layer, infinite width (growth {growth:.4g})",
         FINITE if setting.normalized else HE,
+        origin="exact",
         expected=np.log(growth),
         measured=limit.mean,
         uncertainty=limit.stderr,
@@ -195,6 +196,7 @@ def _large_batch(config, result):
     return Claim(
         f"{name}: ln growth of squared gradients per layer is ln(pi / (pi - 1)), that of large batches",
         YANG,
+        origin="exact",
         expected=np.log(LIMIT),
         measured=limit.mean,
         uncertainty=limit.stderr,
@@ -208,6 +210,7 @@ def _correlation(config, result):
     return Claim(
         f"{settings(config)[0].name}: correlation of two examples deep in the network, infinite width",
         FINITE,
+        origin="exact",
         expected=result.predicted_correlation,
         measured=limit.mean,
         uncertainty=limit.stderr,

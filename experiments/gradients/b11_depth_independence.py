@@ -133,6 +133,7 @@ def claims(config, result):
         Claim(
             f"orthogonal: learning time grows {span} by a factor of no more than",
             SAXE,
+            origin="own",
             expected=1.0,
             measured=ratio["orthogonal"],
             uncertainty=0.0,
@@ -143,6 +144,7 @@ def claims(config, result):
         Claim(
             f"Gaussian at depth {config.depths[-1]} needs at least twice the steps of orthogonal (inf: never learned)",
             SAXE,
+            origin="own",
             expected=2.0,
             measured=min(
                 np.median(result.times["Gaussian"][:, -1]) / np.median(result.times["orthogonal"][:, -1]), 1e6

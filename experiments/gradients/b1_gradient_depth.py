@@ -126,6 +126,7 @@ def claims(config, result):
             Claim(
                 f"weight variance {name}: ln growth of squared gradients per layer, at infinite width",
                 SCHOENHOLZ,
+                origin="exact",
                 expected=rates(result.predicted[name]),
                 measured=limit.mean,
                 uncertainty=limit.stderr,
@@ -140,6 +141,7 @@ def claims(config, result):
                 Claim(
                     f"weight variance {name}: the verdict is '{kind}' (0 vanishing, 1 stable, 2 exploding)",
                     SCHOENHOLZ,
+                    origin="exact",
                     expected=WORDS.index(kind),
                     measured=result.kinds[name],
                     uncertainty=0.0,

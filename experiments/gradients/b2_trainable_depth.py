@@ -159,6 +159,7 @@ def claims(config, result):
                 Claim(
                     f"weight variance {weight_variance:g} (ordered): ln(trainable depth / xi_c)",
                     SCHOENHOLZ,
+                    origin="published",
                     expected=np.log(6),
                     measured=np.log(depth / scale),
                     uncertainty=0.0,
@@ -172,6 +173,7 @@ def claims(config, result):
         Claim(
             f"at depth {config.compared_depth} the critical network learns: its training accuracy",
             SCHOENHOLZ,
+            origin="own",
             expected=MIDDLE,
             measured=compared[peak],
             uncertainty=0.0,
@@ -184,6 +186,7 @@ def claims(config, result):
         Claim(
             f"at depth {config.compared_depth} the one with weight variance {config.weight_variances[0]:g} does not",
             SCHOENHOLZ,
+            origin="own",
             expected=MIDDLE,
             measured=compared[0],
             uncertainty=0.0,

@@ -172,6 +172,7 @@ def _lengths(config, name, result):
     return Claim(
         f"{name}: largest distance of the length of a layer from theory, over {z.size} layers, in standard errors",
         f"{HE}, eq. (9)",
+        origin="exact",
         expected=z_limit(z.size),
         measured=np.abs(z).max(),
         uncertainty=0.0,
@@ -188,6 +189,7 @@ def _halving(config, result):
     return Claim(
         f"Xavier: ln of the factor of a layer on the signal's mean square, over {layers} layers",
         f"{HE}, eq. (9): relu halves the mean square",
+        origin="exact",
         expected=-math.log(2),
         measured=math.log(ratio.mean) / layers,
         uncertainty=stderr,
@@ -200,6 +202,7 @@ def _arithmetic():
     return Claim(
         "5.9 x 4.2^2 x 2.9^2 x 2.1^4, the paper's ten layers with deviation 0.01",
         f'{HE}, section 2.2, "Comparisons with Xavier initialization"',
+        origin="published",
         expected=1.7e4,
         measured=5.9 * 4.2**2 * 2.9**2 * 2.1**4,
         uncertainty=0.0,
@@ -214,6 +217,7 @@ def _ten_layers(result):
     return Claim(
         "ten layers with deviation 0.01: ln of the factor by which the gradient shrinks, 9.7 = ln 1.7e4",
         f"{HE}, eq. (14): sqrt(n/2) 0.01 a layer, n = 9 x channels",
+        origin="exact",
         expected=-sum(math.log(9 * channels / 2 * 0.01**2) for channels in CHANNELS[1:]) / 2,
         measured=-math.log(ratio.mean) / 2,
         uncertainty=stderr,
@@ -227,6 +231,7 @@ def _starts(config, result, depth, where):
     return Claim(
         f"He, {depth} layers: loss after {config.steps} steps at the best learning rate; chance is ln 10 = 2.303",
         f"{HE}, {where}",
+        origin="own",
         expected=config.started,
         measured=losses.mean,
         uncertainty=losses.stderr,
@@ -241,6 +246,7 @@ def _stays(config, result, depth):
     return Claim(
         f"Xavier, {depth} layers: smallest loss after {config.steps} steps, over all learning rates and networks",
         f"{HE}, fig. 3: {depth} layers",
+        origin="own",
         expected=CHANCE,
         measured=losses.min(),
         uncertainty=0.0,
@@ -256,6 +262,7 @@ def _later(config, result, depth):
     return Claim(
         f"{depth} layers: Xavier's loss after {config.steps} steps less He's, each at its best learning rate",
         f"{HE}, fig. 2: He's starts reducing the error earlier",
+        origin="published",
         expected=0.0,
         measured=gap.mean,
         uncertainty=gap.stderr,

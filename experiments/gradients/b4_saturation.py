@@ -225,6 +225,7 @@ def _outlier(name, what, result):
     return Claim(
         f"tanh, {name}: largest distance of the {what} from theory, over {z.size} layers, in standard errors",
         "Schoenholz et al. 2017, arXiv:1611.01232, mean-field theory",
+        origin="exact",
         expected=z_limit(z.size),
         measured=np.abs(z).max(),
         uncertainty=0.0,
@@ -240,6 +241,7 @@ def _third(result):
     return Claim(
         "tanh, standard: factor on the gradients' variance over the last hidden layer, where tanh is nearly linear",
         f"{GLOROT}, eq. (6) with n Var(W) = 1/3, figs. 6 and 7",
+        origin="exact",
         expected=1 / 3,
         measured=ratio.mean,
         uncertainty=ratio.stderr,
@@ -254,6 +256,7 @@ def _fall(name, config, result):
     return Claim(
         f"tanh, {name}: ln of the gradients' variance in layer 1 over that in layer {config.depth}",
         f"{GLOROT}, fig. 7; number from Schoenholz et al. 2017",
+        origin="exact",
         expected=math.log(result.predicted_gradients[name][0]),
         measured=math.log(fall.mean),
         uncertainty=stderr,
@@ -267,6 +270,7 @@ def _at(samples, expected, relation, sentence, why):
     return Claim(
         sentence,
         f"{GLOROT}, fig. 2",
+        origin="own",
         expected=expected,
         measured=seen.mean,
         uncertainty=seen.stderr,
@@ -283,6 +287,7 @@ def _sooner(result):
     return Claim(
         "tanh: mean loss over the first quarter of training, standard less normalised",
         f"{GLOROT}, section 5: normalised initialisation converges faster",
+        origin="published",
         expected=0.0,
         measured=gap.mean,
         uncertainty=gap.stderr,

@@ -193,6 +193,7 @@ def claims(config, result):
         Claim(
             f"largest s^2 of a product of {config.edge_depths[-1]} Gaussian matrices at infinite width",
             EDGE,
+            origin="exact",
             expected=result.predicted_edges[-1],
             measured=edge.mean,
             uncertainty=edge.stderr,
@@ -216,6 +217,7 @@ def _moment(kind, which, name, inverse, result):
     return Claim(
         f"{kind}: {name} of squared singular values at infinite width",
         PENNINGTON,
+        origin="exact",
         expected=expected,
         measured=measured_value,
         uncertainty=stderr,

@@ -87,6 +87,7 @@ def claims(config, result):
             Claim(
                 f"width {width}: mean of ln |g_1|^2, relative to the outputs'",
                 HANIN,
+                origin="exact",
                 expected=result.mean[row, 0],
                 measured=logs.mean(),
                 uncertainty=stderr,
@@ -98,6 +99,7 @@ def claims(config, result):
         Claim(
             f"width {config.widths[-1]}: the rule 5 L / n against the exact variance, relative",
             "Hanin 2018, arXiv:1801.03744",
+            origin="exact",
             expected=1.0,
             measured=result.rule[-1, 0] / result.variance[-1, 0],
             uncertainty=0.0,
@@ -115,6 +117,7 @@ def _variance(config, width, logs, expected):
     return Claim(
         f"width {width}: variance of ln |g_1|^2 over networks of depth {config.depth}",
         HANIN,
+        origin="exact",
         expected=expected,
         measured=variance,
         uncertainty=stderr,

@@ -149,6 +149,7 @@ def _lengths(config, result, name):
         f"beta = {name}: largest |measured - predicted| mean of |y_L|^2 over depths {config.depths}, in standard "
         "errors",
         f"(1 + h^2 / 2)^L, exact at every width; {MARION}",
+        origin="exact",
         expected=z_limit(len(BETAS) * len(config.depths)),
         measured=np.abs(z).max(),
         uncertainty=0.0,
@@ -165,6 +166,7 @@ def _displacement(config, result, name):
     return Claim(
         f"beta = {name}, {depth} layers: root mean square of |y_L - y_0| / |y_0|",
         MARION,
+        origin="exact",
         expected=np.sqrt(growth(depth, BETAS[name], config.width)[0] - 1),
         measured=distance,
         uncertainty=stderr,
@@ -179,6 +181,7 @@ def _explodes(config, result):
     return Claim(
         f"beta = 0.25: ln of the mean of |y_L|^2 / |y_0|^2 after {config.depths[-1]} layers is at least sqrt(L) / 4",
         MARION,
+        origin="own",
         expected=least,
         measured=grown[-1],
         uncertainty=0.0,
@@ -205,6 +208,7 @@ def _gradients(config, result):
         f"beta = 0.5: largest |measured - predicted| mean squared gradient of y_0 over depths {config.depths}, in "
         "standard errors",
         "Yang & Schoenholz 2017, arXiv:1712.08969; exact at every width for this block",
+        origin="exact",
         expected=z_limit(len(z)),
         measured=np.abs(z).max(),
         uncertainty=0.0,
@@ -222,6 +226,7 @@ def _one_layer(config, result):
         f"one-layer relu block, beta = 0.5, {depth} layers: mean of ln |y_L|^2 / |y_0|^2 is at least half of "
         f"2 sqrt(L / (2 pi)) = {drift:.3g}; as for two layers it would be {naive:.2g}",
         "relu's mean makes all coordinates drift together: y^2 grows like exp(2 E[f] / sqrt(E y^2) h L)",
+        origin="own",
         expected=drift / 2,
         measured=samples.mean,
         uncertainty=samples.stderr,

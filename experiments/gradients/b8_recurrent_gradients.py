@@ -241,6 +241,7 @@ def _up_to_rounding(config, claim, source, measured, *, expected=0.0, width=None
     return Claim(
         claim,
         source,
+        origin="exact",
         expected=expected,
         measured=measured,
         uncertainty=0.0,
@@ -279,6 +280,7 @@ def _above(config, result):
         Claim(
             f"sigma = 1.5/gamma does not suffice: largest ln |dh_T/dh_0| with inputs, {config.steps} steps",
             PASCANU,
+            origin="published",
             measured=max(driven),
             relation="<=",
             **common,
@@ -286,6 +288,7 @@ def _above(config, result):
         Claim(
             f"{chaotic}: it does explode; smallest ln |dh_T/dh_0| over networks, {config.steps} steps",
             PASCANU,
+            origin="published",
             measured=result.gradients[chaotic][:, -1].min(),
             relation=">=",
             **common,
@@ -304,7 +307,7 @@ def _jordan_claims(config, result):
         ),
         Claim(
             f"{block}: the k of the largest |W^k|",
-            peak,
+            peak, origin="exact",
             expected=9,
             measured=1 + result.jordan.argmax(),
             uncertainty=0.0,
@@ -321,6 +324,7 @@ def _carousel_identity(config, result):
         "LSTM with recurrent weights: ln of the gradient along the cell is the sum of ln of the forget gates; largest "
         "difference over units, steps and forget biases",
         LSTM,
+        origin="exact",
         expected=0.0,
         measured=result.gate_error.max(),
         uncertainty=0.0,
@@ -335,6 +339,7 @@ def _memory(config, result, index):
         f"LSTM, forget bias {config.forget_biases[index]:g}, gates driven by inputs: change of ln dc_k/dc_0 per step "
         f"(a memory of {-1 / result.predicted_memory[index]:.3g} steps)",
         LSTM,
+        origin="exact",
         expected=result.predicted_memory[index],
         measured=mean.mean,
         uncertainty=mean.stderr,

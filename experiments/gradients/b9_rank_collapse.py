@@ -187,6 +187,7 @@ def _bounded(name, config, result):
     return Claim(
         f"{name}: largest ln(diameter / bound) over layers, networks and examples",
         DONG_MLP if "MLP" in name else DONG,
+        origin="exact",
         expected=0.0,
         measured=excess,
         uncertainty=0.0,
@@ -212,6 +213,7 @@ def _cube(result):
     return Claim(
         "pure: slope of ln D of a layer against that of the layer before, where ln D < -100: the cube",
         DONG,
+        origin="exact",
         expected=3.0,
         measured=mean.mean,
         uncertainty=mean.stderr,
@@ -224,6 +226,7 @@ def _hidden(config, result):
     return Claim(
         f"MLP without skips: share of token sets that are equal up to rounding after {config.depth} layers",
         DONG_MLP,
+        origin="exact",
         expected=1.0,
         measured=np.isnan(result.residuals["MLP"][:, -1]).mean(),
         uncertainty=0.0,
@@ -245,6 +248,7 @@ def _doubling(config, result):
     return Claim(
         "skip, small tokens: growth of 1 / r^2 - 1 per layer, mean over layers",
         SKIPS,
+        origin="exact",
         expected=2.0,
         measured=growth.mean,
         uncertainty=growth.stderr,
@@ -260,6 +264,7 @@ def _kept(config, result):
     return Claim(
         f"skip: mean over networks of ln(r / least) after {config.depth} layers, least being what small tokens keep",
         f"{SKIPS}; uneven attention adds deviation",
+        origin="exact",
         expected=0.0,
         measured=more.mean,
         uncertainty=more.stderr,

@@ -137,6 +137,7 @@ def _mean_growth(config, name, result):
     return Claim(
         f"{name}: mean of |z|^2 / |y|^2 after {config.depth} layers of width {config.width}",
         LECTURE,
+        origin="exact",
         expected=law.mean,
         measured=ratios.mean(),
         uncertainty=stderr,
@@ -152,6 +153,7 @@ def _spread(config, result):
     return Claim(
         f"N(0, 1): standard deviation of ln(|z|^2 / |y|^2) after {config.depth} layers",
         HANIN,
+        origin="exact",
         expected=deviation,
         measured=logs.std(ddof=1),
         uncertainty=stderr,
@@ -165,6 +167,7 @@ def _typical_growth(config, result):
     return Claim(
         f"LeCun: mean of ln(|z|^2 / |y|^2) after {config.sweep_depth} layers: typical lengths shrink",
         HANIN,
+        origin="exact",
         expected=result.sweep_law["LeCun"].log_mean[-1],
         measured=deep.mean,
         uncertainty=deep.stderr,
@@ -178,6 +181,7 @@ def _behind(config, result):
     return Claim(
         f"He without its relu: mean of ln(|z|^2 / |y|^2) after {config.sweep_depth} layers, ln 2 a layer",
         HANIN,
+        origin="exact",
         expected=result.sweep_law["He"].log_mean[-1],
         measured=deep.mean,
         uncertainty=deep.stderr,
@@ -192,6 +196,7 @@ def _rounding(config, result):
     return Claim(
         f"orthogonal: largest |ln(|z|^2 / |y|^2)| over {config.sweep_depth} layers and all draws",
         "a product of orthogonal matrices is orthogonal",
+        origin="exact",
         expected=0.0,
         measured=worst,
         uncertainty=0.0,

@@ -102,6 +102,7 @@ def _no_outlier(name, result, limit):
     return Claim(
         f"{name}: largest |measured - predicted| length over layers and inputs, in standard errors",
         POOLE,
+        origin="exact",
         expected=limit,
         measured=np.abs(z).max(),
         uncertainty=0.0,
@@ -117,6 +118,7 @@ def _forgotten(name, config, result):
     return Claim(
         f"{name}: length of layer {config.depth} from the longest input is the fixed point q*",
         POOLE,
+        origin="exact",
         expected=result.fixed_points[name].q,
         measured=last.mean,
         uncertainty=last.stderr,
@@ -132,6 +134,7 @@ def _kept(config, result):
     return Claim(
         f"relu, critical: ln of the length of layer {config.depth}, averaged over inputs, is that of layer 1",
         "He et al. 2015, arXiv:1502.01852, eq. (10)",
+        origin="exact",
         expected=expected,
         measured=logs.mean,
         uncertainty=logs.stderr,

@@ -140,6 +140,7 @@ def _no_outlier(phase, result, limit):
         f"{phase}, weight variance {result.weight_variances[phase]:.4g}: largest |measured - predicted| correlation "
         "over layers and pairs, in standard errors",
         SCHOENHOLZ,
+        origin="exact",
         expected=limit,
         measured=np.abs(z).max(),
         uncertainty=0.0,
@@ -155,6 +156,7 @@ def _parted(config, result):
     return Claim(
         f"chaotic: mean correlation of the pairs at layer {config.depth} is the fixed point c*",
         SCHOENHOLZ,
+        origin="exact",
         expected=result.fixed_points[CHAOTIC].c,
         measured=last.mean,
         uncertainty=last.stderr,
@@ -167,6 +169,7 @@ def _critical_variance(result):
     return Claim(
         "tanh is critical at bias variance 0.05 for this weight variance",
         "root of chi_1 = 1 by mpmath at 20 digits; Schoenholz et al. 2017, fig. 1",
+        origin="exact",
         expected=1.7609546396067391316,
         measured=result.weight_variances[CRITICAL],
         uncertainty=0.0,
@@ -184,6 +187,7 @@ def _rate(config, result):
         f"ordered: slope of ln(1 - c) per layer over layers {start} to {stop}, extrapolated to infinite width "
         f"(-1 / depth scale; asymptotically {-1 / result.fixed_points[ORDERED].depth_scale_c:.4f})",
         SCHOENHOLZ,
+        origin="exact",
         expected=result.predicted_rate,
         measured=limit.mean,
         uncertainty=limit.stderr,

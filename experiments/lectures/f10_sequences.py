@@ -235,7 +235,7 @@ def _bounded(result, way):
     above = (result.gradient[way] - result.bound[:, None]).max()
     return Claim(
         f"{way}, untrained plain cells: largest ln of |dloss/dh_t| over |dloss/dh_T| sigma^(T - t), all t and examples",
-        PASCANU, expected=0.0, measured=above, uncertainty=0.0, tolerance=1e-4,
+        PASCANU, origin="exact", expected=0.0, measured=above, uncertainty=0.0, tolerance=1e-4,
         tolerance_from="rounding in float32 of a sum of as many logarithms as steps", relation="<=",
     )  # fmt: skip
 
@@ -243,7 +243,8 @@ def _bounded(result, way):
 def _mean(text, source, samples, limit, relation):
     found = mean_and_error(samples)
     return Claim(
-        f"{text}, mean over networks", source, expected=limit, measured=found.mean, uncertainty=found.stderr,
+        f"{text}, mean over networks", source, origin="own",
+        expected=limit, measured=found.mean, uncertainty=found.stderr,
         tolerance=0.0, tolerance_from="the limit was set before the run", relation=relation,
     )  # fmt: skip
 

@@ -304,6 +304,7 @@ def _of_attention(config, result):
         yield Claim(
             f"{way}: probability of selecting the marked item, last quarter of training",
             "the best any linear score can do, see Prediction",
+            origin="exact",
             expected=limit,
             measured=(last := mean_and_error(right[3 * config.training // 4 :].mean(axis=0))).mean,
             uncertainty=last.stderr,
@@ -316,6 +317,7 @@ def _of_attention(config, result):
     yield Claim(
         "steps to 95% of the best selection: hard by the plain score function over soft",
         "a noisier gradient of the same size at the start",
+        origin="own",
         expected=1.0,
         measured=slower.mean,
         uncertainty=slower.stderr,
@@ -330,6 +332,7 @@ def _in_errors(text, source, exact, samples):
     return Claim(
         f"{text}: largest |measured - predicted| in standard errors",
         source,
+        origin="exact",
         expected=z_limit(z.size),
         measured=np.abs(z).max(),
         uncertainty=0.0,
@@ -341,7 +344,7 @@ def _in_errors(text, source, exact, samples):
 
 def _near(text, source, exact, found, tolerance, why):
     numbers = {"expected": exact, "measured": found.mean, "uncertainty": found.stderr, "tolerance": tolerance}
-    return Claim(text, source, **numbers, tolerance_from=why)
+    return Claim(text, source, origin="exact", **numbers, tolerance_from=why)
 
 
 def figure(config, result):

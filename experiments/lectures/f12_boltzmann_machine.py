@@ -246,6 +246,7 @@ def _claims(config, result):
     yield Claim(
         f"CD-{DRAWN}: mean of draws against the law of the chain, largest difference in standard errors",
         "networks.boltzmann.transition: exact by enumeration",
+        origin="exact",
         expected=z_limit(z.size),
         measured=np.abs(z).max(),
         uncertainty=0.0,
@@ -259,6 +260,7 @@ def _claims(config, result):
         yield Claim(
             f"{name}: ln of the bias of CD-k a step, k = {steps[at - 1]} to {steps[at]}, over ln lambda_2",
             f"{FISCHER}; lambda_2 = {second:.4f}",
+            origin="exact",
             expected=1.0,
             measured=np.log(bias[at] / bias[at - 1]) / (steps[at] - steps[at - 1]) / np.log(second),
             uncertainty=0.0,
@@ -271,6 +273,7 @@ def _claims(config, result):
         yield Claim(
             f"bars and stripes: ln p with the exact gradient less that with {way}",
             "the exact gradient climbs what is measured",
+            origin="own",
             expected=0.0,
             measured=gap.mean,
             uncertainty=gap.stderr,
@@ -281,6 +284,7 @@ def _claims(config, result):
     yield Claim(
         "bars and stripes: best mean ln p of all, no more than -ln 14",
         "Gibbs' inequality",
+        origin="exact",
         expected=-np.log(14),
         measured=max(rows.max() for rows in result.likelihood.values()),
         uncertainty=0.0,
@@ -295,6 +299,7 @@ def _of_digits(result):
     yield Claim(
         "digits: bound of the net whose top is the lower machine turned round, less that machine's ln p, largest",
         f"{HINTON}, section 4: equal",
+        origin="exact",
         expected=0.0,
         measured=np.abs(result.start - result.lower).max(),
         uncertainty=0.0,
@@ -302,10 +307,14 @@ def _of_digits(result):
         tolerance_from="float32 sums over 4096 states",
     )
     slack, gain = mean_and_error(result.deep - result.bound), mean_and_error(result.bound - result.start)
-    for text, samples in (("ln p of the net less its bound", slack), ("what the top machine adds to the bound", gain)):
+    for text, samples, origin in (
+        ("ln p of the net less its bound", slack, "exact"),
+        ("what the top machine adds to the bound", gain, "published"),
+    ):
         yield Claim(
             f"digits: {text}, nats for each new digit",
             HINTON,
+            origin=origin,
             expected=0.0,
             measured=samples.mean,
             uncertainty=samples.stderr,

@@ -162,6 +162,7 @@ def _claims(config, result):
         yield Claim(
             f"{phase}: mean of draws against the exact sum, largest difference in standard errors",
             HINTON,
+            origin="exact",
             expected=z_limit(z.size),
             measured=np.abs(z).max(),
             uncertainty=0.0,
@@ -173,6 +174,7 @@ def _claims(config, result):
     yield Claim(
         "sleep: mean of draws against the gradient of the bound, largest difference in standard errors: not equal",
         HINTON,
+        origin="published",
         expected=z_limit(z.size),
         measured=np.abs(z).max(),
         uncertainty=0.0,
@@ -186,6 +188,7 @@ def _claims(config, result):
     yield Claim(
         "mean ln p with its exact gradient less that after wake-sleep",
         "the exact gradient climbs what is measured",
+        origin="own",
         expected=0.0,
         measured=gap.mean,
         uncertainty=gap.stderr,
@@ -196,6 +199,7 @@ def _claims(config, result):
     yield Claim(
         "ln p less its bound: smallest of all looks, seeds and ways",
         "a Kullback-Leibler divergence",
+        origin="exact",
         expected=0.0,
         measured=slack,
         uncertainty=0.0,
@@ -206,6 +210,7 @@ def _claims(config, result):
     yield Claim(
         "best mean ln p of all, no more than -ln 14",
         "Gibbs' inequality",
+        origin="exact",
         expected=-np.log(14),
         measured=max(rows.max() for rows in result.likelihood.values()),
         uncertainty=0.0,

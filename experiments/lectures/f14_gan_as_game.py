@@ -273,6 +273,7 @@ def _claims(config, result):
         yield Claim(
             f"bilinear, {method}: factor of a step, the mode and step farthest from prediction",
             "theory.games; roots of the step's polynomial",
+            origin="exact",
             expected=0.0,
             measured=np.abs(result.growth[method] - exact).max(),
             uncertainty=0.0,
@@ -284,6 +285,7 @@ def _claims(config, result):
         yield Claim(
             f"bilinear, {method}: largest h s that does not diverge in {50 * POWER} steps",
             "theory.games.largest_step; 0: none",
+            origin="exact",
             expected=limit,
             measured=result.limits[method] * result.strengths[0],
             uncertainty=0.0,
@@ -299,6 +301,7 @@ def _of_dirac(result):
     yield Claim(
         f"Dirac-GAN, penalty {PENALTY}: farthest eigenvalue of the field at the equilibrium",
         f"{MESCHEDER}, lemma 2.3 and section 4",
+        origin="exact",
         expected=0.0,
         measured=np.abs(np.sort_complex(result.dirac) - np.sort_complex(exact)).max(),
         uncertainty=0.0,
@@ -311,6 +314,7 @@ def _of_dirac(result):
         yield Claim(
             f"Dirac-GAN, {method}: factor of a step near the equilibrium",
             "theory.games.step_matrix of the Jacobian written down",
+            origin="exact",
             expected=np.abs(np.linalg.eigvals(matrix)).max(),
             measured=result.dirac_growth[method],
             uncertainty=0.0,
@@ -324,6 +328,7 @@ def _of_mixture(config, result):
     yield Claim(
         f"mixture, alternating with a penalty: modes of {MODES} covered",
         f"{MESCHEDER}: training with the penalty converges",
+        origin="own",
         expected=MODES - 1.0,
         measured=covered.mean,
         uncertainty=covered.stderr,
@@ -335,6 +340,7 @@ def _of_mixture(config, result):
     yield Claim(
         "mixture, simultaneous without a penalty: modes covered: more than half",
         "a plain network does not collapse to one mode at this size",
+        origin="own",
         expected=MODES / 2,
         measured=alone.mean,
         uncertainty=alone.stderr,

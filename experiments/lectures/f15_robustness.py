@@ -230,35 +230,37 @@ def claims(config, result):
     found = np.isfinite(result.distance) & (result.margin > 0)
     low = 1 + RADII.index(LINEAR)
     return [
-        _mean("error without an attack", GOODFELLOW, CLEAN[config.data], error[:, 0, 0], "<=", "set before the run"),
+        _mean("error without an attack", GOODFELLOW, "own",
+              CLEAN[config.data], error[:, 0, 0], "<=", "set before the run"),
         _mean(
-            f"error after one fast gradient sign step of {LARGE:g}", f"{GOODFELLOW}: 0.894 to 0.999 on MNIST",
+            f"error after one fast gradient sign step of {LARGE:g}", f"{GOODFELLOW}: 0.894 to 0.999 on MNIST", "own",
             BROKEN[config.data], error[:, 1, large], ">=", "set before the run: fewer pixels, fewer errors",
         ),
         _mean(
             f"error after random signs of {LARGE:g} over that after the gradient's",
-            f"{GOODFELLOW}, section 3: d^(1/2) to d", 0.5, error[:, 0, large] / error[:, 1, large], "<=",
+            f"{GOODFELLOW}, section 3: d^(1/2) to d", "own", 0.5, error[:, 0, large] / error[:, 1, large], "<=",
             "half: a direction matters",
         ),
         _mean(
-            f"error at {LINEAR:g}: projected gradient, pixels of any value, less linearization", GOODFELLOW,
+            f"error at {LINEAR:g}: projected gradient, pixels of any value, less linearization", GOODFELLOW, "own",
             0.0, error[:, 3, low] - result.linear[:, low], "==", "kinks of relu: one image in twenty", 0.05,
         ),
         _mean(
             "error, least over radii: projected gradient less fast gradient sign",
-            "Madry et al. 2018, arXiv:1706.06083", 0.0, (error[:, 2] - error[:, 1]).min(axis=1), ">=",
+            "Madry et al. 2018, arXiv:1706.06083", "published", 0.0, (error[:, 2] - error[:, 1]).min(axis=1), ">=",
             "1 % of the images", 0.01,
         ),
         _mean(
-            "probability of the wrong digit shown", "lecture", 0.99, result.probabilities[1].max(keepdims=True), ">=",
+            "probability of the wrong digit shown", "lecture", "own",
+            0.99, result.probabilities[1].max(keepdims=True), ">=",
             "set before the run",
         ),
         _mean(
-            "largest certified radius over the distance of the attack, all images", TSUZUKU,
+            "largest certified radius over the distance of the attack, all images", TSUZUKU, "exact",
             1.0, (certified / result.distance)[found].max(keepdims=True), "<=", "a theorem",
         ),
         _mean(
-            "largest local slope over the product of spectral norms", "Szegedy et al. 2014, arXiv:1312.6199",
+            "largest local slope over the product of spectral norms", "Szegedy et al. 2014, arXiv:1312.6199", "exact",
             1.0, (result.slope / result.bound[:, None]).max(keepdims=True), "<=", "a theorem",
         ),
     ]  # fmt: skip
@@ -269,11 +271,12 @@ def _certified(result):
     return np.array([predicted.certified_radius(margin, lipschitz=bound) for margin, bound in rows])
 
 
-def _mean(text, source, expected, samples, relation, why, tolerance=0.0):
+def _mean(text, source, origin, expected, samples, relation, why, tolerance=0.0):
     """A claim about the mean over networks; one number has no error of its own."""
     found = mean_and_error(samples) if len(samples) > 1 else None
     return Claim(
-        text, source, expected=expected, measured=float(np.mean(samples)), tolerance=tolerance, tolerance_from=why,
+        text, source, origin=origin,
+        expected=expected, measured=float(np.mean(samples)), tolerance=tolerance, tolerance_from=why,
         uncertainty=0.0 if found is None else float(found.stderr), relation=relation,
     )  # fmt: skip
 

@@ -296,7 +296,7 @@ def _of_moons(result):
     )
     yield _mean(
         f"moons, last layer uncertain: confidence at radius {FAR[-1]:g} less that at {FAR[-2]:g}", KRISTIADI,
-        0.0, last[:, 1] - result.confidence[:, 1, -2], "==", "it tends to a limit: 1 % of it", 0.01,
+        0.0, last[:, 1] - result.confidence[:, 1, -2], "==", "it tends to a limit: 1 % of it", 0.01, origin="exact",
     )  # fmt: skip
     for way, least in (("last layer", 0.02), ("all weights", 0.1)):
         yield _mean(
@@ -328,10 +328,11 @@ def _of_digits(result):
     )  # fmt: skip
 
 
-def _mean(text, source, expected, samples, relation, why, tolerance=0.0):
+def _mean(text, source, expected, samples, relation, why, tolerance=0.0, *, origin="own"):
     found = mean_and_error(samples)
     return Claim(
-        text, source, expected=expected, measured=found.mean, uncertainty=found.stderr, tolerance=tolerance,
+        text, source, origin=origin,
+        expected=expected, measured=found.mean, uncertainty=found.stderr, tolerance=tolerance,
         tolerance_from=why, relation=relation,
     )  # fmt: skip
 

@@ -243,31 +243,34 @@ def claims(config, result):
 
 
 def _identity(result, name, text, source):
-    return Claim(text, source, 0.0, float(result.identities[name]), 0.0, 1e-12, "rounding, in float64")
+    return Claim(text, source, 0.0, float(result.identities[name]), 0.0, 1e-12, "rounding, in float64", origin="exact")
 
 
 def _gain(result, name):
     fall = end(result.loss, "none")[:, 2] - end(result.loss, name)[:, 2]
-    return _above_zero(f"{name}: cross-entropy of new digits, fall against none, mean over seeds", SOURCES[name], fall)
+    return _above_zero(
+        f"{name}: cross-entropy of new digits, fall against none, mean over seeds", SOURCES[name], fall, "published"
+    )
 
 
 def _narrows(result, name):
     gaps = [end(result.loss, each)[:, 2] - end(result.loss, each)[:, 0] for each in ("none", name)]
     text = f"{name}: gap of the cross-entropies of new digits and of those trained on, fall against none"
-    return _above_zero(text, SOURCES[name], gaps[0] - gaps[1])
+    return _above_zero(text, SOURCES[name], gaps[0] - gaps[1], "published")
 
 
 def _weaker(result):
     excess = end(result.loss, "batch norm")[:, 2] - end(result.loss, "dropout")[:, 2]
     source = f"{SOURCES['batch norm']} has it as a remedy; {SRIVASTAVA}"
-    return _above_zero("batch norm: cross-entropy of new digits, excess over dropout's", source, excess)
+    return _above_zero("batch norm: cross-entropy of new digits, excess over dropout's", source, excess, "own")
 
 
-def _above_zero(text, source, samples):
+def _above_zero(text, source, samples, origin):
     found = mean_and_error(samples)
     return Claim(
         text,
         source,
+        origin=origin,
         expected=0.0,
         measured=found.mean,
         uncertainty=found.stderr,

@@ -261,7 +261,7 @@ def claims(config, result):
     made.append(
         Claim(
             "deep, in turn: largest rise of the energy by new codes, over the energy", RANZATO, 0.0, float(rise), 0.0,
-            1e-5, "rounding in float32: codes that would raise it are not taken",
+            1e-5, "rounding in float32: codes that would raise it are not taken", origin="exact",
         )
     )  # fmt: skip
     return [*made, *_of_deep(result), *_of_evidence(result)]
@@ -278,6 +278,7 @@ def _iteration(result):
         f"linear, alpha = 0: largest |ln(angle / that of orthogonal iteration)| down to {FALLING[1]:g}, all rounds and "
         "starts",
         "orthogonal iteration (Golub & Van Loan, section 8.2) of the decoder's rows at the start",
+        origin="exact",
         expected=0.0,
         measured=float(np.abs(np.log(angle / result.iterated))[angle > FALLING[1]].max()),
         uncertainty=0.0,
@@ -297,6 +298,7 @@ def _factor(result, i):
         f"linear, alpha = {ALPHAS[i]:g}: rate at which the angle falls from {FALLING[0]:g} to {FALLING[1]:g}, over the "
         f"predicted, {len(found)} starts",
         "orthogonal iteration (Golub & Van Loan, section 8.2); with alpha: here",
+        origin="exact",
         expected=1.0,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -324,6 +326,7 @@ def _of_deep(result):
     yield Claim(
         f"deep, in turn: share of codes that are exactly 0 at sparsity {SPARSITY:g}",
         f"{RANZATO}; the shrinkage step: |dE/dz_i| < sparsity holds z_i at 0",
+        origin="own",
         expected=0.05,
         measured=zeros.mean,
         uncertainty=zeros.stderr,
@@ -336,7 +339,7 @@ def _of_deep(result):
 def _ratio(text, result, above, below, expected, relation, why):
     found = mean_and_error(np.log(result.error[above] / result.error[below]))
     mean = float(np.exp(found.mean))
-    return Claim(text, RANZATO, expected, mean, mean * float(found.stderr), 0.0, why, relation)
+    return Claim(text, RANZATO, expected, mean, mean * float(found.stderr), 0.0, why, relation, origin="own")
 
 
 def _of_evidence(result):
@@ -345,6 +348,7 @@ def _of_evidence(result):
     yield Claim(
         f"linear variational, {LATENT} codes: evidence, nats for each digit",
         "Tipping & Bishop 1999, J. R. Stat. Soc. B 61: likelihood of probabilistic principal components",
+        origin="exact",
         expected=best_evidence(values),
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -354,6 +358,7 @@ def _of_evidence(result):
     yield Claim(
         "linear variational: codes in use, farthest from the number predicted",
         "Lucas et al. 2019, arXiv:1911.02469: eigenvalues above the noise variance",
+        origin="exact",
         expected=float(np.sum(values[:LATENT] > NOISE)),
         measured=max(result.active, key=lambda count: abs(count - np.sum(values[:LATENT] > NOISE))),
         uncertainty=0.0,

@@ -220,6 +220,7 @@ def claims(config, result):
         Claim(
             f"{len(result.dense)} singular values on a torus, decomposed against Fourier: largest relative difference",
             SEDGHI,
+            origin="exact",
             expected=0.0,
             measured=np.abs(result.dense - result.fourier).max() / result.fourier.max(),
             uncertainty=0.0,
@@ -231,6 +232,7 @@ def claims(config, result):
         Claim(
             "eigenvalues of the Laplacian with zeros around: largest difference from the exact ones",
             "the discrete sine transform",
+            origin="exact",
             expected=0.0,
             measured=np.abs(np.subtract(*result.laplacian)).max(),
             uncertainty=0.0,
@@ -242,6 +244,7 @@ def claims(config, result):
         Claim(
             "largest singular value with zeros around over the maximum of the symbol, all kernels and sizes",
             "the matrix is a part of a larger torus's",
+            origin="exact",
             expected=1.0,
             measured=(result.norms / result.most[:, None]).max(),
             uncertainty=0.0,
@@ -257,6 +260,7 @@ def claims(config, result):
         Claim(
             f"order in n + 1 by which the norm misses the maximum, from n = {config.sizes[-2]} to {config.sizes[-1]}",
             "a quadratic maximum of the symbol",
+            origin="exact",
             expected=-2.0,
             measured=slope.mean,
             uncertainty=slope.stderr,
@@ -271,6 +275,7 @@ def _exact(name, source, expected, measured):
     return Claim(
         name,
         source,
+        origin="published",
         expected=expected,
         measured=float(measured),
         uncertainty=0.0,

@@ -252,6 +252,7 @@ def _probabilities(result):
     return Claim(
         "largest deviation of a sum of ten probabilities from 1; each lies in [0, 1]",
         "the lecture: c in [0, 1], their sum 1",
+        origin="exact",
         expected=0.0,
         measured=max(float(result.sum_error), float(max(0.0, -result.smallest))),
         uncertainty=0.0,
@@ -265,6 +266,7 @@ def _accuracy(config, result, tested):
     return Claim(
         f"accuracy on {int(tested)} test digits ({config.source}), mean over networks",
         LECUN,
+        origin="own",
         expected=BAR[config.source],
         measured=found.mean,
         uncertainty=_larger(found.stderr, found.mean, tested),
@@ -298,6 +300,7 @@ def _hot(result):
     return Claim(
         "logarithm of the temperature, mean of the two that halves of the test digits ask for: the network is too sure",
         GUO,
+        origin="own",
         expected=0.0,
         measured=logarithms.mean(),
         uncertainty=float(np.hypot(averaged(logarithms.mean(axis=0)).stderr, over_halves)),
@@ -312,6 +315,7 @@ def _mended(result):
     return Claim(
         "cross-entropy of a digit with the temperature of the half that it is not in, less that without",
         GUO,
+        origin="own",
         expected=0.0,
         measured=found.mean,
         uncertainty=found.stderr,
@@ -327,6 +331,7 @@ def _hesitates(result):
     return Claim(
         f"share of {int(mistakes)} mistakes among the tenth of digits whose two probabilities differ least",
         "chance: 0.1; a network that knows when it hesitates: most of them",
+        origin="own",
         expected=0.3,
         measured=share,
         uncertainty=np.sqrt(max(share * (1 - share), 1 / max(mistakes, 1)) / max(mistakes, 1)),
@@ -341,6 +346,7 @@ def _two(config, result, tested):
     return Claim(
         "share of digits whose class is one of the two most probable",
         "set before the run",
+        origin="own",
         expected=SECOND[config.source],
         measured=found.mean,
         uncertainty=_larger(found.stderr, found.mean, tested),

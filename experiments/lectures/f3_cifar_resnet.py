@@ -182,6 +182,7 @@ def claims(config, result):
         Claim(
             f"accuracy on {result.tested} images not seen ({config.source}), augmented, mean over networks",
             f"{HE}; {SMITH}",
+            origin="own",
             expected=BAR[config.source],
             measured=accuracy.mean,
             uncertainty=float(np.hypot(accuracy.stderr, sampled)),
@@ -192,6 +193,7 @@ def claims(config, result):
         Claim(
             "accuracy with frozen statistics against that with those of test batches: the largest difference",
             "both estimate the statistics of all images",
+            origin="own",
             expected=0.0,
             measured=apart.mean,
             uncertainty=apart.stderr,
@@ -208,6 +210,7 @@ def _gap(config, result):
     return Claim(
         "accuracy on training minus that on new images: without augmentation less what it is with it",
         "augmentation adds images that are as likely",
+        origin="own",
         expected=0.0,
         measured=gap.mean,
         uncertainty=gap.stderr,

@@ -243,6 +243,7 @@ def _curves(config, result):
     return Claim(
         "linear, balanced start: largest |u - predicted| over all steps and components",
         f"{SAXE}, eq. (12), at time lambda t",
+        origin="exact",
         expected=0.0,
         measured=np.abs(result.balanced - theory).max(),
         uncertainty=0.0,
@@ -258,6 +259,7 @@ def _halves(result):
         f"linear, random starts: measured over predicted time to half strength, mean of {CODE} components and "
         f"{len(result.half)} starts",
         f"{SAXE}; starts by Gram-Schmidt, here",
+        origin="exact",
         expected=1.0,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -280,6 +282,7 @@ def _rate(config, result):
         "linear, random starts: rate at which the largest principal angle falls from "
         f"{FALLING[0]:g} to {FALLING[1]:g}, over the predicted",
         "the Hessian at the minimum, see Prediction",
+        origin="exact",
         expected=1.0,
         measured=samples.mean / turning_rate(result.eigenvalues),
         uncertainty=samples.stderr / turning_rate(result.eigenvalues),
@@ -293,6 +296,7 @@ def _gain(config, result, name, limit):
     return Claim(
         f"{name}: mean square error on new images over that of principal components, {HIDDEN[config.data][-1]} codes",
         "lecture; Hinton & Salakhutdinov 2006, Science 313 (deep); Baldi & Hornik 1989 (linear)",
+        origin="exact" if limit > 1 else "published",
         expected=limit,
         measured=np.exp(ratio.mean),
         uncertainty=np.exp(ratio.mean) * ratio.stderr,
@@ -307,6 +311,7 @@ def _pretrained(result):
     return Claim(
         "deep: error after greedy pretraining over that without, the same number of gradient steps in all",
         "here: weights of variance 1 / n let gradients through seven layers, so that nothing is left for it to mend",
+        origin="own",
         expected=1.0,
         measured=np.exp(ratio.mean),
         uncertainty=np.exp(ratio.mean) * ratio.stderr,
@@ -320,6 +325,7 @@ def _direction(result):
     return Claim(
         "points on Y = 2 X through one number: largest angle between (1, 2) and the direction kept",
         "lecture",
+        origin="exact",
         expected=0.0,
         measured=np.abs(result.line).max(),
         uncertainty=0.0,

@@ -221,6 +221,7 @@ def _in_errors(text, exact, samples):
     return Claim(
         f"{text}: largest |measured - predicted| in standard errors",
         f"{MOHAMED}; theory.estimators",
+        origin="exact",
         expected=z_limit(z.size),
         measured=np.abs(z).max(),
         uncertainty=0.0,
@@ -239,6 +240,7 @@ def _power(config, result, way):
     return Claim(
         f"{way}: exponent of D in the number of draws that are worth one pathwise draw, D = {d[0]:g} to {d[1]:g}",
         f"{MOHAMED}: quadratic without a baseline; (2 D (D + 2) + ...) / 4 D with the best: linear",
+        origin="exact",
         expected=(exact[1] - exact[0]) / np.log(d[1] / d[0]),
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -255,6 +257,7 @@ def _factor(config, result, index, times, tolerance):
     return Claim(
         f"score, best: factor of E|m|^2 in one step at {times:g} times the limit 1 / (D + 2)",
         "the law of descent, see Prediction",
+        origin="exact",
         expected=a + b / START,
         measured=samples.mean,
         uncertainty=samples.stderr,

@@ -240,6 +240,7 @@ def _slower(result, i):
     return Claim(
         f"a layer of {SIDE} units, {SIDE} examples, {list(LOOPS)[i]}: time over that of one product of matrices",
         "lecture: unit and data parallelism; a product of matrices reads each number once for many uses",
+        origin="own",
         expected=(1.0, 1.0, 10.0)[i],
         measured=np.exp(found.mean),
         uncertainty=np.exp(found.mean) * found.stderr,
@@ -250,7 +251,7 @@ def _slower(result, i):
 
 
 def _exact(text, source, expected, measured, tolerance, why):
-    return Claim(text, source, expected, measured, 0.0, tolerance, why)
+    return Claim(text, source, expected, measured, 0.0, tolerance, why, origin="exact")
 
 
 def _not_found(config, result):
@@ -258,6 +259,7 @@ def _not_found(config, result):
     return Claim(
         f"x^2, one hidden layer of {config.width}: error after Adam over that of the weights by hand",
         "approximation is not training: lecture; the factor is ours",
+        origin="own",
         expected=2.0,
         measured=np.exp(ratio.mean),
         uncertainty=np.exp(ratio.mean) * ratio.stderr,
@@ -272,6 +274,7 @@ def _separated(result):
     return Claim(
         "trained: share of new digits that a linear classifier gets wrong, last layer over input",
         "lecture: layers make the classes separable",
+        origin="own",
         expected=0.85,
         measured=ratio.mean,
         uncertainty=ratio.stderr,
@@ -286,6 +289,7 @@ def _chance(result):
     return Claim(
         "random weights: share of new digits that a linear classifier gets wrong, last layer over input",
         "it is training that separates: layers narrower than the input only lose",
+        origin="own",
         expected=1.2,
         measured=ratio.mean,
         uncertainty=ratio.stderr,

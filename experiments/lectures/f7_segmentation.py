@@ -324,14 +324,17 @@ def _inside(result, window):
     return _mean(
         f"scenes, over {WINDOWS[-1] // 2} pixels from other classes: error of {window} x {window} over the best rule's",
         BAYES, result.inner[f"{window} x {window}"] / bayes(window), 1.0, "==", 0.1,
-        "set before the run: what a rule learned from some ten thousand pixels may lose",
+        "set before the run: what a rule learned from some ten thousand pixels may lose", origin="exact",
     )  # fmt: skip
 
 
-def _mean(text, source, samples, limit, relation, tolerance=0.0, why="the limit was set before the run"):
+def _mean(
+    text, source, samples, limit, relation, tolerance=0.0, why="the limit was set before the run", *, origin="own"
+):
     found = mean_and_error(samples)
     return Claim(
-        f"{text}, mean over seeds", source, expected=limit, measured=found.mean, uncertainty=found.stderr,
+        f"{text}, mean over seeds", source, origin=origin,
+        expected=limit, measured=found.mean, uncertainty=found.stderr,
         tolerance=tolerance, tolerance_from=why, relation=relation,
     )  # fmt: skip
 

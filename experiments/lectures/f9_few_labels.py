@@ -299,24 +299,25 @@ def claims(config, result):
                 "set before the run: a network of 4,810 parameters can hold what the graph says",
                 taught[:, few] - propagation[:, few], 0.02, "<="),
         _paired(f"network: exponent of its error in the number of labels, {config.few} to {config.labels[-1]}",
-                "Vapnik 1998: excess error at most n^(-1/2) times a constant", exponent, -0.5, "<="),
+                "Vapnik 1998: excess error at most n^(-1/2) times a constant", exponent, -0.5, "<=", "published"),
         _paired(f"ln of network's error over propagation's: with {config.few} labels less with {config.labels[-1]}",
                 "set before the run: unlabelled digits matter less where labels are many",
                 gain[:, few] - gain[:, -1], 0.5, ">="),
     ]  # fmt: skip
 
 
-def _paired(text, source, samples, limit, relation):
+def _paired(text, source, samples, limit, relation, origin="own"):
     found = mean_and_error(samples)
     return Claim(
-        f"{text}, mean over labelled sets", source, expected=limit, measured=found.mean, uncertainty=found.stderr,
+        f"{text}, mean over labelled sets", source, origin=origin,
+        expected=limit, measured=found.mean, uncertainty=found.stderr,
         tolerance=0.0, tolerance_from="the limit was set before the run", relation=relation,
     )  # fmt: skip
 
 
 def _exact(text, source, expected, measured, relation, tolerance, why):
     return Claim(
-        text, source, expected=expected, measured=measured, uncertainty=0.0,
+        text, source, origin="exact", expected=expected, measured=measured, uncertainty=0.0,
         tolerance=tolerance, tolerance_from=why, relation=relation,
     )  # fmt: skip
 

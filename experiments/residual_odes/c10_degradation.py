@@ -163,6 +163,7 @@ def claims(config, result):
         Claim(
             f"residual: training error of {deep} layers minus that of {shallow} is not above zero",
             f"{HE}, fig. 6",
+            origin="published",
             expected=0.0,
             measured=(residual_error[-1] - residual_error[0]).mean(),
             uncertainty=mean_and_error(residual_error[-1] - residual_error[0]).stderr,
@@ -195,6 +196,7 @@ def _difference(claim, source, samples, others=(0.0, 0.0)):
     return Claim(
         f"{claim}, mean over seeds",
         source,
+        origin="published",
         expected=0.0,
         measured=found.mean - less.mean,
         uncertainty=np.hypot(found.stderr, less.stderr),

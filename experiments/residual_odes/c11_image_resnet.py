@@ -192,6 +192,7 @@ def claims(config, result):
         Claim(
             f"fixed T: smallest mean accuracy over N = {config.steps_in_time}, one learning rate",
             f"{HABER}, section 4",
+            origin="own",
             expected=config.bar,
             measured=worst.mean,
             uncertainty=worst.stderr,
@@ -205,6 +206,7 @@ def claims(config, result):
         Claim(
             f"fixed T: accuracy with N = {config.steps_in_time[0]} minus that with N = {deepest}, mean over seeds",
             f"{HABER}, section 4",
+            origin="published",
             expected=0.0,
             measured=lacking.mean,
             uncertainty=lacking.stderr,
@@ -219,6 +221,7 @@ def claims(config, result):
         Claim(
             f"trained at N = {config.trained}, refined to {deepest}: loss of accuracy",
             f"{CHANG}, section 4",
+            origin="own",
             expected=0.0,
             measured=drop.mean,
             uncertainty=drop.stderr,
@@ -234,6 +237,7 @@ def claims(config, result):
         Claim(
             "order of convergence of the refined outputs, from the last cut of h",
             "Euler's method is of order 1",
+            origin="exact",
             expected=1.0,
             measured=order.mean,
             uncertainty=order.stderr,
@@ -246,6 +250,7 @@ def claims(config, result):
         Claim(
             f"N = {deepest}: accuracy at fixed T minus accuracy at h = 1",
             f"{HABER}, section 2: stability",
+            origin="published",
             expected=0.0,
             measured=gap.mean,
             uncertainty=gap.stderr,

@@ -237,6 +237,7 @@ def _order(name, found):
     return Claim(
         f"{name}: order at which the outputs approach the solution, 95 % interval {found.low:.3f} to {found.high:.3f}",
         THORPE if "Euler" in name else "order of the solver; of the straight interpolation where weights are sampled",
+        origin="exact",
         expected=expected,
         measured=found.value,
         uncertainty=_standard_error(found),
@@ -257,6 +258,7 @@ def _half_order(config, result, name, expected):
     return Claim(
         f"independent weights, h = L^-{name}: exponent of L in the root mean square of |y_L - y_0|",
         MARION,
+        origin="exact",
         expected=expected,
         measured=value,
         uncertainty=stderr,
@@ -286,6 +288,7 @@ def _constant(config, result):
     return Claim(
         f"independent weights, h = 1/L, {depth} layers: sqrt(L) times the root mean square of |y_L - y_0| / |y_0|",
         "increments are uncorrelated: sqrt(E tanh(z)^2), exact as L grows",
+        origin="exact",
         expected=expected,
         measured=measured,
         uncertainty=stderr,

@@ -204,6 +204,7 @@ def _course(samples, expected, text):
     return Claim(
         text,
         COURSE,
+        origin="published",
         expected=np.log10(expected),
         measured=logs.mean(),
         uncertainty=mean_and_error(logs).stderr,
@@ -229,6 +230,7 @@ def _orders(config, result):
     return Claim(
         "orders of magnitude between the largest |training - test| with 5 and with 100 layers, mean over draws",
         COURSE,
+        origin="published",
         expected=5.0,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -242,6 +244,7 @@ def _worst_step(result):
     return Claim(
         "layers that the most demanding weights ask for: T over the smallest of the largest stable steps",
         "Euler is stable while |1 + h lambda| <= 1; lambda = -6 at a = b = 2",
+        origin="exact",
         expected=30.0,
         measured=TIME / result.limits.min(),
         uncertainty=0.0,
@@ -255,6 +258,7 @@ def _bounded(config, result):
         f"wherever the step is stable: largest loss over half the squared deviation from the means, {config.sweep} "
         "layers, all draws",
         "|1 + h lambda| <= 1 and K is normal, so deviations do not grow",
+        origin="exact",
         expected=1.0,
         measured=np.nanmax(result.excess),
         uncertainty=0.0,
@@ -270,6 +274,7 @@ def _escapes(config, result):
     return Claim(
         "log10 of the largest |training - test| with 20 layers over that with 30, the first stable number",
         "below 30 layers some weights are unstable: |1 + h lambda| = 2 at the corner with 20",
+        origin="own",
         expected=1.0,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -283,6 +288,7 @@ def _along(result):
     return Claim(
         "a = b = 1, 100 layers: largest stable step measured along the network's own trajectory",
         "2 / 3, since lambda = -3 tanh'(z) with tanh' -> 1 as the points settle",
+        origin="exact",
         expected=2 / 3,
         measured=float(result.spectrum[FINE].largest_step),
         uncertainty=0.0,

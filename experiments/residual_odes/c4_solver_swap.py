@@ -185,6 +185,7 @@ def _learned(result, name):
     return Claim(
         f"{name}: accuracy on the training points, mean over initializations",
         "without it there is nothing to lose",
+        origin="own",
         expected=0.9,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -199,6 +200,7 @@ def _collapses(result, name):
     return Claim(
         f"{name}: accuracy on new points after its steps are taken by RK4, mean over initializations",
         QUEIRUGA,
+        origin="own",
         expected=0.75,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -215,6 +217,7 @@ def _survives(result, name, allowed):
     return Claim(
         f"{name}: the most accuracy that any of the other steps and solvers costs, mean over initializations",
         QUEIRUGA,
+        origin="own",
         expected=allowed,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -231,6 +234,7 @@ def _survives_cuts(result, name, allowed):
     return Claim(
         f"{name}: the most accuracy that finer steps of its own solver cost, mean over initializations",
         QUEIRUGA,
+        origin="own",
         expected=allowed,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -246,6 +250,7 @@ def _order(result, name, expected):
     return Claim(
         f"{name}: order at which the outputs change less with the finest cuts, mean over initializations",
         QUEIRUGA,
+        origin="exact",
         expected=expected,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -259,6 +264,7 @@ def _verdicts(result, name, expected, relation):
     return Claim(
         f"{name}: share of the networks that `analysis.refinement` calls an ODE",
         QUEIRUGA,
+        origin="published",
         expected=expected,
         measured=share,
         uncertainty=0.0,

@@ -241,6 +241,7 @@ def _accurate(config, result, problem, architecture):
     return Claim(
         f"{problem}, {architecture}, {config.depths[-1]} steps: median validation accuracy of {config.seeds} seeds",
         HABER,
+        origin="own",
         expected=LEAST[problem],
         measured=median,
         uncertainty=0.93 * (other - quarter) / np.sqrt(config.seeds),  # of a Gaussian's median
@@ -258,6 +259,7 @@ def _tamer(config, result, problem, architecture):
         f"{problem}, {config.depths[-1]} steps, before training: log10 of the condition number of dy_N/dy_0 of the "
         f"ResNet over that of the {ARCHITECTURES[architecture]} network, mean over starts",
         f"{HABER.split(', section')[0]}, section 3",
+        origin="own",
         expected=MARGIN[ARCHITECTURES[architecture]],
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -274,6 +276,7 @@ def _better(config, result, architecture):
         f"swiss roll, {config.depths[-1]} steps: validation accuracy of the {ARCHITECTURES[architecture]} network "
         "above that of the ResNet, mean over seeds",
         HABER,
+        origin="own",
         expected=0.05,
         measured=samples.mean,
         uncertainty=samples.stderr,

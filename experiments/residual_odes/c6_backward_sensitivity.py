@@ -249,6 +249,7 @@ def _not_below_one(config, result, name):
     return Claim(
         f"{name}: least norm of S_l, as log10, over {config.depth - 1} l, {config.seeds} seeds, {variants}",
         reasons.get(name, GALIMBERTI),
+        origin="exact",
         expected=0.0,
         measured=result.log10_norm[name].min(),
         uncertainty=0.0,
@@ -262,6 +263,7 @@ def _not_above(config, result, name):
     return Claim(
         f"{name}: largest log10 of |S_l| above its bound h sum (|K_1|^2 + |K_2|^2) / ln 10",
         "product of the factors' norms; the bound of Galimberti et al. 2021, arXiv:2105.13205, is of this kind",
+        origin="exact",
         expected=0.0,
         measured=(result.log10_norm[name] - result.log10_bound[name]).max(),
         uncertainty=0.0,
@@ -275,6 +277,7 @@ def _symplectic(config, result, name):
     return Claim(
         f"{name}: largest |S^T J S - J| / |S|^2 over all l, seeds and variants, in units of rounding",
         GALIMBERTI,
+        origin="exact",
         expected=0.0,
         measured=result.defect[name].max() / EPSILON,
         uncertainty=0.0,
@@ -288,6 +291,7 @@ def _pairs(config, result, name):
     return Claim(
         f"{name}: singular values s and 1/s, largest |ln(s_i s_(n+1-i))| / (|S| |S^-1|), in units of rounding",
         "S^T J S = J",
+        origin="exact",
         expected=0.0,
         measured=result.unpaired[name][certain].max(),
         uncertainty=0.0,
@@ -303,6 +307,7 @@ def _volume(config, result):
     return Claim(
         f"{name}: |ln |det S_l|| / (|S| |S^-1|), largest, in units of rounding",
         HABER,
+        origin="exact",
         expected=0.0,
         measured=units[certain].max(),
         uncertainty=0.0,
@@ -315,6 +320,7 @@ def _not_symplectic(result):
     return Claim(
         "Haber & Ruthotto: largest |S^T J S - J| / |S|^2, not symplectic in (q, p)",
         "f'(p K + b) K^T is not symmetric",
+        origin="own",
         expected=0.01,
         measured=result.defect["Haber & Ruthotto"].max(),
         uncertainty=0.0,
@@ -343,6 +349,7 @@ def _dense(config, result):
         yield Claim(
             f"dense, weight variance {config.weight_variances[samples is not ordered]:g}: {text}",
             source,
+            origin="own",
             expected=expected,
             measured=mean.mean,
             uncertainty=mean.stderr,

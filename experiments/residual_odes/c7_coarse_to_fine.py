@@ -235,6 +235,7 @@ def _saved(config, result):
     return Claim(
         "share of layer evaluations that coarse-to-fine training saves against the same iterations at full depth",
         CHANG,
+        origin="published",
         expected=0.4,
         measured=1 - result.cost[0] / result.cost[1],
         uncertainty=0.0,
@@ -249,6 +250,7 @@ def _as_good(config, result):
     yield Claim(
         "validation accuracy, coarse to fine minus from scratch with the same iterations, mean over seeds",
         CHANG,
+        origin="own",
         expected=0.0,
         measured=accuracy.mean,
         uncertainty=accuracy.stderr,
@@ -260,6 +262,7 @@ def _as_good(config, result):
     yield Claim(
         "ln of the validation loss over that from scratch with the same iterations, mean over seeds",
         CHANG,
+        origin="own",
         expected=0.0,
         measured=loss.mean,
         uncertainty=loss.stderr,
@@ -275,6 +278,7 @@ def _same_cost(config, result):
         "ln of the validation loss from scratch at the same cost over that of coarse to fine, mean over seeds in its "
         "standard errors",
         HABER,
+        origin="published",
         expected=3.0,
         measured=loss.mean / loss.stderr,
         uncertainty=1.0,
@@ -291,6 +295,7 @@ def _jumps(config, result):
         f"first refinement: jump of ln(training loss) at alpha = {config.smoothness[0]:g} minus that at "
         f"{config.smoothness[-1]:g}, mean over {config.first_seeds} seeds in its standard errors",
         HABER,
+        origin="published",
         expected=3.0,
         measured=gentler.mean / gentler.stderr,
         uncertainty=1.0,
@@ -303,6 +308,7 @@ def _jumps(config, result):
         f"alpha = {config.smoothness[config.chosen]:g}: mean |jump of ln(training loss)| at the last refinement over "
         "that at the first",
         "the jump is the error of the coarse steps: Verlet's scheme has order 2",
+        origin="own",
         expected=0.5 ** (len(config.levels) - 2),
         measured=last / first,
         uncertainty=0.0,

@@ -262,6 +262,7 @@ def _slope(config, result, name):
     return Claim(
         f"{name}: slope of ln memory in ln depth between depths {first} and {last}",
         {"square_root": "Chen et al. 2016, arXiv:1604.06174", "binomial": "Griewank & Walther 2000"}.get(name, GOMEZ),
+        origin="exact",
         expected=SLOPES[name],
         measured=(b - a) / np.log(last / first),
         uncertainty=0.0,
@@ -270,21 +271,21 @@ def _slope(config, result, name):
     )
 
 
-def _bound(claim, source, relation, limit, measured, tolerance_from, uncertainty=0.0):
-    return Claim(claim, source, limit, measured, uncertainty, 0.0, tolerance_from, relation)
+def _bound(claim, source, origin, relation, limit, measured, tolerance_from, uncertainty=0.0):
+    return Claim(claim, source, limit, measured, uncertainty, 0.0, tolerance_from, relation, origin=origin)
 
 
 def _same_gradient(result):
     text = "float64: largest relative difference of the five gradients from the direct one, all depths and seeds"
     source = "exact adjoints; the reversible one up to its reconstruction"
     worst = max(np.max(errors) for errors in result.gradient.values())
-    return _bound(text, source, "<=", 1e-10, worst, "a hundred times the rounding of 3200 layers")
+    return _bound(text, source, "exact", "<=", 1e-10, worst, "a hundred times the rounding of 3200 layers")
 
 
 def _gradient32(config, result):
     units = result.gradient32["reversible"] / (FLOAT32 * np.asarray(config.depths)[:, None])
     text = "float32: largest relative error of the reversible gradient, in units of rounding for each layer"
-    return _bound(text, CHANG, "<=", 1.0, units.max(), "worst case: every layer adds one unit of rounding")
+    return _bound(text, CHANG, "exact", "<=", 1.0, units.max(), "worst case: every layer adds one unit of rounding")
 
 
 def _undone(config, result, index):
@@ -294,7 +295,7 @@ def _undone(config, result, index):
         f"{DTYPES[index]}: largest relative error of the recovered input over {', '.join(SCHEMES)}, in units of "
         "rounding for each layer"
     )
-    return _bound(text, CHANG, "<=", 1.0, worst, "worst case: every layer adds one unit of rounding")
+    return _bound(text, CHANG, "exact", "<=", 1.0, worst, "worst case: every layer adds one unit of rounding")
 
 
 def _lost(result):
@@ -304,7 +305,9 @@ def _lost(result):
     )
     source = "Gholami et al. 2019, arXiv:1902.10298: stable forwards is unstable backwards"
     least = np.median(result.recovered[FAILING[0]], axis=-1).min()
-    return _bound(text, source, ">=", 0.1, least, "a tenth of the input is lost at any depth tried; see the verdict")
+    return _bound(
+        text, source, "own", ">=", 0.1, least, "a tenth of the input is lost at any depth tried; see the verdict"
+    )
 
 
 def _amplified(result):
@@ -315,7 +318,7 @@ def _amplified(result):
     )
     source = "rounding grows by exp(contraction * T) on the way back"
     why = f"far below exp({DAMPING * TIME:g}), the most that this damping can do"
-    return _bound(text, source, ">=", 10.0, np.median(contracting / conserving), why)
+    return _bound(text, source, "own", ">=", 10.0, np.median(contracting / conserving), why)
 
 
 def _ratio(config, result):
@@ -323,7 +326,9 @@ def _ratio(config, result):
     text = f"CPU time of the reversible gradient beside the direct one, {config.timed_depth} layers, median of rounds"
     why = "4 passes of the block instead of 3, and as much again for fetching"
     stderr = ratios.std(ddof=1) / np.sqrt(ratios.size)
-    return _bound(text, f"{GOMEZ}: one more forward pass and the inverse", "<=", 2.2, np.median(ratios), why, stderr)
+    return _bound(
+        text, f"{GOMEZ}: one more forward pass and the inverse", "own", "<=", 2.2, np.median(ratios), why, stderr
+    )
 
 
 def figure(config, result):

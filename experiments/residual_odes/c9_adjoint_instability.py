@@ -250,8 +250,8 @@ def claims(config, result):
     return [*made, *_flagged(config, result), *_audited(result), _stalls(result)]
 
 
-def _claim(claim, source, relation, expected, measured, tolerance, tolerance_from, uncertainty=0.0):
-    return Claim(claim, source, expected, measured, uncertainty, tolerance, tolerance_from, relation)
+def _claim(claim, source, origin, relation, expected, measured, tolerance, tolerance_from, uncertainty=0.0):
+    return Claim(claim, source, expected, measured, uncertainty, tolerance, tolerance_from, relation, origin=origin)
 
 
 def _exact(config, result, name):
@@ -259,7 +259,7 @@ def _exact(config, result, name):
     worst = np.max(np.abs(result.linear[name] - wanted) / np.maximum(wanted, 1e-3))
     text = f"{name}, y' = -lambda y: largest relative deviation of the input lost from |1 - (R(z) R(-z))^N|"
     why = "rounding: the formula is exact"
-    return _claim(text, ANODE, "<=", 0.0, worst, 1e-9, why)
+    return _claim(text, ANODE, "exact", "<=", 0.0, worst, 1e-9, why)
 
 
 def _overshoot(config, result):
@@ -267,14 +267,14 @@ def _overshoot(config, result):
     wanted = np.where(z > 1, z, lost(tableaus.euler, z, config.scalar_steps))
     worst = np.max(np.abs(result.kinked - wanted))
     text = "Euler, y' = -max(0, lambda y): largest deviation of the input lost from z where it overshoots"
-    return _claim(text, f"{ANODE}, section 3", "<=", 0.0, worst, 1e-9, "rounding: the formula is exact")
+    return _claim(text, f"{ANODE}, section 3", "exact", "<=", 0.0, worst, 1e-9, "rounding: the formula is exact")
 
 
 def _noise(config, result, name):
     steps = config.conv_steps[0]
     text = f"{name} block of Gaussian convolutions, {steps} Euler steps forth and back: median relative error"
     error = np.median(result.conv[name][0])
-    return _claim(text, f"{ANODE}, figure 1", ">=", 1.0, error, 0.0, "as wrong as a blank picture")
+    return _claim(text, f"{ANODE}, figure 1", "own", ">=", 1.0, error, 0.0, "as wrong as a blank picture")
 
 
 def _order(config, result, name):
@@ -283,6 +283,7 @@ def _order(config, result, name):
     return _claim(
         f"{name}: order at which the continuous adjoint's gradient approaches that of the discrete solution",
         f"{ONKEN}; leading errors cancel at even order",
+        "exact",
         "==",
         order + (order % 2 == 0),
         np.log(errors[0] / errors[1]) / np.log(config.steps[-1] / config.steps[-2]),
@@ -295,27 +296,29 @@ def _flagged(config, result):
     gradient, forward = (np.median(errors["euler"][0]) for errors in (result.gradient, result.forward))
     text = f"{config.steps[0]} Euler steps: median relative error of the"
     why = "the audit's own limit"
-    yield _claim(f"{text} continuous adjoint's gradient", ONKEN, ">=", adjoint_audit.LIMIT, gradient, 0.0, why)
+    yield _claim(f"{text} continuous adjoint's gradient", ONKEN, "own", ">=", adjoint_audit.LIMIT, gradient, 0.0, why)
     text = f"{text} gradient beside that of the forward solution"
-    yield _claim(text, ANODE, ">=", 5.0, gradient / forward, 0.0, "good solutions do not make good gradients")
+    yield _claim(text, ANODE, "own", ">=", 5.0, gradient / forward, 0.0, "good solutions do not make good gradients")
 
 
 def _audited(result):
     worst = {name: np.max(errors) for name, errors in result.dots.items()}
     yield _claim(
-        "discrete: largest mismatch of dot products, every step size", ONKEN, "<=", 0.0, worst["discrete"], 2e-12,
-        "10,000 units of rounding",
+        "discrete: largest mismatch of dot products, every step size", ONKEN, "exact",
+        "<=", 0.0, worst["discrete"], 2e-12, "10,000 units of rounding",
     )  # fmt: skip
     for name, expected in (("discrete", 1.0), ("continuous", 0.0)):
         share = np.mean(result.taylor[name])
         text = f"{name}: share of step sizes at which the Taylor remainder falls with slope 2"
-        yield _claim(text, f"{ONKEN}, gradient tests", "==", expected, share, 0.0, "a test passes or not")
+        yield _claim(text, f"{ONKEN}, gradient tests", "exact", "==", expected, share, 0.0, "a test passes or not")
 
 
 def _stalls(result):
     gap = mean_and_error(np.log(final(result.losses["continuous"]) / final(result.losses["discrete"])))
     text = "training: mean ln of final loss with the continuous adjoint beside the discrete one"
-    return _claim(text, ANODE, ">=", 4 * gap.stderr, gap.mean, 0.0, "four standard errors of the pairs", gap.stderr)
+    return _claim(
+        text, ANODE, "published", ">=", 4 * gap.stderr, gap.mean, 0.0, "four standard errors of the pairs", gap.stderr
+    )
 
 
 def figure(config, result):

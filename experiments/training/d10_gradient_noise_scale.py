@@ -240,6 +240,7 @@ def _estimator(config, result, index, name):
     return Claim(
         f"{name} by pairs of batches of {SMALL} and {LARGE}, over its value from all examples: mean of {config.pairs}",
         f"{PAPER}, eqs. (A.1), (A.2)",
+        origin="exact",
         expected=1.0,
         measured=samples.mean / result.exact[index],
         uncertainty=samples.stderr / result.exact[index],
@@ -253,6 +254,7 @@ def _grows(result):
     return Claim(
         "B_simple at the end of the run over that at its start, geometric mean over seeds",
         f"{PAPER}, section 3: it grows by an order of magnitude or more",
+        origin="own",
         expected=3.0,
         measured=np.exp(ratio.mean),
         uncertainty=np.exp(ratio.mean) * ratio.stderr,
@@ -266,6 +268,7 @@ def _hyperbola(residual):
     return Claim(
         "steps to the goal by batch size: root mean square residual of ln S from S_min (1 + B_noise / B)",
         f"{PAPER}, eq. (2.11)",
+        origin="published",
         expected=0.0,
         measured=np.sqrt((residual**2).mean()),
         uncertainty=0.0,
@@ -282,6 +285,7 @@ def _extremes(config, result):
         yield Claim(
             f"slope of ln S against ln B between the {text}",
             f"{PAPER}, figure 1",
+            origin="own",
             expected=bound,
             measured=slope,
             uncertainty=0.0,
@@ -298,6 +302,7 @@ def _order(config, result, noise):
     return Claim(
         "log10 of B_noise from the steps over B_simple on the way to the goal (geometric mean along the run)",
         f"{PAPER}: B_simple tells the order of magnitude",
+        origin="own",
         expected=0.0,
         measured=samples.mean,
         uncertainty=samples.stderr,

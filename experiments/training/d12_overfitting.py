@@ -314,6 +314,7 @@ def _in_errors(text, source, predicted, samples):
     return Claim(
         f"{text}: largest |measured - predicted| in standard errors",
         source,
+        origin="exact",
         expected=z_limit(z.size),
         measured=np.abs(z).max(),
         uncertainty=0.0,
@@ -330,6 +331,7 @@ def _second_descent(result):
     return Claim(
         "isotropic: risk in 40 dimensions minus risk in 90, both with no training error",
         "Hastie et al. 2022, arXiv:1903.08560: beyond p = n the risk falls again",
+        origin="exact",
         expected=exact[DIMENSIONS.index(40)] - exact[DIMENSIONS.index(90)],
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -346,6 +348,7 @@ def _stops(result):
         Claim(
             "linear problem: largest relative difference of the risk along `train.fit` from that by filters",
             "1 - (1 - h l)^k",
+            origin="exact",
             expected=0.0,
             measured=gap,
             uncertainty=0.0,
@@ -355,6 +358,7 @@ def _stops(result):
         Claim(
             "step at which early stopping keeps the weights",
             "the least of the path by filters, every ten steps",
+            origin="exact",
             expected=10 * np.argmin(stopping["path"][::10]),
             measured=stopping["chosen"],
             uncertainty=0.0,
@@ -365,6 +369,7 @@ def _stops(result):
             "largest Bayes risk of k steps over that of ridge at alpha = 1 / (h k), h l <= 1/2, k <= 1e5, signal to "
             "noise 1e-3 to 1e3",
             f"{ALI}, theorem 3 (gradient flow)",
+            origin="exact",
             expected=1.6862,
             measured=stopping["ratio"].max(),
             uncertainty=0.0,
@@ -393,6 +398,7 @@ def _gains(result):
             Claim(
                 f"digits with labels by lot, {name}: cross-entropy of new examples, fall against none, mean over seeds",
                 "Srivastava et al. 2014 and textbooks: the remedy narrows the gap",
+                origin="published",
                 expected=0.0,
                 measured=gain.mean,
                 uncertainty=gain.stderr,

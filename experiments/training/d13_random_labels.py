@@ -153,6 +153,7 @@ def _fitted(result):
     return Claim(
         "largest training accuracy of a run, the smallest over all shares of random labels and all seeds",
         f"{ZHANG}, table 1: 100 %",
+        origin="published",
         expected=1.0,
         measured=result.training.max(axis=-1).min(),
         uncertainty=0.0,
@@ -166,6 +167,7 @@ def _chance(result):
     return Claim(
         "test accuracy after training on random labels only, mean over seeds",
         "exact: the labels carry no information, and all classes are alike",
+        origin="exact",
         expected=1 / CLASSES,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -179,6 +181,7 @@ def _true(result):
     return Claim(
         "test accuracy after training on true labels: the same network generalizes",
         ZHANG,
+        origin="own",
         expected=0.8,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -194,6 +197,7 @@ def _falls(config, result):
     return Claim(
         f"test accuracy falls from each share {config.shares} to the next: largest mean change",
         f"{ZHANG}, figure 1c",
+        origin="published",
         expected=0.0,
         measured=change.mean[worst],
         uncertainty=change.stderr[worst],
@@ -213,6 +217,7 @@ def _slower(config, result):
         Claim(
             "ln of epochs until all labels are fitted, random over true, mean over seeds",
             f"{ZHANG}, figure 1b: noise takes longer",
+            origin="published",
             expected=0.0,
             measured=ratio.mean,
             uncertainty=ratio.stderr,
@@ -223,6 +228,7 @@ def _slower(config, result):
         Claim(
             f"ln of epochs until all labels are fitted: smallest mean change from a share {tuple(rising)} to the next",
             f"{ZHANG}, figure 1b: it grows with the share",
+            origin="published",
             expected=0.0,
             measured=growth.mean[least],
             uncertainty=growth.stderr[least],

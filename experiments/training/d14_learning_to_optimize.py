@@ -253,6 +253,7 @@ def _lower(text, learned, rival, draw):
     return Claim(
         f"ln f after {text} minus the learned rule, mean over unseen problems, least of {len(learned)} meta-trainings",
         f"{PAPER}, figure 4, left",
+        origin="own" if draw else "published",
         expected=0.0,
         measured=gains.mean[least],
         uncertainty=gains.stderr[least],
@@ -277,6 +278,7 @@ def _beyond(config, result):
         Claim(
             f"{text} (tuned for as many), mean over problems and meta-trainings",
             "not promised: the rule was trained for the shorter time",
+            origin="own",
             expected=0.0,
             measured=samples.mean,
             uncertainty=samples.stderr,

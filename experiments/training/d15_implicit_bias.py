@@ -250,6 +250,7 @@ def _growth(result):
         "slope of the weights' part along w* against ln t over the last decade, in units of |w*| (the inverse "
         "widest margin), mean over draws",
         f"{SOUDRY}, theorem 3",
+        origin="exact",
         expected=1.0,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -263,6 +264,7 @@ def _constant(result):
     return Claim(
         "largest |w - (w* ln t + v)| / |w| at the end, over draws",
         f"{SOUDRY}, theorem 4",
+        origin="exact",
         expected=0.0,
         measured=(
             np.linalg.norm(gap, axis=1) / np.linalg.norm(result.weights["gradient_descent"][:, -1], axis=1)
@@ -283,6 +285,7 @@ def _direction(result):
         "power of (ln t + w*.v / |w*|^2) with which the tangent of the angle to w* falls over the last decade, "
         "median of draws",
         f"{SOUDRY}, theorem 5: the direction converges like 1 / ln t",
+        origin="exact",
         expected=-1.0,
         measured=np.median(falls),
         uncertainty=0.0,
@@ -302,6 +305,7 @@ def _loss(result):
     return Claim(
         "loss h t / |w*|^2 at the end, mean over draws",
         f"{SOUDRY}, theorem 5 and the constant from theorem 4: a_n sum to |w*|^2",
+        origin="exact",
         expected=1.0,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -344,6 +348,7 @@ def _at_most(text, source, measured, bound, reason):
     return Claim(
         text,
         source,
+        origin="own",
         expected=bound,
         measured=measured,
         uncertainty=0.0,

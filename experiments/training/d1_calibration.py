@@ -285,6 +285,7 @@ def _four_points(fall):
     return Claim(
         "g from the four points, m/s^2",
         "normal equation: g = 2 * 482.2 / 98, by hand",
+        origin="exact",
         expected=9.8408163265306,
         measured=fall.g,
         uncertainty=0.0,
@@ -297,6 +298,7 @@ def _contains(fall):
     return Claim(
         "the 95 % interval of g from the four points contains 9.81 m/s^2: its middle",
         BJORCK,
+        origin="published",
         expected=GRAVITY,
         measured=fall.g,
         uncertainty=0.0,  # four given numbers; what they leave open is the interval
@@ -310,6 +312,7 @@ def _mean(label, source, expected, samples, *, slack=0.0, slack_from=""):
     return Claim(
         f"mean of {label}",
         source,
+        origin="exact",
         expected=expected,
         measured=found.mean,
         uncertainty=found.stderr,
@@ -345,6 +348,7 @@ def _all_converge(rock):
     return Claim(
         "share of draws in which Gauss-Newton converges from ln a = 0, m = n = 1.5",
         "Nocedal & Wright 2006, chapter 10",
+        origin="own",
         expected=1.0,
         measured=rock.converged.mean(),
         uncertainty=0.0,
@@ -359,6 +363,7 @@ def _inside(rock):
         yield Claim(
             f"{name}: rms error inside the range of the data, in standard deviations of one measurement",
             "P constants from N samples: about sqrt(P / N), below 1",
+            origin="own",
             expected=1.0,
             measured=found.mean,
             uncertainty=found.stderr,
@@ -374,6 +379,7 @@ def _outside(rock):
         yield Claim(
             f"{name}: log10 of its rms error at porosity 0.3 to 0.5 over that of the law",
             "lecture: a phenomenological model does not extrapolate",
+            origin="own",
             expected=np.log10(3),
             measured=found.mean,
             uncertainty=found.stderr,

@@ -199,6 +199,7 @@ def _path(result, index, name):
     return Claim(
         f"full batch, {name}: largest distance between the path and its prediction over {STEPS} steps",
         "x_{k+1} = (1 - eta lambda) x_k in the eigenbasis; Lessard et al. 2016",
+        origin="exact",
         expected=0.0,
         measured=np.linalg.norm(result.paths[index] - result.predicted[index], axis=1).max(),
         uncertainty=0.0,
@@ -216,6 +217,7 @@ def _rate(result):
     return Claim(
         f"at the best step, k = {k:.3g}: the factor of |p - p*| in a step, the one farthest from (k - 1) / (k + 1)",
         "Lessard, Recht & Packard 2016, proposition 1",
+        origin="exact",
         expected=expected,
         measured=factors[np.abs(factors - expected).argmax()],
         uncertainty=0.0,
@@ -234,6 +236,7 @@ def _mean(result):
     return Claim(
         "mini-batches: largest |mean of p - p*| over batch sizes, rates and coordinates, in standard errors",
         "the gradient of a batch drawn with replacement is unbiased and linear",
+        origin="exact",
         expected=z_limit(means.mean.size),
         measured=np.abs(means.mean / means.stderr).max(),
         uncertainty=0.0,
@@ -255,6 +258,7 @@ def _covariance(config, result):
     return Claim(
         f"mini-batches: largest |measured - predicted| covariance over {found.mean.size} entries, in standard errors",
         MANDT,
+        origin="exact",
         expected=z_limit(found.mean.size),
         measured=np.abs((found.mean - expected) / found.stderr).max(),
         uncertainty=0.0,
@@ -272,6 +276,7 @@ def _too_small(result):
         "single points, the larger rate: mean of |p - p*|^2 over that of the Lyapunov equation without the Hessian's "
         "noise",
         MANDT,
+        origin="exact",
         expected=np.trace(result.covariance[0, -1]) / left_out,
         measured=squares.mean / left_out,
         uncertainty=squares.stderr / left_out,
@@ -290,6 +295,7 @@ def _slope(result):
     return Claim(
         f"the smaller rate: B E|p - p*|^2 of batches of {BATCHES[0]} over that of {BATCHES[-1]}; 1 for small rates",
         MANDT,
+        origin="exact",
         expected=exact,
         measured=ratio,
         uncertainty=stderr,

@@ -220,6 +220,7 @@ def _accuracy(result, problem, model):
     return Claim(
         f"{list(PROBLEMS)[problem]}, {MODELS[model]} features: accuracy on test points",
         "a disc in a ring: " + ("symmetric about every line through its middle" if line else "an ellipse separates"),
+        origin="exact" if line else "own",
         expected=0.5 if line else 0.98,
         measured=found.mean,
         uncertainty=found.stderr,
@@ -239,6 +240,7 @@ def _newton_order(result):
     return Claim(
         "overlapping ellipses: order of Newton's method, ln(g_{k+1} / g_k) / ln(g_k / g_{k-1}) of its last gradients",
         f"quadratic; {HASTIE}; Nocedal & Wright 2006, theorem 3.5",
+        origin="exact",
         expected=2.0,
         measured=np.log(g[-1] / g[-2]) / np.log(g[-2] / g[-3]),
         uncertainty=0.0,
@@ -251,6 +253,7 @@ def _newton_needs(result):
     return Claim(
         "overlapping ellipses: steps of Newton's method to |gradient| < 1e-10",
         HASTIE,
+        origin="own",
         expected=15,
         measured=np.argmax(result.newton < 1e-10) if (result.newton < 1e-10).any() else np.inf,
         uncertainty=0.0,
@@ -268,6 +271,7 @@ def _descent_rate(result):
         f"overlapping ellipses, k = {result.condition:.3g}: ln of gradient descent's factor per step over ln "
         "((k - 1) / (k + 1))",
         "Lessard, Recht & Packard 2016, proposition 1, at the minimum's Hessian",
+        origin="exact",
         expected=1.0,
         measured=np.log(g[last] / g[before]) / (last - before) / np.log(result.rate),
         uncertainty=0.0,
@@ -280,6 +284,7 @@ def _recovered(result):
     return Claim(
         "soft target c = [0, .3, 0, .7]: largest |p - c| at the minimum",
         "Gibbs' inequality",
+        origin="exact",
         expected=0.0,
         measured=np.abs(result.probabilities - TARGET).max(),
         uncertainty=0.0,
@@ -293,6 +298,7 @@ def _least(result):
     return Claim(
         "soft target: least cross-entropy minus the entropy 0.6109 of c",
         "Gibbs' inequality",
+        origin="exact",
         expected=0.0,
         measured=result.excess[-1],
         uncertainty=0.0,
@@ -307,6 +313,7 @@ def _from_labels(config, result):
     return Claim(
         f"{config.labels} labels drawn from c: the recovered probability of the class with 0.3",
         "maximum likelihood: the frequencies",
+        origin="exact",
         expected=TARGET[1],
         measured=result.drawn[1],
         uncertainty=stderr,

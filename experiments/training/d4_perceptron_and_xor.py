@@ -297,10 +297,13 @@ def claims(config, result):
     return [*made, _overlap(config, result), _capacity(config, result), _descends(result)]
 
 
-def _plain(claim, source, expected, measured, relation="==", *, uncertainty=0.0, tolerance=0.0, reason="exact"):
+def _plain(
+    claim, source, expected, measured, relation="==", *, uncertainty=0.0, tolerance=0.0, reason="exact", origin="exact"
+):
     return Claim(
         claim,
         source,
+        origin=origin,
         expected=expected,
         measured=measured,
         uncertainty=uncertainty,
@@ -348,7 +351,7 @@ def _wide(config, result):
     found = mean_and_error(result.learnt[-1].astype(float))
     label = f"{config.widths[-1]} hidden units: share of {config.starts} trainings that get XOR right"
     source = "lecture: more units than needed make training easy"
-    return _plain(label, source, 0.95, found.mean, ">=", uncertainty=found.stderr, reason="19 of 20")
+    return _plain(label, source, 0.95, found.mean, ">=", uncertainty=found.stderr, reason="19 of 20", origin="own")
 
 
 def _overlap(config, result):

@@ -196,6 +196,7 @@ def _accuracy(result, model):
     return Claim(
         f"{MODELS[model]}, all four lengths: accuracy on test flowers, mean over splits",
         FISHER,
+        origin="own",
         expected=0.95,
         measured=found.mean,
         uncertainty=found.stderr,
@@ -211,6 +212,7 @@ def _petals(result, model):
     return Claim(
         f"{MODELS[model]}: accuracy lost, on the same splits, if only petals are measured",
         "the species differ mostly in their petals; " + FISHER,
+        origin="own",
         expected=0.0,
         measured=found.mean,
         uncertainty=found.stderr,
@@ -226,6 +228,7 @@ def _sepals(result):
     return Claim(
         "softmax regression: accuracy lost, on the same splits, if only sepals are measured",
         "the species differ mostly in their petals; " + FISHER,
+        origin="own",
         expected=0.1,
         measured=found.mean,
         uncertainty=found.stderr,
@@ -241,6 +244,7 @@ def _confused(result):
     return Claim(
         f"softmax regression and tanh network: share of their {wrong} mistakes between versicolor and virginica",
         FISHER,
+        origin="own",
         expected=0.98,
         measured=(counts[1, 2] + counts[2, 1]) / wrong,
         uncertainty=0.0,
@@ -255,6 +259,7 @@ def _setosa(result):
     return Claim(
         "softmax regression on petals: share of setosa that it recognizes",
         "petals alone separate setosa: lengths up to 1.9 cm against at least 3.0 cm",
+        origin="exact",
         expected=1.0,
         measured=counts[0, 0] / counts[0].sum(),
         uncertainty=0.0,
@@ -267,6 +272,7 @@ def _new(config, result):
     return Claim(
         f"a new flower of {', '.join(f'{v:g}' for v in NEW)} cm: share of models and splits that call it setosa",
         "its petals are as short as setosa's",
+        origin="own",
         expected=1.0,
         measured=(result.new == 0).mean(),
         uncertainty=0.0,

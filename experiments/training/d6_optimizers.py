@@ -252,6 +252,7 @@ def _path(result, name):
     return Claim(
         f"quadratic, {name}: largest relative difference of |x| from the predicted path, down to 1e-8 of its start",
         LESSARD,
+        origin="exact",
         expected=0.0,
         measured=gap[seen].max(),
         uncertainty=0.0,
@@ -267,6 +268,7 @@ def _rate(config, result, name):
     return Claim(
         f"quadratic, {name} at the best settings for condition 100: ln of the error's factor per step",
         LESSARD,
+        origin="exact",
         expected=np.log(settings.rate),
         measured=statistics.slope(step, np.log(result.path[name][window])).value,
         uncertainty=0.0,
@@ -281,6 +283,7 @@ def _rotation(result, name):
     return Claim(
         f"quadratic, {name}: steps to 1e-4 of the loss, rotated basis over axes, best learning rates",
         LESSARD if plain else DUCHI,
+        origin="exact" if plain else "own",
         expected=1.0 if plain else 1.5,
         measured=ratio,
         uncertainty=0.0,
@@ -294,6 +297,7 @@ def _adam_turned(result):
     return Claim(
         "quadratic, Adam: steps to 1e-4 of the loss, rotated basis over axes, best learning rates: no loss was found",
         "this experiment; a loss was expected",
+        origin="own",
         expected=1.0,
         measured=result.reach["Adam"][1] / result.reach["Adam"][0],
         uncertainty=0.0,
@@ -310,6 +314,7 @@ def _time(config, result, name):
     return Claim(
         f"saddle, {name}: further steps for each power of ten nearer to the saddle",
         "ln 10 / ln growth, growth of the eigenvalue -1",
+        origin="exact",
         expected=np.log(10) / np.log(growth),
         measured=found.value,
         uncertainty=found.stderr,
@@ -322,6 +327,7 @@ def _indifferent(result, name):
     return Claim(
         f"saddle, {name}: steps from the smallest distance over those from 1e-1",
         f"{DUCHI}: steps do not depend on the size of the gradient",
+        origin="own",
         expected=2.0,
         measured=result.escape[name][-1] / result.escape[name][0],
         uncertainty=0.0,
@@ -337,6 +343,7 @@ def _crowd(result):
     return Claim(
         f"digits: test accuracy of the best ({best}) minus that of the worst ({worst}), tuned alike, mean over seeds",
         f"{CHOI}; Schmidt, Schneider & Hennig 2021, arXiv:2007.01547: tuned, they differ little",
+        origin="own",
         expected=0.03,
         measured=means[best] - means[worst],
         uncertainty=mean_and_error(result.accuracy[best] - result.accuracy[worst]).stderr,
@@ -351,6 +358,7 @@ def _includes(result, larger, smaller):
     return Claim(
         f"digits: test accuracy of {larger} minus that of {smaller}, which it includes as a special case",
         CHOI,
+        origin="published",
         expected=0.0,
         measured=gap.mean,
         uncertainty=gap.stderr,

@@ -186,6 +186,7 @@ def _edge(config, result, name):
         f"{_title(name, result)}: {'preconditioned ' if adam else ''}sharpness over the limit {name.split()[1]}, mean "
         f"over the last quarter of {config.steps} steps and over seeds",
         ADAM if adam else COHEN,
+        origin="published",
         expected=1.0,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -200,6 +201,7 @@ def _stays_below(result, name):
         f"{_title(name, result)}: sharpness over the limit {name.split()[1]}, mean over the last quarter, largest over "
         "seeds, with the deviation within that run",
         f"{COHEN}: no training stays above the limit",
+        origin="published",
         expected=1.0,
         measured=values.max(),
         uncertainty=result.sharpness[name][np.argmax(values), -(len(result.step) // 4) :].std(),
@@ -214,6 +216,7 @@ def _sharpens(result, name):
     return Claim(
         f"{_title(name, result)}: sharpness over the limit at the start, largest over seeds",
         f"{COHEN}: progressive sharpening, the limit is reached from below",
+        origin="own",
         expected=0.8,
         measured=start.max(),
         uncertainty=0.0,
@@ -238,6 +241,7 @@ def _falls(config, result, name):
     return Claim(
         f"{_title(name, result)}: log10 of the mean loss in the last quarter over that where the limit was reached",
         f"{COHEN}: the loss goes on falling at the edge",
+        origin="own",
         expected=-0.3,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -258,6 +262,7 @@ def _rises(result, name):
         f"{_title(name, result)}: share of steps that raise the loss, after the limit was reached minus in the first "
         "half of the way to it",
         f"{COHEN}: not monotone at the edge, monotone below",
+        origin="own",
         expected=0.1,
         measured=samples.mean,
         uncertainty=samples.stderr,

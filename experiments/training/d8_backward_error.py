@@ -214,6 +214,7 @@ def _order(config, result, name, expected):
         f"observed order in h of the distance of gradient descent from the flow of {whose} at a fixed time, mean over "
         f"{config.seeds} starts",
         SOURCE,
+        origin="exact",
         expected=expected,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -228,6 +229,7 @@ def _explained(config, result):
     return Claim(
         f"{config.counts[-1]} steps: distance from the modified flow over that from the flow of E, mean over starts",
         SOURCE,
+        origin="own",
         expected=0.05,
         measured=share.mean,
         uncertainty=share.stderr,
@@ -245,6 +247,7 @@ def _loss(config, result):
         f"{config.counts[-1]} steps: change of E(theta(T)) by the modification over the change by gradient descent, "
         "mean over starts",
         SOURCE,
+        origin="exact",
         expected=1.0,
         measured=ratio.mean,
         uncertainty=ratio.stderr,
@@ -257,6 +260,7 @@ def _reference(config, result):
     return Claim(
         "largest change of a flow by halving RK4's steps, over the distance that is measured with it",
         "RK4 is of order 4: its error is a fifteenth of that change",
+        origin="own",
         expected=0.01,
         measured=(result.reference / result.modified)[:, -ASYMPTOTIC:].max(),
         uncertainty=0.0,

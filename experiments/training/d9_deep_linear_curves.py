@@ -201,6 +201,7 @@ def _curve(config, result, depth):
     return Claim(
         f"depth {depth}, balanced: largest |u - predicted| / s over all steps and modes",
         f"{SAXE}, eqs. (12) and (16)",
+        origin="exact",
         expected=0.0,
         measured=gap.max(),
         uncertainty=0.0,
@@ -219,6 +220,7 @@ def _times(config, result):
         f"depth 2, small random weights: slope of ln(time to half strength) against ln s, mean over {config.seeds} "
         "starts",
         f"{SAXE}: time ~ 1 / s; -1 but for ln(s / u_0)",
+        origin="exact",
         expected=statistics.slope(np.log(VALUES), np.log(times)).value,
         measured=samples.mean,
         uncertainty=samples.stderr,
@@ -237,6 +239,7 @@ def _stages(result):
         "depth 2, small random weights: when a mode reaches half its strength, that of the next stronger one over its "
         "final value, least over modes and starts",
         f"{SAXE}: stage-like learning, figure 3",
+        origin="own",
         expected=0.95,
         measured=np.min(before),
         uncertainty=0.0,
@@ -253,6 +256,7 @@ def _depth(config, result, law, expected, relation):
     return Claim(
         f"{law} weights: steps to {GOAL:g} of the loss at the best learning rate, depth {last} over depth {first}",
         f"{SAXE}, figure 6",
+        origin="own",
         expected=expected,
         measured=np.exp(ratio.mean),
         uncertainty=np.exp(ratio.mean) * ratio.stderr,

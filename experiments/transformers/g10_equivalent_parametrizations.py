@@ -177,6 +177,7 @@ def _same(result, name):
     return Claim(
         f"{name}: largest difference of sigma w and W in all steps, sigma powers of two",
         f"{YANG}; products with powers of two are exact",
+        origin="exact",
         expected=0.0,
         measured=float(result.exact[name].max()),
         uncertainty=0.0,
@@ -189,6 +190,7 @@ def _rounding(config, result, name):
     return Claim(
         f"{name}: the same for other sigma, relative to how far the weights moved",
         YANG,
+        origin="exact",
         expected=0.0,
         measured=float(result.rounded[name][-1].max() / result.moved[name].min()),
         uncertainty=0.0,
@@ -202,6 +204,7 @@ def _other(result, name):
     return Claim(
         f"{name}: the difference at the end, relative to how far the weights moved, the least of all seeds",
         "derived here: the leaves' gradients stand to each other, or to eps, as sigma says",
+        origin="own",
         expected=0.01,
         measured=float((result.exact[name][-1] / result.moved[name]).min()),
         uncertainty=0.0,
@@ -218,6 +221,7 @@ def _library():
     return Claim(
         "optimize.scaling's rates for ntk: squared distance from sigma and sigma^2 at sigma = 1, 1/2, 1/4",
         YANG,
+        origin="exact",
         expected=0.0,
         measured=float(sum(wrong)),
         uncertainty=0.0,

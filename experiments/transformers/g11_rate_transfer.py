@@ -135,6 +135,7 @@ def _claims(config, result):
     yield Claim(
         f"muP, {widths}: octaves by which the rate of the least mean loss moves, up or down",
         YANG,
+        origin="published",
         expected=0.0,
         measured=abs(mup.best_octaves),
         uncertainty=0.0,
@@ -145,6 +146,7 @@ def _claims(config, result):
     yield Claim(
         f"standard, {widths}: octaves by which it falls",
         f"{YANG}: one octave per octave or more",
+        origin="own",
         expected=2.0,
         measured=-standard.best_octaves,
         uncertainty=0.0,
@@ -164,6 +166,7 @@ def _moved(text, expected, flank, tolerance, relation):
     return Claim(
         text,
         YANG,
+        origin="published" if tolerance else "own",
         expected=expected,
         measured=moved.mean,
         uncertainty=moved.stderr,

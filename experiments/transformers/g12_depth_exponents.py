@@ -179,6 +179,7 @@ def _claim(text, source, expected, samples):
     return Claim(
         text,
         source,
+        origin="exact",
         expected=float(expected),
         measured=found.mean,
         uncertainty=found.stderr,

@@ -102,6 +102,7 @@ def claims(config, result):
         networks.near(
             "even attention: largest 1 - c of the tokens behind it",
             "P = 1/T in every row",
+            "exact",
             0.0,
             np.abs(gap).max(axis=-1),
             1e-5,

@@ -101,11 +101,13 @@ def claims(config, result):
     expected = GAINS[0] * (config.tokens - 1) / (2 * config.tokens)
     text = f"entropy lost at tau^2 = {GAINS[0]}, nats"
     made.append(
-        networks.near(text, "tau^2 (T - 1) / (2 T)", expected, small, 0.2 * expected, "the next order, tau^2 relative")
+        networks.near(
+            text, "tau^2 (T - 1) / (2 T)", "exact", expected, small, 0.2 * expected, "the next order, tau^2 relative"
+        )
     )
     frozen = networks.at_infinite_width(result.moments[-1, :, :, 1], config.sides)
     text = f"participation at tau = {GAINS[-1] ** 0.5:g}, above freezing at {np.sqrt(2 * np.log(config.tokens)):.2f}"
-    made.append(networks.near(text, "freezing: few tokens have all", 0.5, frozen, 0.0, "a bound", ">="))
+    made.append(networks.near(text, "freezing: few tokens have all", "own", 0.5, frozen, 0.0, "a bound", ">="))
     return made
 
 

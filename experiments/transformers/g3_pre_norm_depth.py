@@ -105,11 +105,15 @@ def claims(config, result):
     made.append(_power(config))
     ratio = result.full["spread"][-1][:, 0]
     text = "gradients at the input over those at the output, A_0 / A_L, widest networks"
-    made.append(networks.near(text, "Xiong et al. 2020: largest at the bottom", 1.5, ratio, 0.0, "a bound", ">="))
+    made.append(
+        networks.near(text, "Xiong et al. 2020: largest at the bottom", "own", 1.5, ratio, 0.0, "a bound", ">=")
+    )
     logs = np.log(result.alone[:, 0] / result.alone[:, -1])
     error = 5 * logs.std() / np.sqrt(logs.size) + 0.02
     text = "MLPs alone: mean of ln(q_0 A_0 / (q_L A_L))"
-    made.append(networks.near(text, "q A is conserved", 0.0, logs, error, "five standard errors, 0.02 for the width"))
+    made.append(
+        networks.near(text, "q A is conserved", "exact", 0.0, logs, error, "five standard errors, 0.02 for the width")
+    )
     return made
 
 
@@ -120,6 +124,7 @@ def _power(config):
     return networks.near(
         f"theory at {FIGURE_DEPTH} blocks: slope of ln(1 - c) against ln depth",
         "1 - c ~ depth^(-v / (v + m)) with logarithms",
+        "exact",
         -0.5,
         np.array([fitted, fitted]),
         0.12,

@@ -106,13 +106,17 @@ def claims(config, result):
     text = "A - B two attentions below the output, over one below"
     samples = ratio[:, 0] / ratio[:, 1].mean()
     error = 6 * samples.std() / np.sqrt(samples.size)
-    made.append(networks.near(text, "halving where tokens are alike", exact[0] / exact[1], samples, error, SIX))
+    made.append(
+        networks.near(text, "halving where tokens are alike", "exact", exact[0] / exact[1], samples, error, SIX)
+    )
     lowest = np.argmin(told[1])
     dip = np.stack([rows[:, lowest] for rows in result.spread])[-1]
     text = f"A at its predicted minimum, {config.blocks - lowest} attentions below the output, over A at the output"
-    made.append(networks.near(text, "a dip", 0.6, dip, 0.0, "a bound", "<="))
+    made.append(networks.near(text, "a dip", "own", 0.6, dip, 0.0, "a bound", "<="))
     rise = result.spread[-1][:, 0] - dip
-    made.append(networks.near("A at the input less A at the dip", "it rises again", 0.0, rise, 0.0, "a sign", ">="))
+    made.append(
+        networks.near("A at the input less A at the dip", "it rises again", "exact", 0.0, rise, 0.0, "a sign", ">=")
+    )
     return made
 
 

@@ -117,6 +117,7 @@ def claims(config, result):
         networks.Claim(
             "power of 1 - c in |dW_Q|^2 over E|dW_V|^2, c = 0.9 to 0.99, widest",
             "(1 - c)^2 t, exact",
+            origin="exact",
             expected=float(np.log10(told[-2] / told[-1])),
             measured=float(power),
             uncertainty=error,

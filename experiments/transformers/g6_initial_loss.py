@@ -129,11 +129,13 @@ def claims(config, result):
     made = [networks.in_errors("untied head, five variances: loss", SOURCE, z, z_limit(z.size))]
     for depth, told, samples in zip(DEPTHS, tied, result.tied, strict=True):
         text = f"tied head, {depth} blocks: loss"
-        made.append(networks.near(text, SOURCE, told, samples, 0.03 * told, "first order in the correlation: 3 %"))
+        made.append(
+            networks.near(text, SOURCE, "exact", told, samples, 0.03 * told, "first order in the correlation: 3 %")
+        )
     bound = np.log(config.vocabulary) + np.array(VARIANCES) / 2
     text = "untied head: largest loss above ln V + variance / 2"
     excess = (result.untied - bound[:, None])[-1]
-    made.append(networks.near(text, "Jensen", 0.0, excess, 0.0, "a bound", "<="))
+    made.append(networks.near(text, "Jensen", "exact", 0.0, excess, 0.0, "a bound", "<="))
     return made
 
 

@@ -106,14 +106,16 @@ def claims(config, result):
         return 6 * samples.std() / np.sqrt(samples.size) + rounding
 
     return [
-        networks.near(f"DeepNorm, {config.blocks} blocks: A_0 / A_L", SOURCE, bound, ratio, slack(ratio), errors, ">="),
-        networks.near("DeepNorm: A_0 / A_L", "theory.transformer.gradients", told[1][0], ratio, slack(ratio) + 0.002,
-                      f"{errors}; 0.002 for the width"),
-        networks.near("DeepNorm: 1 - c at the output", "theory.transformer.stream", told[0][-1], gap,
-                      slack(gap) + 0.002, f"{errors}; 0.002 for the width"),
+        networks.near(f"DeepNorm, {config.blocks} blocks: A_0 / A_L", SOURCE, "exact",
+                      bound, ratio, slack(ratio), errors, ">="),
+        networks.near("DeepNorm: A_0 / A_L", "theory.transformer.gradients", "exact",
+                      told[1][0], ratio, slack(ratio) + 0.002, f"{errors}; 0.002 for the width"),
+        networks.near("DeepNorm: 1 - c at the output", "theory.transformer.stream", "exact",
+                      told[0][-1], gap, slack(gap) + 0.002, f"{errors}; 0.002 for the width"),
         networks.near(
             f"plain post-norm, {config.plain_blocks} blocks: 1 - c at the output",
             "tokens collapse exponentially",
+            "own",
             0.1,
             result.plain_gap[:, -1],
             0.0,

@@ -132,10 +132,10 @@ def claims(config, result):
     growth = np.log(result.logit_max[0, -1] / result.logit_max[0, best])
     octaves = np.log2(config.rates[-1] / config.rates[best])
     text = f"1/sqrt(k): ln of the largest logit, {octaves:.0f} octaves past the best rate over at the best"
-    made = [networks.near(text, WORTSMAN, np.log(5), growth, 0.0, "a bound: a factor of 5", ">=")]
+    made = [networks.near(text, WORTSMAN, "own", np.log(5), growth, 0.0, "a bound: a factor of 5", ">=")]
     ceiling = result.logit_max[1].max(axis=0) / np.sqrt(HEAD_WIDTH)
     text = "qk-norm: largest logit at any rate, over sqrt(k)"
-    made.append(networks.near(text, "a cosine", 1.0, ceiling, 1e-5, "rounding of float32", "<="))
+    made.append(networks.near(text, "a cosine", "exact", 1.0, ceiling, 1e-5, "rounding of float32", "<="))
     return made
 
 

@@ -162,6 +162,7 @@ def _slope_claim(text, expected, value, error):
     return Claim(
         text,
         YANG,
+        origin="exact",
         expected=expected,
         measured=value,
         uncertainty=error,
@@ -192,6 +193,7 @@ def _only_mup(result):
     return Claim(
         "cases of eight in which nothing fails the coordinate check, neither a layer nor the output: muP's two",
         YANG,
+        origin="exact",
         expected=2.0,
         measured=float(passing if all(not result.fails[f"mup, {name}"] for name in OPTIMIZERS) else np.nan),
         uncertainty=0.0,
@@ -205,6 +207,7 @@ def _hidden_from_layers(result):
     return Claim(
         "standard start with rates per layer: cases, of two, in which the output alone fails",
         "Everett et al. 2024, arXiv:2407.05872; theory.scaling.exponents",
+        origin="exact",
         expected=2.0,
         measured=float(found.count("output")),
         uncertainty=0.0,
@@ -221,6 +224,7 @@ def _steps(config, result):
         f"Adam on white gradients, steps 2 to {config.steps}: largest |measured - predicted| mean square, in standard "
         f"errors (step 1 is off by {first:.0e})",
         "theory.descent.adam_step_rms",
+        origin="exact",
         expected=z_limit(z.size),
         measured=np.abs(z).max(),
         uncertainty=0.0,

@@ -87,6 +87,7 @@ def in_errors(text, source, z, limit):
     return Claim(
         f"{text}: largest |measured - predicted| in standard errors",
         source,
+        origin="exact",
         expected=float(limit),
         measured=float(np.abs(z).max()),
         uncertainty=0.0,
@@ -96,12 +97,13 @@ def in_errors(text, source, z, limit):
     )
 
 
-def near(text, source, expected, samples, tolerance, tolerance_from, relation="=="):
+def near(text, source, origin, expected, samples, tolerance, tolerance_from, relation="=="):
     """The claim that the samples' mean is near a number."""
     mean = mean_and_error(np.asarray(samples, np.float64))
     return Claim(
         text,
         source,
+        origin=origin,
         expected=float(expected),
         measured=float(mean.mean),
         uncertainty=float(mean.stderr),

@@ -1,14 +1,16 @@
 """Reporting: claims that can fail, run folders that are never half-written, pages that open anywhere.
 
-Claim                   a sentence, what theory expects, what was measured, and whether it holds
+Claim                   a sentence, what theory expects, what was measured, whether it holds, and where
+                        the expected number comes from
 save, load, Run         results/<name>/<digest of the config>/: config, claims, arrays, figure, source, environment
 page, section, ...      self-contained HTML, every text escaped by construction
 publish                 a file that is there whole or not at all
 """
 
-from numdl.reporting._claims import Claim, Score, claims_text, margins_text, scoreboard_text
+from numdl.reporting._boards import Score, by_origin, claims_text, margins_text, scoreboard_text
+from numdl.reporting._claims import Claim
 from numdl.reporting._machine import environment, versions
-from numdl.reporting._markup import prose, tag
+from numdl.reporting._markup import tag
 from numdl.reporting._pages import (
     claims_table,
     details,
@@ -20,12 +22,14 @@ from numdl.reporting._pages import (
     section,
     table,
 )
+from numdl.reporting._prose import prose
 from numdl.reporting._runs import Run, digest, load, publish, save, writable
 
 __all__ = [
     "Claim",
     "Run",
     "Score",
+    "by_origin",
     "claims_table",
     "claims_text",
     "details",

@@ -2,9 +2,6 @@
 
 import dataclasses
 import math
-import textwrap
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +9,8 @@ from numdl import checks
 
 NUMBERS = ("expected", "measured", "uncertainty", "tolerance")
 RELATIONS = {"==": "=", "<=": "≤", ">=": "≥"}
+ORIGINS = ("exact", "published", "own")
+UNKNOWN = "unknown"  # of a result that was kept before claims said it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +21,9 @@ class Claim:
         <=   holds when measured <= expected + tolerance
         >=   holds when measured >= expected - tolerance
 
-    A number that is not finite (a nan measured, an infinite tolerance) never holds.
+    A number that is not finite (a nan measured, an infinite tolerance) never holds. The origin of `expected` is "exact"
+    (a theorem, a formula, an independent computation), "published" (a number, or which of two is larger, as a paper
+    reports it) or "own" (a limit that the experiment chose).
 
     Parameters
     ----------
@@ -34,9 +35,12 @@ class Claim:
     tolerance : float       how far `measured` may be from `expected`, absolute
     tolerance_from : str    where the tolerance comes from: "six standard errors", "O(1/width) bias"
     relation : str          "==", "<=" or ">="
+    origin : str            "exact", "published" or "own": where `expected` comes from; by name only
+    note : str              what is known of why it does not hold; shown where it fails; by name only
     Raises
     ------
-    TypeError, ValueError   no number, a text left empty, a negative uncertainty or tolerance, an unknown relation
+    TypeError, ValueError   no number, a text left empty, a negative uncertainty or tolerance, an unknown relation or
+                            origin
     """
 
     claim: str
@@ -47,11 +51,15 @@ class Claim:
     tolerance: float
     tolerance_from: str
     relation: str = "=="
+    origin: str = dataclasses.field(kw_only=True)
+    note: str = dataclasses.field(default="", kw_only=True)
 
     def __post_init__(self):
         for name in ("claim", "source", "tolerance_from"):
             _text(name, getattr(self, name))
         checks.one_of("relation", self.relation, RELATIONS)
+        checks.one_of("origin", self.origin, ORIGINS)
+        checks.instance("note", self.note, str)
         for name in NUMBERS:
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         for name in ("uncertainty", "tolerance"):
@@ -88,17 +96,39 @@ class Claim:
 
     @classmethod
     def from_dict(cls, values):
-        """The claim that `as_dict` described; numbers may be strings, as strict JSON writes those not finite."""
+        """The claim that `as_dict` described; numbers may be strings, as strict JSON writes those not finite.
+
+        What was kept before claims said their origin has the origin "unknown", which no new claim may have.
+        """
         checks.instance("values", values, dict, hint="from Claim.as_dict()")
+        values = {"origin": UNKNOWN, "note": ""} | values
         names = [field.name for field in dataclasses.fields(cls)]
         if missing := [name for name in names if name not in values]:
             raise checks.BadValue(f"values must have {', '.join(missing)}; got {checks.shown(values)}")
-        fields = {name: values[name] for name in names}
-        return cls(**fields | {name: float(fields[name]) for name in NUMBERS})
+        fields = {name: values[name] for name in names} | {name: float(values[name]) for name in NUMBERS}
+        if fields["origin"] != UNKNOWN:
+            return cls(**fields)
+        made = cls(**fields | {"origin": ORIGINS[-1]})
+        object.__setattr__(made, "origin", UNKNOWN)
+        return made
 
     def expected_text(self):
         """The expectation with its relation where it is one-sided: '≤ 1.5'."""
         return ("" if self.relation == "==" else RELATIONS[self.relation] + " ") + f"{self.expected:.6g}"
+
+    def failure_text(self):
+        """How it fails, in one sentence, and the claim's note; "" where it holds."""
+        if self.holds:
+            return ""
+        if not all(math.isfinite(getattr(self, name)) for name in NUMBERS):
+            unknown = ", ".join(name for name in NUMBERS if not math.isfinite(getattr(self, name)))
+            said = f"Nothing can be compared: {unknown} not finite."
+        else:
+            beyond = self._beyond - self.tolerance
+            errors = f", {-self.margin:.3g} standard errors" if self.uncertainty else ""
+            allowed = f" with {self.tolerance:.3g} allowed" if self.tolerance else ""
+            said = f"{self.measured_text()} misses {self.expected_text()}{allowed} by {beyond:.3g}{errors}."
+        return f"{said} {self.note}".strip()
 
     def measured_text(self):
         """The measurement with as many digits as its uncertainty leaves: '0.998 ± 0.003'."""
@@ -116,72 +146,6 @@ def with_uncertainty(value, uncertainty):
     return f"{value:.{max(decimals, 0)}f} ± {uncertainty:.{max(decimals, 0)}f}"
 
 
-class Score(NamedTuple):
-    """One line of a scoreboard: an experiment's claims and what its run took, or why there is none."""
-
-    name: str
-    claims: list
-    seconds: float
-    maps: int | None = None  # largest number of memory maps of its process
-    memory: int | None = None  # largest resident memory, bytes
-    problem: str = ""  # why there is no result: "crashed (signal 11)", and where the log is
-
-    @property
-    def good(self):
-        """Whether there is a result and every claim of it holds."""
-        return not self.problem and all(claim.holds for claim in self.claims)
-
-    @property
-    def margin(self):
-        """The smallest margin of the claims, in standard errors; infinite where there are none."""
-        return min((claim.margin for claim in self.claims), default=math.inf)
-
-
-def claims_text(claims: Sequence[Claim]) -> str:
-    """The claims as a table for a terminal, one line for the numbers and one for the sentence.
-
-    Parameters
-    ----------
-    claims : list of Claim
-    Returns
-    -------
-    str                     lines: verdict, expected, measured, tolerance, margin
-    Raises
-    ------
-    TypeError               not a list of Claim
-    """
-    claims = checked_claims(claims)
-    rows = [("", "expected", "measured", "tolerance", "margin")]
-    rows += [
-        (_verdict(c), c.expected_text(), c.measured_text(), f"{c.tolerance:.3g}", margin_text(c.margin)) for c in claims
-    ]
-    lines = _columns(rows)
-    for i, c in enumerate(claims, start=1):
-        for text in (f"{c.claim}  [{c.source}]", f"tolerance: {c.tolerance_from}"):
-            folded = textwrap.wrap(text, 100, break_on_hyphens=False)
-            lines[i] += "".join(f"\n    {'  ' if more else ''}{line}" for more, line in enumerate(folded))
-    return "\n".join(lines)
-
-
-def margins_text(rows: Iterable[tuple]) -> str:
-    """Every claim of all experiments with its margin, the smallest first.
-
-    Parameters
-    ----------
-    rows : list of tuples   (name, claims, ...) of each experiment, a `Score` for one
-    Returns
-    -------
-    str                     lines: margin in standard errors, verdict, experiment, measured, limit, claim
-    """
-    found = sorted(((c.margin, row[0], c) for row in rows for c in row[1]), key=lambda entry: entry[:2])
-    lines = [("margin", "", "experiment", "measured", "limit", "claim")]
-    for margin, name, c in found:
-        limit = f"{c.expected_text()} (± {c.tolerance:.3g})"
-        sentence = textwrap.shorten(c.claim, 70, placeholder=" ...")
-        lines.append((margin_text(margin), _verdict(c), name, c.measured_text(), limit, sentence))
-    return "\n".join(_columns(lines))
-
-
 def checked_claims(claims):
     """A list of claims."""
     if not isinstance(claims, list | tuple):
@@ -189,62 +153,6 @@ def checked_claims(claims):
     for claim in claims:
         checks.instance("claims", claim, Claim, hint="each of them")
     return list(claims)
-
-
-def scoreboard_text(rows: Iterable[tuple]) -> str:
-    """Claims held, smallest margin, seconds, maps and memory, for each experiment and in all.
-
-    Parameters
-    ----------
-    rows : list of tuples   (name, claims, seconds, maps, memory, problem), the fields of `Score`; the last three may
-                            be left out
-    Returns
-    -------
-    str                     one line for each experiment and a total; "FAIL" where a claim does not hold
-    """
-    rows = [Score(*row) for row in rows]
-    total = Score(
-        "total", [claim for row in rows for claim in row.claims], sum(row.seconds for row in rows),
-        _largest(row.maps for row in rows), _largest(row.memory for row in rows),
-    )  # fmt: skip
-    good = all(row.good for row in rows)
-    wide = max(len(row.name) for row in [*rows, total])
-    lines = [_score_line(row, wide, row.good) for row in rows] + [_score_line(total, wide, good)]
-    return "\n".join(lines)
-
-
-def margin_text(margin):
-    """A margin in standard errors as text; "exact" where nothing is uncertain."""
-    if math.isinf(margin):
-        return "exact" if margin > 0 else "none"
-    return f"{margin:.1f}" if abs(margin) < 1000 else f"{margin:.0e}"
-
-
-def _score_line(row, wide, good):
-    held = sum(claim.holds for claim in row.claims)
-    parts = [f"{'ok  ' if good else 'FAIL'}  {row.name:<{wide}}"]
-    parts += [row.problem or f"{held:>3} of {len(row.claims):<3} claims hold", f"{row.seconds:8.1f} s"]
-    if not row.problem and row.claims:
-        parts.append(f"margin {margin_text(row.margin):>6}")
-    if row.maps is not None:
-        parts.append(f"{row.maps:>6} maps")
-    if row.memory is not None:
-        parts.append(f"{row.memory / 2**20:6.0f} MB")
-    return "  ".join(parts)
-
-
-def _columns(rows):
-    wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, wide, strict=True)).rstrip() for row in rows]
-
-
-def _largest(values):
-    known = [value for value in values if value is not None]
-    return max(known) if known else None
-
-
-def _verdict(claim):
-    return "holds" if claim.holds else "FAILS"
 
 
 def _text(name, value):

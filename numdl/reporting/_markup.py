@@ -2,7 +2,6 @@
 
 import html
 import re
-import textwrap
 from typing import Any
 
 VOID = ("br", "hr", "img", "meta")
@@ -10,30 +9,6 @@ VOID = ("br", "hr", "img", "meta")
 
 class Markup(str):
     """Text that is HTML already; everything else is escaped on its way in."""
-
-
-def prose(text: str) -> Markup:
-    """Paragraphs at blank lines; lines that begin with "- " are a list; indented lines are a formula, kept as set.
-
-    Parameters
-    ----------
-    text : str                  with `code` between backticks, indices and powers as in chi_1, q_{l+1}, n^2
-    Returns
-    -------
-    Markup
-    """
-    blocks = re.split(r"\n\s*\n", text.strip("\n"))
-    return Markup("".join(_block(block) for block in blocks if block.strip()))
-
-
-def inline(text):
-    """One paragraph's text, with `code` between backticks."""
-    pieces = re.split(r"``([^`]+)``|`([^`]+)`", text)
-    made = []
-    for i in range(0, len(pieces), 3):
-        made.append(formula(pieces[i]))
-        made += [tag("code", code) for code in pieces[i + 1 : i + 3] if code]
-    return Markup("".join(made))
 
 
 def formula(text):
@@ -70,29 +45,3 @@ def _low(match):
 
 def _high(match):
     return f"<sup>{match[1] or match[2]}</sup>"
-
-
-def _block(block):
-    """One block's runs of lines of one kind: text, list or formula."""
-    runs, kind = [], None
-    for line in block.split("\n"):
-        now = "list" if line.startswith("- ") or (kind == "list" and line.startswith(" ")) else "text"
-        now = "formula" if now == "text" and line.startswith("    ") else now
-        if now != kind:
-            runs.append((now, []))
-        runs[-1][1].append(line)
-        kind = now
-    return "".join({"list": _list, "text": _paragraph, "formula": _formula}[kind](lines) for kind, lines in runs)
-
-
-def _list(lines):
-    items = re.split(r"\n(?=- )", "\n".join(lines))
-    return tag("ul", *(tag("li", inline(" ".join(item[2:].split()))) for item in items))
-
-
-def _paragraph(lines):
-    return tag("p", inline(" ".join(" ".join(lines).split())))
-
-
-def _formula(lines):
-    return tag("pre", formula(textwrap.dedent("\n".join(lines))))

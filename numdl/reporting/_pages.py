@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from numdl import checks
-from numdl.reporting._claims import Claim, Score, checked_claims, margin_text
+from numdl.reporting._boards import Score, margin_text
+from numdl.reporting._claims import Claim, checked_claims
 from numdl.reporting._encoding import image
-from numdl.reporting._markup import Markup, formula, inline, prose, tag
+from numdl.reporting._markup import Markup, formula, tag
+from numdl.reporting._prose import inline, prose
 from numdl.reporting._runs import Run
 
 if TYPE_CHECKING:
@@ -128,7 +130,7 @@ def agreement(claims):
 
 
 def claims_table(claims: Sequence[Claim]) -> Markup:
-    """The claims: what holds in words and a sign, expected beside measured, and where the tolerance comes from.
+    """The claims: what holds in words and a sign, expected (and whose number) beside measured, and why.
 
     Parameters
     ----------
@@ -143,9 +145,11 @@ def claims_table(claims: Sequence[Claim]) -> Markup:
     rows = []
     for c in checked_claims(claims):
         mark = tag("span", "✓ holds" if c.holds else "✗ fails", class_="yes" if c.holds else "no")
-        sentence = tag("div", formula(c.claim), tag("small", c.source))
+        failure = tag("small", c.failure_text(), class_="why") if not c.holds else ""
+        sentence = tag("div", formula(c.claim), tag("small", c.source), failure)
         allowed = tag("div", f"{c.tolerance:.2g}", tag("small", c.tolerance_from))
-        rows.append((mark, sentence, c.expected_text(), c.measured_text(), allowed, margin_text(c.margin)))
+        expected = tag("div", c.expected_text(), tag("small", c.origin))
+        rows.append((mark, sentence, expected, c.measured_text(), allowed, margin_text(c.margin)))
     return table(("verdict", "claim", "expected", "measured", "tolerance", "margin"), rows, class_="claims")
 
 

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from numdl import checks
-from numdl.reporting._claims import Claim, Score, checked_claims
+from numdl.reporting._boards import Score
+from numdl.reporting._claims import Claim, checked_claims
 from numdl.reporting._encoding import arrays, image, jsonable, npz, strict_json
 from numdl.reporting._machine import environment
 from numdl.typing import StrPath

@@ -70,6 +70,7 @@ UNCHECKED = {
     "quadrature.expect_product": "traceable, says so",
     "records.abridged": "rows of a table",
     "records.static": "a field",
+    "reporting.by_origin": "of claims, which check themselves",
     "reporting.details": "a piece of a page: any text",
     "reporting.environment": "takes what there is",
     "reporting.margins_text": "of claims, which check themselves",

@@ -9,7 +9,7 @@ from numdl import reporting, statistics
 from tests.registry import kinds
 from tests.registry import objects as o
 
-CLAIM = reporting.Claim("text", "source", 1.0, 1.0, 0.1, 0.1, "tolerance")
+CLAIM = reporting.Claim("text", "source", 1.0, 1.0, 0.1, 0.1, "tolerance", origin="exact")
 SAMPLES = np.linspace(0.0, 1.0, 12).reshape(4, 3)
 TOGETHER = (o.X, o.LABELS)
 POINTS = {
