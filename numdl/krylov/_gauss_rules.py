@@ -48,7 +48,7 @@ def weighted_sums(weights: np.ndarray, nodes: np.ndarray, function: Callable) ->
 def rule(q, matvec, layout, steps, reorthogonalize):
     """Nodes and weights seen from a unit vector q: eigenvalues of the tridiagonal matrix, squares of first entries."""
     before, beta = jnp.zeros_like(q), jnp.zeros((), q.dtype)
-    space, diagonal, off_diagonal = _vectors.Rows(layout.size, layout.dtype), [], []
+    space, diagonal, off_diagonal = _vectors.Rows(layout), [], []
     eager = getattr(matvec.matvec, "eager", False)
     for _ in range(steps):
         step = _advance(None, matvec(q), q, before, beta) if eager else _advance(matvec, q, q, before, beta)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.krylov import _vectors
+from numdl.krylov import _places, _vectors
 
 RISK = 1e-3  # the probability with which a random start may hide an eigenvalue above the ceiling
 
@@ -53,7 +53,7 @@ class Search:
         self.plain, self.counting, self.previous, self.coupling = 0, warm is None, None, 0.0
         for _ in range(3):
             self.key, key = jax.random.split(self.key)
-            start = jax.random.normal(key, (self.layout.size,), self.layout.dtype) if warm is None else warm
+            start = _places.normal(key, self.layout) if warm is None else warm
             _, self.next, norm = _vectors.orthonormal(self.space, start)
             if norm > 0 and np.isfinite(norm):
                 return

@@ -14,6 +14,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from numdl import checks
+from numdl.krylov import _places
 from numdl.records import record, static
 
 BLOCK = 16  # rows of a basis that are kept, read and written together
@@ -27,11 +28,22 @@ class Layout:
     structure: Any
     shapes: tuple
     dtypes: tuple
+    places: Any = None  # where the leaves are, if they are spread over devices: then so is the vector
 
     @property
     def size(self):
-        """Length n of the vector."""
+        """Numbers n of the tree."""
         return sum(map(math.prod, self.shapes))
+
+    @property
+    def length(self):
+        """Entries of the vector: n, or some more that are always 0 where it is spread over devices."""
+        return self.size if self.places is None else self.places.length
+
+    def zeros(self, *lead):
+        """Vectors of 0 with these leading axes."""
+        device = None if self.places is None else self.places.of(len(lead))
+        return jnp.zeros((*lead, self.length), self.dtype, device=device)
 
     @property
     def form(self):
@@ -51,10 +63,14 @@ class Layout:
 
     def ravel(self, tree):
         """The tree as a vector [n]."""
+        if self.places is not None:
+            return self.places.ravel(jax.tree.leaves(tree), self.dtype)
         return jnp.concatenate([jnp.ravel(leaf).astype(self.dtype) for leaf in jax.tree.leaves(tree)])
 
     def unravel(self, rows):
         """The tree of a vector [n], or of rows [..., n] the tree with their leading axes."""
+        if self.places is not None:
+            return jax.tree.unflatten(self.structure, self.places.unravel(rows, self.dtypes))
         ends = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1]
         parts = jnp.split(rows, ends, axis=-1)
         leaves = [
@@ -72,6 +88,8 @@ class Layout:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             checks.floating(f"{name}{jax.tree_util.keystr(path)}", leaf)
         leaves = jax.tree.leaves(tree)
+        if self.places is not None:
+            return jnp.stack([self.ravel([leaf[i] for leaf in leaves]) for i in range(count)])
         return jnp.concatenate([leaf.reshape(leaf.shape[0], -1).astype(self.dtype) for leaf in leaves], axis=1)
 
 
@@ -110,8 +128,8 @@ def layout(name, like):
     )
 
 
-def flat(matvec, like, *, square=True):
-    """(function of vectors, Layout) of a function of pytrees shaped like `like`.
+def flat(matvec, like, *, square=True, spread=True):
+    """(function of vectors, Layout) of a function of pytrees shaped like `like`; `spread`: over devices as `like` is.
 
     A plain function is compiled once for its identity and keeps what it closes over; a `jax.tree_util.Partial` or a
     callable record hands its arrays to `jit` as arguments. One with an attribute `eager` that is true is not compiled.
@@ -119,10 +137,12 @@ def flat(matvec, like, *, square=True):
     """
     checks.accepts("matvec", matvec, 1, "matvec(v)")
     shape = layout("like", like)
+    if spread:
+        shape = dataclasses.replace(shape, places=_places.places(jax.tree.leaves(like)))
     made = Flat(as_tree(matvec), shape)
     if square and not getattr(matvec, "eager", False) and not traced((matvec, like)):
         # The trace is the one that the first product takes.
-        _apply.eval_shape(made, jax.ShapeDtypeStruct((shape.size,), shape.dtype))
+        _apply.eval_shape(made, jax.ShapeDtypeStruct((shape.length,), shape.dtype))
     return made, shape
 
 
@@ -151,7 +171,7 @@ def products(matvec, rows):
     """
     if traced((matvec, rows)):
         return lax.map(matvec, rows)
-    found = jnp.zeros(rows.shape, rows.dtype)
+    found = jnp.zeros_like(rows)
     for i in range(len(rows)):
         found = _set_row(found, apply(matvec, _row(rows, np.int32(i))), np.int32(i))
     return found
@@ -175,13 +195,13 @@ def traced(tree):
 class Rows:
     """Orthonormal rows [count, n], in blocks that are made as they fill. Mutable: for loops in Python only."""
 
-    def __init__(self, size, dtype):
-        self.size, self.dtype, self.count, self.blocks = size, dtype, 0, []
+    def __init__(self, layout):
+        self.layout, self.count, self.blocks = layout, 0, []
 
     def append(self, v):
         """One more row."""
         if self.count == BLOCK * len(self.blocks):
-            self.blocks.append(jnp.zeros((BLOCK, self.size), self.dtype))
+            self.blocks.append(self.layout.zeros(BLOCK))
         self.blocks[-1] = _set_row(self.blocks[-1], v, np.int32(self.count % BLOCK))
         self.count += 1
 
@@ -196,13 +216,13 @@ class Rows:
 
     def turned(self, weights):
         """The rows weights.T @ self, for weights [count, p]: new Rows, made block by block."""
-        new = Rows(self.size, self.dtype)
+        new = Rows(self.layout)
         new.count = weights.shape[1]
         spare = (-self.count % BLOCK, -new.count % BLOCK)
-        weights = np.pad(weights, ((0, spare[0]), (0, spare[1]))).astype(self.dtype)
+        weights = np.pad(weights, ((0, spare[0]), (0, spare[1]))).astype(self.layout.dtype)
         for column in range(0, new.count, BLOCK):
             parts = np.split(weights[:, column : column + BLOCK], len(self.blocks))
-            block = jnp.zeros((BLOCK, self.size), self.dtype)
+            block = self.layout.zeros(BLOCK)
             for old, part in zip(self.blocks, parts, strict=True):
                 block = _combine(block, old, part)
             new.blocks.append(block)
@@ -214,7 +234,7 @@ class Rows:
 
     def copy(self):
         """The same rows, to be appended to apart."""
-        new = Rows(self.size, self.dtype)
+        new = Rows(self.layout)
         new.count, new.blocks = self.count, [block.copy() for block in self.blocks]
         return new
 

@@ -138,7 +138,7 @@ def singular_triplets(
     """
     checks.key("key", key)
     tolerance = checks.positive("tolerance", tolerance, shape=())
-    matvec, layout = _vectors.flat(matvec, like, square=False)
+    matvec, layout = _vectors.flat(matvec, like, square=False, spread=False)
     image = _vectors.image("matvec", matvec.matvec, like)
     outer = _vectors.layout("matvec(like)", image)
     most = min(layout.size, outer.size)

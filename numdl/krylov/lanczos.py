@@ -99,7 +99,7 @@ def eigenpairs(
     checked = settings(key, k=k, which=which, tolerance=tolerance, max_matvecs=max_matvecs, basis=basis, verify=verify)
     tolerance, max_matvecs, basis = (checked[name] for name in ("tolerance", "max_matvecs", "basis"))
     flat, layout = _vectors.flat(matvec, like)
-    left_out = _vectors.Rows(layout.size, layout.dtype)
+    left_out = _vectors.Rows(layout)
     for row in () if deflate is None else layout.rows("deflate", deflate):
         _, unit, norm = _vectors.orthonormal(left_out, row)
         if norm > 0:
@@ -223,7 +223,7 @@ def _certified(search, verify):
 def _nothing(search):
     """The record of a search that met a number that is not finite."""
     k, unknown = search.k, np.full(search.k, np.nan)
-    rows = jnp.full((k, search.layout.size), jnp.nan, search.layout.dtype)
+    rows = search.layout.zeros(k) + np.asarray(np.nan, search.layout.dtype)
     everything = np.tile([-np.inf, np.inf], (k, 1))
     ceiling, noise = np.float64(search.sign * np.inf), np.float64(np.nan)
     none = np.zeros(k, bool)

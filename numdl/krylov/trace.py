@@ -8,6 +8,7 @@ quadrature      nodes and weights of the spectral density, by Lanczos from rando
 The estimates are traceable; called outside of `jit` they loop in Python over compiled products (`_vectors.products`).
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -18,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Key, PyTree
 
 from numdl import checks
-from numdl.krylov import _vectors
+from numdl.krylov import _places, _vectors
 from numdl.krylov._gauss_rules import Quadrature, rule, weighted_sums
 from numdl.records import record
 from numdl.typing import Matvec
@@ -124,7 +125,7 @@ def diagonal(key: Key[Array, ""], matvec: Matvec, like: PyTree, *, num_matvecs: 
         z = _signs(one, layout)
         return _welford(state, z * _vectors.apply(matvec, z))
 
-    zeros = jnp.zeros(layout.size, layout.dtype)
+    zeros = layout.zeros()
     state, keys = (jnp.zeros((), layout.dtype), zeros, zeros), jax.random.split(key, draws)
     if _vectors.traced((matvec, keys)):
         state, _ = lax.scan(lambda s, one: (add(s, one), None), state, keys)
@@ -157,7 +158,7 @@ def hutch_plus_plus(key: Key[Array, ""], matvec: Matvec, like: PyTree, *, num_ma
     third = min(num_matvecs // 3, layout.size)
     keys = jax.random.split(key, num_matvecs - third)  # the rest is for the last third: its standard error
     sketch = _vectors.products(matvec, _stacked(_signs, keys[:third], layout))
-    basis = jnp.linalg.qr(sketch.T)[0].T
+    basis = _range(sketch, layout.places)[0]
     exact = jnp.sum(basis * _vectors.products(matvec, basis))
 
     def sample(one):
@@ -188,8 +189,8 @@ def xtrace(key: Key[Array, ""], matvec: Matvec, like: PyTree, *, num_matvecs: in
     if num_matvecs % 2 or num_matvecs > 2 * layout.size:
         raise checks.BadValue(f"num_matvecs must be even and at most {2 * layout.size}; got {num_matvecs}")
     z = _stacked(_normal, jax.random.split(key, num_matvecs // 2), layout)
-    basis, upper = _range(_vectors.products(matvec, z))
-    samples = _leave_one_out(z, basis, upper, _vectors.products(matvec, basis))
+    basis, upper = _range(_vectors.products(matvec, z), layout.places)
+    samples = _leave_one_out(z, basis, upper, _vectors.products(matvec, basis), layout.size)
     return _estimate(samples, num_matvecs)
 
 
@@ -237,8 +238,8 @@ def quadrature(
     return Quadrature(nodes, weights, layout.size)
 
 
-@jax.jit
-def _leave_one_out(z, basis, upper, products):
+@functools.partial(jax.jit, static_argnums=4)
+def _leave_one_out(z, basis, upper, products, n):
     """The r estimates of xtrace from Q, R of the sketch (rows) and A Q."""
     inner = jnp.matmul(basis, products.T, precision="highest")  # Q' A Q
     along = jnp.matmul(basis, z.T, precision="highest")  # column i: Q' z_i
@@ -248,15 +249,17 @@ def _leave_one_out(z, basis, upper, products):
     within = along - apart * jnp.sum(apart * along, axis=0, keepdims=True)
     left = jnp.sum(z**2, axis=1) - jnp.sum(within**2, axis=0)
     quadratic = jnp.sum(along * upper - 2 * within * upper + within * (inner @ within), axis=0)
-    n, r = z.shape[1], z.shape[0]
+    r = z.shape[0]
     floor = jnp.finfo(left.dtype).eps * n
     scale = jnp.where(left > floor, (n - r + 1) / jnp.where(left > floor, left, jnp.ones_like(left)), 0.0)
     return jnp.trace(inner) - jnp.sum(apart * (inner @ apart), axis=0) + scale * quadratic
 
 
-@jax.jit
-def _range(sketch):
+@functools.partial(jax.jit, static_argnums=1)
+def _range(sketch, places):
     """(orthonormal rows, R) of the sketch [r, n]."""
+    if places is not None:
+        return _places.triangular(sketch, places)
     basis, upper = jnp.linalg.qr(sketch.T)
     return basis.T, upper
 
@@ -313,12 +316,14 @@ def _welford(state, sample):
 
 @functools.partial(jax.jit, static_argnums=1)
 def _signs(key, layout):
+    if layout.places is not None:
+        return _places.signs(key, layout, lambda one: _signs(one, dataclasses.replace(layout, places=None)))
     return jax.random.rademacher(key, (layout.size,), np.int32).astype(layout.dtype)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _normal(key, layout):
-    return jax.random.normal(key, (layout.size,), layout.dtype)
+    return _places.normal(key, layout)
 
 
 _LAWS = {"rademacher": _signs, "normal": _normal}

@@ -277,7 +277,7 @@ def test_errors_name_the_argument():
 
 def test_rows_keep_what_they_are_given():
     rows = np.linalg.qr(np.random.default_rng(0).normal(size=(N, 20)))[0].T
-    space = _vectors.Rows(N, WIDEST)
+    space = _vectors.Rows(_vectors.layout("like", jax.ShapeDtypeStruct((N,), WIDEST)))
     for row in jnp.asarray(rows, WIDEST):
         space.append(row)
     assert space.count == 20 and len(space.blocks) == 2
