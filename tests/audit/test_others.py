@@ -9,18 +9,15 @@ import optax
 import pytest
 
 import numdl as nd
-from numdl.audit import (
-    _affine,
-    _case,
-    _described,
-    _function,
-    _given,
-    _head,
-    _programs,
-    _proof,
-    _settings,
-    _tangent,
-    remedies,
+from numdl.audit import _affine, _proof, _settings, remedies
+from numdl.audit._measured import (
+    cases,
+    described,
+    functions,
+    heads,
+    programs,
+    tangent,
+    views,
 )
 from numdl.audit._reading import Reading
 from numdl.audit.evidence import Data, Evidence, Facts, Kernel, Loss, Trial, empty
@@ -38,7 +35,7 @@ def drawn(*shape, seed=0):
 
 def case(apply, params, batch, loss=squares, **changes):
     given = {"optimizer": "sgd", "learning_rate": 0.1, "steps": 5, "data": None, "evaluate": None, "stochastic": False}
-    return _case.case(apply, params, batch, loss=loss, key=jax.random.key(0), **{**given, **changes})
+    return cases.case(apply, params, batch, loss=loss, key=jax.random.key(0), **{**given, **changes})
 
 
 def linear(p, x):
@@ -110,7 +107,7 @@ def test_a_rule_for_the_way_back_alone_gives_the_transposed_jacobian():
     apply = lambda p, x: sign(x @ p["a"]) @ p["b"]  # noqa: E731
     known = case(apply, {"a": drawn(3, 4, seed=5), "b": drawn(4, 2, seed=6)}, (X, Y))
     assert known.only_backward and not case(linear, W, (X, Y)).only_backward
-    out, push, pull = _tangent._linear(known, lambda p: _given.floats(apply(p, X)), known.moving)
+    out, push, pull = tangent._linear(known, lambda p: views.floats(apply(p, X)), known.moving)
     rows = jax.jacrev(lambda p: apply(p, X))(known.moving)
     away = {"a": drawn(3, 4, seed=7), "b": drawn(4, 2, seed=8)}
     dense = sum(np.einsum("ncij,ij->nc", rows[k], away[k]) for k in "ab")
@@ -126,10 +123,10 @@ def test_forecast_and_loss_take_outputs_in_trees_with_numbers_and_indices_beside
     here = case(several, W, (X, Y), lambda o, y: squares(o["out"], y), steps=20)
     alone = case(linear, W, (X, Y), steps=20)
     assert here.follows == (True, False, True)
-    ours, theirs = _tangent.measure(here), _tangent.measure(alone)
+    ours, theirs = tangent.measure(here), tangent.measure(alone)
     np.testing.assert_allclose(ours.forecast, theirs.forecast, rtol=1e-5)
     assert ours.alignment == pytest.approx(theirs.alignment, rel=1e-3)
-    ours, theirs = _head.measure(here)[0], _head.measure(alone)[0]
+    ours, theirs = heads.measure(here)[0], heads.measure(alone)[0]
     assert ours.floor_shared == pytest.approx(np.mean((Y - Y.mean(0)) ** 2), rel=1e-3)
     assert ours.floor_shared == pytest.approx(theirs.floor_shared, rel=1e-3)
     assert ours.coupling < 1e-5 and ours.doubled == pytest.approx(1, abs=1e-5)
@@ -138,8 +135,8 @@ def test_forecast_and_loss_take_outputs_in_trees_with_numbers_and_indices_beside
 def test_a_function_with_several_outputs_is_looked_at_as_one():
     mixed = lambda p, x: (jnp.roll(x @ p, -1, 0), x @ p)  # noqa: E731
     loss = lambda o, y: squares(o[0], y) + squares(o[1], y)  # noqa: E731
-    assert _function.measure(case(mixed, W, (X, Y), loss)).mixing > 1e-3
-    apart = _function.measure(case(lambda p, x: (x @ p, x @ p + 1), W, (X, Y), loss))
+    assert functions.measure(case(mixed, W, (X, Y), loss)).mixing > 1e-3
+    apart = functions.measure(case(lambda p, x: (x @ p, x @ p + 1), W, (X, Y), loss))
     assert apart.mixing < 1e-5 and apart.spread > 0.1 and apart.shape == ()
 
 
@@ -149,9 +146,9 @@ def test_which_targets_a_loss_reads():
     assert known.reads == (True, False)
     unread = case(linear, W, (X, Y), lambda o, y: jnp.mean(o**2) + 0 * jnp.zeros_like(y).sum())
     assert unread.reads == (False,)
-    found, _ = _head.measure(unread)
+    found, _ = heads.measure(unread)
     assert found.targets_unread and found.kind == "other"
-    assert np.isnan(_described.measure(unread, "other", 2).target_spread)
+    assert np.isnan(described.measure(unread, "other", 2).target_spread)
 
 
 def test_targets_and_inputs_in_trees_are_constant_only_where_all_are():
@@ -159,13 +156,13 @@ def test_targets_and_inputs_in_trees_are_constant_only_where_all_are():
     loss = lambda o, y: -jnp.mean(y["a mask"] * jnp.take_along_axis(o, y["label"][:, None], 1)[:, 0])  # noqa: E731
     inputs = {"a mask": np.ones((N, 3), np.float32), "token": np.arange(N, dtype=np.int32) % 2}
     apply = lambda p, x: (x["a mask"] @ p)[:, :1] * jnp.arange(3.0)[None] + x["token"][:, None]  # noqa: E731
-    found = _described.measure(case(apply, W, (inputs, targets), loss), "other", 3)
+    found = described.measure(case(apply, W, (inputs, targets), loss), "other", 3)
     assert found.target_spread > 0.5 and found.spread > 0.4 and found.kind == "float"
-    beside = _described.measure(
+    beside = described.measure(
         case(lambda p, x: x["x"] @ p, W, ({"a mask": np.ones((N, 3), np.float32), "x": X}, Y)), "values", 2
     )
     assert beside.offset < 10 and beside.rms == pytest.approx(np.sqrt(np.mean(np.float64(X) ** 2)))
-    still = _described.measure(case(apply, W, ({**inputs, "token": inputs["token"] * 0}, targets), loss), "other", 3)
+    still = described.measure(case(apply, W, ({**inputs, "token": inputs["token"] * 0}, targets), loss), "other", 3)
     assert still.spread < 1e-6
 
 
@@ -176,8 +173,8 @@ def test_a_layer_that_an_output_goes_around_is_no_head():
     one = lambda p, x: jax.nn.softmax(jnp.tanh(x @ p[0]) @ p[1])  # noqa: E731
     around = lambda p, x: x[:, :2] + jax.nn.relu(jnp.tanh(x @ p[0]) @ p[1])  # noqa: E731
     given = ((both, params, loss), (one, params[:2], squares), (around, params[:2], squares))
-    heads = [_head.split(case(apply, own, (X, Y), cost), X)[1] for apply, own, cost in given]
-    assert [head is not None for head in heads] == [False, True, False]
+    found = [heads.split(case(apply, own, (X, Y), cost), X)[1] for apply, own, cost in given]
+    assert [head is not None for head in found] == [False, True, False]
 
 
 @pytest.mark.parametrize("tree", [lambda a, b: (a, b), lambda a, b: [a, (b,)], lambda a, b: {"x": a, "t": b}])
@@ -265,7 +262,7 @@ def test_a_repair_has_helped_where_the_same_loss_ends_lower_or_another_falls_fur
 
 def test_what_the_program_reads_is_followed_from_the_end():
     known = jax.make_jaxpr(lambda a, b, c: (a + jnp.sin(b), c)[0])(1.0, 2.0, 3.0)
-    assert _programs.read(known) == (True, True, False)
+    assert programs.read(known) == (True, True, False)
 
 
 def network(p, x):
