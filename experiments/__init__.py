@@ -4,6 +4,7 @@
     python -m experiments run a1_init_scaling --width 200 --json
     python -m experiments reproduce --jobs 2
     python -m experiments margins
+    python -m experiments scoreboard results --output docs/scoreboard.md
 
 An experiment is a file `<letter><number>_<words>.py` in the folder of its group, whose own docstring says what the
 group asks. The first line of its docstring is the question as a title; a paragraph `Lecture: deck, slide` names where a
@@ -11,7 +12,8 @@ lecture shows it; four headings follow, each a word on a line of its own underli
 (equation, source), Measurement, Verdict (how many samples, machine, seconds). Inside:
 
     @dataclass(frozen=True)
-    class Config               its defaults end in about a minute; `tiny()`, a classmethod, in a second or two
+    class Config               its defaults end in about a minute; `tiny()`, a classmethod, in a second or two;
+                               `quick()`, where `reproduce --quick` should take another than the tiny one
     run(config)                -> record of arrays
     claims(config, record)     -> list of numdl.reporting.Claim, expectations and tolerances fixed beforehand; `origin`
                                says whose number it is: "exact" (theorem, formula, independent computation),

@@ -1,11 +1,14 @@
-"""python -m experiments list | run NAME [--field value ...] | reproduce | margins
+"""python -m experiments list | run NAME [--field value ...] | reproduce | margins | scoreboard FOLDER [FOLDER]
 
 list                                     every group and experiment with its question, and the lecture that shows it
 run NAME [--field value ...]             one experiment; NAME may be short (a1); --help shows its fields
-reproduce [--only NAME ...]              all of them, each in a process of its own, the scoreboard and a page of all
+reproduce [--only NAME ...]              all of them, each in a process of its own: a table, scoreboard.json, index.html
 margins [--least 3]                      every claim of the kept runs, those nearest to their limits first
+scoreboard FOLDER [FOLDER]               what `reproduce` kept, one results folder for each stack, as Markdown
 
 --tiny             the small version of each, seconds instead of a minute
+--quick            reproduce: all of them in minutes: the quick version where an experiment has one, else the small one
+--output FILE      scoreboard: where the Markdown goes (default: the terminal)
 --json             the last line of the output is one JSON object
 --results DIR      where the runs' folders go (default: results)
 --jobs N           reproduce: this many at once, each with its share of the cores (default: 1)
@@ -23,8 +26,9 @@ import math
 import pathlib
 import re
 import sys
+import time
 
-from experiments import pages, runner, workers
+from experiments import gallery, pages, runner, scoreboard, workers
 
 
 def main(arguments=None):
@@ -42,7 +46,7 @@ def _dispatch(arguments):
     if command in ("-h", "--help", "help") or (command != "run" and {"-h", "--help"} & set(arguments)):
         print(__doc__.strip())
         return 0
-    commands = {"list": _list, "run": _run, "reproduce": _reproduce, "margins": _margins}
+    commands = {"list": _list, "run": _run, "reproduce": _reproduce, "margins": _margins, "scoreboard": _scoreboard}
     if command not in commands:
         raise runner.UsageError(f"unknown command {command!r}: it is one of {', '.join(commands)}")
     return commands[command](arguments[1:])
@@ -88,21 +92,25 @@ def _reproduce(arguments):
     twice = [name for name, count in collections.Counter(chosen).items() if count > 1]
     if twice:
         raise runner.UsageError(f"--only must name an experiment once; got {twice[0]} again")
-    results = _writable(options.results)
+    if options.quick and options.tiny:
+        raise runner.UsageError("--quick and --tiny are two sizes; give one of them")
+    results, start = _writable(options.results), time.monotonic()
     outcomes, stopped = _all(chosen, options)
     entries = [(outcome.score, outcome.run, outcome.log) for outcome in outcomes]
-    good = stopped is None and all(outcome.good for outcome in outcomes)
-    page = pages.publish(results / "index.html", pages.index(entries, results)) if entries else None
+    size = "quick" if options.quick else "tiny" if options.tiny else "full"
+    ended = None if stopped is None else str(stopped)
+    board = scoreboard.record(outcomes, size=size, seconds=time.monotonic() - start, stopped=ended)
+    kept = scoreboard.write(board, results)
+    page = pages.publish(results / "index.html", gallery.index(entries, board, results)) if entries else None
     if options.json:
-        told = {"holds": good, "page": str(page), "runs": [outcome.summary() for outcome in outcomes]}
-        print(json.dumps(told, allow_nan=False))
+        print(json.dumps(board | {"page": str(page)}, allow_nan=False))
     else:
         print(reporting.scoreboard_text(score for score, _, _ in entries))
-        print(f"\nOpen {page}")
+        print(scoreboard.failing_text(board) + f"\nKept in {kept}\nOpen {page}")
     if stopped is not None:
         print(f"stopped by {stopped}; what is finished is kept: the same command goes on", file=sys.stderr)
         return 128 + stopped.number
-    return 0 if good else 1
+    return 0 if board["holds"] else 1
 
 
 def _all(chosen, options):
@@ -110,8 +118,8 @@ def _all(chosen, options):
     outcomes, stopped = [], None
     told = lambda name: print(f"{name} ...", file=sys.stderr, flush=True)  # noqa: E731
     working = workers.reproduce(
-        chosen, results=options.results, tiny=options.tiny, jobs=options.jobs, timeout=options.timeout,
-        again=options.again, told=told,
+        chosen, results=options.results, tiny=options.tiny, quick=options.quick, jobs=options.jobs,
+        timeout=options.timeout, again=options.again, told=told,
     )  # fmt: skip
     try:
         with contextlib.closing(working):
@@ -127,7 +135,7 @@ def _tell(outcome, options):
     if outcome.problem:
         print(f"{outcome.name}: {outcome.score.problem}", file=sys.stderr, flush=True)
     elif not options.json:
-        _show(outcome.run, note=" (from an earlier call)" if outcome.reused else "")
+        _show(outcome.run, note=" (from an earlier call)" if outcome.reused else "", brief=True)
         print(flush=True)
 
 
@@ -146,7 +154,30 @@ def _margins(arguments):
         total = sum(len(run.claims) for run in runs)
         print(reporting.margins_text((run.name, run.claims) for run in runs))
         print(f"\n{near} of {total} claims within {options.least:g} standard errors of the limit, or beyond it")
+        print(_near_by_origin([claim for run in runs for claim in run.claims], options.least))
     return 1 if near else 0
+
+
+def _near_by_origin(claims, least):
+    counts = collections.Counter(claim.origin for claim in claims if claim.margin < least)
+    return ", ".join(f"{origin}: {counts[origin]} of {sum(c.origin == origin for c in claims)}"
+                     for origin in dict.fromkeys(sorted(claim.origin for claim in claims)))  # fmt: skip
+
+
+def _scoreboard(arguments):
+    from numdl import reporting
+
+    options = _options("scoreboard", arguments)
+    text = scoreboard.document([scoreboard.read(folder) for folder in options.folders])
+    if options.output is None:
+        print(text, end="")
+        return 0
+    try:
+        reporting.publish(options.output, text)
+    except OSError as error:
+        raise runner.UsageError(str(error)) from error
+    print(f"Written to {options.output}")
+    return 0
 
 
 def _kept(results):
@@ -169,11 +200,11 @@ def _writable(folder):
         raise runner.UsageError(str(error)) from error
 
 
-def _show(run, note=""):
+def _show(run, note="", *, brief=False):
     from numdl import reporting
 
     print(f"{run.name}: {runner.headings(run.name)['title']}\n")
-    print(reporting.claims_text(run.claims))
+    print(reporting.claims_text(run.claims, brief=brief))
     print(f"\n{run.held} of {len(run.claims)} claims hold, {run.seconds:.1f} s, kept in {run.folder}{note}")
 
 
@@ -197,7 +228,10 @@ def _options(command, arguments, *, fields=False):
     """The command's options; with `fields`, what is left over belongs to the experiment."""
     parser = _Parser(prog=command, add_help=False, allow_abbrev=False)
     add = lambda name, **settings: parser.add_argument(name, action=_Once, **settings)  # noqa: E731
-    if command != "list":
+    if command == "scoreboard":
+        parser.add_argument("folders", nargs="+", type=_folder)
+        add("--output", default=None, type=_folder)
+    elif command != "list":
         add("--json", nargs=0, default=False)
         add("--results", default="results", type=_folder)
     if command in ("run", "reproduce"):
@@ -208,6 +242,7 @@ def _options(command, arguments, *, fields=False):
         add("--jobs", default=1, type=_count)
         add("--timeout", default=None, type=_above_zero)
         add("--again", nargs=0, default=False)
+        add("--quick", nargs=0, default=False)
     if command == "margins":
         add("--least", default=3.0, type=_number)
     options, left = parser.parse_known_args(arguments)

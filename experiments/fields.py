@@ -14,10 +14,10 @@ class UsageError(Exception):
     """What the person at the command line can mend: one line, exit code 2."""
 
 
-def configure(name, kind, arguments, *, tiny=False):
+def configure(name, kind, arguments, *, tiny=False, quick=False):
     """The Config `kind` of experiment `name` from `--field value` arguments."""
     arguments = list(arguments)
-    default = kind.tiny() if tiny else kind()
+    default = chosen(kind, tiny=tiny, quick=quick)
     groups = _groups(name, kind, arguments)
     for field, group in groups:
         expected = next(f.type for f in dataclasses.fields(kind) if f.name == field)
@@ -29,6 +29,13 @@ def configure(name, kind, arguments, *, tiny=False):
         _parse(name, kind, group, default, wrong)
     config = _parse(name, kind, arguments, default, f"these options do not go together: {' '.join(arguments)}")
     return checked(name, config)
+
+
+def chosen(kind, *, tiny=False, quick=False):
+    """The default config of a size: full, tiny, or quick, which is tiny where an experiment has no other."""
+    if quick and hasattr(kind, "quick"):
+        return kind.quick()
+    return kind.tiny() if tiny or quick else kind()
 
 
 def checked(name, config):

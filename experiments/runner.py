@@ -82,9 +82,9 @@ def load(name):
     return importlib.import_module(f"experiments.{folder.name}.{name}" if folder else f"experiments.{name}")
 
 
-def configure(name, arguments=(), *, tiny=False):
+def configure(name, arguments=(), *, tiny=False, quick=False):
     """The experiment's Config from `--field value` arguments; what is wrong is said in one line."""
-    return fields.configure(name, load(name).Config, arguments, tiny=tiny)
+    return fields.configure(name, load(name).Config, arguments, tiny=tiny, quick=quick)
 
 
 def execute(name, config, *, results="results"):

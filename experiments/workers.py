@@ -85,7 +85,7 @@ class Worker:
         return time.monotonic() - self.start
 
 
-def reproduce(names, *, results, tiny=False, jobs=1, timeout=None, again=False, told=lambda name: None):
+def reproduce(names, *, results, tiny=False, quick=False, jobs=1, timeout=None, again=False, told=lambda name: None):
     """Run the experiments, `jobs` at once, and yield their `Outcome`s in the order in which they end.
 
     Parameters
@@ -93,6 +93,7 @@ def reproduce(names, *, results, tiny=False, jobs=1, timeout=None, again=False, 
     names : list of str     full names
     results : path          where the runs' folders go
     tiny : bool             the small version of each
+    quick : bool            the quick version where an experiment has one, else the small one
     jobs : int              workers at once; each gets its share of the cores where the system can give it
     timeout : float         seconds that a worker may take; None for as long as it needs
     again : bool            also those that an earlier call finished for the same program, config and versions
@@ -102,17 +103,18 @@ def reproduce(names, *, results, tiny=False, jobs=1, timeout=None, again=False, 
     Stopped                 on SIGINT, SIGTERM or SIGHUP, after the workers are ended; what is finished is kept
     """
     waiting, working, jobs = list(names), [], max(1, min(jobs, len(names)))
+    size = {"tiny": tiny, "quick": quick}
     with _signals():
         try:
             while waiting or working:
                 free = set(range(jobs)) - {worker.slot for worker in working}
                 while waiting and free:
                     name = waiting.pop(0)
-                    outcome, config = _before(name, tiny, results, again)
+                    outcome, config = _before(name, size, results, again)
                     if outcome is not None:
                         yield outcome
                         continue
-                    working.append(_start(name, config, results, tiny, free.pop(), jobs))
+                    working.append(_start(name, config, results, size, free.pop(), jobs))
                     told(name)
                 for worker in list(working):
                     outcome = _look(worker, timeout)
@@ -130,23 +132,23 @@ def shares(cores, jobs):
     return [cores[slot::jobs] or [cores[slot % len(cores)]] for slot in range(jobs)]
 
 
-def _before(name, tiny, results, again):
+def _before(name, size, results, again):
     """(outcome, config): the outcome where no worker is needed, or the config for one."""
     try:
-        config = runner.configure(name, tiny=tiny)
+        config = runner.configure(name, **size)
         kept = None if again else runner.finished(name, config, results=results)
     except Exception as error:  # whatever its file does on import; the others go on
         return Outcome(name, problem=f"cannot be loaded ({type(error).__name__}: {error})"), None
     return (None if kept is None else _reused(kept)), config
 
 
-def _start(name, config, results, tiny, slot, jobs):
+def _start(name, config, results, size, slot, jobs):
     from numdl import reporting
 
     folder = reporting.writable(pathlib.Path(results) / name) / reporting.digest(config)
     log = folder.with_suffix(".log")
     cores = shares(os.sched_getaffinity(0), jobs)[slot] if jobs > 1 and hasattr(os, "sched_getaffinity") else None
-    job = {"name": name, "tiny": tiny, "results": str(results), "cores": cores, "folders": list(experiments.__path__)}
+    job = {"name": name, "results": str(results), "cores": cores, "folders": list(experiments.__path__)} | size
     home = pathlib.Path(experiments.__file__).resolve().parent.parent
     path = os.pathsep.join([str(home), *filter(None, [os.environ.get("PYTHONPATH")])])
     with open(log, "wb") as said:

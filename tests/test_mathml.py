@@ -61,7 +61,7 @@ def test_what_is_no_formula_loses_nothing(text):
 def test_cells_and_lines_stand_below_each_other():
     shown = reporting.prose("    a = 1    for small h\n    b = 2 / 3    else")
     root = xml.etree.ElementTree.fromstring(shown)
-    assert [len(row) for row in root] == [2, 2]
+    assert [len(row) for row in root[0]] == [2, 2]
     assert root.get("class") == "formulas"
 
 
@@ -77,5 +77,5 @@ def test_every_formula_of_the_experiments_is_well_formed_and_nearly_all_are_read
     for markup in shown:
         for node in xml.etree.ElementTree.fromstring(f"<p>{markup}</p>").iter():
             assert len(node) == ARITY.get(node.tag, len(node)), markup
-    read = [text for text, markup in zip(lines, shown, strict=True) if markup.startswith("<math>")]
+    read = [text for text, markup in zip(lines, shown, strict=True) if markup.startswith("<math")]
     assert len(read) > 0.6 * len(lines) > 20

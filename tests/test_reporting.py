@@ -431,9 +431,11 @@ def test_prose_knows_paragraphs_lists_formulas_and_code():
     )
     assert text == (
         "<p>One line <code>x &lt; y</code>.</p><p>The map:</p>"
-        '<div class="formulas">'
-        '<div class="row"><span><math><mrow><mi>q</mi><mo>=</mo><mn>1</mn></mrow></math></span></div>'
-        '<div class="row"><span><math><mrow><mo>+</mo><mn>2</mn></mrow></math></span></div></div><p>and on.</p>'
+        '<div class="formulas"><div class="rows">'
+        '<div class="row"><span><math displaystyle="true">'
+        "<mrow><mi>q</mi><mo>=</mo><mn>1</mn></mrow></math></span></div>"
+        '<div class="row"><span><math displaystyle="true"><mrow><mo>+</mo><mn>2</mn></mrow></math></span></div>'
+        "</div></div><p>and on.</p>"
         "<ul><li>first still</li><li>second</li></ul>"
     )
 

@@ -175,7 +175,7 @@ def test_an_experiment_is_found_by_its_name_whichever_folder_it_is_in(grouped, c
         (tmp_path / "results" / "index.html").read_text(),
         next((tmp_path / "results").glob("b1*/*/report.html")),
     )
-    assert index.index("a1: Is the") < index.index("How do dice fall?") < index.index("b1: Is the")
+    assert index.index("a1: Is the") < index.index("How do dice fall?</h2>") < index.index("b1: Is the")
     assert "Often enough &lt;evenly&gt;." in index
     assert "Lecture: deck 7, slides 3 and 4, after an hour" in page.read_text()
 
@@ -287,6 +287,11 @@ def test_tiny_is_the_small_config_and_fields_go_over_it(dice, capsys):
         (["reproduce", "--only"], ["--only"]),
         (["reproduce", "--only", ""], ["''"]),
         (["reproduce", "--seed", "1"], ["--seed"]),
+        (["reproduce", "--tiny", "--quick"], ["--quick", "--tiny"]),
+        (["run", "a1", "--quick"], ["--quick"]),
+        (["scoreboard"], ["folders"]),
+        (["scoreboard", "nowhere"], ["nowhere", "reproduce"]),
+        (["scoreboard", ".", "--json"], ["--json"]),
         (["run", "a1", "--mode", "door"], ["mode must be ok"]),
         (["frobnicate"], ["frobnicate", "reproduce"]),
         (["reproduce", "--only", "b7"], ["b7"]),
@@ -418,6 +423,33 @@ def test_what_is_finished_is_not_done_again_unless_something_changed(dice, capsy
             assert runner.finished("a1_dice", config) is None, what
     (run.folder / "record.npz").write_bytes(b"cut")
     assert runner.finished("a1_dice", config) is None
+
+
+def test_quick_is_the_quick_version_or_else_the_tiny_one_and_the_scoreboard_is_kept(dice, capsys, tmp_path):
+    tiny = "    @classmethod\n    def tiny"
+    quick = "    @classmethod\n    def quick(cls):\n        return cls(throws=12, expected=9.5)\n\n"
+    (dice / "a2_dice.py").write_text(EXPERIMENT.replace(tiny, quick + tiny))
+    variant(dice, "a3_dice", mode="crash")
+    code, out, _ = call(capsys, "reproduce", "--quick", "--only", "a1", "a2", "a3")
+    kept = json.loads((tmp_path / "results" / "scoreboard.json").read_text())
+    assert code == 1
+    assert [run["config"]["throws"] for run in kept["runs"][:2]] == [6, 12]
+    assert kept["size"] == "quick"
+    assert kept["holds"] is False
+    assert kept["origins"] == {
+        "exact": {"held": 1, "total": 2},
+        "published": {"held": 0, "total": 0},
+        "own": {"held": 0, "total": 0},
+    }
+    assert "crashed" in kept["runs"][2]["problem"]
+    assert "Claims that fail:" in out
+    assert "3.50 ± 0.10 misses 9.5 with 0.6 allowed by 5.4, 54 standard errors." in " ".join(out.split())
+    code, out, _ = call(capsys, "scoreboard", "results", "--output", "board.md")
+    assert (code, out) == (0, "Written to board.md\n")
+    written = (tmp_path / "board.md").read_text()
+    assert "1 of 2" in written
+    assert "crashed (signal 11, SIGSEGV)" in written
+    assert str(tmp_path) not in written
 
 
 def test_again_does_it_again_and_keeps_what_the_process_took(dice, capsys, tmp_path):

@@ -7,7 +7,7 @@ page, section, ...      self-contained HTML, every text escaped by construction
 publish                 a file that is there whole or not at all
 """
 
-from numdl.reporting._boards import Score, by_origin, claims_text, margins_text, scoreboard_text
+from numdl.reporting._boards import Score, by_origin, claims_text, margin_text, margins_text, scoreboard_text
 from numdl.reporting._claims import Claim
 from numdl.reporting._machine import environment, versions
 from numdl.reporting._markup import tag
@@ -38,6 +38,7 @@ __all__ = [
     "figure_image",
     "glossary",
     "load",
+    "margin_text",
     "margins_text",
     "page",
     "prose",

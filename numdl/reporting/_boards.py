@@ -29,12 +29,13 @@ class Score(NamedTuple):
         return min((claim.margin for claim in self.claims), default=math.inf)
 
 
-def claims_text(claims: Sequence[Claim]) -> str:
+def claims_text(claims: Sequence[Claim], *, brief: bool = False) -> str:
     """The claims as a table for a terminal, one line for the numbers and one for the sentence.
 
     Parameters
     ----------
     claims : list of Claim
+    brief : bool            one line for each, the sentence shortened; why it fails, where it does
     Returns
     -------
     str                     lines: verdict, origin, expected, measured, tolerance, margin
@@ -43,14 +44,18 @@ def claims_text(claims: Sequence[Claim]) -> str:
     TypeError               not a list of Claim
     """
     claims = checked_claims(claims)
-    rows = [("", "origin", "expected", "measured", "tolerance", "margin")]
+    rows = [("", "origin", "expected", "measured", "tolerance", "margin", "claim" if brief else "")]
     rows += [
-        (_verdict(c), c.origin, c.expected_text(), c.measured_text(), f"{c.tolerance:.3g}", margin_text(c.margin))
+        (
+            _verdict(c), c.origin, c.expected_text(), c.measured_text(), f"{c.tolerance:.3g}", margin_text(c.margin),
+            textwrap.shorten(c.claim, 70, placeholder=" ...") if brief else "",
+        )
         for c in claims
-    ]
+    ]  # fmt: skip
     lines = _columns(rows)
     for i, c in enumerate(claims, start=1):
-        for text in filter(None, (f"{c.claim}  [{c.source}]", f"tolerance: {c.tolerance_from}", c.failure_text())):
+        texts = () if brief else (f"{c.claim}  [{c.source}]", f"tolerance: {c.tolerance_from}")
+        for text in filter(None, (*texts, c.failure_text())):
             folded = textwrap.wrap(text, 100, break_on_hyphens=False)
             lines[i] += "".join(f"\n    {'  ' if more else ''}{line}" for more, line in enumerate(folded))
     return "\n".join(lines)
@@ -118,8 +123,16 @@ def by_origin(claims: Iterable[Claim]) -> dict:
     return counted
 
 
-def margin_text(margin):
-    """A margin in standard errors as text; infinite where nothing is uncertain."""
+def margin_text(margin: float) -> str:
+    """A margin in standard errors as text.
+
+    Parameters
+    ----------
+    margin : float          `Claim.margin` or `Score.margin`
+    Returns
+    -------
+    str                     "∞" or "-∞" where nothing is uncertain
+    """
     if math.isinf(margin):
         return "∞" if margin > 0 else "-∞"
     return f"{margin:.1f}" if abs(margin) < 1000 else f"{margin:.0e}"

@@ -23,6 +23,7 @@ OPERATORS = {
     "<=": "≤", ">=": "≥", "!=": "≠", "->": "→", "=>": "⇒", "<<": "≪", ">>": "≫", "...": "…", "-": "−", "*": "·",
     "~": "∼",
 }  # fmt: skip
+SAYING = {*OPERATORS, *"=<>+/^"} - {"..."}  # signs that no prose has
 CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|"}
 TOKEN = re.compile(
     r"(?P<space>\s+)|(?P<number>\d+(?:\.\d+)?(?:e-?\d+)?)|(?P<word>[^\W\d_]+)|(?P<sign><=|>=|!=|->|=>|<<|>>|\.\.\.|.)"
@@ -48,17 +49,17 @@ class Unreadable(ValueError):  # noqa: N818
 def formulas(lines):
     """Lines of formulas as markup: cells are parted by two spaces or more and stand below each other."""
     rows = [tag("div", *(tag("span", cell(text)) for text in _cells(line)), class_="row") for line in lines]
-    return tag("div", *rows, class_="formulas")
+    return tag("div", tag("div", *rows, class_="rows"), class_="formulas")
 
 
 def cell(text):
     """A formula as MathML, or what are words rather as text with indices set."""
     tokens = tokenize(text)
     words = sum(token.kind == "word" and _is_word(token.text) for token in tokens)
-    if words > sum(token.kind != "word" or not _is_word(token.text) for token in tokens):
+    if words > sum(token.kind != "sign" or token.text in SAYING for token in tokens) - words:
         return formula(text)
     try:
-        return tag("math", Reader(tokens).read())
+        return tag("math", Reader(tokens).read(), displaystyle="true")
     except Unreadable:
         return formula(text)
 
@@ -199,7 +200,7 @@ class Reader:
             raise Unreadable(opened.text)
         closed = self._take()
         self.bars -= opened.text == "|"
-        shown = _row([tag("mo", opened.text, stretchy="false"), inside, tag("mo", closed.text, stretchy="false")])
+        shown = _row([tag("mo", opened.text), inside, tag("mo", closed.text)])
         return _Group(shown, inside) if opened.text == "(" else shown
 
     def _long_name(self, token):

@@ -219,11 +219,11 @@ def _rows(header, rows):
 
 
 def figure_image(figure: "Figure | bytes", *, alt: str, caption: str | None = None) -> Markup:
-    """A matplotlib figure, or the bytes of an SVG, as an image inside the page.
+    """A matplotlib figure, or the bytes of an SVG or a PNG, as an image inside the page.
 
     Parameters
     ----------
-    figure : Figure or bytes    of matplotlib, or an SVG file's content
+    figure : Figure or bytes    of matplotlib, or an SVG or PNG file's content
     alt : str                   what the picture shows, for those who do not see it; not empty
     caption : str or None       a line below it
     Returns
@@ -239,7 +239,8 @@ def figure_image(figure: "Figure | bytes", *, alt: str, caption: str | None = No
     if not isinstance(figure, bytes) and not hasattr(figure, "savefig"):
         raise checks.BadType(f"figure must be a figure of matplotlib or the bytes of a picture; got {figure!r:.60}")
     content = figure if isinstance(figure, bytes) else image(figure, "svg")
-    data = f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
+    kind = "png" if content.startswith(b"\x89PNG") else "svg+xml"
+    data = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
     return tag("figure", tag("img", src=data, alt=alt), tag("figcaption", caption) if caption else "")
 
 

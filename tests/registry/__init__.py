@@ -73,6 +73,7 @@ UNCHECKED = {
     "reporting.by_origin": "of claims, which check themselves",
     "reporting.details": "a piece of a page: any text",
     "reporting.environment": "takes what there is",
+    "reporting.margin_text": "of a claim's margin, any number",
     "reporting.margins_text": "of claims, which check themselves",
     "reporting.versions": "takes what there is",
     "reporting.glossary": "a piece of a page: any text",
