@@ -13,7 +13,7 @@ import platform
 import re
 import textwrap
 
-from experiments import runner
+from experiments import runner, sources
 
 FILE = "scoreboard.json"
 SAID = re.compile(r"\b(fail(s|ed|ing)?|do(es)? not hold|did not hold|contradict\w*|missed)\b", re.IGNORECASE)
@@ -111,10 +111,11 @@ def document(boards):
     """
     parts = [HEAD, _stacks(boards), "## Claims by where their numbers come from\n\n" + _origins(boards)]
     parts += [_failing(boards), _missing(boards), "## Every experiment\n\n" + _experiments(boards)]
-    parts += ["## Every claim\n\n" + _claims(boards[0])]
+    parts += ["## Every claim\n\n" + _claims(boards[0]), "## Sources\n\n" + _sources(boards)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+KINDS = set(sources.KINDS.values())
 HEAD = """# Scoreboard
 
 Every experiment of numdl with its claims: what theory or a paper says, and what was measured. Written by
@@ -237,6 +238,29 @@ def _claims(board):
             ))  # fmt: skip
     header = ("", "in", "claim", "source", "origin", "expected", "measured", "margin", "seconds of its run")
     return f"Measured with {_stack(board)}.\n\n" + _table(header, rows)
+
+
+def _sources(boards):
+    """Which of the places in papers that claims name were looked up, what is there, and which were not."""
+    named = {claim["source"] for board in boards for run in board["runs"] for claim in run["claims"]}
+    total, missing = 0, {}
+    for source in sorted(named):
+        total += len(sources.places(source))
+        if left := sources.unchecked(source):
+            missing[source] = ", ".join(map(str, left))
+    left = sum(len(text.split(", ")) for text in missing.values())
+    said = (
+        f"{total - left} of {total} figures, equations, tables, sections and theorems that sources name were looked up "
+    )
+    said += "in a copy of the paper's text; no copy of the others was at hand, and their numbers were not checked."
+    found = [
+        (paper["name"], paper["read"], ", ".join(f"{kind} {', '.join(paper[kind])}" for kind in paper if kind in KINDS),
+         paper["found"])
+        for paper in sources.papers()
+        if any(paper["key"] in source for source in named)
+    ]  # fmt: skip
+    parts = [said, _table(("paper", "read", "places", "what is there"), found)]
+    return "\n\n".join([*parts, "Not checked:", _table(("source", "places"), missing.items())])
 
 
 def _table(header, rows):

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from experiments import fields, gallery, runner, scoreboard, workers
+from experiments import fields, gallery, runner, scoreboard, sources, workers
 from numdl import plotting, reporting
 
 NAMES = ("a1_init_scaling", "a2_length_map", "b6_log_norm_variance")
@@ -113,6 +113,41 @@ def test_the_document_has_every_run_and_claim_and_what_failed_and_no_path(outcom
     assert experiments[1][4] == "7 min"
     assert experiments[2][2:] == ["—"] * 5 * stacks
     assert len(rows(text, "|  | in | claim")) == 4
+
+
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("He, eq. (14): sqrt(n/2) 0.01 a layer", ["equation 14"]),
+        ("eqs. (A.1), (A.2), figs. 6 and 7", ["equation A.1", "equation A.2", "figure 6", "figure 7"]),
+        ("Hairer I, theorem I.10.6; fig. 4a; section 4.2.1", ["theorem I.10.6", "figure 4a", "section 4.2.1"]),
+        ("chapter IX and corollary 6, sec. 4", ["chapter IX", "corollary 6", "section 4"]),
+        ("tau^2 (T - 1) / (2 T), 319 figures, no section here", []),
+    ],
+)
+def test_places_of_a_source(text, wanted):
+    assert [str(place) for place in sources.places(text)] == wanted
+
+
+def test_a_place_is_checked_only_in_its_own_paper():
+    assert not sources.unchecked("He et al. 2015, arXiv:1502.01852, figs. 2 and 3, eq. (9)")
+    assert [str(place) for place in sources.unchecked("arXiv:1502.01852, figs. 2 and 77")] == ["figure 77"]
+    assert [str(place) for place in sources.unchecked("arXiv:9999.00001, fig. 2")] == ["figure 2"]
+    for paper in sources.papers():
+        assert (
+            {"key", "name", "read", "found"} < set(paper) <= {"key", "name", "read", "found", *sources.KINDS.values()}
+        )
+        assert any(paper["key"] in path.read_text() for path in runner.files().values()), paper["key"]
+
+
+def test_the_document_says_which_sources_were_not_looked_up(outcomes):
+    known = claim(source="He et al. 2015, arXiv:1502.01852, fig. 2")
+    unknown = claim(source="Nobody 1900, theorem 3 and fig. 4")
+    object.__setattr__(outcomes[0].run, "claims", [known, unknown])
+    text = scoreboard.document([scoreboard.record(outcomes[:1], size="full", seconds=1.0)])
+    assert "1 of 3 figures" in text
+    assert rows(text, "| source | places")[0] == ["Nobody 1900, theorem 3 and fig. 4", "theorem 3, figure 4"]
+    assert len(rows(text, "| paper | read")) == 1
 
 
 def test_all_well_is_said(outcomes):
