@@ -4,7 +4,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from numdl.audit._reading import Reading
 from numdl.audit.evidence import Evidence, Facts
 from numdl.audit.report import Report
 
+# What says nothing of this network's training: how others of its kind would do.
+ASIDE = {"parametrization_does_not_transfer"}
 BORNE = {"head_against_loss"}  # a certain loss of part of what could be learned: many networks train in spite of it
 CALIBRATION = pathlib.Path(__file__).parent / "calibration.json"
 # Views that a user may leave out, and the findings that need them.
@@ -31,9 +33,12 @@ VIEWS = {
         "gradient_explodes",
         "dead_units",
         "symmetry",
+        "attention_logits",
+        "entropy_collapse",
     ),
     "examples": ("loss_couples_examples", "wrong_axis", "cannot_see", "labels_unrelated", "no_nonlinearity"),
     "outputs": ("head_against_loss", "wrong_sign", "outputs_constant"),
+    "widths": ("parametrization_does_not_transfer",),
 }
 
 
@@ -49,6 +54,8 @@ def examine(
     data: Any = None,
     evaluate: Callable | None = None,
     stochastic: bool = False,
+    build: Callable | None = None,
+    widths: Sequence[int] | None = None,
     key: Key[Array, ""],
 ) -> Report:
     """What is wrong with this network, how we know, and what to change: verdict, probability, findings, evidence.
@@ -69,6 +76,8 @@ def examine(
     data : (x, targets) or iterable of batches      the whole training set; an iterable is also looked at for its order
     evaluate : function         evaluate(params, x) -> outputs in evaluation mode
     stochastic : bool           whether apply takes a key
+    build, widths : function, ints    build(width) -> (apply, params) or (apply, params, optimizer) at three or more
+                                rising widths: does one rate serve them all?
     key : key
     Returns
     -------
@@ -80,7 +89,7 @@ def examine(
     with _settings.ours():
         case = cases.case(
             apply, params, batch, loss=loss, optimizer=optimizer, learning_rate=learning_rate, steps=steps, data=data,
-            evaluate=evaluate, stochastic=stochastic, key=key,
+            evaluate=evaluate, stochastic=stochastic, build=build, widths=widths, key=key,
         )  # fmt: skip
         return report(case)
 
@@ -108,7 +117,9 @@ def gather(case: Any) -> Evidence:
     """
     found = measure.everything(case)
     seconds = found.pop("seconds")
-    tried = trial.run(case)
+    watch = measure.attending(case, found["signal"])
+    tried = trial.run(case, watch=watch)
+    found["attention"] = watch.record()
     seconds["trial"] = tried.seconds
     began = time.perf_counter()
     sharp = measure.sharpness(case) if found["optimizer"].linear else math.nan
@@ -135,6 +146,7 @@ def _views(case, found):
     have = {
         "data": case.data is not None,
         "evaluate": case.evaluate is not None,
+        "widths": case.build is not None,
         "steps": case.steps is not None,
         "rates": case.make is not None,
         "layers": found["signal"] is not None,
@@ -157,7 +169,8 @@ def describe(evidence: Evidence, findings: tuple) -> dict[str, float]:
     findings : tuple of Finding
     """
     r = Reading(evidence)
-    certain = {f.name for f in findings if f.severity == "certain"}
+    told = [f for f in findings if f.name not in ASIDE]
+    certain = {f.name for f in told if f.severity == "certain"}
     clip = lambda value, low, high: float(np.clip(np.nan_to_num(value, nan=0.0), low, high))  # noqa: E731
     return {
         "trial": clip(r.end, -0.5, 1),
@@ -169,8 +182,8 @@ def describe(evidence: Evidence, findings: tuple) -> dict[str, float]:
         "seen": clip(r.e.kernel.alignment / 10, -0.2, 1),
         "certain": float(bool(certain - BORNE)),
         "head": float(bool(certain & BORNE)),
-        "likely": float(any(f.severity == "likely" for f in findings)),
-        "hints": min(3.0, float(sum(f.severity == "hint" for f in findings))) / 3,
+        "likely": float(any(f.severity == "likely" for f in told)),
+        "hints": min(3.0, float(sum(f.severity == "hint" for f in told))) / 3,
     }
 
 

@@ -25,7 +25,7 @@ class Facts:
     optimizer: str = static()  # as it was named; "given" for a finished transformation
     stochastic: bool = static()
     order: bool = static()  # batches were handed over in their order
-    views: tuple = static()  # of "data", "evaluate", "steps", "rates", "kernel", "examples": what could be looked at
+    views: tuple = static()  # of "data", "evaluate", "steps", "rates", "widths", ...: what could be looked at
 
 
 @record
@@ -181,6 +181,30 @@ class Optimizer:
 
 
 @record
+class Attention:
+    """The softmax of each of A attentions: at the start, and after the trial at each of its R rates."""
+
+    names: tuple = static()  # of the scores' layers
+    logit_max: np.ndarray  # [A] max |logit| of what no mask closes
+    entropy: np.ndarray  # [A] mean over rows of H / ln(open keys): 1 uniform, 0 one key
+    end_logit_max: np.ndarray  # [R, A] after the trial, the largest over its seeds
+    end_entropy: np.ndarray  # [R, A] the mean over its seeds
+
+
+@record
+class Widths:
+    """Powers of the width at P places: the layers, the leaves that no layer holds, the output last."""
+
+    widths: tuple = static()
+    names: tuple = static()
+    verdicts: tuple = static()  # "passes", "fails: ..." or "not known: ..." at each place
+    culprits: tuple = static()  # paths of the leaves whose rate or start explains what fails
+    change: np.ndarray  # [P] power of each place's change by a step, the faster of its two parts
+    error: np.ndarray  # [P] its standard error
+    initial: np.ndarray  # [P] power of its size at the start
+
+
+@record
 class Kernel:
     """The tangent kernel on some examples: alignment with the targets and the forecast of the loss."""
 
@@ -252,6 +276,8 @@ class Evidence:
     predicted: Predicted
     seconds: dict
     notes: tuple = static(default=())  # what could not be measured, and why
+    attention: Attention | None = None  # None: there is none, or it was not found
+    widths: Widths | None = None  # None: no way to build the network at other widths was given
 
 
 @record

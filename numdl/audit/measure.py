@@ -10,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import trees
-from numdl.analysis import descent, initialization, layers
+from numdl.analysis import attention, descent, initialization, layers, scaling
+from numdl.audit._measured import attending as attention_watch
 from numdl.audit._measured import black_box, cases, described, functions, heads, tangent
-from numdl.audit.evidence import Chain, Signal, empty
+from numdl.audit.evidence import Chain, Signal, Widths, empty
 
 MOST_PROBED = 128  # examples whose states are looked at
 MATVECS = 12
+WIDER = 16  # examples that are looked at at several widths
+WIDER_STEPS = 2
 
 
 def signal(case: Any, traced: Any) -> tuple[Signal | None, Chain | None, Any]:
@@ -147,6 +150,54 @@ def sharpness(case: Any) -> float:
         return float("nan")
 
 
+def attending(case: Any, found: Signal | None) -> Any:
+    """What the trial calls at the end of each training: `record()` is the Attention seen, None where there is none.
+
+    Parameters
+    ----------
+    case : Case                 what `examine` was given
+    found : Signal or None      whose layers say whether there is attention
+    """
+    return attention_watch.Watch(case, attention.logits, found)
+
+
+def widths(case: Any) -> Widths | None:
+    """MEASURED powers of the width: a coordinate check with the user's optimizer; None without `build`.
+
+    Parameters
+    ----------
+    case : Case                 what `examine` was given
+    """
+    if case.build is None:
+        return None
+    batch = tuple(cases.take(part, slice(0, WIDER)) if case.separate else part for part in (case.x, case.y))
+    check = scaling.coordinate_check(
+        lambda width: tuple(case.build(width)[:2]),
+        batch,
+        case.widths,
+        WIDER_STEPS,
+        optimizer=lambda width: _of_width(case, width),
+        loss=case.loss,
+    )
+    faster = np.where(np.nan_to_num(check.own, nan=-np.inf) >= np.nan_to_num(check.passed, nan=-np.inf), 0, 1)
+    pick = lambda own, passed: np.where(faster == 0, own, passed)  # noqa: E731
+    return Widths(
+        widths=check.widths,
+        names=check.names,
+        verdicts=check.verdicts,
+        culprits=check.culprits,
+        change=pick(check.own, check.passed),
+        error=pick(check.own_error, check.passed_error),
+        initial=check.initial,
+    )
+
+
+def _of_width(case, width):
+    """The transformation that `build` names for this width, or the user's own."""
+    made = case.build(width)
+    return made[2] if len(made) > 2 else case.transformation
+
+
 @contextlib.contextmanager
 def _timed(seconds, part):
     began = time.perf_counter()
@@ -163,6 +214,8 @@ def everything(case: Any) -> dict:
     """
     seconds, found = {}, {}
     timed = functools.partial(_timed, seconds)
+    with timed("widths"):
+        found["widths"] = widths(case)
     with timed("loss"):
         found["loss"], traced = heads.measure(case)
     with timed("signal"):

@@ -26,8 +26,12 @@ START = {
     "dead_units", "residual_scale", "recurrent_explodes", "recurrent_vanishes", "correlation_collapses", "too_narrow",
 }  # fmt: skip
 REPLACED = {"clipped_to_nothing", "optimizer_epsilon", "schedule", "decay_too_strong", "frozen"}
-METHOD = {*REPLACED, "rate_too_high", "rate_too_low", "needs_warmup", "batch_noise", "loss_scale"}
+SHARP = {"attention_logits", "entropy_collapse"}  # a lower rate is tried; the norm of queries and keys is by hand
+METHOD = {*REPLACED, *SHARP, "rate_too_high", "rate_too_low", "needs_warmup", "batch_noise", "loss_scale"}
 BY_HAND = {
+    "attention_logits": "normalise queries and keys (qk-norm), scores over sqrt(k)",
+    "entropy_collapse": "normalise queries and keys (qk-norm), scores over sqrt(k)",
+    "parametrization_does_not_transfer": "optimize.scaling.rescale and multipliers",
     "mask": "let every row of the mask see at least one position that carries information",
     "wrong_axis": "find the operation that runs over axis 0, which holds the examples",
     "norm_degenerate": "normalise over an axis with several numbers, or take a larger batch",

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Callable
 from typing import Any
 
-from numdl.audit._conditions import data, form, layers, training
+from numdl.audit._conditions import attention, data, form, layers, training
 from numdl.audit._reading import Reading
 from numdl.audit.evidence import Evidence, Finding
 
@@ -43,7 +43,8 @@ def table() -> tuple[Rule, ...]:
 
 def _condition(name):
     module, _, function = name.partition(".")
-    return getattr({"data": data, "form": form, "layers": layers, "training": training}[module], function)
+    modules = {"attention": attention, "data": data, "form": form, "layers": layers, "training": training}
+    return getattr(modules[module], function)
 
 
 def judge(evidence: Evidence) -> tuple[Finding, ...]:

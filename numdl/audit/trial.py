@@ -7,6 +7,7 @@ Losses are read on a watched batch that stays the same, and on examples that are
 import functools
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,7 +23,14 @@ FACTORS = (0.01, 0.1, 1.0, 10.0)
 BATCHES = 8  # whose gradients give the noise scale
 
 
-def run(case: Any, *, factors: tuple = FACTORS, steps: int = STEPS, seeds: int = SEEDS) -> Trial:
+def run(
+    case: Any,
+    *,
+    factors: tuple = FACTORS,
+    steps: int = STEPS,
+    seeds: int = SEEDS,
+    watch: Callable[[int, Any], None] | None = None,
+) -> Trial:
     """MEASURED: short trainings of a Case at its rate times each factor.
 
     Parameters
@@ -30,6 +38,7 @@ def run(case: Any, *, factors: tuple = FACTORS, steps: int = STEPS, seeds: int =
     case : Case                 what `examine` was given, checked
     factors : tuple of floats   of the rate; those beside 1 are left out where the rate cannot be changed
     steps, seeds : int          of each training; orders of the data
+    watch : function            watch(index of the rate, parameters), called at the end of each training
     Returns
     -------
     Trial                       losses [R, S, T] and what became of the outputs
@@ -39,8 +48,12 @@ def run(case: Any, *, factors: tuple = FACTORS, steps: int = STEPS, seeds: int =
     rates = np.array([case.rate * f for f in factors])
     steps = min(steps, case.steps) if case.steps else steps
     orders, pool = _orders(case, steps, seeds)
-    train, seen = _trainer(case, steps), _Seen(case)
-    rows = [[seen.after(*train(case.moving, rate, order, s, pool)) for s, order in enumerate(orders)] for rate in rates]
+    train, seen, rows = _trainer(case, steps), _Seen(case), []
+    for i, rate in enumerate(rates):
+        ends = [train(case.moving, rate, order, s, pool) for s, order in enumerate(orders)]
+        rows.append([seen.after(*end) for end in ends])
+        for end in ends if watch is not None else ():
+            watch(i, end[0])
     again = rows[_own(factors)][0]["losses"]
     if case.parts[0] is not None and case.separate:
         same = np.tile(cases.count(pool[0]) - case.examples + np.arange(case.examples), (steps, 1))

@@ -10,8 +10,9 @@ import optax
 import pytest
 
 import numdl as nd
-from numdl.audit import rules
+from numdl.audit import measure, rules
 from numdl.audit._measured import black_box, cases, functions, heads
+from numdl.audit.evidence import Signal, empty
 from tests.audit.test_rules import healthy
 
 SIZES = (16, 24, 24, 4)
@@ -168,3 +169,84 @@ def test_rounding_that_a_chaotic_network_amplifies_is_not_taken_for_examples_tha
     assert (found.rounding > 1e-3) is (scale > 1)
     findings = rules.judge(dataclasses.replace(healthy(), function=found))
     assert any(f.name == "wrong_axis" and f.severity == "certain" for f in findings) is mixes
+
+
+def attending(scale):
+    """One attention over 6 tokens of width 8; its scores are multiplied by `scale`."""
+    draw = np.random.default_rng(2)
+    params = {name: np.float32(draw.standard_normal((8, 8)) / math.sqrt(8)) for name in ("query", "key", "value")}
+    params["out"] = np.float32(draw.standard_normal((8, 4)) / math.sqrt(8))
+
+    def apply(params, x):
+        scores = scale * jnp.einsum("ntd,nsd->nts", x @ params["query"], x @ params["key"])
+        return jnp.mean(jax.nn.softmax(scores) @ (x @ params["value"]), axis=1) @ params["out"]
+
+    return apply, params
+
+
+def test_the_watch_sees_attention_at_both_ends_of_a_training():
+    """Against scores written out."""
+    apply, params = attending(40.0)
+    x, y = np.float32(np.random.default_rng(3).standard_normal((12, 6, 8))), np.arange(12) % 4
+    known = case(apply=apply, params=params, batch=(x, y), data=None)
+    watch = measure.attending(known, empty(Signal, kinds=("attention",)))
+    grown = {**known.moving, "query": 2 * known.moving["query"]}
+    for rate, end in ((0, known.moving), (1, grown), (1, known.moving)):
+        watch(rate, end)
+    found = watch.record()
+    scores = 40 * np.einsum("ntd,nsd->nts", x @ params["query"], x @ params["key"])
+    odds = np.exp(np.float64(scores - scores.max(-1, keepdims=True)))
+    odds = odds / odds.sum(-1, keepdims=True)
+    even = -np.mean(np.sum(odds * np.log(np.maximum(odds, 1e-300)), -1)) / np.log(6)
+    largest = np.abs(scores).max()
+    np.testing.assert_allclose(found.logit_max, [largest], rtol=1e-5)
+    np.testing.assert_allclose(found.end_logit_max, [[largest], [2 * largest]], rtol=1e-5)
+    np.testing.assert_allclose(found.entropy, [even], rtol=1e-4)
+    assert found.end_entropy.shape == (2, 1) and found.end_entropy[1, 0] < even
+    assert measure.attending(known, None).record() is None
+
+
+def wide(width):
+    draw = np.random.default_rng(width)
+    sizes = zip((16, width, width), (width, width, 4))
+    return lambda p, x: jnp.tanh(jnp.tanh(x @ p[0]) @ p[1]) @ p[2], [
+        np.float32(draw.standard_normal(pair) / math.sqrt(pair[0])) for pair in sizes
+    ]
+
+
+def test_one_rate_for_all_widths_is_measured():
+    known = case(optimizer=optax.adam, learning_rate=1e-3, build=wide, widths=(32, 64, 128))
+    found = measure.widths(known)
+    (finding,) = rules.judge(dataclasses.replace(healthy(), widths=found))
+    assert finding.name == "parametrization_does_not_transfer" and finding.measured > 0.25
+    assert found.names[-1] == "output" and found.change[1] > 0.5 and measure.widths(case()) is None
+
+
+@pytest.mark.slow
+def test_build_may_bring_the_rate_of_each_width():
+    """muP's rates by hand: W_2 and W_3 learn as 1 / width, the head starts as 1 / width."""
+
+    def build(width):
+        apply, params = wide(width)
+        rates = [1e-3, 1e-3 * 32 / width, 1e-3 * 32 / width]
+        scaled = optax.stateless(lambda updates, _: [-rate * u for rate, u in zip(rates, updates)])
+        params[2] = params[2] * np.float32(math.sqrt(32 / width))
+        return apply, params, optax.chain(optax.scale_by_adam(), scaled)
+
+    found = measure.widths(case(optimizer=optax.adam, learning_rate=1e-3, build=build, widths=(32, 64, 128)))
+    assert np.abs(found.change[:3]).max() < 0.25 and not any(text.startswith("fails") for text in found.verdicts[:3])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"build": wide}, "widths must be given together with build; got None"),
+        ({"widths": (4, 8, 16)}, "build must be given together with widths; got None"),
+        ({"build": wide, "widths": (8, 4, 16)}, "widths must rise"),
+        ({"build": wide, "widths": (4, 8)}, "widths"),
+        ({"build": lambda: None, "widths": (4, 8, 16)}, "build"),
+    ],
+)
+def test_widths_and_build_are_checked_before_any_work(changes, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        case(**changes)

@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from numdl.audit import rules
+from numdl.audit import _examining, rules
 from numdl.audit.evidence import (
+    Attention,
     Chain,
     Data,
     Evidence,
@@ -21,6 +22,7 @@ from numdl.audit.evidence import (
     Predicted,
     Signal,
     Trial,
+    Widths,
     empty,
 )
 
@@ -67,11 +69,31 @@ def healthy():
     return Evidence(facts, signal, chain, function, loss, data, optimizer, kernel, trial, predicted, {})
 
 
+def attention(start=(3.0, 0.9), end=(3.0, 0.9)):
+    """Two attentions of (largest logit, entropy) at the start and after the trial at the user's rate and above."""
+    rates = np.array([start, start, end, end], float)
+    both = np.ones((1, 2)) * [[1.0, 0.0]]
+    quiet = np.array([3.0, 0.9])
+    table = [np.einsum("r,a->ra", rates[:, k], both[0]) + quiet[k] * (1 - both) for k in (0, 1)]
+    first = [np.array([start[k], quiet[k]]) for k in (0, 1)]
+    return Attention(("attention/0", "attention/1"), *first, *table)
+
+
+def widths(**verdicts):
+    """A coordinate check with these verdicts; 'fails' is a change that grows as the width."""
+    power = np.array([1.0 if text.startswith("fails") else 0.0 for text in verdicts.values()])
+    culprits = tuple(name for name, text in verdicts.items() if text.startswith("fails") and name != "output")
+    return Widths((16, 32, 64), tuple(verdicts), tuple(verdicts.values()), culprits, power, 0.01 + 0 * power, 0 * power)
+
+
 def planted(**changes):
     """Healthy evidence with some fields of its records changed: record__field=value."""
     evidence = healthy()
     for name, value in changes.items():
-        record, field = name.split("__")
+        record, _, field = name.partition("__")
+        if not field:
+            evidence = dataclasses.replace(evidence, **{record: value})
+            continue
         changed = dataclasses.replace(getattr(evidence, record), **{field: value})
         evidence = dataclasses.replace(evidence, **{record: changed})
     return evidence
@@ -136,6 +158,9 @@ FAULTS = {
                        "signal__nonlinearities": ("relu",) * 16, **STUCK},
     "batch_noise": {"trial__noise_scale": 1e5, "trial__end": np.array([[2.0, 2.0], [0.8, 0.8], [2.2, 1.5], [9.0, 9.0]]),
                     "predicted__sharpness": 5.0, "predicted__sharpness_limit": 20.0},
+    "attention_logits": {"attention": attention(end=(900.0, 0.05)), **STUCK},
+    "entropy_collapse": {"attention": attention(end=(40.0, 0.02)), **STUCK},
+    "parametrization_does_not_transfer": {"widths": widths(embed="passes", hidden="fails: grows", output="fails: grows")},
     "needs_warmup": {"signal__kinds": ("attention", *("dense",) * 5), "optimizer__degree_up": 0.0, **BAD_HERE},
 }  # fmt: skip
 
@@ -184,3 +209,45 @@ def test_disorder_that_rounding_makes_is_not_a_wrong_axis():
     names = lambda rounding: {f.name for f in rules.judge(planted(**mixed, function__rounding=rounding))}  # noqa: E731
     assert "wrong_axis" in names(1e-6)
     assert "wrong_axis" not in names(0.4)
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        attention(),
+        attention(end=(900.0, 0.5)),  # grown in a run that learns: a hint at most
+        attention(start=(80.0, 0.01), end=(80.0, 0.01)),  # a one-hot start that trains
+        attention(end=(20.0, 0.01)),  # a softmax that has learned to take one key
+    ],
+)
+def test_attention_of_a_run_that_learns_turns_nothing(seen):
+    found = rules.judge(planted(attention=seen))
+    assert all(f.severity == "hint" and f.name == "attention_logits" for f in found)
+
+
+def test_attention_is_accused_of_nothing_without_a_trial():
+    found = rules.judge(planted(attention=attention(start=(900.0, 0.01)), trial=empty(Trial)))
+    assert {f.severity for f in found} == {"hint"} and found[0].name == "attention_logits"
+
+
+def test_large_logits_before_the_first_step_are_said_so():
+    found = rules.judge(planted(attention=attention(start=(700.0, 0.02), end=(700.0, 0.02)), **STUCK))
+    assert found[0].name == "attention_logits" and "before the first step" in found[0].sentence
+    assert "entropy_collapse" in found[0].consequences and found[0].measured == 700 and found[0].where == "attention/0"
+
+
+def test_a_rate_that_is_too_high_is_the_cause_of_logits_that_grow():
+    found = rules.judge(planted(attention=attention(end=(900.0, 0.01)), **BAD_HERE))
+    assert found[0].name == "rate_too_high" and {"attention_logits", "entropy_collapse"} <= set(found[0].consequences)
+
+
+def test_what_fails_with_the_width_names_its_leaves():
+    (found,) = rules.judge(planted(widths=widths(embed="passes", hidden="fails: grows", output="passes")))
+    assert "hidden" in found.sentence and found.where == "hidden" and found.measured == 1 and found.uncertainty == 0.01
+    assert rules.judge(planted(widths=widths(embed="passes", output="not known: error too large"))) == ()
+
+
+def test_a_parametrization_says_nothing_of_this_networks_training():
+    evidence = planted(widths=widths(hidden="fails: grows", output="fails: grows"))
+    told = _examining.describe(evidence, rules.judge(evidence))
+    assert told == _examining.describe(healthy(), ()) and rules.judge(evidence)

@@ -53,6 +53,11 @@ FAULTS = [
     ("saturated", "hint", "attention/0", {"logit": array(200.0)}),
     ("saturated", "likely", "attention/0", {"logit": array(200.0), **STUCK}),
     ("saturated", "likely", "attention/0", {"logit": array(5e4)}),
+    ("attention_logits", "hint", "attention/0", {"logit": array(60.0), "entropy": array(0.5)}),
+    ("attention_logits", "likely", "attention/0", {"logit": array(60.0), "entropy": array(0.5), **STUCK}),
+    ("attention_logits", "likely", "attention/0", {"logit": array(5e4), "entropy": array(0.5)}),
+    ("entropy_collapse", "likely", "attention/0", {"entropy": array(0.001), **STUCK}),
+    ("entropy_collapse", "hint", "attention/0", {"entropy": array(0.05), **STUCK}),
     ("mask", "hint", "attention/0", {"shut": array(0.25)}),
     ("correlation_collapses", "hint", "c", {"rank": array(10, 1.0, 1.0), "cosine": array(0.1, 1.0, 1.0)}),
     ("correlation_collapses", "likely", "c", {"rank": array(10, 1.0, 1.0), "cosine": array(0.1, 1.0, 1.0), **STUCK}),
@@ -77,7 +82,8 @@ def test_a_planted_fault_is_found(name, severity, where, changes):
     assert (name, severity, where) in hits, hits
     # Nothing else but what follows from it: the same fault seen otherwise.
     others = {f.name for f in found(**changes)} - {name}
-    assert others <= {"correlation_collapses", "signal_explodes"}, hits
+    softmax = {"attention_logits", "entropy_collapse", "saturated"} if where == "attention/0" else {"entropy_collapse"}
+    assert others <= {"correlation_collapses", "signal_explodes", *softmax}, hits
 
 
 def test_a_healthy_run_has_no_finding():
@@ -93,6 +99,7 @@ def test_a_healthy_run_has_no_finding():
         {"dead": array(0.9, 0.4, np.nan), "dead_start": array(0.9, 0.1, np.nan)},  # so from the start
         {"leaf_rms": array(1.0, 0.9), "leaf_start": array(1.0, 1e-4)},  # a bias that began at zero
         {"leaf_still": array(3, 3), "leaf_gradient": array(0, 0)},  # nothing to learn
+        {"entropy": array(0.5), "logit": array(60.0), "logit_start": array(40.0)},  # large from the start
         {"entropy": array(0.0), "logit": array(30.0)},  # a softmax that takes one key at modest logits
         {"start": -3.0, "recent": -9.0, "best": -9.0, "noise": 0.1},  # a loss below zero
         {"noise_scale": 1e6},  # late in a run that learns

@@ -50,6 +50,8 @@ class Case:
     key: Any
     follows: tuple | None  # for each output whether it has a row for each example; None: examples cannot be told apart
     notes: tuple = ()
+    build: Callable | None = None  # width -> (apply, params), or these and a transformation
+    widths: tuple = ()
 
     @property
     def separate(self):
@@ -169,7 +171,8 @@ class Case:
 
 
 def case(
-    apply, params, batch, *, loss, optimizer, learning_rate, steps, data, evaluate, stochastic, key
+    apply, params, batch, *, loss, optimizer, learning_rate, steps, data, evaluate, stochastic, key, build=None,
+    widths=None,
 ):  # fmt: skip
     """The Case of `examine`'s arguments, or an error that names what is wrong with them."""
     checks.flag("stochastic", stochastic)
@@ -181,6 +184,7 @@ def case(
     if evaluate is not None:
         checks.accepts("evaluate", evaluate, 2, "evaluate(params, x)")
     key = checks.key("key", key)
+    widths = views.widths(build, widths, stochastic)
     x, y = _pair("batch", batch)
     moving, rest = trees.trainable(params)
     moving = jax.tree.map(jnp.asarray, moving)
@@ -189,7 +193,7 @@ def case(
     steps = None if steps is None else checks.whole("steps", steps)
     known = Case(
         moving, rest, x, y, apply, loss, make, transformation, name, rate, steps, None, False, evaluate, stochastic,
-        key, None, notes,
+        key, None, notes, build, widths,
     )  # fmt: skip
     follows = views.rows(known.plain, loss, moving, x, y)
     if follows is None:

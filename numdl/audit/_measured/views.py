@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numdl import checks
+
 # What a function of a fixed number of examples, or of a graph's nodes, may raise when it is given another number.
 REFUSALS = (TypeError, ValueError, IndexError, AssertionError, ZeroDivisionError, NotImplementedError)
 
@@ -81,3 +83,21 @@ def arrays(params: Any, apply: Any, evaluate: Any) -> tuple[Any, Any, Any, tuple
 
 def _floating(leaf):
     return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def widths(build, widths, stochastic):
+    """The widths at which `build` is called, checked together with it; () without them."""
+    if (build is None) != (widths is None):
+        given, lacking = ("widths", "build") if build is None else ("build", "widths")
+        raise checks.BadValue(f"{lacking} must be given together with {given}; got None")
+    if build is None:
+        return ()
+    checks.accepts("build", build, 1, "build(width)")
+    kept = checks.wholes("widths", widths, fewest=3)
+    if list(kept) != sorted(set(kept)):
+        raise checks.BadValue(f"widths must rise; got {checks.shown(widths)}")
+    if stochastic:
+        raise checks.BadValue(
+            "build must be None with stochastic=True: noise has no power of the width; got a function"
+        )
+    return kept

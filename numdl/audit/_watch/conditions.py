@@ -166,6 +166,23 @@ def logits(seen):
     return hit._replace(severity="likely" if hit.measured > 1e3 or seen.failing else "hint")
 
 
+def growing(seen):
+    """Attention's logits have grown fivefold and are large, whatever its softmax makes of them."""
+    large = (seen.logit > 50) & (seen.logit > 5 * seen.logit_start)
+    hit = _largest(seen.attentions, np.where(large, seen.logit, 0), 50)
+    return hit and hit._replace(severity="likely" if hit.measured > 1e4 or seen.failing else "hint")
+
+
+def entropy(seen):
+    """Rows that were open have one key left, and the loss is the worse for it."""
+    fell = (seen.entropy < 0.1) & (seen.entropy_start > 0.3) & (seen.logit > 5 * seen.logit_start)
+    if not seen.failing or not fell.any():
+        return None
+    i = int(np.where(fell, seen.entropy, np.inf).argmin())
+    severity = "likely" if seen.entropy[i] < 0.01 else "hint"
+    return Hit(seen.attentions[i], float(seen.entropy[i]), float(seen.entropy_start[i]), severity)
+
+
 def shut(seen):
     """A mask leaves rows without a key."""
     return _largest(seen.attentions, seen.shut, 1e-9)
