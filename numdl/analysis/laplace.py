@@ -7,7 +7,8 @@ number of examples, over the noise variance where there is one). An Operator of 
 the parameters is uncertain: `curvature.restrict(operator, "readout")` makes a last-layer approximation.
 
 With all eigenpairs (`k=None`) it is exact linear algebra. With the k largest all others lie between 0 and what Lanczos
-certifies, so that each variance and the evidence come as two bounds (to within the eigenpairs' residuals).
+certifies, so that each variance and the evidence come as two bounds (to within the eigenpairs' residuals). Of
+`curvature.kronecker` all eigenpairs are known by their factors, for networks of any size.
 
     >>> import jax, jax.numpy as jnp
     >>> from numdl.analysis import curvature
@@ -29,8 +30,9 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
 from numdl import checks
-from numdl.analysis.curvature import Operator, _operators, top_eigenvalues
+from numdl.analysis.curvature import Kronecker, Operator, _operators, top_eigenvalues
 from numdl.analysis.curvature._kinds import Hessian
+from numdl.analysis.curvature._kronecker import transformed
 from numdl.krylov import _vectors
 from numdl.records import record
 from numdl.typing import Apply
@@ -40,11 +42,11 @@ DENSE = 5000  # parameters up to which all eigenpairs are computed
 
 @record
 class Posterior:
-    """A Gaussian over the coordinates of an Operator, by eigenpairs of its matrix; n coordinates, k pairs."""
+    """A Gaussian over the coordinates of a curvature, by eigenpairs of its matrix; n coordinates, k pairs."""
 
     operator: Any
     values: np.ndarray  # [k]: eigenvalues of A, descending
-    rows: jax.Array  # [k, n]: eigenvectors
+    rows: Any  # [k, n]: eigenvectors; None of Kronecker factors, which have them
     ceiling: np.ndarray  # []: all other eigenvalues lie in [0, ceiling]; 0 where there are no others
     scale: np.ndarray  # []
     prior_precision: np.ndarray  # []
@@ -69,7 +71,7 @@ class Evidence:
 
 
 def posterior(
-    operator: Operator,
+    operator: Operator | Kronecker,
     *,
     scale: ScalarLike,
     prior_precision: ScalarLike,
@@ -82,10 +84,11 @@ def posterior(
 
     Parameters
     ----------
-    operator : Operator         A, of `curvature.gauss_newton` (or `hessian`, `fisher`, a block of one)
+    operator : Operator or Kronecker    A, of `curvature.gauss_newton` (or `hessian`, `fisher`, a block of one), or
+                                its factors, of `curvature.kronecker`
     scale : scalar              > 0: examples, over the noise variance of a regression
     prior_precision : scalar    > 0: the prior is N(0, I / prior_precision)
-    k : int                     eigenpairs, the largest; None: all, of at most 5000
+    k : int                     eigenpairs, the largest; None: all, of at most 5000 or of Kronecker factors
     key : key                   of Lanczos's random starts; needed with k alone
     Returns
     -------
@@ -93,15 +96,19 @@ def posterior(
     Raises
     ------
     ValueError, TypeError       not an Operator, numbers not above 0, all of too many eigenpairs, k without a key or
-                                of a Hessian, whose other eigenvalues may be negative
+                                of a Hessian, whose other eigenvalues may be negative, or of factors
     Source: MacKay 1992, Neural Computation 4; Immer, Korzepa & Bauer 2021, arXiv:2008.08400.    Experiment: f16.
     """
-    checks.instance("operator", operator, Operator, hint="from curvature.gauss_newton, hessian or fisher")
+    hint = "from curvature.gauss_newton, hessian, fisher or kronecker"
+    checks.instance("operator", operator, (Operator, Kronecker), hint=hint)
     scale = np.float64(checks.positive("scale", scale, shape=()))
     precision = np.float64(checks.positive("prior_precision", prior_precision, shape=()))
     k = None if k is None else checks.whole("k", k, most=operator.size)
     key = key if k is None and key is None else checks.key("key", key)
-    values, rows, ceiling = _all(operator) if k is None else _largest(operator, k, key)
+    if isinstance(operator, Kronecker):
+        values, rows, ceiling = _of_factors(operator, k)
+    else:
+        values, rows, ceiling = _all(operator) if k is None else _largest(operator, k, key)
     lowest = scale * values.min() + precision
     return Posterior(operator, values, rows, ceiling, scale, precision, np.asarray(lowest > 0))
 
@@ -130,6 +137,9 @@ def predict(posterior: Posterior, apply: Apply, x: Float[ArrayLike, "N ..."]) ->
     shape = getattr(jax.eval_shape(apply, posterior.operator.params, x), "shape", ())
     if len(shape) != 2 or shape[0] != len(x):
         raise checks.BadValue(f"apply must return outputs of shape [{len(x)}, c]; got shape {tuple(shape)}")
+    if isinstance(posterior.operator, Kronecker):
+        mean, covariance = _predicted_by_factors(posterior, apply, x)
+        return Prediction(mean, covariance, covariance)
     return Prediction(*_predicted(posterior.operator, posterior.rows, _gains(posterior), apply, x))
 
 
@@ -153,7 +163,10 @@ def draw(key: Key[Array, ""], posterior: Posterior, *, draws: int) -> PyTree:
     """
     checks.key("key", key)
     checks.instance("posterior", posterior, Posterior, hint="made by laplace.posterior")
-    return _drawn(key, posterior.operator, posterior.rows, *_roots(posterior), checks.whole("draws", draws))
+    draws = checks.whole("draws", draws)
+    if isinstance(posterior.operator, Kronecker):
+        return _drawn_by_factors(key, posterior, draws)
+    return _drawn(key, posterior.operator, posterior.rows, *_roots(posterior), draws)
 
 
 def evidence(posterior: Posterior, misfit: ScalarLike) -> Evidence:
@@ -216,6 +229,13 @@ def _largest(operator, k, key):
     return np.maximum(found.values, 0.0), rows, np.float64(ceiling)
 
 
+def _of_factors(operator, k):
+    if k is not None:
+        raise checks.BadValue(f"k must be None for Kronecker factors, whose eigenpairs are all known; got {k!r}")
+    found = np.concatenate([np.asarray(values, np.float64) for values in operator.eigenvalues.values()])
+    return np.sort(found)[::-1], None, np.float64(0.0)
+
+
 # ---- covariances ---------------------------------------------------------------------------------------------------
 
 
@@ -262,3 +282,42 @@ def _drawn(key, operator, rows, along, rest, draws):
     inside = jnp.matmul(z, rows.T, precision="highest") * along[None]
     moved = layout.ravel(operator.like)[None] + rest * z + jnp.matmul(inside, rows, precision="highest")
     return jax.vmap(lambda v: operator._whole(layout.unravel(v)))(moved)
+
+
+def _shrunk(posterior, v, power):
+    """(scale A + prior_precision I)^power v of coordinates, by Kronecker factors."""
+
+    def function(values):
+        scale, precision = (jnp.asarray(n, values.dtype) for n in (posterior.scale, posterior.prior_precision))
+        return (scale * values + precision) ** power
+
+    return transformed(posterior.operator, v, function)
+
+
+@jax.jit
+def _predicted_by_factors(posterior, apply, x):
+    operator = posterior.operator
+    layout = _vectors.layout("operator", operator.like)
+    here = layout.ravel(operator.like)
+
+    def one(x):
+        def outputs(v):
+            return apply(operator.rest.params(layout.unravel(v)), x[None])[0]
+
+        slopes = jax.jacrev(outputs)(here)
+        turned = jax.vmap(lambda row: layout.ravel(_shrunk(posterior, layout.unravel(row), -1.0)))(slopes)
+        return outputs(here), jnp.matmul(slopes, turned.T, precision="highest")
+
+    return lax.map(one, jnp.asarray(x))
+
+
+@functools.partial(jax.jit, static_argnames="draws")
+def _drawn_by_factors(key, posterior, draws):
+    operator = posterior.operator
+    layout = _vectors.layout("operator", operator.like)
+
+    def one(z):
+        step = _shrunk(posterior, layout.unravel(z), -0.5)
+        return operator.rest.params(jax.tree.map(jnp.add, operator.like, step))
+
+    return jax.vmap(one)(jax.random.normal(key, (draws, layout.size), layout.dtype))

@@ -43,6 +43,18 @@ def recurrent(params, x):
     return h @ params["readout"] * params["power"]
 
 
+def grouped(params, x):
+    """A transposed convolution, groups of channels, a weight for each head."""
+    numbers = ("NHWC", "HWIO", "NHWC")
+    pad = ((1, 1), (1, 1))
+    x = lax.conv_general_dilated(x, params["first"], (1, 1), pad, lhs_dilation=(2, 2), dimension_numbers=numbers)
+    x = lax.conv_general_dilated(
+        jnp.tanh(x), params["second"], (3, 3), "SAME", feature_group_count=2, dimension_numbers=numbers
+    )
+    x = jnp.tanh(x).reshape(x.shape[0], -1, 2)
+    return jnp.einsum("nth,htk->nk", x, params["heads"])
+
+
 def deep(params, x):
     return NETWORK.apply(params, x)
 
@@ -61,6 +73,9 @@ def problem(name):
         shapes = (3, 3, 1, 2), (2,), (2, 2, 2, 3), (3, 24), (3,), (3,), (3, 3)
         names = "first", "bias", "second", "out", "gain", "last", "twice"
         return convolutional, dict(zip(names, draw(2, *shapes))), draw(3, (7, 6, 6, 1))[0]
+    if name == "grouped":
+        shapes = (2, 2, 1, 4), (3, 3, 2, 2), (2, 9, 3)
+        return grouped, dict(zip(("first", "second", "heads"), draw(6, *shapes))), draw(7, (7, 4, 4, 1))[0]
     shapes = (4, 4), (3, 4), (4,), (2, 3), (3,), (4, 2)
     names = "recurrent", "input", "bias", "token", "token_bias", "readout"
     return recurrent, dict(zip(names, draw(4, *shapes))) | {"power": jnp.asarray(2)}, draw(5, (7, 5, 2))[0]
@@ -94,7 +109,7 @@ def close(got, expected):
 @pytest.mark.float32
 @pytest.mark.parametrize(
     "name, method",
-    [(name, "layers") for name in ("deep", "convolutional", "recurrent")]
+    [(name, "layers") for name in ("deep", "convolutional", "recurrent", "grouped")]
     + [("recurrent", "jacobian"), ("recurrent", "products")],
 )
 def test_every_method_is_the_product_of_jacobians(name, method):

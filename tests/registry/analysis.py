@@ -167,6 +167,16 @@ CALLS = {
         "outputs": kinds.function(outputs, "text"),
         "loss_of_outputs": kinds.function(of_outputs, np.ones(3), "text", None, 1j),
     },
+    "analysis.curvature.kronecker": {
+        "outputs": kinds.function(outputs, "text"),
+        "loss_of_outputs": kinds.function(of_outputs, np.ones(3), "text", None, 1j),
+        "fisher": kinds.name("exact"),
+        "sharing": kinds.name("expand"),
+        "corrected": kinds.flag(False),
+        "key": kinds.Argument(None, (3, "text", o.KEY)),
+        "samples": kinds.count(1),
+        "chunk": kinds.count(2),
+    },
     "analysis.curvature.gradient_overlap": {"vectors": kinds.like(STACK)},
     "analysis.curvature.outliers": {
         "values": kinds.real(np.array([3.0, 1.0, 0.5])),

@@ -5,6 +5,7 @@
     trace, diagonal, frobenius_norm                     moments, with standard errors
     hessian, gauss_newton, fisher, empirical_fisher     the matrices: operators v -> A v, which all of these take too
     Composed                                            a loss in two halves, for the Gauss-Newton matrix
+    kronecker                                           Kronecker factors (KFAC, EKFAC): inverse, log-determinant, trace
     restrict, blocks                                    diagonal blocks by the path of the parameters
     needs                                               the memory of a call, before it is made
 
@@ -27,6 +28,7 @@ Data is an argument: the second call with other parameters or data of the same s
 
 from numdl.analysis.curvature._density import SpectralDensity, spectral_density
 from numdl.analysis.curvature._eigenvalues import Outliers, gradient_overlap, outliers, top_eigenvalues
+from numdl.analysis.curvature._kronecker import Kronecker, KroneckerBlock, kronecker
 from numdl.analysis.curvature._matrices import Composed, empirical_fisher, fisher, gauss_newton, hessian
 from numdl.analysis.curvature._memory import MemoryUse, needs
 from numdl.analysis.curvature._moments import diagonal, frobenius_norm, trace
@@ -34,6 +36,8 @@ from numdl.analysis.curvature._operators import Operator, blocks, restrict
 
 __all__ = [
     "Composed",
+    "Kronecker",
+    "KroneckerBlock",
     "MemoryUse",
     "Operator",
     "Outliers",
@@ -46,6 +50,7 @@ __all__ = [
     "gauss_newton",
     "gradient_overlap",
     "hessian",
+    "kronecker",
     "needs",
     "outliers",
     "restrict",

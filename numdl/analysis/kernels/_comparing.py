@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from numdl import checks, trees
-from numdl.analysis import _parts
+from numdl.analysis import _examples, _parts
 from numdl.analysis.kernels import _doors, _tangent
 from numdl.precision import widen
 from numdl.records import record
@@ -214,7 +214,7 @@ def laziness(
     first, still = jax.tree.map(lambda leaf: leaf[0], (moving, rest))
     scales = _doors.scales(still.params(first), still, scale)
     wanted = None if targets is None else target_kernel(targets)
-    _doors.one_by_one(apply, first, still, x, None)
+    _examples.one_by_one("apply", apply, first, still, x=x)
     return _laziness(apply, moving, rest, x, wanted, scales, limit=limit)
 
 

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from numdl import checks, trees
 from numdl.analysis.kernels import _cost
@@ -29,34 +28,6 @@ def _examples(name, x):
     if len(sizes) != 1 or sizes & {(), (0,)}:
         raise checks.BadValue(f"{name} must hold arrays [N, ...] of one N >= 1; got leading axes {sorted(sizes)}")
     return x
-
-
-def one_by_one(apply, moving, rest, x1, x2):
-    """Refuse a function whose outputs for an example depend on the other examples: no kernel of examples exists."""
-    for name, x in (("x1", x1), ("x2", x2)):
-        if x is None or isinstance(jax.tree.leaves((moving, x))[0], jax.core.Tracer):
-            continue
-        apart, size, eps = map(float, jax.device_get(_coupling(apply, moving, rest, x)))
-        if apart > 10 * eps**0.5 * size:
-            raise checks.BadValue(
-                f"apply must treat the examples one by one; got outputs on {name} that differ by {apart:.3g} "
-                f"(their size: {size:.3g}) when each example is alone: freeze batch statistics"
-            )
-
-
-@jax.jit
-def _coupling(apply, moving, rest, x):
-    """(largest difference of outputs together and alone, largest output, rounding unit), block by block."""
-    params = rest.params(moving)
-
-    def one(block):
-        together = apply(params, block)
-        alone = jax.vmap(lambda x: apply(params, jax.tree.map(lambda leaf: leaf[None], x))[0])(block)
-        return jnp.max(jnp.abs(together - alone)), jnp.max(jnp.abs(alone))
-
-    count = min(len(jax.tree.leaves(x)[0]), 32)
-    apart, size = lax.map(one, in_blocks(x, count))
-    return jnp.max(apart), jnp.max(size), jnp.finfo(size.dtype).eps
 
 
 def _of_one(leaf):
@@ -90,13 +61,3 @@ def scales(params, rest, scale):
     copies = {"real": 1, "complex": 2, "kept": 0}
     moving = [value for value, kind in zip(found, rest.kinds, strict=True) for _ in range(copies[kind])]
     return moving + [1.0] * len(rest.kept)
-
-
-def in_blocks(x, size):
-    """[blocks, size, ...], the last block filled up with the first examples."""
-    return jax.tree.map(lambda leaf: _fill(leaf, size).reshape(-1, size, *leaf.shape[1:]), x)
-
-
-def _fill(leaf, size):
-    missing = -len(leaf) % size
-    return jnp.take(leaf, np.arange(len(leaf) + missing) % len(leaf), axis=0) if missing else leaf

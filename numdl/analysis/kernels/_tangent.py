@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
 from numdl import checks, precision, tracing, trees
+from numdl.analysis import _examples, _sites
 from numdl.analysis.kernels import _cost, _doors, _factors
 from numdl.networks import core
 from numdl.typing import Apply
@@ -64,7 +65,7 @@ def ntk(
     inputs = moving, rest, x1, x2, scales
     key = ("ntk", outputs, method, limit, checks.forms(inputs))
     checks.once(given, key, lambda: jax.eval_shape(compute, apply, *inputs))  # what does not fit is refused at once
-    _doors.one_by_one(apply, moving, rest, x1, x2)
+    _examples.one_by_one("apply", apply, moving, rest, x1=x1, x2=x2)
     return compute(apply, *inputs)
 
 
@@ -188,8 +189,8 @@ class _Problem:
         self.k, self.full, self.symmetric = math.prod(found[0].shape), outputs == "full", x2 is None
         self.wide = precision.wide(found[0].dtype)
         self.sizes = [len(jax.tree.leaves(x)[0]) for x in (x1, x1 if x2 is None else x2)]
-        sites = _factors.sites(self.traced, len(leaves))
-        options = {"layers": _factors.moving(sites, len(self.real)), "jacobian": ()}
+        sites = _sites.sites(self.traced, len(leaves))
+        options = {"layers": _sites.moving(sites, len(self.real)), "jacobian": ()}
         self.rest = {name: self._others(sites) for name, sites in options.items()}
         shared = leaves, self.k, self.wide.itemsize, self.full
         counts = {name: _cost.counted(self.traced, s, self.rest[name], *shared) for name, s in options.items()}
@@ -217,7 +218,7 @@ def _kernel(apply, moving, rest, x1, x2, scales, outputs, method, limit):
 def _by_blocks(problem, leaves, scales, x1, x2):
     plan = problem.plan
     derive = functools.partial(_derivatives, problem, leaves, scales)
-    pieces = [_doors.in_blocks(x, plan.block) for x in ((x1,) if problem.symmetric else (x1, x2))]
+    pieces = [_examples.in_blocks(x, plan.block) for x in ((x1,) if problem.symmetric else (x1, x2))]
     if plan.kept:
         pieces = [_all_at_once(derive, blocks) if plan.whole else lax.map(derive, blocks) for blocks in pieces]
     derived = (lambda blocks: blocks) if plan.kept else derive
@@ -340,6 +341,6 @@ def _by_products(problem, leaves, scales, x1, x2):
 
         return lax.map(column, x2)
 
-    kernel = lax.map(block, _doors.in_blocks(x1, problem.plan.block))  # [blocks, N2, (k,) b, (k)]
+    kernel = lax.map(block, _examples.in_blocks(x1, problem.plan.block))  # [blocks, N2, (k,) b, (k)]
     kernel = kernel.transpose((0, 3, 1, 4, 2) if problem.full else (0, 2, 1))
     return kernel.reshape(-1, *kernel.shape[2:])[: problem.sizes[0]]
