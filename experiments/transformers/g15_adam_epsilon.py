@@ -163,16 +163,20 @@ def claims(config, result):
     for i, (rule, name) in enumerate((("mup", "muP"), ("standard", "usual start"))):
         power = predicted.exponents(parametrization=rule, optimizer="adam").gradient[1]
         text = f"{name}: power of the width of the hidden gradient"
-        made.append(near(text, THEORY, power, slope(config, result.gradient[i]), 0.25, halves))
+        made.append(near(text, THEORY, "exact", power, slope(config, result.gradient[i]), 0.25, halves))
     ends = f"width {config.widths[-1]}"
     ratio = result.size[1, -1] / result.told[1, -1]
     text = f"{ends}, the same epsilon: size of the first step over that told from width {config.widths[0]}"
-    made.append(near(text, f"{WORTSMAN}; {THEORY}", 1.0, ratio, 0.25, "a bound: corrections of order 1 / width", "=="))
+    made.append(
+        near(text, f"{WORTSMAN}; {THEORY}", "own", 1.0, ratio, 0.25, "a bound: corrections of order 1 / width", "==")
+    )
     kept = slope(config, result.size[2])
-    made.append(near("epsilon over the width: power of the width of the first step", THEORY, 0.0, kept, 0.25, halves))
+    made.append(
+        near("epsilon over the width: power of the width of the first step", THEORY, "exact", 0.0, kept, 0.25, halves)
+    )
     lost = np.log(result.loss[1, -1] / result.loss[2, -1])
     text = f"{ends}: ln of the loss with the same epsilon over that with epsilon over the width"
-    made.append(near(text, WORTSMAN, 0.0, lost, 0.0, "a sign", ">="))
+    made.append(near(text, WORTSMAN, "published", 0.0, lost, 0.0, "a sign", ">="))
     return made
 
 
