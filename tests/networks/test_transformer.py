@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from numdl.networks import core, initializers, transformer
+from numdl.networks.transformer import _blocks
 from tests.selection import some_fast
 
 pytestmark = pytest.mark.float32
@@ -85,6 +86,7 @@ CASES = {
     "by depth": ({"skip": "depth", "norm": "none"}, {"gains": (1.0, 0.5)}),
     "deepnorm": ({"skip": "deepnorm", "norm": "post"}, {"gains": (4**0.25, 1.0)}),
     "gate": ({"skip": "gate"}, {}),
+    "fixup": ({"skip": "fixup", "norm": "none"}, {}),
     "pair": ({"skip": (0.5, 2.0)}, {"gains": (0.5, 2.0)}),
 }
 
@@ -124,6 +126,33 @@ def test_gate_starts_as_the_identity_and_deepnorm_small():
         ratio = scaled["blocks"]["attention"][part] / plain["blocks"]["attention"][part]
         np.testing.assert_allclose(ratio, 16**-0.25, rtol=1e-6)
     np.testing.assert_array_equal(scaled["blocks"]["attention"]["query"], plain["blocks"]["attention"]["query"])
+
+
+RULES = {
+    "fixup": (4**-0.5, 0.0),  # two blocks of two branches, two weights in each
+    "t_fixup": (0.67 * 2**-0.25,) * 2,
+    "t_fixup_decoder": (18**-0.25,) * 2,
+}
+
+
+@pytest.mark.parametrize("skip", some_fast(list(RULES), fast=(0,)))
+def test_deviations_are_those_of_the_published_rule(skip):
+    """Against the same draws without the rule; queries and keys stay."""
+    draw = lambda skip: _blocks.drawn(stack(skip=skip, norm="none"), jax.random.key(0), D, jnp.float32)  # noqa: E731
+    plain, scaled = draw("unit"), draw(skip)
+    factors = {"query": 1.0, "key": 1.0, "value": RULES[skip][0], "output": RULES[skip][1]}
+    for name, factor in factors.items():
+        np.testing.assert_allclose(scaled["attention"][name], factor * plain["attention"][name], rtol=1e-6)
+    for name, factor in zip(("in", "out"), RULES[skip]):
+        np.testing.assert_allclose(scaled["mlp"][name], factor * plain["mlp"][name], rtol=1e-6)
+
+
+def test_one_stacks_constants_are_refused_for_two():
+    more = {"vocabulary": 9, "width": D, "embedding_variance": 1.0, "readout_weights": UNIT}
+    with pytest.raises(ValueError, match="decoder must have a pair of gains .* 'fixup'"):
+        transformer.encoder_decoder(stack(), stack(skip="fixup"), **more)
+    sides = stack(skip="t_fixup", norm="none"), stack(skip="t_fixup_decoder", norm="none", mask="causal")
+    assert transformer.encoder_decoder(*sides, **more)
 
 
 def model(**more):

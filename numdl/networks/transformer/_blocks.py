@@ -30,7 +30,8 @@ class Blocks:
     mask: object  # [T, T] bool, or None
     skip_gain: object  # of the stream
     branch_gain: object  # of what a sublayer adds
-    weight_gain: object  # of the deviations of value, output and MLP weights
+    weight_gain: object  # of the deviations of value and of all MLP weights but the last
+    last_gain: object  # of those of output and of the MLP's last weight: what ends a branch
     eps: object
     query_key: Initializer
     value: Initializer
@@ -154,7 +155,7 @@ def _drawn_heads(blocks, key, width, dtype):
     }
     # One map from all heads: its fan_in is heads * head_width.
     made["output"] = blocks.value.sample(keys[3], (h * k, width), dtype).reshape(h, k, width)
-    return made | {name: _times(blocks, made[name]) for name in ("value", "output")}
+    return made | {name: _times(blocks, name, made[name]) for name in ("value", "output")}
 
 
 def _drawn_mlp(blocks, key, width, dtype):
@@ -162,10 +163,11 @@ def _drawn_mlp(blocks, key, width, dtype):
     shapes = {"in": (width, blocks.mlp_width), "out": (blocks.mlp_width, width)}
     shapes |= {"side": (width, blocks.mlp_width)} if blocks.gated else {}
     return {
-        name: _times(blocks, blocks.mlp.sample(one, shape, dtype))
+        name: _times(blocks, name, blocks.mlp.sample(one, shape, dtype))
         for (name, shape), one in zip(shapes.items(), keys, strict=False)
     }
 
 
-def _times(blocks, weights):
-    return weights * jnp.asarray(blocks.weight_gain, weights.dtype)
+def _times(blocks, name, weights):
+    gain = blocks.last_gain if name in ("output", "out") else blocks.weight_gain
+    return weights * jnp.asarray(gain, weights.dtype)

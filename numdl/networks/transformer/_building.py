@@ -15,12 +15,15 @@ NORMS = ("pre", "post", "sandwich", "none")
 NORMALIZATIONS = ("layer", "rms")
 SCALES = ("root", "width", "qk_norm")
 MASKS = ("full", "causal")
-# (gain of the stream, gain of a branch, factor of the deviations) of N blocks of s sublayers.
+# (gain of the stream, gain of a branch, factor of a branch's first deviations, of its last) of N blocks of s sublayers.
 SKIPS = {
-    "unit": lambda n, s: (1.0, 1.0, 1.0),
-    "depth": lambda n, s: (1.0, (n * s) ** -0.5, 1.0),
-    "deepnorm": lambda n, s: ((2 * n) ** 0.25, 1.0, (8 * n) ** -0.25),
-    "gate": lambda n, s: (1.0, 1.0, 1.0),
+    "unit": lambda n, s: (1.0, 1.0, 1.0, 1.0),
+    "depth": lambda n, s: (1.0, (n * s) ** -0.5, 1.0, 1.0),
+    "deepnorm": lambda n, s: ((2 * n) ** 0.25, 1.0, (8 * n) ** -0.25, (8 * n) ** -0.25),
+    "gate": lambda n, s: (1.0, 1.0, 1.0, 1.0),
+    "fixup": lambda n, s: (1.0, 1.0, (n * s) ** -0.5, 0.0),
+    "t_fixup": lambda n, s: (1.0, 1.0, 0.67 * n**-0.25, 0.67 * n**-0.25),
+    "t_fixup_decoder": lambda n, s: (1.0, 1.0, (9 * n) ** -0.25, (9 * n) ** -0.25),
 }
 
 
@@ -57,7 +60,9 @@ def blocks(
     scale : str                 root (scores / sqrt(k)), width (/ k) or qk_norm (sqrt(k) cosines)
     mask : str or array [T, T]  full, causal, or bool: token i sees token j
     skip : str or (a, g)        unit (1, 1); depth (1, sublayers^-1/2); deepnorm ((2 N)^1/4, 1; W_V, W_O, MLP times
-                                (8 N)^-1/4); gate (1, a trained number, 0 at first)
+                                (8 N)^-1/4); gate (1, a trained number, 0 at first); fixup (1, 1; the branch's first
+                                weights times sublayers^-1/2, its last 0); t_fixup (1, 1; V, O, MLP times 0.67 N^-1/4),
+                                t_fixup_decoder ((9 N)^-1/4, the embedding's deviation with it)
     key_value_heads : int       a divisor of heads; heads if None (grouped queries share keys and values)
     gated : bool                the MLP's hidden units times a second linear map
     rotary : bool               queries and keys turned by their places; an even head_width
@@ -66,7 +71,8 @@ def blocks(
     ------
     ValueError, TypeError       a size below 1, an unknown name, heads that do not group, an MLP without law
     Source: Xiong et al. 2020, arXiv:2002.04745; Wang et al. 2022, arXiv:2203.00555; Bachlechner et al. 2020,
-    arXiv:2003.04887; Henry et al. 2020, arXiv:2010.04245; Su et al. 2021, arXiv:2104.09864.
+    arXiv:2003.04887; Zhang et al. 2019, arXiv:1901.09321 (fixup, m = 2, without its biases); Huang et al. 2020, ICML
+    (t_fixup, for norm="none"); Henry et al. 2020, arXiv:2010.04245; Su et al. 2021, arXiv:2104.09864.
     """
     sizes = {"depth": depth, "heads": heads, "head_width": head_width}
     n, h, k = (checks.whole(name, value) for name, value in sizes.items())
@@ -94,6 +100,7 @@ def blocks(
         1.0,
         1.0,
         1.0,
+        1.0,
         checks.variance("eps", eps, shape=()),
         _affine.checked_law("query_key_weights", query_key_weights),
         _affine.checked_law("value_weights", value_weights),
@@ -106,8 +113,8 @@ def _with_gains(made, skip):
     if isinstance(skip, str):
         gains = SKIPS[checks.one_of("skip", skip, tuple(SKIPS))](made.depth, len(sublayers(made)))
     else:
-        gains = (*_pair(skip), 1.0)
-    fields = {"skip_gain": gains[0], "branch_gain": gains[1], "weight_gain": gains[2]}
+        gains = (*_pair(skip), 1.0, 1.0)
+    fields = dict(zip(("skip_gain", "branch_gain", "weight_gain", "last_gain"), gains, strict=True))
     return Blocks(**{name: fields.get(name, getattr(made, name)) for name in made.__dataclass_fields__})
 
 

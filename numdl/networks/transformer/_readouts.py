@@ -167,7 +167,8 @@ def encoder_decoder(
     Parameters
     ----------
     encoder, decoder : Blocks   the decoder with mask="causal". For DeepNorm give each its pair of gains and scale the
-                                laws: one stack's constants, skip="deepnorm", do not fit two
+                                laws: one stack's constants, skip="deepnorm" or "fixup", do not fit two; of T-Fixup
+                                there is one for each side
     vocabulary, width, embedding_variance, readout_weights, tied : as `language_model`, one embedding for both
     positions, positions_variance, dtype : as `language_model`
     Returns
@@ -176,13 +177,17 @@ def encoder_decoder(
                                 the encoder's, the embedded target, the decoder's
     Raises
     ------
-    ValueError, TypeError       not Blocks, skip="deepnorm", sizes or a head as in `language_model`
+    ValueError, TypeError       not Blocks, skip="deepnorm" or "fixup", sizes or a head as in `language_model`
     Source: Vaswani et al. 2017, arXiv:1706.03762.
     """
     for name, blocks in (("encoder", encoder), ("decoder", decoder)):
         checks.instance(name, blocks, Blocks, hint="made by transformer.blocks")
-        if not isinstance(blocks.weight_gain, jax.core.Tracer) and blocks.weight_gain != 1:
-            raise checks.BadValue(f"{name} must have a pair of gains for skip, not 'deepnorm'; got {blocks!r}")
+        known = not isinstance(blocks.weight_gain, jax.core.Tracer)
+        # A rule that counts one stack's sublayers: larger skips (DeepNorm) or branches that begin at 0 (Fixup).
+        if known and blocks.weight_gain != 1 and (blocks.skip_gain != 1 or blocks.last_gain == 0):
+            raise checks.BadValue(
+                f"{name} must have a pair of gains for skip, not 'deepnorm' or 'fixup'; got {blocks!r}"
+            )
     more = {"vocabulary": vocabulary, "width": width, "embedding_variance": embedding_variance, "dtype": dtype}
     more |= {"tied": tied, "positions": positions, "positions_variance": positions_variance}
     sides = [
