@@ -12,6 +12,7 @@ scoreboard FOLDER [FOLDER]               what `reproduce` kept, one results fold
 --json             the last line of the output is one JSON object
 --results DIR      where the runs' folders go (default: results)
 --jobs N           reproduce: this many at once, each with its share of the cores (default: 1)
+--executor WHERE   reproduce: on other machines that see DIR, dask:ADDRESS, slurm, slurm:PARTITION, or local (submitit)
 --timeout SECONDS  reproduce: how long one may take (default: as long as it needs)
 --again            reproduce: also what was finished before for the same program, config and versions
 
@@ -28,7 +29,7 @@ import re
 import sys
 import time
 
-from experiments import gallery, pages, runner, scoreboard, workers
+from experiments import farm, gallery, pages, runner, scoreboard, workers
 
 
 def main(arguments=None):
@@ -116,19 +117,29 @@ def _reproduce(arguments):
 def _all(chosen, options):
     """The outcomes in the order asked for, and the signal that ended it before, or None."""
     outcomes, stopped = [], None
-    told = lambda name: print(f"{name} ...", file=sys.stderr, flush=True)  # noqa: E731
-    working = workers.reproduce(
-        chosen, results=options.results, tiny=options.tiny, quick=options.quick, jobs=options.jobs,
-        timeout=options.timeout, again=options.again, told=told,
-    )  # fmt: skip
+
+    def heard(outcome):
+        outcomes.append(outcome)
+        _tell(outcome, options)
+
+    settings = {name: getattr(options, name) for name in ("results", "tiny", "quick", "timeout", "again")}
     try:
-        with contextlib.closing(working):
-            for outcome in working:
-                outcomes.append(outcome)
-                _tell(outcome, options)
+        if options.executor is not None:
+            place = farm.executor(options.executor, options.results)
+            farm.reproduce(chosen, executor=place, heard=heard, **settings)
+        else:
+            _here(chosen, options.jobs, settings, heard)
     except workers.Stopped as error:
         stopped = error
     return sorted(outcomes, key=lambda outcome: chosen.index(outcome.name)), stopped
+
+
+def _here(chosen, jobs, settings, heard):
+    """On this machine."""
+    told = lambda name: print(f"{name} ...", file=sys.stderr, flush=True)  # noqa: E731
+    with contextlib.closing(workers.reproduce(chosen, jobs=jobs, told=told, **settings)) as working:
+        for outcome in working:
+            heard(outcome)
 
 
 def _tell(outcome, options):
@@ -240,6 +251,7 @@ def _options(command, arguments, *, fields=False):
         add("--only", nargs="+", default=[])
     if command == "reproduce":
         add("--jobs", default=1, type=_count)
+        add("--executor", default=None)
         add("--timeout", default=None, type=_above_zero)
         add("--again", nargs=0, default=False)
         add("--quick", nargs=0, default=False)

@@ -104,7 +104,7 @@ def reproduce(names, *, results, tiny=False, quick=False, jobs=1, timeout=None, 
     """
     waiting, working, jobs = list(names), [], max(1, min(jobs, len(names)))
     size = {"tiny": tiny, "quick": quick}
-    with _signals():
+    with signals():
         try:
             while waiting or working:
                 free = set(range(jobs)) - {worker.slot for worker in working}
@@ -249,7 +249,7 @@ def _close(worker):
 
 
 @contextlib.contextmanager
-def _signals():
+def signals():
     """While the body runs, the signals that end a process raise `Stopped` in it, if this is the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield

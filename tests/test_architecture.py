@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "data": {"lazy", "checks", "typing"},
     "plotting": GROUND,
     "reporting": GROUND,
+    "parallel": GROUND | {"analysis", "reporting"},
     "audit": GROUND | {"theory", "analysis", "networks", "ode", "optimize", "plotting", "reporting"},
     "cli": GROUND | {"audit", "reporting", "plotting"},
     "__init__": {"lazy"},

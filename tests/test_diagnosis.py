@@ -243,3 +243,25 @@ def test_choice_of_cases_and_score_of_results(tmp_path, capsys):
     results.write_text("".join(json.dumps(row(name, "will train", 0.7)) + "\n" for name in names))
     assert benchmark.main(["--split", "fitting", "--score", "--limit", "6", "--results", str(results)]) == 0
     assert "false alarms" in capsys.readouterr().out
+
+
+def test_shares_of_the_cases_make_the_whole(tmp_path, monkeypatch):
+    """Each worker has a file of its own; what an earlier call left in one is taken over and not examined again."""
+    examined = []
+
+    def examine(names, results, flags):
+        examined.extend(names)
+        results.parent.mkdir(parents=True, exist_ok=True)
+        results.write_text("".join(json.dumps({"name": name}) + "\n" for name in names) + '{"name": "half')
+
+    class Immediate:
+        def submit(self, function, argument):
+            return type("Future", (), {"result": staticmethod(lambda: function(argument))})
+
+    monkeypatch.setattr(benchmark, "examine", examine)
+    monkeypatch.setattr(benchmark.farm, "executor", lambda text, folder: Immediate())
+    results = tmp_path / "audit.jsonl"
+    examine(["a", "b"], results.with_suffix(".parts") / "left.jsonl", [])
+    benchmark.examine_in_shares(list("abcdef"), results, [], 2, "slurm")
+    assert sorted(row["name"] for row in benchmark.rows_of(results)) == list("abcdef")
+    assert examined == list("abcdef")

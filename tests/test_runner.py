@@ -17,7 +17,7 @@ import pytest
 
 import experiments
 from experiments import __main__ as command
-from experiments import demo, runner, workers
+from experiments import demo, farm, runner, workers
 from numdl import reporting
 
 ROOT = pathlib.Path(experiments.__file__).parent.parent
@@ -392,6 +392,32 @@ def test_reproduce_runs_all_whatever_becomes_of_some(dice, capsys, tmp_path):
         ("a2_dice", False), ("a10_later", True), ("b1_good", True),
     ]  # fmt: skip
     assert err.splitlines() == ["a2_dice ..."]
+
+
+class Immediate:
+    """An executor that runs what it is given."""
+
+    def submit(self, function, argument):
+        return type("Future", (), {"result": staticmethod(lambda: function(argument))})
+
+
+def test_reproduce_on_an_executor(dice, capsys, monkeypatch):
+    variant(dice, "a2_dice", mode="bug")
+    monkeypatch.setattr(farm, "executor", lambda text, folder: Immediate())
+    code, out, _ = call(capsys, "reproduce", "--only", "a1", "a2", "--executor", "slurm")
+    lines = board(out)
+    assert code == 1
+    assert lines["a1_dice"].startswith("ok")
+    assert "crashed (exit code 1: ValueError" in lines["a2_dice"]
+    code, out, _ = call(capsys, "reproduce", "--only", "a1", "--executor", "slurm", "--json")
+    assert code == 0
+    assert [run["reused"] for run in json.loads(out)["runs"]] == [True]
+
+
+def test_an_executor_that_is_none_is_refused(dice, capsys):
+    code, _, err = call(capsys, "reproduce", "--executor", "dsk:1")
+    assert code == 2
+    assert err == "error: --executor must be dask:ADDRESS, slurm, slurm:PARTITION or local; got 'dsk:1'\n"
 
 
 def test_one_that_hangs_is_ended_and_the_others_go_on(dice, capsys):

@@ -1,11 +1,12 @@
 """Examines the benchmark's cases and prints how good the diagnosis is.
 
     python -m benchmarks diagnosis [--split reporting] [--group planted] [--limit 100] [--baselines] [--repair]
-                                   [--results FILE] [--score]
+                                   [--results FILE] [--score] [--jobs N] [--executor dask:ADDRESS|slurm]
 
 The cases are examined in worker processes, started anew every 25 cases because compiled programs pile up; each gives a
 line of JSON in the results, and a second call goes on where the first stopped. A case that raises or takes longer than
-ten minutes is a crash. `--score` only reads the results.
+ten minutes is a crash. `--score` only reads the results. With `--jobs` or `--executor` many such workers are at work at
+once, each with a file of results of its own beside RESULTS; what they leave when all is stopped is taken over.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import time
 
 from benchmarks.diagnosis import baselines, collection, score
 from benchmarks.diagnosis.truth import read
+from experiments import farm
+from numdl import parallel, reporting
 
 EACH, PATIENCE = 25, 600
 RESULTS = pathlib.Path(".cache") / "diagnosis" / "audit.jsonl"
@@ -32,6 +35,8 @@ def options(arguments):
     parser.add_argument("--repair", action="store_true", help="train what the repair makes of each sick case")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     parser.add_argument("--score", action="store_true", help="examine nothing")
+    parser.add_argument("--jobs", type=int, default=1, help="workers at once")
+    parser.add_argument("--executor", help="dask:ADDRESS or slurm: machines that see the results' folder")
     return parser.parse_args(arguments)
 
 
@@ -44,25 +49,60 @@ def chosen(wanted, truth):
 
 
 def rows_of(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """The rows of a file; a last line that is still being written is none."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def examine(names, wanted):
+def examine(names, results, flags):
     """Workers, one after the other, until every name has its line."""
-    wanted.results.parent.mkdir(parents=True, exist_ok=True)
-    flags = [flag for flag in ("--baselines", "--repair") if getattr(wanted, flag[2:])]
-    done = {row["name"] for row in rows_of(wanted.results)}
+    results.parent.mkdir(parents=True, exist_ok=True)
+    done = {row["name"] for row in rows_of(results)}
     left = [name for name in names if name not in done]
     while left:
-        command = [sys.executable, "-m", "benchmarks.diagnosis.worker", str(wanted.results), *flags, *left[:EACH]]
-        _watch(subprocess.Popen(command), wanted.results)
-        done = {row["name"] for row in rows_of(wanted.results)}
+        command = [sys.executable, "-m", "benchmarks.diagnosis.worker", str(results), *flags, *left[:EACH]]
+        _watch(subprocess.Popen(command), results)
+        done = {row["name"] for row in rows_of(results)}
         batch = [name for name in left[:EACH] if name not in done]
         if batch:  # the worker died at the first of them
-            _append(wanted.results, {"name": batch[0], "crash": "the process died or did not end"})
+            _append(results, {"name": batch[0], "crash": "the process died or did not end"})
             done.add(batch[0])
         left = [name for name in left if name not in done]
         print(f"{len(names) - len(left)} of {len(names)} cases", file=sys.stderr, flush=True)
+
+
+def share(config):
+    """A worker's part of the cases, in a file of its own: its path."""
+    part = pathlib.Path(config["folder"]) / f"{reporting.digest(config)}.jsonl"
+    examine(config["names"], part, config["flags"])
+    return str(part)
+
+
+def examine_in_shares(names, results, flags, jobs, executor):
+    """The same by many workers at once, on an executor or on this machine."""
+    folder = results.with_suffix(".parts").resolve()
+    _taken_over(folder, results)
+    done = {row["name"] for row in rows_of(results)}
+    left = [name for name in names if name not in done]
+    size = max(1, min(EACH, -(-len(left) // jobs)))
+    shares = [left[place : place + size] for place in range(0, len(left), size)]
+    configs = [{"names": names, "flags": flags, "folder": str(folder)} for names in shares]
+    place = None if executor is None else farm.executor(executor, folder)
+    for cell in parallel.sweep(share, configs, executor=place, jobs=jobs, told=lambda _: _taken_over(folder, results)):
+        if cell.problem:
+            print(cell.problem, file=sys.stderr)
+    _taken_over(folder, results)
+
+
+def _taken_over(folder, results):
+    """Rows of the parts that the results do not have yet."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+    known = {row["name"] for row in rows_of(results)}
+    for part in sorted(folder.glob("*.jsonl")):
+        for row in rows_of(part):
+            if row["name"] not in known:
+                _append(results, row)
+                known.add(row["name"])
 
 
 def _append(path, row):
@@ -98,8 +138,11 @@ def show(rows, truth):
 def main(arguments):
     wanted, truth = options(arguments), read()["cases"]
     names = chosen(wanted, truth)
-    if not wanted.score:
-        examine(names, wanted)
+    flags = [flag for flag in ("--baselines", "--repair") if getattr(wanted, flag[2:])]
+    if not wanted.score and (wanted.jobs > 1 or wanted.executor):
+        examine_in_shares(names, wanted.results, flags, max(wanted.jobs, 1), wanted.executor)
+    elif not wanted.score:
+        examine(names, wanted.results, flags)
     show([row for row in rows_of(wanted.results) if row["name"] in set(names)], truth)
     return 0
 

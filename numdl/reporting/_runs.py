@@ -20,6 +20,7 @@ import json
 import os
 import pathlib
 import re
+import secrets
 import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -186,7 +187,7 @@ def writable(folder: StrPath) -> pathlib.Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"
         probe.write_bytes(b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another machine that shares the folder may have a process of this number
     except OSError as error:
         raise type(error)(f"results folder {folder} cannot be written: {error.strerror}") from error
     return folder
@@ -208,9 +209,15 @@ def publish(path: StrPath, text: str) -> pathlib.Path:
     OSError                 the file cannot be written; what was there stays
     """
     path, text = checks.path("path", path), checks.instance("text", text, str)
-    fresh = writable(path.parent) / f".{path.name}-{os.getpid()}.new"
+    return put(path, text.encode("utf-8", "replace"))
+
+
+def put(path, content):
+    """Bytes as a file, whole or not at all."""
+    # Machines that share a folder have processes of equal numbers.
+    fresh = writable(path.parent) / f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}.new"
     try:
-        _write(fresh, text.encode("utf-8", "replace"))
+        _write(fresh, content)
         os.replace(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)

@@ -127,7 +127,89 @@ def moments():
     return found | {"diagonal": apart(*diagonals), "density": apart(*density), "placed": placed(diagonals[1])}
 
 
-CHECKS = {check.__name__: check for check in (draws, eigenvalues, warm_starts, moments)}
+def helpers():
+    """Meshes, batches, parameters, seeds, checkpoints, needs."""
+    import tempfile
+
+    from numdl import parallel
+
+    over = parallel.mesh({"data": 4, "model": -1})
+    params = {"w": np.arange(64.0 * 6).reshape(64, 6), "v": np.ones((6, 40)), "b": np.ones(3), "key": jax.random.key(3)}
+    spread = parallel.shard_parameters(params, over, least=100)
+    parts = {name: leaf.sharding.shard_shape(leaf.shape) for name, leaf in spread.items()}
+    batch = parallel.shard_batch((np.ones((8, 2)), np.arange(8)), over)
+    keys = jax.random.split(jax.random.key(0), 11)  # 4 devices along the axis do not divide it
+    noise = parallel.over_seeds(jax.random.normal, keys, mesh=over)
+    sums = parallel.over_seeds(lambda key, x: {"s": x.sum() * jax.random.uniform(key)}, keys, params["w"], mesh=over)
+    found = {
+        "parts": parts != {"w": (16, 6), "v": (6, 10), "b": (3,), "key": ()},
+        "batch": [leaf.sharding.shard_shape(leaf.shape) for leaf in batch] != [(2, 2), (2,)],
+        "noise": apart(noise, jax.vmap(jax.random.normal)(keys)),
+        "sums": apart(sums["s"], params["w"].sum() * jax.vmap(jax.random.uniform)(keys)),
+        "numpy": not isinstance(noise, np.ndarray),
+        "gathered": apart(parallel.gather(spread)["w"], params["w"]),
+    }
+    orbax = parallel._checkpoints._orbax
+    for name, reader in {"orbax": orbax, "plain": lambda: None}.items():
+        parallel._checkpoints._orbax = reader
+        with tempfile.TemporaryDirectory() as folder:
+            for step in (1, 2, 3):
+                parallel.save(
+                    folder, step, jax.tree.map(lambda leaf, s=step: leaf if leaf.ndim == 0 else s * leaf, spread)
+                )
+            step, back = parallel.restore(folder, spread)
+            kept = sorted(
+                path.name.removesuffix(".npz")
+                for path in parallel._checkpoints._found(parallel._checkpoints.pathlib.Path(folder))
+            )
+        found[f"{name} kept"] = (step, kept) != (3, ["2", "3"])
+        found[f"{name} values"] = apart([back["w"], back["v"]], [3 * params["w"], 3 * params["v"]])
+        found[f"{name} places"] = any(back[k].sharding != spread[k].sharding for k in ("w", "v", "b"))
+        found[f"{name} keys"] = not jnp.array_equal(
+            jax.random.key_data(back["key"]), jax.random.key_data(params["key"])
+        )
+    needed = parallel.needs(lambda w: w + 1.0, jax.ShapeDtypeStruct((64, 6), np.float64, sharding=spread["w"].sharding))
+    found["needs"] = (needed.arguments, needed.devices) != (16 * 6 * 8, 8)
+    return {name: float(value) for name, value in found.items()}
+
+
+def probe():
+    """The probe, lengths, tangent kernels, gradients and products of one device."""
+    from numdl.analysis import curvature, kernels, layers
+
+    one, many = problem()
+    flows = [layers.probe(apply, p, x, loss=lambda out, y=y: jnp.mean((out - y) ** 2)) for p, (x, y) in (one, many)]
+    ntk = [kernels.ntk(apply, p, x) for p, (x, _) in (one, many)]
+    slopes = [jax.grad(loss)(*given) for given in (one, many)]
+    products = [curvature.hessian(loss, *given)(given[0]) for given in (one, many)]
+    return {
+        "states": apart(flows[1].state_rms, flows[0].state_rms),
+        "gradients": apart(flows[1].state_gradient_rms, flows[0].state_gradient_rms),
+        "kernels": apart(ntk[1], ntk[0]),
+        "slopes": apart(slopes[1], slopes[0]),
+        "products": apart(products[1], products[0]),
+    }
+
+
+def training():
+    """`fit` on a sharded batch with sharded parameters, which stay where they are."""
+    import optax
+
+    from numdl.optimize import train
+
+    one, many = problem()
+    ends = [train.fit(loss, p, optax.adam(1e-2), train.whole(batch), steps=20) for p, batch in (one, many)]
+    data = [train.resident(batch, size=8, key=jax.random.key(5)) for _, batch in (one, many)]
+    shuffled = [train.fit(loss, g[0], optax.sgd(1e-2), d, steps=12) for g, d in zip((one, many), data)]
+    return {
+        "params": apart(ends[1][0], ends[0][0]),
+        "loss": apart(ends[1][1].loss, ends[0][1].loss),
+        "shuffled": apart(shuffled[1][0], shuffled[0][0]),
+        "placed": placed(ends[1][0]),
+    }
+
+
+CHECKS = {check.__name__: check for check in (draws, eigenvalues, warm_starts, moments, helpers, probe, training)}
 
 if __name__ == "__main__":
     print(json.dumps({name: CHECKS[name]() for name in sys.argv[1:]}))

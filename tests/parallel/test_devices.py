@@ -10,8 +10,8 @@ import jax
 import pytest
 
 SCRIPT = pathlib.Path(__file__).with_name("on_devices.py")
-QUICK = ("draws", "eigenvalues")
-LONG = ("warm_starts", "moments")
+QUICK = ("draws", "eigenvalues", "helpers")
+LONG = ("warm_starts", "moments", "probe", "training")
 
 
 def compute(names):

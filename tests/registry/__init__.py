@@ -35,6 +35,11 @@ NOT_RUN = (
     "data.idx",
     "data.mnist",
     "data.tables",
+    "parallel.connect",
+    "parallel.needs",
+    "parallel.restore",
+    "parallel.save",
+    "parallel.sweep",
     "plotting.layers",
     "plotting.phase_diagram",
     "plotting.tidy",
@@ -66,6 +71,7 @@ UNCHECKED = {
     "ode.adjoints.direct": "called by the integrators",
     "ode.adjoints.reversible": "called by the integrators",
     "ode.adjoints.square_root": "called by the integrators",
+    "parallel.is_first": "no arguments",
     "quadrature.expect": "traceable, says so",
     "quadrature.expect_product": "traceable, says so",
     "records.abridged": "rows of a table",
@@ -114,9 +120,9 @@ def functions():
 
 def calls():
     """name -> {argument: kinds.Argument} of all that is registered, and the arguments a good call needs besides."""
-    from tests.registry import analysis, audit, ground, networks, optimize, theory
+    from tests.registry import analysis, audit, ground, networks, optimize, parallel, theory
 
-    parts = theory, analysis, audit, networks, optimize, ground
+    parts = theory, analysis, audit, networks, optimize, parallel, ground
     return (
         {name: call for part in parts for name, call in part.CALLS.items()},
         {name: extra for part in parts for name, extra in getattr(part, "EXTRA", {}).items()},
