@@ -20,6 +20,7 @@ import experiments
 from experiments import runner, usage
 
 PAUSE = 0.1  # seconds between two looks at the workers
+LIGHT = "--xla_backend_optimization_level=0"
 GRACE = 5.0  # seconds from the request to end to the end by force
 
 
@@ -155,7 +156,8 @@ def _start(name, config, results, size, slot, jobs):
         process = subprocess.Popen(
             [sys.executable, "-m", "experiments.worker"],
             stdin=subprocess.PIPE, stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
-            env=os.environ | {"PYTHONPATH": path, "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"} | _precision(),
+            env=os.environ | {"PYTHONPATH": path, "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}
+            | _precision() | _compiler(size),
         )  # fmt: skip
     with contextlib.suppress(BrokenPipeError):  # it has ended already: its exit code says how
         process.stdin.write(json.dumps(job).encode() + b"\n")
@@ -168,6 +170,14 @@ def _precision():
     import jax
 
     return {"JAX_ENABLE_X64": str(int(jax.config.jax_enable_x64))}
+
+
+def _compiler(size):
+    """Quick runs compile for most of their time: XLA leaves out what it does for the speed of long ones."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if not size["quick"] or LIGHT.split("=")[0] in flags:
+        return {}
+    return {"XLA_FLAGS": f"{flags} {LIGHT}".strip()}
 
 
 def _look(worker, timeout):

@@ -175,6 +175,21 @@ def test_the_gallery_is_one_page_that_shows_every_run_and_asks_for_nothing(outco
     assert "a_b * c | &lt;i&gt;d&lt;/i&gt;" in text
 
 
+@pytest.mark.parametrize(
+    "given, quick, wanted",
+    [
+        ("", True, {"XLA_FLAGS": workers.LIGHT}),
+        ("--xla_a=1", True, {"XLA_FLAGS": f"--xla_a=1 {workers.LIGHT}"}),
+        ("--xla_backend_optimization_level=2", True, {}),
+        ("", False, {}),
+    ],
+)
+def test_quick_runs_compile_lightly_unless_told_otherwise(monkeypatch, given, quick, wanted):
+    monkeypatch.setenv("XLA_FLAGS", given)
+    assert workers._compiler({"tiny": False, "quick": quick}) == wanted
+    assert reporting.environment()["xla_flags"] == given
+
+
 def test_small_pictures_are_small():
     picture = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 255, (300, 2000, 3), dtype=np.uint8)

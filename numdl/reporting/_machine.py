@@ -23,12 +23,13 @@ def environment(source: StrPath | None = None) -> dict:
     source : path or None   a file of the repository whose revision is recorded; None: numdl's own
     Returns
     -------
-    dict                    what `versions` gives, and the device, the number of CPUs, git's revision (None outside a
-                            repository), and when the run was finished (UTC)
+    dict                    what `versions` gives, and the device, the number of CPUs, XLA's flags, git's revision (None
+                            outside a repository), and when the run was finished (UTC)
     """
     return versions() | {
         "device": jax.devices()[0].device_kind,
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "revision": _revision(pathlib.Path(source or __file__).resolve().parent),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
