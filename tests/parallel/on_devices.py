@@ -173,6 +173,26 @@ def helpers():
     return {name: float(value) for name, value in found.items()}
 
 
+def planned():
+    """What a call needs is the share of one device, where devices have memories of their own."""
+    from unittest import mock
+
+    from numdl.analysis import curvature
+
+    one, many = problem()
+    plans = []
+    for backend in ("cpu", "gpu"):
+        with mock.patch.object(jax, "default_backend", lambda backend=backend: backend):
+            plans.append([curvature.needs(curvature.hessian(loss, *given), basis=10) for given in (one, many)])
+    (host, hosts), (alone, shared) = plans
+    return {
+        "host": float(hosts.total != host.total),
+        "vector": abs(8 * shared.vector / alone.vector - 1) / 1e12,  # whole bytes
+        "basis": float(not 7.9 < alone.basis / shared.basis < 8.1),
+        "product": float(not 3.9 < alone.product / shared.product < 4.1),  # examples lie along one axis only
+    }
+
+
 def probe():
     """The probe, lengths, tangent kernels, gradients and products of one device."""
     from numdl.analysis import curvature, kernels, layers
@@ -209,7 +229,9 @@ def training():
     }
 
 
-CHECKS = {check.__name__: check for check in (draws, eigenvalues, warm_starts, moments, helpers, probe, training)}
+CHECKS = {
+    check.__name__: check for check in (draws, eigenvalues, warm_starts, moments, helpers, planned, probe, training)
+}
 
 if __name__ == "__main__":
     print(json.dumps({name: CHECKS[name]() for name in sys.argv[1:]}))

@@ -11,7 +11,7 @@ import pytest
 
 SCRIPT = pathlib.Path(__file__).with_name("on_devices.py")
 QUICK = ("draws", "eigenvalues", "helpers")
-LONG = ("warm_starts", "moments", "probe", "training")
+LONG = ("warm_starts", "moments", "planned", "probe", "training")
 
 
 def compute(names):

@@ -1,5 +1,6 @@
 """MEASURED: the memory that a curvature call needs at once, counted from shapes before it begins."""
 
+import math
 import os
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 
 from numdl import checks
 from numdl.analysis.curvature._operators import Operator, examples
-from numdl.krylov import _vectors
+from numdl.krylov import _places, _vectors
 from numdl.records import record
 
 _LESS = "a smaller k, or one block of the parameters"
@@ -15,7 +16,7 @@ _LESS = "a smaller k, or one block of the parameters"
 
 @record
 class MemoryUse:
-    """Bytes held at once beside parameters and data; nothing is computed or compiled to know them."""
+    """Bytes held at once on a device beside parameters and data; nothing is computed or compiled to know them."""
 
     vector: int  # one vector of the size of the parameters
     basis: int  # all vectors of the method, with those of a restart
@@ -53,8 +54,8 @@ def needs(operator: Operator, *, basis: int, extra: int = 4) -> MemoryUse:
     if not hasattr(operator, "like") or not hasattr(operator, "kept_bytes"):
         raise checks.BadType(f"operator must be an Operator, made by hessian or gauss_newton; got {operator!r}")
     layout = _vectors.layout("params", operator.like)
-    vector = layout.size * layout.dtype.itemsize
-    product = operator.kept_bytes
+    vector = int(layout.size * layout.dtype.itemsize * _share_of_vectors(operator.like))
+    product = int(operator.kept_bytes * _share_of_examples(operator.batch))
     held = (2 * basis + extra) * vector
     return MemoryUse(vector, 2 * basis * vector, product, held + product, available())
 
@@ -64,7 +65,7 @@ def chosen(operator, vectors=0):
     free = available()
     if vectors:
         layout = _vectors.layout("params", operator.like)
-        free = 0.9 * free - vectors * layout.size * layout.dtype.itemsize
+        free = 0.9 * free - vectors * layout.size * layout.dtype.itemsize * _share_of_vectors(operator.like)
     chunk, fits = largest(operator, free)
     return chunk if fits or not vectors else None  # what no chunk mends is refused as it is
 
@@ -85,6 +86,31 @@ def largest(operator, free):
     fixed = whole - each * count
     chunk = count if each <= 0 else int(max(free - fixed, 0) / 2 / each)
     return (None if chunk >= count else max(chunk, 1)), chunk >= 1
+
+
+def _alike(devices):
+    """How many of these devices share a memory: those of a host's processor."""
+    return min(devices, jax.local_device_count()) if jax.default_backend() == "cpu" else 1
+
+
+def _share_of_vectors(params):
+    """The part of a Krylov vector that counts against one memory: each device has its own entries."""
+    places = _places.places(jax.tree.leaves(params))
+    return 1.0 if places is None else _alike(places.devices) / places.devices
+
+
+def _share_of_examples(batch):
+    """The part of the activations that counts against one memory: they lie as the examples do."""
+    leaves = [leaf for leaf in jax.tree.leaves(batch) if np.size(leaf)]
+    if _places.places(leaves) is None:
+        return 1.0
+    whole, parts = 0, 0
+    for leaf in leaves:
+        place = getattr(leaf, "sharding", None)
+        own = leaf.shape if place is None else place.shard_shape(leaf.shape)
+        devices = 1 if place is None else len(place.device_set)
+        whole, parts = whole + np.size(leaf), parts + math.prod(own) * _alike(devices)
+    return min(parts / whole, 1.0)
 
 
 def check(name, plan, operator, *, least):
