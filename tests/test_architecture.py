@@ -10,6 +10,8 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "numdl"
 GROUND = {
+    "_compiled",
+    "_hyperparameters",
     "lazy",
     "records",
     "checks",

@@ -1,11 +1,15 @@
 """MEASURED: how far a step moves each layer's state: by its own weight, by what it reads, and together."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from numdl import checks, tracing, trees
+from numdl._compiled import as_tree, compiled
+from numdl._hyperparameters import as_data
+from numdl.analysis import _widened
 from numdl.tracing._paths import paths
 
 
@@ -66,13 +70,20 @@ def course(network, optimizer, loss, steps, batch):
     """(Places, Course): the training of all seeds of one width, in one program."""
     x, targets = batch
     traced = tracing.trace(network.apply, jax.tree.map(lambda leaf: leaf[0], network.params), x)
-    where = places(traced)
+    functions = (as_tree(network.apply), as_data(optimizer), as_tree(loss))
+    return places(traced), _course(*functions, network.params, x, targets, width=network.width, steps=steps)
+
+
+@functools.partial(compiled, static=("width", "steps"))
+def _course(apply, optimizer, loss, params, x, targets, width, steps):
+    traced = tracing.trace(apply, jax.tree.map(lambda leaf: leaf[0], params), x)
+    where, optimizer = places(traced), _widened.transformation("optimizer", optimizer, width)
 
     def run(params, x, targets):
         moving, rest = trees.trainable(params)
 
         def cost(moving):
-            value = loss(network.apply(rest.params(moving), x), targets)
+            value = loss(apply(rest.params(moving), x), targets)
             return checks.one_real_number("loss", "loss(outputs, targets)", value)
 
         def step(carry, _):
@@ -86,7 +97,7 @@ def course(network, optimizer, loss, steps, batch):
         (end, _), (values, found) = jax.lax.scan(step, (moving, optimizer.init(moving)), length=steps)
         return Course(initial, *found, jnp.append(values, cost(end)))
 
-    return where, jax.jit(jax.vmap(run, (0, None, None)))(network.params, x, targets)
+    return jax.vmap(run, (0, None, None))(params, x, targets)
 
 
 def is_proportional(network, optimizer):

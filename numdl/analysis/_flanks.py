@@ -1,10 +1,13 @@
 """MEASURED: the loss after training at a grid of rates, and its two flanks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks, trees
+from numdl._compiled import as_tree, compiled
 from numdl.analysis import _widened
 from numdl.records import record, static
 
@@ -30,13 +33,20 @@ class Transfer:
 
 def trained(network, optimizer, loss, steps, batch, rates):
     """(loss before, [S]; loss after, [R, S]) of one width, all rates and seeds in one program."""
+    rates = jnp.asarray(rates, jnp.result_type(float))
+    functions = (as_tree(network.apply), as_tree(optimizer), as_tree(loss))
+    first, last = jax.device_get(_trained(*functions, network.params, rates, *batch, steps=steps))
+    return first[0].astype(np.float64), last.astype(np.float64)
 
+
+@functools.partial(compiled, static=("steps",))
+def _trained(apply, optimizer, loss, params, rates, x, targets, steps):
     def run(params, rate, x, targets):
         moving, rest = trees.trainable(params)
         transformation = _widened.transformation("optimizer", optimizer, rate)
 
         def cost(moving):
-            value = loss(network.apply(rest.params(moving), x), targets)
+            value = loss(apply(rest.params(moving), x), targets)
             return checks.one_real_number("loss", "loss(outputs, targets)", value)
 
         def step(carry, _):
@@ -48,9 +58,7 @@ def trained(network, optimizer, loss, steps, batch, rates):
         (end, _), values = jax.lax.scan(step, (moving, transformation.init(moving)), length=steps)
         return values[0], cost(end)
 
-    every = jax.vmap(jax.vmap(run, (0, None, None, None)), (None, 0, None, None))
-    first, last = jax.device_get(jax.jit(every)(network.params, jnp.asarray(rates, jnp.result_type(float)), *batch))
-    return first[0].astype(np.float64), last.astype(np.float64)
+    return jax.vmap(jax.vmap(run, (0, None, None, None)), (None, 0, None, None))(params, rates, x, targets)
 
 
 def flanks(widths, rates, found, target):

@@ -22,6 +22,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, Real
 
 from numdl import checks, trees
+from numdl._compiled import compiled
+from numdl._hyperparameters import as_data
 from numdl.analysis import _parts
 from numdl.krylov import _vectors, lanczos
 from numdl.records import record
@@ -92,8 +94,13 @@ def sharpness(
         preconditioner = _parts.inward("preconditioner", preconditioner, params, rest, moving)
         if not _vectors.traced(preconditioner):
             checks.positive("preconditioner", np.concatenate([np.ravel(x) for x in jax.tree.leaves(preconditioner)]))
-    found = _sharpness(_parts.loss_of(loss, rest), moving, batch, start, size, preconditioner)
+    found = _sharpest(loss, moving, rest, batch, start, preconditioner, num_matvecs=size)
     return dataclasses.replace(found, vector=_parts.outward(found.vector, rest))
+
+
+@functools.partial(compiled, static=("num_matvecs",))
+def _sharpest(loss, moving, rest, batch, start, preconditioner, num_matvecs):
+    return _sharpness(_parts.loss_of(loss, rest), moving, batch, start, num_matvecs, preconditioner)
 
 
 def _sharpness(loss, moving, batch, start, num_matvecs, preconditioner):
@@ -160,7 +167,7 @@ def along(
     if preconditioner is not None:
         checks.accepts("preconditioner", preconditioner, 2, "preconditioner(optimizer_state, step)")
     moving, rest = trees.trainable(params, frozen=frozen)
-    settings = optimizer, steps // every, every, num_matvecs, preconditioner
+    settings = as_data(optimizer), steps // every, every, num_matvecs, preconditioner
     losses, values, residuals, last = _along(key, moving, rest, _parts.data("batch", batch), loss, *settings)
     return Descent(losses.reshape(-1), np.arange(0, steps, every), values, residuals, rest.params(last))
 
@@ -221,12 +228,17 @@ def path(
     ValueError, TypeError       negative steps, no optimizer, a loss that is not scalar, no leaf that moves
     Twins: theory.descent.path, theory.descent.modified_loss.    Experiments: d6, d8.
     """
-    import optax
-
     loss = checks.returning("loss", loss, 1, "loss(params)", scalar=True)
     _check_optimizer(optimizer)
     steps = checks.whole("steps", steps, least=0)
     moving, rest = trees.trainable(params, frozen=frozen)
+    rows = _path(loss, as_data(optimizer), moving, rest, steps=steps)
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (steps + 1, *jnp.shape(leaf))), rest).params(rows)
+
+
+@functools.partial(compiled, static=("steps",))
+def _path(loss, optimizer, moving, rest, steps):
+    import optax
 
     def step(state, _):
         moving, memory = state
@@ -234,8 +246,7 @@ def path(
         return (optax.apply_updates(moving, update), memory), moving
 
     (last, _), before = lax.scan(step, (moving, optimizer.init(moving)), None, length=steps)
-    rows = jax.tree.map(lambda rows, end: jnp.concatenate([rows, end[None]]), before, last)
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (steps + 1, *jnp.shape(leaf))), rest).params(rows)
+    return jax.tree.map(lambda rows, end: jnp.concatenate([rows, end[None]]), before, last)
 
 
 def mode_strength(
@@ -280,7 +291,7 @@ def _check_optimizer(optimizer):
         raise checks.BadType(f"optimizer must have init and update, as optax's have; got {optimizer!r:.60}")
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6, 7, 8, 9))
+@functools.partial(jax.jit, static_argnums=(6, 7, 8, 9))
 def _along(key, moving, rest, batch, loss, optimizer, rounds, every, num_matvecs, preconditioner):
     import optax
 

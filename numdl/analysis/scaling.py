@@ -73,7 +73,7 @@ def coordinate_check(
     for width in widths:
         network = _widened.built(build, width, seeds)
         made = _widened.transformation("optimizer", optimizer, width)
-        at, course = _coordinates.course(network, made, loss, steps, batch)
+        at, course = _coordinates.course(network, optimizer, loss, steps, batch)
         if at.names != where.names:
             differ = ", ".join(sorted(set(at.names) ^ set(where.names))) or "another order"
             raise checks.BadValue(f"build must give the same layers at every width; got {differ} at width {width} only")

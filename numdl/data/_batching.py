@@ -4,6 +4,7 @@ The order of epoch e is one permutation, `jax.random.permutation(fold_in(key, e)
 those before it, and a run that resumes at epoch e sees what it would have seen.
 """
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -78,7 +79,7 @@ def epoch_indices(
     count, epochs = checks.whole("count", count), checks.whole("epochs", epochs)
     size = checks.whole("size", size, most=count)
     checks.one_of("remainder", remainder, ("drop", "carry"))
-    orders = jax.lax.map(lambda epoch: _order(key, epoch, count), jnp.arange(epochs, dtype=jnp.int32))
+    orders = _orders(key, count, epochs)
     used = orders[:, : count - count % size] if remainder == "drop" else orders
     return used.reshape(-1)[: used.size - used.size % size].reshape(-1, size)
 
@@ -125,6 +126,11 @@ def _batches(key, data, count, size, remainder, epochs):
         order = np.asarray(_order(key, epoch, count))
         for start in range(0, count - size + 1 if remainder == "drop" else count, size):
             yield _take(data, order[start : start + size])
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _orders(key, count, epochs):
+    return jax.lax.map(lambda epoch: _order(key, epoch, count), jnp.arange(epochs, dtype=jnp.int32))
 
 
 def _order(key, epoch, count):

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.tree_util import Partial
 
 from numdl import checks
+from numdl._compiled import as_tree
 from numdl.krylov import _places
 from numdl.records import record, static
 
@@ -151,12 +151,6 @@ def image(name, function, like):
     return jax.eval_shape(checks.returning(name, lambda v: function(v), 1, f"{name}(v)"), like)
 
 
-def as_tree(function):
-    """The function itself if it is a pytree (a `Partial`, a record), else wrapped to be one."""
-    leaves = jax.tree.leaves(function)
-    return Partial(function) if len(leaves) == 1 and leaves[0] is function else function
-
-
 def apply(matvec, v):
     """A v for a function of vectors: compiled, unless it sees to that itself."""
     inner = getattr(matvec, "matvec", matvec)
@@ -175,6 +169,13 @@ def products(matvec, rows):
     for i in range(len(rows)):
         found = _set_row(found, apply(matvec, _row(rows, np.int32(i))), np.int32(i))
     return found
+
+
+def look(name, function, start, like, *, of):
+    """Refuse a function whose value at `start` is not like `like`; asked once for the same function and shapes."""
+    looked = checks.returning(name, function, 1, f"{name}(v)")
+    key = (name, of, checks.forms(start, like))
+    checks.once(function, key, lambda: checks.like(f"{name}(v)", jax.eval_shape(looked, start), like, of=of))
 
 
 def nonzero(name, vector):

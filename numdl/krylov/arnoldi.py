@@ -5,6 +5,7 @@
 One `lax.scan`: use it inside of `jit` too. A symmetric matrix has a tridiagonal H; `lanczos` knows how to use that.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -13,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from numdl import checks
+from numdl._compiled import as_tree, compiled
 from numdl.krylov import _vectors
 from numdl.records import record
 
@@ -48,11 +50,15 @@ def decompose(matvec: Callable[[Array], Array], start: Float[ArrayLike, "n"], *,
     ValueError, TypeError       a start that is 0 or not a real vector, m > n, a matvec that returns another shape
     Source: Arnoldi 1951, Quart. Appl. Math. 9; Saad 2011, Numerical Methods for Large Eigenvalue Problems.
     """
-    matvec = checks.returning("matvec", matvec, 1, "matvec(v)")
+    checks.accepts("matvec", matvec, 1, "matvec(v)")
     start = _vectors.nonzero("start", checks.floating("start", start, ndim=1))
     m = checks.whole("num_matvecs", num_matvecs, most=start.size)
-    checks.like("matvec(v)", jax.eval_shape(matvec, start), start, of="start")
+    _vectors.look("matvec", matvec, start, start, of="start")
+    return _decompose(as_tree(matvec), start, m=m)
 
+
+@functools.partial(compiled, static=("m",))
+def _decompose(matvec, start, m):
     def step(basis, j):
         coefficients, ahead, norm = _vectors.unit_beside(basis, matvec(basis[j]))
         return basis.at[j + 1].set(ahead), coefficients.at[j + 1].set(norm)

@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from numdl import checks
+from numdl._compiled import as_tree, compiled
 from numdl.krylov import _vectors
 from numdl.records import record
 from numdl.typing import Matvec
@@ -77,15 +78,22 @@ def decompose(
     ValueError, TypeError       a start that is 0, not finite or not a real vector, m too large, unfit functions
     Source: Golub & Kahan 1965, SIAM J. Numer. Anal. 2.
     """
-    matvec = checks.returning("matvec", matvec, 1, "matvec(v)")
-    transpose = checks.returning("transpose", transpose, 1, "transpose(u)")
+    looked = checks.returning("matvec", matvec, 1, "matvec(v)")
+    back = checks.returning("transpose", transpose, 1, "transpose(u)")
     start = _vectors.nonzero("start", checks.floating("start", start, ndim=1))
-    image = jax.eval_shape(matvec, start)
+    image = jax.eval_shape(looked, start)
     checks.shape("matvec(v)", image, (None,))
-    checks.shape("transpose(u)", jax.eval_shape(transpose, image), start.shape)
+    checks.shape("transpose(u)", jax.eval_shape(back, image), start.shape)
     m = checks.whole("num_matvecs", num_matvecs, most=min(start.size, image.size))
 
-    keys = None if key is None else jax.random.split(checks.key("key", key), (m, 2))
+    key = None if key is None else checks.key("key", key)
+    return _decompose(key, as_tree(matvec), as_tree(transpose), start, m=m)
+
+
+@functools.partial(compiled, static=("m",))
+def _decompose(key, matvec, transpose, start, m):
+    keys = None if key is None else jax.random.split(key, (m, 2))
+    image = jax.eval_shape(matvec, start)
 
     def spare(key, like):
         return None if key is None else jax.random.normal(key, like.shape, like.dtype)
@@ -145,7 +153,7 @@ def singular_triplets(
     steps = checks.whole("num_matvecs", num_matvecs, most=most)
     k = checks.whole("k", k, most=steps)
     if transpose is not None:
-        transpose = _vectors.as_tree(checks.accepts("transpose", transpose, 1, "transpose(u)"))
+        transpose = as_tree(checks.accepts("transpose", transpose, 1, "transpose(u)"))
         checks.like("transpose(u)", _vectors.image("transpose", transpose, image), layout.form, of="like")
     return _triplets(key, matvec.matvec, transpose, layout, outer, k, steps, float(tolerance))
 

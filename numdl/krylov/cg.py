@@ -15,6 +15,8 @@ from jax import lax
 from jaxtyping import ArrayLike, PyTree
 
 from numdl import checks, trees
+from numdl._compiled import as_tree, compiled
+from numdl.krylov import _vectors
 from numdl.records import record
 from numdl.typing import Matvec
 
@@ -82,7 +84,13 @@ def cg(
     rhs = _vector("rhs", rhs)
     _look("matvec", matvec, rhs, rhs, of="rhs")
     _look("preconditioner", precondition, rhs, rhs, of="rhs")
-    x0 = jax.tree.map(jnp.zeros_like, rhs) if x0 is None else checks.like("x0", x0, rhs, of="rhs")
+    x0 = None if x0 is None else checks.like("x0", x0, rhs, of="rhs")
+    return _cg(as_tree(matvec), as_tree(precondition), rhs, x0, iterations, tolerance)
+
+
+@compiled
+def _cg(matvec, precondition, rhs, x0, iterations, tolerance):
+    x0 = jax.tree.map(jnp.zeros_like, rhs) if x0 is None else x0
     goal = tolerance * trees.norm(rhs)
     r = _minus(rhs, matvec(x0))
     z = precondition(r)
@@ -145,6 +153,11 @@ def steihaug(
     gradient = _vector("gradient", gradient)
     _look("matvec", matvec, gradient, gradient, of="gradient")
     _look("preconditioner", precondition, gradient, gradient, of="gradient")
+    return _steihaug(as_tree(matvec), as_tree(precondition), gradient, radius, iterations, tolerance)
+
+
+@compiled
+def _steihaug(matvec, precondition, gradient, radius, iterations, tolerance):
     goal = tolerance * trees.norm(gradient)
     z = precondition(gradient)
     rz = _real_inner(gradient, z)
@@ -217,6 +230,11 @@ def cgls(
     form = jax.eval_shape(checks.returning("transpose", transpose, 1, "transpose(u)"), rhs)
     x0 = None if x0 is None else checks.like("x0", x0, form, of="transpose(rhs)")
     _look("matvec", matvec, form, rhs, of="rhs")
+    return _cgls(as_tree(matvec), as_tree(transpose), rhs, x0, iterations, tolerance, damping)
+
+
+@compiled
+def _cgls(matvec, transpose, rhs, x0, iterations, tolerance, damping):
     right = transpose(rhs)
     x0 = jax.tree.map(jnp.zeros_like, right) if x0 is None else x0
     goal = tolerance * trees.norm(right)
@@ -319,9 +337,8 @@ def _check(matvec, iterations, tolerance, other):
 
 def _look(name, function, v, like, *, of):
     """What a function returns is shaped like another tree: seen before any work, and once, where values are known."""
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((v, like))):
-        found = jax.eval_shape(checks.returning(name, function, 1, f"{name}(v)"), v)
-        checks.like(f"{name}(v)", found, like, of=of)
+    if not _vectors.traced((v, like)):
+        _vectors.look(name, function, v, like, of=of)
 
 
 def _vector(name, tree):

@@ -22,6 +22,7 @@ if that is more, but not what the loss itself loses in this precision.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from numdl import checks
+from numdl._compiled import as_tree, compiled
 from numdl.krylov import _vectors
 from numdl.krylov._search import Search
 from numdl.records import record
@@ -168,31 +170,12 @@ def tridiagonalize(
     ValueError, TypeError       a start that is 0, not finite or not a real vector, m > n, a matvec of another shape
     Source: Lanczos 1950; Paige 1972.
     """
-    matvec = checks.returning("matvec", matvec, 1, "matvec(v)")
+    checks.accepts("matvec", matvec, 1, "matvec(v)")
     reorthogonalize = checks.flag("reorthogonalize", reorthogonalize)
     start = _vectors.nonzero("start", checks.floating("start", start, ndim=1))
     m = checks.whole("num_matvecs", num_matvecs, most=start.size)
-    checks.like("matvec(v)", jax.eval_shape(matvec, start), start, of="start")
-    first = start / jnp.linalg.norm(start)
-    basis = jnp.zeros((m, start.size), start.dtype) if reorthogonalize else None
-
-    def step(state, j):
-        basis, q, before, beta = state
-        basis = basis if basis is None else basis.at[j].set(q)
-        w = matvec(q)
-        size = jnp.linalg.norm(w)
-        alpha, w = _three_terms(w, q, before, beta)
-        w = _vectors.beside(basis, w)[1] if reorthogonalize else w
-        ahead, norm = _vectors.unit(w, size)
-        return (basis, ahead, q, norm), (alpha, norm)
-
-    state = (basis, first, jnp.zeros_like(first), jnp.zeros((), start.dtype))
-    (basis, *_), (diagonal, off_diagonal) = lax.scan(step, state, jnp.arange(m))
-    count = jnp.argmax(jnp.append(off_diagonal[:-1], jnp.zeros((), start.dtype)) == 0) + 1
-    inside = jnp.arange(m) < count
-    diagonal, off_diagonal = jnp.where(inside, diagonal, diagonal[:1]), jnp.where(inside, off_diagonal, 0)
-    count = jnp.where(jnp.isfinite(diagonal[0]), count, 0)
-    return Tridiagonal(diagonal, off_diagonal, basis, count)
+    _vectors.look("matvec", matvec, start, start, of="start")
+    return _recurrence(as_tree(matvec), start, m=m, reorthogonalize=reorthogonalize)
 
 
 def _certified(search, verify):
@@ -254,6 +237,30 @@ def _residuals(rows, images):
     cross = jnp.matmul(rows, images.T, precision="highest")
     pairs = max(len(rows) * (len(rows) - 1), 1)
     return theta, norms, jnp.sqrt(jnp.sum((cross - cross.T) ** 2) / pairs / 2)
+
+
+@functools.partial(compiled, static=("m", "reorthogonalize"))
+def _recurrence(matvec, start, m, reorthogonalize):
+    first = start / jnp.linalg.norm(start)
+    basis = jnp.zeros((m, start.size), start.dtype) if reorthogonalize else None
+
+    def step(state, j):
+        basis, q, before, beta = state
+        basis = basis if basis is None else basis.at[j].set(q)
+        w = matvec(q)
+        size = jnp.linalg.norm(w)
+        alpha, w = _three_terms(w, q, before, beta)
+        w = _vectors.beside(basis, w)[1] if reorthogonalize else w
+        ahead, norm = _vectors.unit(w, size)
+        return (basis, ahead, q, norm), (alpha, norm)
+
+    state = (basis, first, jnp.zeros_like(first), jnp.zeros((), start.dtype))
+    (basis, *_), (diagonal, off_diagonal) = lax.scan(step, state, jnp.arange(m))
+    count = jnp.argmax(jnp.append(off_diagonal[:-1], jnp.zeros((), start.dtype)) == 0) + 1
+    inside = jnp.arange(m) < count
+    diagonal, off_diagonal = jnp.where(inside, diagonal, diagonal[:1]), jnp.where(inside, off_diagonal, 0)
+    count = jnp.where(jnp.isfinite(diagonal[0]), count, 0)
+    return Tridiagonal(diagonal, off_diagonal, basis, count)
 
 
 def _three_terms(w, q, before, beta):

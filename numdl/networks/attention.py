@@ -11,6 +11,7 @@ stretch; the readout is a linear map of the mean over tokens. There are no biase
 the leaves of "layers" stacked along depth.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -22,6 +23,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
 from numdl import checks
+from numdl._compiled import compiled
 from numdl.networks import _affine, _split_tokens
 from numdl.networks._attention_parameters import Settings, init
 from numdl.networks._record import Network, probed, split_probes
@@ -261,6 +263,11 @@ def split_states(params: PyTree, x: Float[ArrayLike, "N tokens d"], *, skip: boo
         raise checks.BadValue(
             f"params must have no MLP, whose deviations cannot be split off; got layers {sorted(layers)}"
         )
+    return _split(layers, x, skip=skip)
+
+
+@functools.partial(compiled, static=("skip",))
+def _split(layers, x, skip):
     first = _split_tokens.first(x)
 
     def step(tokens, layer):
@@ -294,6 +301,7 @@ def _projections(params, width):
     return arrays
 
 
+@compiled
 def _states(settings, params, x, probes=None):
     layers = params["layers"]
     checks.shape("x", checks.floating("x", x), (None, None, layers["query"].shape[-2]))
@@ -326,6 +334,7 @@ def _selection(settings, number):
     return lambda scores: gumbel(key, scores, temperature=settings.temperature)
 
 
+@compiled
 def _readout(params, y):
     return jnp.mean(y, axis=1) @ params["readout"]["kernel"]
 

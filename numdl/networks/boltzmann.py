@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
 from numdl import checks
+from numdl._compiled import compiled
 from numdl.records import record
 
 MOST = 20  # units whose states are enumerated
@@ -133,7 +134,7 @@ def gibbs(
     checks.key("key", key)
     params, v = _admitted(params, "v", v)
     steps = checks.whole("steps", steps, least=0)
-    return lax.scan(lambda v, key: (_swept(key, params, v), None), v, jax.random.split(key, steps))[0]
+    return _gibbs(params, v, jax.random.split(key, steps))
 
 
 def contrastive_divergence(
@@ -242,6 +243,11 @@ def _down(params, h):
 def _law(logits, states):
     """Probabilities [..., states] of all states of independent units."""
     return jnp.exp(logits @ states.T - jnp.sum(jax.nn.softplus(logits), axis=-1, keepdims=True))
+
+
+@compiled
+def _gibbs(params, v, keys):
+    return lax.scan(lambda v, key: (_swept(key, params, v), None), v, keys)[0]
 
 
 def _swept(key, params, v):

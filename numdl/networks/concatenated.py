@@ -25,6 +25,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree, ScalarLike
 
 from numdl import checks, precision
+from numdl._compiled import compiled
 from numdl.networks import _affine, initializers
 from numdl.networks._record import Network, probed, probed_alone, split_probes
 from numdl.networks.initializers import Initializer
@@ -135,6 +136,7 @@ def _draw_kernel(settings, number, key, dtype):
     return (scale[:, None] * settings.weights.sample(key, (rows, settings.growth), wide)).astype(dtype)
 
 
+@compiled
 def _states(settings, params, x, probes=None):
     checks.shape("x", checks.floating("x", x), (None, params["first"]["kernel"].shape[0]))
     first_probe, probe, last_probe = split_probes(probes, 3)
@@ -154,5 +156,6 @@ def _states(settings, params, x, probes=None):
     return first[None], stretch, probed(everything, last_probe)
 
 
+@compiled
 def _readout(settings, params, y):
     return _affine.apply(params["readout"], settings.activation(y))

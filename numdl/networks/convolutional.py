@@ -25,6 +25,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, ScalarLike
 
 from numdl import checks
+from numdl._compiled import compiled
 from numdl.networks import _affine
 from numdl.networks._record import Network, probed, run_stretch, split_probes
 from numdl.networks._windows import pool
@@ -273,6 +274,7 @@ def _draw(settings, key, picture, dtype):
     return {"layers": tuple(layers[:-1]), "readout": {name: leaf[0] for name, leaf in layers[-1].items()}}
 
 
+@compiled
 def _states(settings, params, x, probes=None):
     checks.floating("x", x, ndim=4)
     plan = _plan(settings, tuple(x.shape[1:]))
@@ -311,6 +313,7 @@ def _mapped(layer, weights, y):
     return _affine.apply(weights, y, product=product)
 
 
+@compiled
 def _readout(settings, params, y):
     last = settings.stages[-1] if not settings.hidden else Stage(0, 0)
     layer = _Layer(params["readout"]["kernel"].shape, last.pool)

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ScalarLike
 
 from numdl import checks
+from numdl._compiled import compiled
 from numdl.networks import _affine
 from numdl.networks._record import Network, probed, run_stretch, split_probes
 from numdl.networks.initializers import Initializer
@@ -120,6 +121,7 @@ def _stretches(widths):
     return plan
 
 
+@compiled
 def _states(settings, params, x, probes=None):
     hidden = params["hidden"]
     _affine.check_features(x, (hidden[0] if hidden else params["readout"])["kernel"].shape[-2], "params")
@@ -138,6 +140,7 @@ def _layer(before, y, layer):
     return y, y
 
 
+@compiled
 def _readout(settings, params, y):
     return _affine.apply(params["readout"], settings.activation(y) if params["hidden"] else y)
 

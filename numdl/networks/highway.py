@@ -23,6 +23,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
 
 from numdl import checks
+from numdl._compiled import compiled
 from numdl.networks import _affine
 from numdl.networks._record import Network, fitting, probed, probed_alone, split_probes
 from numdl.networks.initializers import Initializer
@@ -142,6 +143,7 @@ def _draw_layer(settings, key, dtype):
     }
 
 
+@compiled
 def _states(settings, params, x, probes=None):
     checks.shape("x", checks.floating("x", x), (None, params["first"]["kernel"].shape[0]))
     first, others = split_probes(probes, 2)
@@ -157,6 +159,7 @@ def _states(settings, params, x, probes=None):
     return y[None], stretch
 
 
+@compiled
 def _readout(params, y):
     return _affine.apply(params["readout"], y)
 

@@ -7,6 +7,8 @@ All units at once (`synchronous`) or one after the other (`asynchronous`); the s
 Source: Hopfield 1982, Proc. Natl. Acad. Sci. 79, 2554.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from numdl import checks
+from numdl._compiled import compiled
 from numdl.records import record
 
 
@@ -110,7 +113,7 @@ def synchronous(weights: Float[ArrayLike, "n n"], state: Float[ArrayLike, "*batc
     """
     weights, state = _admit(weights, state)
     checks.whole("steps", steps)
-    return _recall(weights, state, lambda s, _: _follow(s @ weights, s), None, steps)
+    return _recall(weights, state, None, steps=steps)
 
 
 def asynchronous(
@@ -133,12 +136,7 @@ def asynchronous(
     """
     weights, state = _admit(weights, state)
     order = _units(order, weights.shape[0])
-
-    def one(s, unit):
-        field = jnp.tensordot(s, weights[:, unit], axes=1)
-        return s.at[..., unit].set(_follow(field, s[..., unit])), None
-
-    return _recall(weights, state, lambda s, units: lax.scan(one, s, units)[0], order, order.shape[0])
+    return _recall(weights, state, order, steps=order.shape[0])
 
 
 def sweeps(key: Key[Array, ""], units: int, count: int) -> Int[Array, "count units"]:
@@ -160,15 +158,27 @@ def sweeps(key: Key[Array, ""], units: int, count: int) -> Int[Array, "count uni
     checks.whole("units", units)
     checks.whole("count", count)
     keys = jax.random.split(key, count)
+    return _shuffles(keys, units=units)
+
+
+@functools.partial(compiled, static=("units",))
+def _shuffles(keys, units):
     return lax.map(lambda k: jax.random.permutation(k, jnp.arange(units, dtype=jnp.int32)), keys)
 
 
-def _recall(weights, state, move, inputs, steps):
-    def step(s, given):
-        after = move(s, given)
+@functools.partial(compiled, static=("steps",))
+def _recall(weights, state, orders, steps):
+    """All units at once, or one after the other in the orders of the steps."""
+
+    def one(s, unit):
+        field = jnp.tensordot(s, weights[:, unit], axes=1)
+        return s.at[..., unit].set(_follow(field, s[..., unit])), None
+
+    def step(s, units):
+        after = _follow(s @ weights, s) if units is None else lax.scan(one, s, units)[0]
         return after, (_energy(weights, after), jnp.sum(after != s, axis=-1, dtype=jnp.int32))
 
-    final, (energies, flips) = lax.scan(step, state, inputs, length=steps)
+    final, (energies, flips) = lax.scan(step, state, orders, length=steps)
     return Recall(final, jnp.concatenate([_energy(weights, state)[None], energies]), flips, flips[-1] == 0)
 
 

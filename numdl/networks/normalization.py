@@ -23,6 +23,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
 
 from numdl import checks
+from numdl._compiled import compiled
 from numdl.networks import _affine, _normalizing
 from numdl.networks._batch_statistics import Statistics, normalize, statistics, update
 from numdl.networks._normalized_parameters import Settings, init, without_kernel
@@ -247,6 +248,7 @@ def freeze(network: Network, params: PyTree, x: Float[ArrayLike, "N features"]) 
     return clean
 
 
+@compiled
 def _states(settings, params, x, probes=None):
     checks.shape("x", checks.floating("x", x), (None, params["first"]["kernel"].shape[0]))
     depth = params["hidden"]["kernel"].shape[0]
@@ -268,6 +270,7 @@ def _states(settings, params, x, probes=None):
     return y[None], hidden
 
 
+@compiled
 def _readout(settings, params, y):
     depth = params["hidden"]["kernel"].shape[0]
     norm = jax.tree.map(lambda leaf: leaf[-1], _norms(params)) if depth else without_kernel(params["first"])

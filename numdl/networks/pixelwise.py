@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, DTypeLike, ScalarLike
 
 from numdl import checks
+from numdl._compiled import compiled
 from numdl.networks import _affine
 from numdl.networks._record import Network, probed, run_stretch, split_probes
 from numdl.networks.convolutional import convolve
@@ -99,6 +100,7 @@ def _draw(settings, key, channels, dtype):
     return {"layers": tuple(layers), "readout": {name: leaf[0] for name, leaf in last.items()}}
 
 
+@compiled
 def _states(settings, params, x, probes=None):
     layers = params["layers"]
     y, states = checks.shape("x", checks.floating("x", x), (None, None, None, layers[0]["kernel"].shape[-2])), []
@@ -116,6 +118,7 @@ def _layer(before, y, layer):
     return y, y
 
 
+@compiled
 def _readout(settings, params, y):
     return _affine.apply(params["readout"], settings.activation(y))
 

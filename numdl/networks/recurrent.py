@@ -24,6 +24,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
 
 from numdl import checks
+from numdl._compiled import as_tree, compiled
 from numdl.networks import _affine, _cells, initializers
 from numdl.networks._cells import GRU_GATES as GRU_GATES
 from numdl.networks._cells import LSTM_GATES as LSTM_GATES
@@ -149,7 +150,11 @@ def run(cell: Cell, params: PyTree, start: PyTree, inputs: Float[ArrayLike, "T N
     start = checks.like("start", start, expected, of="cell.start(N, dtype)")
     drawn = jax.eval_shape(lambda: cell.init(jax.random.key(0), inputs.shape[2], inputs.dtype))
     params = checks.like("params", params, drawn, of="cell.init(key, features, dtype)")
+    return _run(as_tree(cell), params, start, inputs)
 
+
+@compiled
+def _run(cell, params, start, inputs):
     def step(carry, x):
         carry = cell.step(params, carry, x)
         return carry, carry
@@ -261,6 +266,7 @@ def _init(head, key, x):
     return {"cell": head.cell.init(cell_key, x.shape[-1], dtype), "readout": readout}
 
 
+@compiled
 def _states(head, params, x, probes=None):
     _check_input(head, x, params["cell"])
     many = head.kind != "many_to_one"
@@ -289,6 +295,7 @@ def _step(head, params, packing, both, now):
     return (carry, fed), (packed, hidden)
 
 
+@compiled
 def _readout(head, params, y):
     if head.kind != "many_to_one":
         return _affine.apply(params["readout"], y)

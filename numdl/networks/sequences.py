@@ -21,6 +21,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from numdl import checks
+from numdl._compiled import compiled
 from numdl.networks import _affine, _cells, attention, initializers
 from numdl.networks._record import Network, fitting, probed, split_probes
 from numdl.networks.initializers import Initializer
@@ -154,16 +155,19 @@ def _maps(settings, key, width, dtype):
     return readout | {name: settings.query_key_weights.sample(k, shape, dtype) for name, k in maps}
 
 
+@compiled
 def _states(settings, params, x, probes=None):
     *through, last = split_probes(probes, 3)
     written = _run(settings, params, x, through)
     return written.encoded, written.decoded, probed(jnp.swapaxes(written.hidden, 0, 1)[None], last)
 
 
+@compiled
 def _readout(params, y):
     return _affine.apply(params["readout"], y)
 
 
+@compiled
 def _run(settings, params, x, probes):
     """Read, then write."""
     x = checks.shape("x", checks.floating("x", x), (None, None, params["encoder"]["input"].shape[-2]))

@@ -25,6 +25,7 @@ from jax.tree_util import Partial
 from jaxtyping import ArrayLike, Float, PyTree, ScalarLike
 
 from numdl import checks
+from numdl._compiled import compiled
 from numdl.networks import _affine, _record, _stage_options, fields
 from numdl.networks._record import probed, probed_alone
 from numdl.networks._stage_options import Motion, Options
@@ -189,6 +190,7 @@ def _init(settings, key, x):
     return draw(settings, key, dtype)
 
 
+@functools.partial(compiled, static=("save",))
 def _states(settings, params, x, probes=None, *, save=True):
     _check_input(settings, x)
     connected = [n != m for n, m in itertools.pairwise(settings.widths[:-1])]
@@ -264,6 +266,7 @@ def _pool(y, size):
     return y.reshape(y.shape[0], y.shape[1] // size, size, y.shape[2] // size, size, -1).mean(axis=(2, 4))
 
 
+@compiled
 def _readout(settings, params, y):
     return _affine.apply(params["readout"], y.mean(axis=(1, 2)) if settings.window else y)
 

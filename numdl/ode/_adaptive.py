@@ -1,7 +1,10 @@
 """Adaptive solutions by diffrax, which is imported when it is asked for."""
 
+import functools
+
 import jax.numpy as jnp
 
+from numdl._compiled import as_tree, compiled
 from numdl.ode._doors import time_dtype
 from numdl.precision import narrow, widen
 
@@ -12,6 +15,14 @@ def solve(field, y0, theta, span, tolerances, at, steps, times, solver, max_step
         import diffrax
     except ImportError as error:
         raise ImportError("integrate.adaptive solves by diffrax: pip install diffrax") from error
+    solver = diffrax.Dopri5() if solver is None else solver
+    counts = {"steps": steps, "max_steps": max_steps}
+    return _solved(as_tree(field), y0, theta, span, tolerances, times, as_tree(solver), at=at, **counts)
+
+
+@functools.partial(compiled, static=("at", "steps", "max_steps"))
+def _solved(field, y0, theta, span, tolerances, times, solver, at, steps, max_steps):
+    import diffrax
 
     start, theta = widen(y0), widen(theta)
     t0, t1 = (jnp.asarray(t, time_dtype(start)) for t in span)
@@ -23,7 +34,7 @@ def solve(field, y0, theta, span, tolerances, at, steps, times, solver, max_step
     times = t1[None] if times is None else jnp.asarray(times, t0.dtype)
     solution = diffrax.diffeqsolve(
         term,
-        diffrax.Dopri5() if solver is None else solver,
+        solver,
         t0,
         t1,
         None,

@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Key, PyTree
 
 from numdl import checks, trees
+from numdl._compiled import as_tree, compiled
 from numdl.ode import _doors, adjoints, integrate
 from numdl.ode.schemes import Scheme
 from numdl.precision import widen
@@ -121,6 +122,14 @@ def dot_product_test(
     if tolerance is not None:
         checks.positive("tolerance", tolerance, shape=())
     x = widen(checks.floats("x", x))  # half precision hides what is asked
+    relative, outputs = _mismatches(as_tree(function), as_tree(forward), x, jax.random.split(key, pairs))
+    rounding = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves((x, outputs)))
+    limit = min(1e4 * rounding, MOST) if tolerance is None else float(tolerance)
+    return DotProduct(relative, relative.max(), limit)
+
+
+@compiled
+def _mismatches(function, forward, x, keys):
     outputs, pull = jax.vjp(function, x)
     _, push = jax.linearize(function if forward is None else forward, x)
 
@@ -131,10 +140,7 @@ def dot_product_test(
         gap = jnp.abs(trees.inner(v, image) - trees.inner(pull(v)[0], u))
         return gap / (trees.norm(v) * trees.norm(image))
 
-    relative = lax.map(mismatch, jax.random.split(key, pairs))
-    rounding = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves((x, outputs)))
-    limit = min(1e4 * rounding, MOST) if tolerance is None else float(tolerance)
-    return DotProduct(relative, relative.max(), limit)
+    return lax.map(mismatch, keys), outputs
 
 
 def taylor_remainders(
@@ -164,13 +170,8 @@ def taylor_remainders(
     x = checks.floats("x", x)
     jax.eval_shape(loss, jax.eval_shape(widen, x))
     x = widen(x)
-    direction = trees.random_like(key, x)
-    direction = jax.tree.map(lambda leaf: leaf / trees.norm(direction).astype(leaf.dtype), direction)
-    value, gradient = jax.value_and_grad(loss)(x)
     epsilons = epsilon * np.maximum(1.0, trees.norm(x)) * 0.5 ** np.arange(halvings + 1)
-    along = functools.partial(_along, loss, x, direction)
-    values = lax.map(along, jnp.asarray(epsilons, value.dtype))
-    return _taylor(epsilons, values, value, trees.inner(gradient, direction))
+    return _taylor(epsilons, *_values_along(loss, x, key, epsilons))
 
 
 def gradient_error(
@@ -207,12 +208,16 @@ def gradient_error(
     for name, method in (("adjoint", adjoint), ("reference", reference)):
         checks.accepts(name, method, 5, f"{name}(recurrence, y, shared, drive, save)")
     y0, theta = checks.floats("y0", y0), checks.floats("theta", theta)
-    gradient = jax.grad(solve, argnums=(0, 1))
-    got, wanted = (gradient(y0, theta, method) for method in (adjoint, reference))
+    got, wanted = (_gradient(as_tree(solve), y0, theta, adjoint=method) for method in (adjoint, reference))
     errors = [_relative(*pair) for pair in ((got[0], wanted[0]), (got[1], wanted[1]), (got, wanted))]
     worst = jnp.stack(errors[:2])
     flagged = ~jnp.all(worst <= limit)  # nan is flagged, too
     return GradientError(*errors, flagged, float(limit))
+
+
+@functools.partial(compiled, static=("adjoint",))
+def _gradient(solve, y0, theta, adjoint):
+    return jax.grad(solve, argnums=(0, 1))(y0, theta, adjoint)
 
 
 def reconstruction_error(
@@ -276,6 +281,16 @@ def _back_and_forth(field, y0, theta, scheme, dtype, t1, steps):
         again = integrate.invert(field, y1, parameters, scheme=scheme, t1=t1, steps=steps)
         wide = [jax.tree.map(lambda leaf: leaf.astype("float64"), tree) for tree in (again, start)]
         return float(_relative(*wide))
+
+
+@compiled
+def _values_along(loss, x, key, epsilons):
+    """Values along a random direction, the value and the slope at x."""
+    direction = trees.random_like(key, x)
+    direction = jax.tree.map(lambda leaf: leaf / trees.norm(direction).astype(leaf.dtype), direction)
+    value, gradient = jax.value_and_grad(loss)(x)
+    values = lax.map(functools.partial(_along, loss, x, direction), jnp.asarray(epsilons, value.dtype))
+    return values, value, trees.inner(gradient, direction)
 
 
 def _along(loss, x, direction, epsilon):

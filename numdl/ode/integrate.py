@@ -193,7 +193,7 @@ def adaptive(
     steps = None if interpolation is None else _doors.time_axis(theta) - (interpolation == "linear")
     _doors.check_theta(theta, interpolation, steps)
     _doors.check_rates(field, schemes.runge_kutta(tableaus.euler), y0, theta, interpolation)
-    at = functools.partial(theta_at, interpolation=interpolation)
+    at = _AT[interpolation]
     return Adaptive(*_adaptive.solve(field, y0, theta, (t0, t1), (rtol, atol), at, steps, times, solver, max_steps))
 
 
@@ -223,6 +223,9 @@ def theta_at(theta: PyTree, time: ArrayLike, *, t0: ArrayLike, t1: ArrayLike, in
     return _between(*(jax.tree.map(lambda leaf, i=i: leaf[index + i], theta) for i in (0, 1)), place - index)
 
 
+_AT = {name: functools.partial(theta_at, interpolation=name) for name in _doors.INTERPOLATIONS}
+
+
 def _door(field, y0, theta, t0, t1, steps, tableau, scheme, interpolation, adjoint, state="y0"):
     """The checked arguments of a solve, numbers first as arrays of the dtype of time."""
     scheme = _doors.scheme_of(tableau, scheme)
@@ -237,9 +240,7 @@ def _door(field, y0, theta, t0, t1, steps, tableau, scheme, interpolation, adjoi
     return y0, theta, t0, t1, field, scheme, steps, interpolation, adjoint
 
 
-@functools.partial(
-    jax.jit, static_argnames=("field", "scheme", "steps", "interpolation", "adjoint", "save"), inline=True
-)
+@functools.partial(jax.jit, static_argnames=("field", "scheme", "steps", "interpolation", "adjoint", "save"))
 def _solve(y0, theta, t0, t1, field, scheme, steps, interpolation, adjoint, save):
     start = widen(y0)
     shared, drive, times = _grid(theta, t0, t1, steps, interpolation)

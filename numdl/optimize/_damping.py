@@ -1,7 +1,11 @@
 """How much damping a least squares problem needs, from its singular values: cross validation, discrepancy."""
 
+import functools
+
 import jax.numpy as jnp
 from jax import lax
+
+from numdl._compiled import compiled
 
 
 def decompose(features, targets):
@@ -31,6 +35,7 @@ def criterion(parts, damping):
     return rows * _residual(parts, damping) / free**2
 
 
+@functools.partial(compiled, static=("candidates",))
 def by_cross_validation(parts, candidates):
     """The damping with the least criterion of this many candidates, and whether it lies inside their range."""
     grid = _grid(parts[0], candidates)
@@ -39,6 +44,7 @@ def by_cross_validation(parts, candidates):
     return grid[best], (best > 0) & (best < candidates - 1)
 
 
+@compiled
 def by_discrepancy(parts, noise_variance):
     """The damping whose residual is as large as the noise, by bisection, and whether there is one."""
     values, _, coefficients, _, _, rows = parts

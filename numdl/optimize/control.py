@@ -24,6 +24,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
 
 from numdl import checks, trees
+from numdl._compiled import as_tree, compiled
 from numdl.optimize import _moving_part
 from numdl.records import record
 
@@ -68,8 +69,7 @@ def objective(problem: Problem, x: Float[ArrayLike, "examples *x"], theta: PyTre
     Source: the definition; Li, Chen, Tai & E 2018, arXiv:1710.09513.
     """
     x, theta = _check(problem, x, theta)
-    path, running = _run(problem, x, theta)
-    return problem.terminal(path[-1]) + problem.step * jnp.sum(running)
+    return _objective(as_tree(problem), x, theta)
 
 
 def hamiltonian(
@@ -118,7 +118,7 @@ def states(problem: Problem, x: Float[ArrayLike, "examples *x"], theta: PyTree) 
     Source: the definition.
     """
     x, theta = _check(problem, x, theta)
-    return _run(problem, x, theta)[0]
+    return _run(as_tree(problem), x, theta)[0]
 
 
 def costates(
@@ -144,7 +144,11 @@ def costates(
     path = checks.floating("path", path, least_ndim=2)
     _, theta = _check(problem, path[0], theta)
     checks.shape("path", path, (checks.length("theta", theta, of="steps", least=0) + 1, *path.shape[1:]))
+    return _back(as_tree(problem), path, theta)
 
+
+@compiled
+def _back(problem, path, theta):
     def back(p, now):
         x, local = now
         p = p + (problem.step * jax.grad(hamiltonian, argnums=1)(problem, x, p, local)).astype(p.dtype)
@@ -174,9 +178,14 @@ def gradient(problem: Problem, x: Float[ArrayLike, "examples *x"], theta: PyTree
     Source: Li, Chen, Tai & E 2018, arXiv:1710.09513.
     """
     x, theta = _check(problem, x, theta)
+    return _gradient(as_tree(problem), x, theta)
+
+
+@compiled
+def _gradient(problem, x, theta):
     path, running = _run(problem, x, theta)
     slopes = jax.vmap(jax.grad(functools.partial(hamiltonian, problem), argnums=2))
-    slope = slopes(path[:-1], costates(problem, path, theta)[1:], theta)
+    slope = slopes(path[:-1], _back(problem, path, theta)[1:], theta)
     value = problem.terminal(path[-1]) + problem.step * jnp.sum(running)
     return value, jax.tree.map(lambda g, leaf: (-problem.step * g).astype(leaf.dtype), slope, theta)
 
@@ -288,6 +297,13 @@ def _ascend(ascents, function, theta, x, p):
     return lax.scan(ascend, (theta, jnp.ones((), dtype)), None, length=ascents)[0][0]
 
 
+@compiled
+def _objective(problem, x, theta):
+    path, running = _run(problem, x, theta)
+    return problem.terminal(path[-1]) + problem.step * jnp.sum(running)
+
+
+@compiled
 def _run(problem, x, theta):
     def step(x, local):
         new = x + (problem.step * problem.field(x, local)).astype(x.dtype)

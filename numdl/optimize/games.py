@@ -18,6 +18,7 @@ theory.games says which of these converges, and how fast; analysis.games measure
 ['173.472', '0.031']
 """
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +28,8 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree, ScalarLike
 
 from numdl import checks, trees
+from numdl._compiled import as_tree, compiled
+from numdl._hyperparameters import as_data
 from numdl.optimize.train import _stepping
 from numdl.typing import Loss
 
@@ -67,13 +70,8 @@ def descend(
     moving, game = _admitted(losses, players, optimizer)
     game = game._replace(consensus=_weight(method, consensus))
     batches = _stepping.steps_of_batches(batches)
-
-    def step(state, batch):
-        return _STEPS[method](game, *state, batch), _values(game, state[0], batch)
-
-    memories = tuple(one.init(part) for one, part in zip(game.optimizers, moving, strict=True))
-    (moving, _), found = lax.scan(step, (moving, memories), batches)
-    return game.rest.params(moving), found
+    last, found = _descend(as_tree(game), moving, batches, method=method)
+    return game.rest.params(last), found
 
 
 class _Game(NamedTuple):
@@ -83,6 +81,16 @@ class _Game(NamedTuple):
     rest: trees.Rest
     optimizers: tuple
     consensus: Any
+
+
+@functools.partial(compiled, static=("method",))
+def _descend(game, moving, batches, method):
+    def step(state, batch):
+        return _STEPS[method](game, *state, batch), _values(game, state[0], batch)
+
+    memories = tuple(one.init(part) for one, part in zip(game.optimizers, moving, strict=True))
+    (moving, _), found = lax.scan(step, (moving, memories), batches)
+    return moving, found
 
 
 def _values(game, parts, batch):
@@ -163,7 +171,7 @@ def _weight(method, consensus):
 
 def _optimizers(optimizer, count):
     if not isinstance(optimizer, (tuple, list)) or hasattr(optimizer, "update"):
-        return (_stepping.transformation("optimizer", optimizer),) * count
+        return (as_data(_stepping.transformation("optimizer", optimizer)),) * count
     if len(optimizer) != count:
         raise checks.BadValue(f"optimizer must be one, or one for each of the {count} players; got {len(optimizer)}")
-    return tuple(_stepping.transformation(f"optimizer[{i}]", one) for i, one in enumerate(optimizer))
+    return tuple(as_data(_stepping.transformation(f"optimizer[{i}]", one)) for i, one in enumerate(optimizer))

@@ -20,6 +20,8 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree, ScalarLike
 
 from numdl import checks, trees
+from numdl._compiled import as_tree, compiled
+from numdl._hyperparameters import as_data
 from numdl.krylov import cg
 from numdl.optimize import _moving_part, losses, second_order
 from numdl.optimize.second_order import Local, SecondOrderHistory
@@ -242,12 +244,17 @@ def descend(
     ------
     TypeError, ValueError       not an optax transformation, leaves with different numbers of steps
     """
-    import optax
-
     checks.accepts("objective", objective, 1, "objective(batch)")
     _stepping.transformation("optimizer", optimizer)
     batches = _stepping.steps_of_batches(batches)
     moving, rest = trees.trainable(params)
+    moving, losses = _descend(as_tree(objective), as_data(optimizer), moving, rest, batches)
+    return rest.params(moving), losses
+
+
+@compiled
+def _descend(objective, optimizer, moving, rest, batches):
+    import optax
 
     def step(carry, batch):
         moving, memory = carry
@@ -258,7 +265,7 @@ def descend(
         return (optax.apply_updates(moving, update), memory), value
 
     (moving, _), losses = lax.scan(step, (moving, optimizer.init(moving)), batches)
-    return rest.params(moving), losses
+    return moving, losses
 
 
 def hessian_product(loss: Callable[[PyTree, PyTree], Array], outputs: PyTree, targets: PyTree, v: PyTree) -> PyTree:

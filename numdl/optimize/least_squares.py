@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Key, ScalarLike
 
 from numdl import checks
@@ -153,7 +154,7 @@ def cgls(
     """
     features, targets = _check(features, targets)
     numbers = {"iterations": iterations, "tolerance": tolerance, "damping": damping}
-    found = cg.cgls(lambda w: features @ w, lambda r: features.T @ r, targets, **numbers)
+    found = cg.cgls(Partial(jnp.matmul, features), Partial(_transposed, features), targets, **numbers)
     return _fit(features, targets, found.solution, found.iterations, found.converged)
 
 
@@ -220,6 +221,10 @@ class ExtremeLearningMachine:
     def apply(self, x):
         """The outputs, [N] or [N, outputs] like the targets."""
         return self.features(x) @ self.readout.solution
+
+
+def _transposed(features, r):
+    return features.T @ r
 
 
 def extreme_learning_machine(

@@ -8,6 +8,7 @@ the step 0 and says so, and a direction that does not descend is refused. Values
 decreased, or no method could finish its last, quadratically convergent steps.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -15,6 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree, ScalarLike
 
 from numdl import checks, trees
+from numdl._compiled import compiled
+from numdl.optimize import _moving_part
 from numdl.records import record
 
 ROUNDING = 10  # values closer than this many units in the last place are equal
@@ -62,11 +65,16 @@ def armijo(
     ValueError, TypeError       a number out of its range, a direction or gradient unlike params, f not a scalar
     Source: Armijo 1966; Nocedal & Wright 2006, algorithm 3.1. By optax.scale_by_backtracking_linesearch.
     """
-    import optax
-
     trials = _check(function, trials, value, sufficient=sufficient, shrink=shrink)
     start = checks.positive("start", start, shape=())
-    function, params, direction, gradient = _moving(function, params, direction, gradient)
+    moving = _moving(function, params, direction, gradient)
+    return _backtrack(*moving, value, start, sufficient, shrink, trials=trials)
+
+
+@functools.partial(compiled, static=("trials",))
+def _backtrack(function, params, direction, gradient, value, start, sufficient, shrink, trials):
+    import optax
+
     allowance = _rounding(value)
     rule = optax.scale_by_backtracking_linesearch(
         max_backtracking_steps=trials - 1,
@@ -114,12 +122,16 @@ def wolfe(
     ValueError, TypeError       a number out of its range, a direction or gradient unlike params, f not a scalar
     Source: Nocedal & Wright 2006, algorithms 3.5 and 3.6. By optax.scale_by_zoom_linesearch.
     """
-    import optax
-
     trials = _check(function, trials, value, sufficient=sufficient, curvature=curvature)
     if not sufficient < curvature:
         raise checks.BadValue(f"curvature must be above sufficient = {sufficient}; got {curvature}")
-    function, params, direction, gradient = _moving(function, params, direction, gradient)
+    return _zoom(*_moving(function, params, direction, gradient), value, sufficient, curvature, trials=trials)
+
+
+@functools.partial(compiled, static=("trials",))
+def _zoom(function, params, direction, gradient, value, sufficient, curvature, trials):
+    import optax
+
     rule = optax.scale_by_zoom_linesearch(
         max_linesearch_steps=trials,
         slope_rtol=sufficient,
@@ -167,4 +179,4 @@ def _moving(function, params, direction, gradient):
     gradient = checks.like("gradient", gradient, params)
     if set(rest.kinds) == {"real"}:
         return function, moving, direction, gradient
-    return (lambda moving: function(rest.params(moving))), moving, rest.moving(direction), rest.moving(gradient)
+    return _moving_part.of_moving(function, rest), moving, rest.moving(direction), rest.moving(gradient)

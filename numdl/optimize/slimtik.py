@@ -21,6 +21,8 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
 
 from numdl import checks, trees
+from numdl._compiled import compiled
+from numdl._hyperparameters import as_data
 from numdl.optimize.train._stepping import transformation
 from numdl.records import record
 
@@ -158,8 +160,6 @@ def train(
     ValueError, TypeError       arrays that do not fit, not an optax transformation, a number out of its range
     Source: Newman, Chung, Chung & Ruthotto 2021, arXiv:2109.14002.
     """
-    import optax
-
     features = checks.returning("features", features, 2, "features(theta, x)")
     transformation("optimizer", optimizer)
     outputs = None if outputs is None else checks.whole("outputs", outputs)
@@ -176,6 +176,17 @@ def train(
     shape = jax.eval_shape(features, theta, x[0])
     state = start(width=shape.shape[1], outputs=targets.shape[2], batch=x.shape[1], memory=memory, dtype=shape.dtype)
 
+    settings = damping, least, most
+    moving, weights, rows = _train(features, as_data(optimizer), moving, rest, state, x, targets, settings)
+    return (rest.params(moving), weights), SlimtikHistory(*rows)
+
+
+@compiled
+def _train(features, optimizer, moving, rest, state, x, targets, settings):
+    import optax
+
+    damping, least, most = settings
+
     def loss(moving, x, y, weights):
         theta = rest.params(moving)
         return jnp.sum((features(theta, x) @ weights - y) ** 2) / (2 * y.shape[0])
@@ -190,7 +201,7 @@ def train(
         return (optax.apply_updates(moving, change), state, inside), (before, fitted, state.total)
 
     (moving, state, _), rows = lax.scan(step, (moving, state, optimizer.init(moving)), (x, targets))
-    return (rest.params(moving), state.weights), SlimtikHistory(*rows)
+    return moving, state.weights, rows
 
 
 class _Batch(NamedTuple):
@@ -217,6 +228,7 @@ def _move(batch, total):
     return (batch.slope + (total - batch.total) * batch.weights) / (batch.squares + total)[:, None]
 
 
+@compiled
 def _choose(batch, least, most):
     """The tau with the least sampled generalized cross validation."""
     low = jnp.maximum(jnp.asarray(least, batch.total.dtype), batch.total / 2)

@@ -54,9 +54,20 @@ def scaled(weight_variance, slope_square):
 
 
 @functools.lru_cache(maxsize=64)
+def _tables(activation):
+    """(M, S and T over LENGTHS, M and S at 0), by one program."""
+    found = np.stack(moments(np.append(LENGTHS, 0.0), activation))
+    return found[:, :-1], found[:2, -1]
+
+
 def table(activation):
     """[3, lengths]: M, S and T over LENGTHS."""
-    return np.stack(moments(LENGTHS, activation))
+    return _tables(activation)[0]
+
+
+def at_zero(activation):
+    """M(0), S(0) and the limit of T(q) / q."""
+    return *_tables(activation)[1], slope_at_zero(activation, 1.0)
 
 
 def _excess(weight_variance, bias_variance, mean_square):
@@ -188,37 +199,67 @@ def grid(table, at_zero, weight_variances, bias_variances):
 
 @jax.jit
 def _grid_jit(table, at_zero, weight_variances, bias_variances):
-    def cell(weight_variance, bias_variance):
-        q = _root_in_table(table, at_zero[0], weight_variance, bias_variance)
+    def row(weight_variance):
+        q = _roots_in_table(table, at_zero[0], weight_variance, bias_variances)
         inside = jnp.clip(q, LENGTHS[0], LENGTHS[-1])
-        _, slope_square, growth = _interpolate(table, inside)
-        slopes = jnp.where(q == 0, at_zero[1:], jnp.stack([slope_square, growth / inside]))
+        _, slope_square, growth = jax.vmap(_interpolate, (None, 0), 1)(table, inside)
+        slopes = jnp.where(q[None] == 0, at_zero[1:, None], jnp.stack([slope_square, growth / inside]))
         return q, *jnp.where(weight_variance == 0, 0.0, weight_variance * slopes)
 
-    return jax.lax.map(lambda w: jax.vmap(lambda b: cell(w, b))(bias_variances), weight_variances)
+    return jax.lax.map(row, weight_variances)
 
 
-def _root_in_table(table, square_at_zero, weight_variance, bias_variance):
-    """As `reached` does, with interpolated moments."""
-    grid = jnp.asarray(LENGTHS)
-    excess = weight_variance * table[0] + bias_variance - grid
-    excess = jnp.where(jnp.abs(excess) <= NOISE * grid, 0.0, excess)
-    index = jnp.arange(grid.size)
-    rises = excess[ONE] > 0
-    above = jnp.min(jnp.where((index > ONE) & (excess < 0), index, grid.size))
-    below = jnp.max(jnp.where((index < jnp.where(rises, above, ONE)) & (excess > 0), index, -1))
-    right = jnp.where(rises, above, jnp.min(jnp.where((index > below) & (excess < 0), index, grid.size)))
-    low, high = grid[jnp.maximum(below, 0)], grid[jnp.minimum(right, grid.size - 1)]
+def _roots_in_table(table, square_at_zero, weight_variance, bias_variances):
+    """As `reached` does, with interpolated moments, for one weight variance and all bias variances [B]."""
+    low, high, excess = _brackets(table[0], weight_variance, bias_variances)
 
     def newton(_, q):
-        mean_square, _, growth = _interpolate(table, q)
-        step = (weight_variance * mean_square + bias_variance - q) / (weight_variance * growth / q - 1)
-        return jnp.clip(q - step, low, high)
+        mean_square, _, growth = jax.vmap(_interpolate, (None, 0), 1)(table, q)
+        step = (weight_variance * mean_square + bias_variances - q) / (weight_variance * growth / q - 1)
+        return jnp.clip(q - step, grid[jnp.maximum(low, 0)], grid[jnp.minimum(high, grid.size - 1)])
 
-    q = jax.lax.fori_loop(0, 8, newton, (low + high) / 2)
-    q = jnp.where(rises & (above == grid.size), jnp.inf, q)
-    q = jnp.where(~rises & (below < 0) & (weight_variance * square_at_zero + bias_variance == 0), 0.0, q)
-    return jnp.where(excess[ONE] == 0, 1.0, q)
+    grid = jnp.asarray(LENGTHS)
+    q = (grid[jnp.maximum(low, 0)] + grid[jnp.minimum(high, grid.size - 1)]) / 2
+    q = jax.lax.fori_loop(0, 8, newton, q)
+    q = jnp.where((excess > 0) & (high == grid.size), jnp.inf, q)
+    zero = weight_variance * square_at_zero + bias_variances == 0
+    q = jnp.where(~(excess > 0) & (low < 0) & zero, 0.0, q)
+    return jnp.where(excess == 0, 1.0, q)
+
+
+def _brackets(mean_square, weight_variance, bias_variances):
+    """(low, high, V(1) - 1), each [B]: places in LENGTHS around the root; low -1, high the length where there is none.
+
+    V(q) - q rises with the bias variance b: it is positive at LENGTHS[i] where b > over[i] and negative where
+    b < under[i]; in between it is rounding. Running extremes of the two turn every search of a first place into a
+    binary one, for all b at once.
+    """
+    grid = jnp.asarray(LENGTHS)
+    needed = grid - weight_variance * mean_square
+    over = jnp.where(jnp.isnan(needed), jnp.inf, needed + NOISE * grid)
+    under = jnp.where(jnp.isnan(needed), -jnp.inf, needed - NOISE * grid)
+    excess = weight_variance * mean_square[ONE] + bias_variances - grid[ONE]
+    excess = jnp.where(jnp.abs(excess) <= NOISE * grid[ONE], 0.0, excess)
+    above = ONE + 1 + _first(jax.lax.cummax(under[ONE + 1 :]), bias_variances)
+    below = ONE - 1 - _first(jax.lax.cummax(-over[:ONE][::-1]), -bias_variances)
+    # Next to a root there may be rounding: step over it, up to the place 1, whose sign is known.
+    rising = jax.lax.while_loop(
+        lambda i: jnp.any((i > ONE) & (over[i] >= bias_variances)),
+        lambda i: jnp.where((i > ONE) & (over[i] >= bias_variances), i - 1, i),
+        above - 1,
+    )
+    start = jnp.where(below < 0, _first(jax.lax.cummax(under[: ONE + 1]), bias_variances), below + 1)
+    falling = jax.lax.while_loop(
+        lambda i: jnp.any((i < ONE) & (under[i] <= bias_variances)),
+        lambda i: jnp.where((i < ONE) & (under[i] <= bias_variances), i + 1, i),
+        start,
+    )
+    return jnp.where(excess > 0, rising, below), jnp.where(excess > 0, above, falling), excess
+
+
+def _first(rising, values):
+    """The first places where a rising array is above each value; its length where it is nowhere."""
+    return jnp.searchsorted(rising, values, side="right")
 
 
 def _interpolate(table, q):

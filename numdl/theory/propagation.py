@@ -279,8 +279,9 @@ def phase_diagram(
         for name, value in (("weight_variances", weight_variances), ("bias_variances", bias_variances))
     )
     _check(activation, weight_variances, bias_variances, ndim=1)
-    at_zero = (*_roots.moments(0.0, activation)[:2], _roots.slope_at_zero(activation, 1.0))
-    q, chi_1, slope = _roots.grid(_roots.table(activation), at_zero, weight_variances, bias_variances)
+    q, chi_1, slope = _roots.grid(
+        _roots.table(activation), _roots.at_zero(activation), weight_variances, bias_variances
+    )
     with np.errstate(divide="ignore"):
         scale_gradient = 1 / np.abs(np.log(chi_1))
     return PhaseDiagram(

@@ -147,7 +147,14 @@ def bad_calls(name, function, registered):
         argument = _argument(call, parameter.name)
         for value in () if argument is None else argument.bad:
             if not (value is None and parameter.default is None) and not _is_default(value, parameter):
-                yield BadCall(name, parameter.name, value, _calling(function, {**good, parameter.name: value}))
+                yield BadCall(name, parameter.name, value, calling(function, {**good, parameter.name: value}))
+
+
+def calling(function, arguments):
+    """A call of nothing, with these keyword arguments."""
+    front = [p.name for p in _parameters(function) if p.kind is p.POSITIONAL_ONLY]
+    rest = {name: value for name, value in arguments.items() if name not in front}
+    return lambda: function(*(arguments[name] for name in front), **rest)
 
 
 def unknown(name, function, registered):
@@ -168,12 +175,6 @@ def shown(value):
     if isinstance(value, functools.partial):
         return f"giving({shown(value.args[0])})"
     return getattr(value, "__name__", repr(value))[:40]
-
-
-def _calling(function, arguments):
-    front = [p.name for p in _parameters(function) if p.kind is p.POSITIONAL_ONLY]
-    rest = {name: value for name, value in arguments.items() if name not in front}
-    return lambda: function(*(arguments[name] for name in front), **rest)
 
 
 def _parameters(function):

@@ -1,7 +1,6 @@
 """MEASURED: the largest eigenvalues of a curvature matrix, with bounds; outliers; the gradient in their span."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
 from numdl import checks, trees
+from numdl._compiled import compiled
 from numdl.analysis import _parts
 from numdl.analysis.curvature import _kinds, _matrices, _memory, _operators
 from numdl.krylov import lanczos
@@ -156,7 +156,7 @@ def outliers(values: ArrayLike, intervals: ArrayLike | None = None, *, least_rat
     return Outliers(count, ratios[place], np.sqrt(max(above[place], 0.0) * below[place]), np.asarray(certain))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@compiled
 def _overlap(loss, moving, rest, batch, rows):
     gradient = jax.grad(lambda part: _kinds.scalar(loss(rest.params(part), batch)))(moving)
     along = jax.vmap(lambda v: trees.inner(v, gradient) / trees.norm(gradient))(rows)

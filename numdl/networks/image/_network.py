@@ -10,6 +10,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from numdl import checks, precision, trees
+from numdl._compiled import compiled
 from numdl.networks import _affine
 from numdl.networks._record import Network, fitting, probed, split_probes
 from numdl.networks.image._parts import Drawn, Filled, Run
@@ -111,6 +112,7 @@ def _leaves(rows, picture):
     return found
 
 
+@compiled
 def _states(settings, params, x, probes=None):
     return _walk(settings, params, x, probes)[0]
 
@@ -148,6 +150,7 @@ def _run(settings, number):
     return Run(settings.form, None if settings.key is None else jax.random.fold_in(settings.key, number))
 
 
+@compiled
 def _readout(settings, params, y):
     last = settings.rows[-1]
     return last.chain(params.get(last.name, {}), y, _run(settings, len(settings.rows) - 1))[0]

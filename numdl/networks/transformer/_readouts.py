@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import ScalarLike
 
 from numdl import checks
+from numdl._compiled import compiled
 from numdl.networks import _affine, initializers
 from numdl.networks._record import Network, probed_alone, split_probes
 from numdl.networks.initializers import Initializer
@@ -241,6 +242,7 @@ def _gaussian(key, shape, variance, dtype):
     return jax.random.normal(key, shape, dtype) * jnp.sqrt(jnp.asarray(variance, dtype))
 
 
+@compiled
 def _states(settings, params, x, probes=None):
     x = _input(settings, x)
     if settings.kind == "network":
@@ -269,6 +271,7 @@ def _embedded(settings, params, x):
     return y + params["positions"][None, : y.shape[1]]
 
 
+@compiled
 def _readout(settings, params, y):
     if "final" in params:
         y = _blocks.normalized(settings.blocks, params["final"], y)
@@ -313,6 +316,7 @@ def _pair_init(pair, key, x):
     return made | {name: made["decoder"].pop(name) for name in ("embedding", "readout") if name in made["decoder"]}
 
 
+@compiled
 def _pair_states(pair, params, x, probes=None):
     source, target = _sides(x)
     probes = split_probes(probes, 4)
@@ -327,6 +331,7 @@ def _pair_states(pair, params, x, probes=None):
     return read[None], reading, written[None], writing
 
 
+@compiled
 def _pair_readout(settings, params, y):
     final = {"final": params["decoder"]["final"]} if "final" in params["decoder"] else {}
     return _readout(settings, params | final, y)

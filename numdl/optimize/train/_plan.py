@@ -114,7 +114,12 @@ def _finite(params):
 
 def _loss_dtype(loss, params, batch, key):
     arguments = (batch,) if key is None else (batch, key)
-    return jax.eval_shape(loss, params, *arguments).dtype
+    return jax.eval_shape(_value, loss, params, *arguments).dtype
+
+
+@jax.jit
+def _value(loss, params, *arguments):
+    return loss(params, *arguments)
 
 
 def _observations(observe, early_stopping, steps):

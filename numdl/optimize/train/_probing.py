@@ -9,7 +9,6 @@ A tree is known by its norm and by its product with fixed numbers. Numbers are c
 and numbers of threads add in another order.
 """
 
-import functools
 import math
 
 import jax
@@ -18,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from numdl import checks, precision, trees
+from numdl._hyperparameters import as_data
 from numdl.optimize.train import _stepping
 
 IN_A_ROW = 8
@@ -56,7 +56,7 @@ def _updates(plan):
     for side in (SIDE, None):
         # An optimizer may hold arrays in the parameters' full shapes, or be none that works without an objective.
         try:
-            return np.asarray(_followed(plan.optimizer, _small(trees.trainable(plan.start.params)[0], side)))
+            return np.asarray(_followed(as_data(plan.optimizer), _small(trees.trainable(plan.start.params)[0], side)))
         except Exception:
             continue
     return np.zeros((0, 2), np.float32)
@@ -74,7 +74,7 @@ def _small(params, side):
     return jax.tree.unflatten(structure, [leaf(old, index) for index, old in enumerate(leaves)])
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 def _followed(optimizer, start):
     import optax
 

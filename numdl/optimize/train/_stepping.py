@@ -16,6 +16,9 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
 from numdl import checks, trees
+from numdl._compiled import compiled
+from numdl._hyperparameters import as_data
+from numdl.tracing._programs import bodies
 from numdl.typing import Loss
 
 if TYPE_CHECKING:
@@ -51,20 +54,11 @@ def descend(
                                 numbers of steps, params without a floating leaf
     Source: the definition of gradient descent.
     """
-    import optax
-
     loss = checks.returning("loss", loss, 2, "loss(params, batch)", scalar=True)
     transformation("optimizer", optimizer)
     batches = steps_of_batches(batches)
     moving, rest = trees.trainable(params)
-
-    def step(state, batch):
-        moving, memory = state
-        value, gradient = jax.value_and_grad(lambda moving: loss(rest.params(moving), batch))(moving)
-        update, memory = optimizer.update(gradient, memory, moving)
-        return (optax.apply_updates(moving, update), memory), value
-
-    (moving, _), losses = lax.scan(step, (moving, optimizer.init(moving)), batches)
+    moving, losses = _descend(loss, as_data(optimizer), moving, rest, batches)
     return rest.params(moving), losses
 
 
@@ -106,7 +100,7 @@ def one_by_one(loss, state, batch, key):
     if jax.default_backend() != "cpu":
         return False
     arguments = (batch,) if key is None else (batch, key)
-    return "conv_general_dilated" in str(jax.make_jaxpr(functools.partial(_slope, loss))(state.params, *arguments))
+    return _convolves(_slope.trace(loss, state.params, *arguments).jaxpr.jaxpr)
 
 
 def chunk(loss, optimizer, gather, state, data, rows, key, first, count, *, dtype, singly):
@@ -115,6 +109,7 @@ def chunk(loss, optimizer, gather, state, data, rows, key, first, count, *, dtyp
     `done` counts the steps taken, the one with a loss that is not finite included: it is the last. (Single programs
     go on past it; what they return is not used.) `healthy` says that the losses and the parameters are finite.
     """
+    optimizer = as_data(optimizer)
     if not singly:
         empty = np.zeros(jax.tree.leaves(rows)[0].shape[0], dtype)
         return _loop(loss, optimizer, gather, state, data, rows, empty, key, first, count)
@@ -137,7 +132,21 @@ def finite(tree):
     return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in inexact], jnp.ones((), bool))
 
 
-@functools.partial(jax.jit, static_argnames=("optimizer", "gather"))
+@compiled
+def _descend(loss, optimizer, moving, rest, batches):
+    import optax
+
+    def step(state, batch):
+        moving, memory = state
+        value, gradient = jax.value_and_grad(lambda moving: loss(rest.params(moving), batch))(moving)
+        update, memory = optimizer.update(gradient, memory, moving)
+        return (optax.apply_updates(moving, update), memory), value
+
+    (moving, _), losses = lax.scan(step, (moving, optimizer.init(moving)), batches)
+    return moving, losses
+
+
+@functools.partial(jax.jit, static_argnames="gather")
 def _loop(loss, optimizer, gather, state, data, rows, empty, key, first, count):
     def go_on(carry):
         index, _, _, last = carry
@@ -153,7 +162,7 @@ def _loop(loss, optimizer, gather, state, data, rows, empty, key, first, count):
     return state, losses, done, jnp.isfinite(last) & finite(state.params)
 
 
-@functools.partial(jax.jit, static_argnames=("optimizer", "gather"))
+@functools.partial(jax.jit, static_argnames="gather")
 def _single(loss, optimizer, gather, state, data, row, key, step):
     return _step(loss, optimizer, gather, state, data, row, key, step)
 
@@ -178,6 +187,15 @@ def _step(loss, optimizer, gather, state, data, row, key, step):
     return jax.tree.map(kept, new, state), value
 
 
+def _convolves(jaxpr):
+    return any(
+        equation.primitive.name == "conv_general_dilated"
+        or any(_convolves(getattr(body, "jaxpr", body)) for body in bodies(equation))
+        for equation in jaxpr.eqns
+    )
+
+
+@jax.jit
 def _slope(loss, params, *arguments):
     moving, rest = trees.trainable(params)
     return jax.grad(lambda moving: loss(rest.params(moving), *arguments))(moving)
