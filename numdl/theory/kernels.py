@@ -31,15 +31,18 @@ from jaxtyping import ArrayLike, Float64
 from numdl import checks
 from numdl.activations import Activation
 from numdl.precision import float64
-from numdl.theory import _convolutional_kernels
+from numdl.theory import _convolutional_kernels, _kernel_doors
 from numdl.theory._factors import correlation
+from numdl.theory._kernel_derivatives import KernelDerivatives, derivatives
 from numdl.theory._kernel_regression import Posterior, gradient_flow, posterior, regression
 
 __all__ = [
+    "KernelDerivatives",
     "Kernels",
     "Posterior",
     "convolutional",
     "dense",
+    "derivatives",
     "gradient_flow",
     "nngp",
     "ntk",
@@ -153,7 +156,7 @@ def dense(
     Source: Lee et al. 2018, arXiv:1711.00165; Jacot et al. 2018, arXiv:1806.07572.
     Twins: analysis.kernels.nngp, analysis.kernels.ntk.    Experiments: e3, e4.
     """
-    _check(x1, x2, depth, activation, weight_variance=weight_variance, bias_variance=bias_variance)
+    _kernel_doors.check(x1, x2, depth, activation, weight_variance=weight_variance, bias_variance=bias_variance)
     return _run(_dense_layer, x1, x2, depth, activation, weight_variance, bias_variance, weight_variance, 0.0)
 
 
@@ -195,7 +198,7 @@ def residual(
     Source: Yang & Schoenholz 2017, arXiv:1712.08969 (C); the chain rule (S).
     Twins: analysis.kernels.nngp, analysis.kernels.ntk.
     """
-    _check(
+    _kernel_doors.check(
         x1,
         x2,
         depth,
@@ -319,14 +322,3 @@ def _products(activation, q1, q2, product):
         return activation.mean_product(own, q2, c), activation.slope_mean_product(own, q2, c)
 
     return lax.map(row, (q1, product))
-
-
-def _check(x1, x2, depth, activation, **variances):
-    checks.whole("depth", depth, least=0)
-    checks.instance("activation", activation, Activation, hint="such as activations.relu")
-    for name, value in variances.items():
-        checks.variance(name, checks.concrete(name, value), shape=())
-    for name, x in (("x1", x1), ("x2", x2)):
-        checks.finite(name, checks.array(name, checks.concrete(name, x), ndim=2))
-    if np.shape(x1)[1] != np.shape(x2)[1]:
-        raise checks.BadValue(f"x2 must have {np.shape(x1)[1]} columns, as x1 has; got shape {np.shape(x2)}")

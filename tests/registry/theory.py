@@ -194,6 +194,7 @@ CALLS = {
     "theory.kernels.nngp": KERNEL,
     "theory.kernels.ntk": KERNEL,
     "theory.kernels.dense": KERNEL,
+    "theory.kernels.derivatives": KERNEL,
     "theory.kernels.convolutional": {
         **KERNEL,
         "depth": kinds.count(2),
