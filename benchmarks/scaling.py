@@ -18,17 +18,17 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from numdl import activations, parallel
+from numdl import parallel
 from numdl.analysis import curvature, kernels, layers
-from numdl.networks import dense
 
 SIZES = ("width", "depth", "batch")
 # Exponents of (width n, depth L, batch N) at large sizes, of the time and of what is held beside parameters and data.
 DEMANDED = {
     "gradient": ((2, 1, 1), (1, 1, 1)),  # 6 N P operations, P = L n^2; activations N L n
     "product": ((2, 1, 1), (1, 1, 1)),  # twice a gradient
-    "lanczos step": ((2, 1, 1), (2, 1, 0)),  # a product and 4 m P; m vectors of P numbers
+    "20 lanczos steps": ((2, 1, 1), (2, 1, 0)),  # a product and 4 m P; m vectors of P numbers
     "probe": ((2, 1, 1), (1, 1, 1)),  # a gradient
     "kernel": ((2, 1, 2), (1, 1, 1)),  # Gram matrices of inputs and cotangents of each layer, N^2 n L, N L n^2 before
     "training step": ((2, 1, 1), (1, 1, 1)),  # a gradient and 10 P
@@ -37,30 +37,35 @@ BYTES = {"f32": 4, "s32": 4, "pred": 1, "u32": 4, "f64": 8, "bf16": 2}
 
 
 def problem(width, depth, batch):
-    network = dense.network(widths=(width,) * (depth + 1) + (10,), activation=activations.tanh, weight_variance=1.0,
-                            bias_variance=0.0)  # fmt: skip
-    x = jax.random.normal(jax.random.key(0), (batch, width))
-    y = jax.random.normal(jax.random.key(1), (batch, 10))
-    return network, network.init(jax.random.key(2), x), (x, y)
+    """(parameters, batch): hidden layers stacked, for a scan."""
+    random = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(random.standard_normal(shape, np.float32))  # noqa: E731
+    params = {"hidden": draw(depth, width, width) / width**0.5, "readout": draw(width, 10) / width**0.5}
+    return params, (draw(batch, width), draw(batch, 10))
 
 
-def calls(network, params, batch):
+def apply(params, x):
+    state, _ = lax.scan(lambda x, weights: (jnp.tanh(x @ weights), None), x, params["hidden"])
+    return state @ params["readout"]
+
+
+def calls(params, batch):
     """{name: (function to time, arguments, function whose memory is planned or None)}"""
 
     def loss(params, batch):
-        return jnp.mean((network.apply(params, batch[0]) - batch[1]) ** 2)
+        return jnp.mean((apply(params, batch[0]) - batch[1]) ** 2)
 
     gradient = jax.grad(loss)
     product = lambda v, p, b: jax.jvp(lambda q: gradient(q, b), (p,), (v,))[1]  # noqa: E731
     step = lambda p, b: jax.tree.map(lambda w, g: w - 1e-3 * g, p, gradient(p, b))  # noqa: E731
-    probed = lambda p, b: layers.probe(network.apply, p, b[0], loss=lambda out: jnp.mean((out - b[1]) ** 2))  # noqa: E731
+    probed = lambda p, b: layers.probe(apply, p, b[0], loss=lambda out: jnp.mean((out - b[1]) ** 2))  # noqa: E731
     lanczos = lambda p, b: curvature.top_eigenvalues(  # noqa: E731
         loss, p, b, key=jax.random.key(0), k=1, max_matvecs=20, tolerance=1e-12, verify=False)  # fmt: skip
-    kernel = lambda p, b: kernels.ntk(network.apply, p, b[0])  # noqa: E731
+    kernel = lambda p, b: kernels.ntk(apply, p, b[0])  # noqa: E731
     return {
         "gradient": (jax.jit(gradient), (params, batch), gradient),
         "product": (jax.jit(product), (params, params, batch), product),
-        "lanczos step": (lanczos, (params, batch), None),
+        "20 lanczos steps": (lanczos, (params, batch), None),
         "probe": (probed, (params, batch), probed),
         "kernel": (kernel, (params, batch), kernel),
         "training step": (jax.jit(step), (params, batch), step),
@@ -116,7 +121,7 @@ def communication(base):
 
     The layers stand one after the other, as a collective inside of a loop would be counted once.
     """
-    _, _, batch = problem(**base)
+    _, batch = problem(**base)
     width = base["width"]
     params = [jnp.ones((width, width)) / width] * base["depth"] + [jnp.ones((width, 10)) / width]
 
@@ -146,20 +151,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=list(DEMANDED), choices=list(DEMANDED))
+    parser.add_argument("--no-devices", action="store_true", help="leave the last table out")
     for name, default in {"width": 128, "depth": 8, "batch": 128}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     wanted = parser.parse_args()
     base = {name: getattr(wanted, name) for name in SIZES}
     print(f"base {base}, x1 x2 x4; processor ms; slopes of the last doubling: measured (demanded)")
-    print(f"{'analysis':14s} {'size':6s} {'ms':>26s} {'time':>12s} {'MiB of temporaries':>26s} {'memory':>12s}")
+    print(f"{'analysis':16s} {'size':6s} {'ms':>26s} {'time':>12s} {'MiB of temporaries':>26s} {'memory':>12s}")
     for name in wanted.only:
         for place, size in enumerate(SIZES):
             times, sizes, t, m = law(name, size, base, wanted.rounds)
             shown = "  ".join(f"{1e3 * value:.1f}" for value in times)
             bytes_ = "  ".join(f"{value / 2**20:.1f}" for value in sizes)
             time_law, memory_law = (DEMANDED[name][kind][place] for kind in (0, 1))
-            print(f"{name:14s} {size:6s} {shown:>26s} {f'{t:.2f} ({time_law})':>12s} {bytes_:>26s} "
+            print(f"{name:16s} {size:6s} {shown:>26s} {f'{t:.2f} ({time_law})':>12s} {bytes_:>26s} "
                   f"{f'{m:.2f} ({memory_law})':>12s}", flush=True)  # fmt: skip
+    if wanted.no_devices:
+        return
     print("\none Hessian product; MiB on each device; what collectives bring to a device, in numbers per parameter")
     print("devices  parameters  arguments  temporaries  collectives")
     for line in communication(base):
