@@ -78,6 +78,15 @@ def flanks(widths, rates, found, target):
     return Transfer(tuple(widths), rates, loss, first, target, best, left, upper, right, *moves)
 
 
+def deviation(rates, loss, first):
+    """(mean over log rates of min(loss, first), the least over rates), over the first axis."""
+    logs, kept = np.log(rates), np.minimum(np.where(np.isfinite(loss), loss, np.inf), first)
+    # Each rate stands for its cell, up to halfway to its neighbours; the outermost cells are symmetric.
+    inner = (logs[1:] + logs[:-1]) / 2
+    cells = np.diff(np.r_[2 * logs[0] - inner[0], inner, 2 * logs[-1] - inner[-1]])
+    return np.tensordot(cells / cells.sum(), kept, axes=1), kept.min(axis=0)
+
+
 def _left(logs, loss, target):
     """The least rate at which the loss is at most the target; between grid points where the loss before is finite."""
     good = np.flatnonzero(loss <= target)

@@ -8,8 +8,8 @@
 
 Sums of two powers come in slowly with the width, their parts do not: under a standard start with a rate for each layer
 all own parts are constant, and it is the output's passed part that grows, as n^(1/2). `transfer` trains at a grid of
-rates and reports both flanks of the loss, since the least of a flat valley is noise. What theory says stands in
-theory.scaling; `expected` takes its numbers.
+rates and reports both flanks of the loss, since the least of a flat valley is noise; `sensitivity` is the height of
+the valley. What theory says stands in theory.scaling; `expected` takes its numbers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +17,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import ArrayLike, Float64, PyTree
 
 from numdl import checks, tracing
 from numdl.analysis import _coordinates, _flanks, _widened
 from numdl.analysis._flanks import Transfer
 from numdl.analysis._slopes import CoordinateCheck, judged
 
-__all__ = ["CoordinateCheck", "Transfer", "coordinate_check", "transfer"]
+__all__ = ["CoordinateCheck", "Transfer", "coordinate_check", "sensitivity", "transfer"]
 
 
 def coordinate_check(
@@ -126,6 +126,41 @@ def transfer(
     networks = (_widened.built(build, width, seeds) for width in widths)
     found = [_flanks.trained(network, optimizer, loss, steps, batch, rates) for network in networks]
     return _flanks.flanks(widths, rates, found, target)
+
+
+def sensitivity(
+    *, rates: Sequence[float], loss: ArrayLike, first: ArrayLike
+) -> Float64[np.ndarray, "..."] | np.float64:
+    """MEASURED learning-rate sensitivity: how far the final loss is from the best, in the mean over a range of rates.
+
+        mean over ln(rate) of min(loss(rate), first)  -  min over rates of loss
+
+    A loss that is not finite counts as `first`. Each rate of a grid counts for its part of the range, in the logarithm:
+    on an even grid this is the plain mean.
+
+    Parameters
+    ----------
+    rates : numbers [R]         three or more, rising: the range is part of the definition
+    loss : array [R, ...]       after training at each rate, as of `Transfer.loss`; nan and inf where it diverged
+    first : array [...]         before training
+    Returns
+    -------
+    array [...]                 in units of the loss; nan where no rate brings the loss below `first`
+    Raises
+    ------
+    ValueError, TypeError       rates that do not rise, another number of losses, shapes that do not fit
+    Source: Wortsman et al. 2023, arXiv:2309.14322, section 2.2.    Experiment: g13.
+    """
+    rates = _rates(rates)
+    loss, first = _losses("loss", loss), _losses("first", first)
+    checks.shape("loss", loss, (len(rates), *first.shape))
+    first = np.where(np.isfinite(first), first, np.nan)
+    mean, best = _flanks.deviation(rates, loss, first)
+    return np.where(best < first, mean - best, np.nan)[()]
+
+
+def _losses(name, value):
+    return np.asarray(checks.array(name, checks.concrete(name, value)), np.float64)
 
 
 def _arguments(build, batch, widths, steps, seeds, loss, fewest=3):

@@ -104,6 +104,29 @@ def accuracy(outputs: Float[ArrayLike, "*examples k"], targets: ArrayLike) -> Fl
     return jnp.mean(_or_nan(inside, right.astype(outputs.dtype)))
 
 
+def z_loss(outputs: Float[ArrayLike, "*examples k"], *, strength: ScalarLike) -> Float[Array, ""]:
+    """The penalty that holds ln Z of a softmax, which a cross-entropy leaves free, near 0; to be added to it.
+
+        strength * mean over examples of (ln Z)**2,    ln Z = ln sum_j exp(outputs_j)
+
+    Parameters
+    ----------
+    outputs : array [..., k]    of k classes
+    strength : scalar           >= 0; 1e-4 in the source
+    Returns
+    -------
+    scalar
+    Raises
+    ------
+    ValueError, TypeError       a negative strength, outputs that are not floating-point numbers
+    Source: Chowdhery et al. 2022, arXiv:2204.02311, section 5; Wortsman et al. 2023, arXiv:2309.14322.
+    Experiment: g13.
+    """
+    outputs = checks.floating("outputs", outputs, least_ndim=2)
+    strength = checks.finite("strength", strength, least=0.0, shape=())
+    return jnp.asarray(strength, outputs.dtype) * jnp.mean(jax.nn.logsumexp(outputs, axis=-1) ** 2)
+
+
 def with_l2(
     loss: Callable[..., Array], strength: ScalarLike, *, where: Callable[[str], bool] = lambda name: True
 ) -> Callable[..., Array]:

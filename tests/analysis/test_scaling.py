@@ -165,3 +165,41 @@ def test_flanks_that_are_not_there_are_nan():
     options = {"steps": 2, "optimizer": optax.sgd, "target": 1e-3}
     found = measured.transfer(quadratic, (x, targets), (1, 2), [1e-3, 2e-3, 4e-3], **options)
     assert np.isnan(found.left).all() and np.isnan(found.right).all()
+
+
+def test_sensitivity_is_the_mean_over_log_rates_less_the_best():
+    """loss = (ln rate - ln r)^2 + b on an even grid, by sums of squares; above the first it counts as the first."""
+    octaves = np.arange(-8.0, 1.0)
+    loss = octaves[:, None] ** 2 + np.array([1.0, 2.0])
+    found = measured.sensitivity(rates=2**octaves, loss=loss, first=[1e3, 1e3])
+    assert np.allclose(found, sum(k**2 for k in range(9)) / 9)
+    capped = measured.sensitivity(rates=2**octaves, loss=loss[:, 0], first=10.0)
+    assert np.isclose(capped, (0 + 1 + 4 + 6 * 9) / 9)
+
+
+def test_sensitivity_of_an_uneven_grid_is_that_of_the_range():
+    """A thousand rates in the lower half of the range weigh no more than three: against the integral of |ln rate|."""
+    logs = np.unique(np.r_[np.linspace(-1, 0, 1001), np.linspace(0, 1, 41)])
+    found = measured.sensitivity(rates=np.exp(logs), loss=np.abs(logs), first=5.0)
+    assert np.isclose(found, 0.5, atol=0.02) and np.abs(logs).mean() > 0.5 - 1e-9
+    skewed = measured.sensitivity(rates=np.exp(logs), loss=logs + 1, first=5.0)
+    assert np.isclose(skewed, 1.0, atol=0.02) and (logs + 1).mean() < 0.6
+
+
+@pytest.mark.parametrize("lost", [np.nan, np.inf, -np.inf, 1e30])
+def test_what_diverged_counts_as_untrained(lost):
+    found = measured.sensitivity(rates=[1, 2, 4, 8], loss=[[1.0], [0.5], [lost], [lost]], first=[2.0])
+    assert np.allclose(found, (1.0 + 0.5 + 2.0 + 2.0) / 4 - 0.5)
+
+
+def test_sensitivity_of_what_never_trains_is_nan():
+    rates, flat = [1, 2, 4], [[2.0, np.nan], [3.0, np.inf], [2.5, 1.0]]
+    assert np.isnan(measured.sensitivity(rates=rates, loss=flat, first=[2.0, 1.0])).all()
+    assert np.isnan(measured.sensitivity(rates=rates, loss=[1.0, 0.5, 2.0], first=np.nan))
+
+
+def test_sensitivity_refuses_losses_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"loss must have shape \(3, 2\).*got"):
+        measured.sensitivity(rates=[1, 2, 4], loss=np.ones((2, 3)), first=[1.0, 1.0])
+    with pytest.raises(ValueError, match="rates must be three or more positive numbers that rise"):
+        measured.sensitivity(rates=[2, 1, 4], loss=np.ones(3), first=1.0)

@@ -231,3 +231,12 @@ def test_bad_weights_are_named(change, told):
 def test_another_number_of_weights_than_classes_is_named():
     with pytest.raises(ValueError, match="outputs must have 2 classes, as class_weights; got 3"):
         losses.weighted(losses.softmax_cross_entropy, class_weights=[1.0, 2.0])(OUTPUTS, LABELS)
+
+
+def test_z_loss_is_the_square_of_the_log_partition_function():
+    exact = np.mean([float(mp.log(mp.fsum(mp.exp(v) for v in row)) ** 2) for row in OUTPUTS.tolist()])
+    assert np.isclose(losses.z_loss(jnp.asarray(OUTPUTS), strength=0.25), exact / 4, rtol=1e-6)
+    shifted = losses.z_loss(jnp.asarray(OUTPUTS) - 3e4, strength=1e-4)
+    assert np.isfinite(shifted) and shifted > 8e4
+    with pytest.raises(ValueError, match="strength must be .*got -1"):
+        losses.z_loss(jnp.asarray(OUTPUTS), strength=-1)

@@ -110,6 +110,11 @@ CALLS = {
     **{f"analysis.laplace.{name}": LAPLACE for name in ("predict", "draw", "evidence")},
     "analysis.laplace.posterior": {**LAPLACE, "key": kinds.key(o.KEY).without(None)},
     "analysis.scaling.coordinate_check": WIDENED | {"optimizer": kinds.instance(o.OPTIMIZER)},
+    "analysis.scaling.sensitivity": {
+        "rates": WIDENED["rates"],
+        "loss": kinds.real(np.ones(3), np.ones(2), np.ones((3, 2))),
+        "first": kinds.real(np.float64(2.0)),
+    },
     "analysis.scaling.transfer": WIDENED | {"optimizer": kinds.function(optax.sgd)},
     **{f"analysis.robustness.{name}": ATTACKED for name in ("fast_gradient_sign", "projected_gradient")},
     **{f"analysis.robustness.{name}": ATTACKED for name in ("linear_distance", "boundary", "lipschitz")},
