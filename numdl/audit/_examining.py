@@ -117,10 +117,11 @@ def gather(case: Any) -> Evidence:
     """
     found = measure.everything(case)
     seconds = found.pop("seconds")
-    watch = measure.attending(case, found["signal"])
-    tried = trial.run(case, watch=watch)
+    watch, program = measure.attending(case, found["signal"]), trial.Program(case)
+    tried = trial.run(case, watch=watch, program=program)
+    ahead = trial.ahead(case, program, found["loss"].kind)
     found["attention"] = watch.record()
-    seconds["trial"] = tried.seconds
+    seconds |= {"trial": tried.seconds, "ahead": ahead.seconds}
     began = time.perf_counter()
     sharp = measure.sharpness(case) if found["optimizer"].linear else math.nan
     seconds["sharpness"] = time.perf_counter() - began
@@ -139,7 +140,7 @@ def gather(case: Any) -> Evidence:
     )
     unread = ("the loss does not depend on the targets' values: nothing was asked of them",)
     notes = case.notes + (unread if found["loss"].targets_unread else ())
-    return Evidence(facts=facts, trial=tried, predicted=predicted, seconds=seconds, notes=notes, **found)
+    return Evidence(facts=facts, trial=tried, ahead=ahead, predicted=predicted, seconds=seconds, notes=notes, **found)
 
 
 def _views(case, found):

@@ -115,6 +115,29 @@ class Reading:
         return float(np.clip(np.mean((start - end) / (start - self.best)), -5, 1))
 
     @functools.cached_property
+    def later(self):
+        """Skill on unseen examples when the training was carried on: of answers, of the loss where none can be told."""
+        ahead = self.e.ahead
+        if not ahead.steps.size:
+            return math.nan
+        if not np.isfinite(ahead.score[-1]):
+            return self.skill(ahead.unseen[-1])
+        return float((ahead.score[-1] - ahead.chance) / max(1 - ahead.chance, 1e-3))
+
+    @functools.cached_property
+    def beside(self):
+        """The same over that of a shallow model of the same data; itself where the model learns nothing either."""
+        ahead = self.e.ahead
+        known = (ahead.shallow - ahead.chance) / max(1 - ahead.chance, 1e-3)
+        return self.later / known if known > FLAT else self.later
+
+    @functools.cached_property
+    def spent(self):
+        """Share of the budget for which the training was carried on; nan: no budget was given."""
+        steps = self.e.facts.steps
+        return float(self.e.ahead.steps[-1] / steps) if steps and self.e.ahead.steps.size else math.nan
+
+    @functools.cached_property
     def repeated(self):
         """Skill on one batch over and over."""
         course = self.e.trial.repeated

@@ -239,6 +239,19 @@ class Trial:
 
 
 @record
+class Ahead:
+    """The training carried on at the user's own rate as far as it is cheap; C looks, at examples not trained on."""
+
+    steps: np.ndarray  # [C] none: no examples are unseen
+    watched: np.ndarray  # [C] loss of examples that are trained on
+    unseen: np.ndarray  # [C] loss of those that are not
+    score: np.ndarray  # [C] of those: share right (classes, binary) or 1 - squared error / variance; nan where neither
+    chance: float  # score of the best single answer
+    shallow: float  # score of a ridge regression on the inputs and random features of them
+    seconds: float
+
+
+@record
 class Predicted:
     """What theory says of this network before anything is run; nan where its assumptions do not hold."""
 
@@ -278,6 +291,7 @@ class Evidence:
     notes: tuple = static(default=())  # what could not be measured, and why
     attention: Attention | None = None  # None: there is none, or it was not found
     widths: Widths | None = None  # None: no way to build the network at other widths was given
+    ahead: Ahead = dataclasses.field(default_factory=lambda: empty(Ahead))
 
 
 @record

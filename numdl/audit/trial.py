@@ -14,12 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit._measured import cases, views
-from numdl.audit.evidence import Trial
+from numdl.audit._measured import cases, scores, views
+from numdl.audit.evidence import Ahead, Trial, empty
 
 STEPS = 40
 SEEDS = 2
 FACTORS = (0.01, 0.1, 1.0, 10.0)
+CHEAP = 2e10  # multiplications that a training may cost that is carried on: some seconds on one core
+MOST_STEPS = 2000
+OVERHEAD = 1e4  # multiplications that could be done while one equation of a program is begun
 BATCHES = 8  # whose gradients give the noise scale
 
 
@@ -30,6 +33,7 @@ def run(
     steps: int = STEPS,
     seeds: int = SEEDS,
     watch: Callable[[int, Any], None] | None = None,
+    program: Any = None,
 ) -> Trial:
     """MEASURED: short trainings of a Case at its rate times each factor.
 
@@ -39,6 +43,7 @@ def run(
     factors : tuple of floats   of the rate; those beside 1 are left out where the rate cannot be changed
     steps, seeds : int          of each training; orders of the data
     watch : function            watch(index of the rate, parameters), called at the end of each training
+    program : Program or None   of `Program(case, steps)`, where more than one training is run with it
     Returns
     -------
     Trial                       losses [R, S, T] and what became of the outputs
@@ -46,18 +51,17 @@ def run(
     began = time.perf_counter()
     factors = factors if case.make is not None else (1.0,)
     rates = np.array([case.rate * f for f in factors])
-    steps = min(steps, case.steps) if case.steps else steps
-    orders, pool = _orders(case, steps, seeds)
-    train, seen, rows = _trainer(case, steps), _Seen(case), []
+    train, seen, rows = program or Program(case, steps), _Seen(case), []
+    steps, (orders, pool) = train.steps, _orders(case, train.steps, seeds)
     for i, rate in enumerate(rates):
-        ends = [train(case.moving, rate, order, s, pool) for s, order in enumerate(orders)]
+        ends = [train.start(rate, order, s, pool) for s, order in enumerate(orders)]
         rows.append([seen.after(*end) for end in ends])
         for end in ends if watch is not None else ():
             watch(i, end[0])
     again = rows[_own(factors)][0]["losses"]
     if case.parts[0] is not None and case.separate:
         same = np.tile(cases.count(pool[0]) - case.examples + np.arange(case.examples), (steps, 1))
-        again = np.asarray(train(case.moving, rates[_own(factors)], same, 0, pool)[2])
+        again = np.asarray(train.start(rates[_own(factors)], same, 0, pool)[2])
     found = {name: np.array([[one[name] for one in row] for row in rows], np.float64) for name in rows[0][0]}
     return Trial(
         rates=rates,
@@ -85,40 +89,117 @@ def _orders(case, steps, seeds):
     return rows, jax.tree.map(lambda a, b: np.concatenate([a, b]), train, own)
 
 
-def _trainer(case, steps):
-    """The compiled training: one program for all rates, or one for each where a schedule needs to know its number."""
-    function = functools.partial(_train, case, steps)
-    try:
-        jax.eval_shape(lambda rate: case.at_rate(rate).init(case.moving), 1.0)
-    except jax.errors.ConcretizationTypeError:
-        known = {}
+class Program:
+    """The compiled training of so many steps: one program for all rates and for what follows.
 
-        def each(moving, rate, order, seed, pool):
-            if rate not in known:
-                known[rate] = case.compiled(lambda m, o, s, p: function(m, float(rate), o, s, p))
-            return known[rate](moving, order, seed, pool)
+    It is one for each rate where a schedule needs to know its number.
+    """
 
-        return each
-    return case.compiled(function)
+    def __init__(self, case: Any, steps: int = STEPS):
+        self.case, self.steps, self._by_rate = case, min(steps, case.steps) if case.steps else steps, {}
+        try:
+            self._blank = jax.eval_shape(functools.partial(_one_update, case), 1.0)
+            self._any_rate = case.compiled(functools.partial(_train, case, self.steps))
+        except jax.errors.ConcretizationTypeError:
+            self._blank = jax.eval_shape(lambda: _one_update(case, float(case.rate)))
+            self._any_rate = None
+
+    def start(self, rate, order, seed, pool):
+        """(parameters after the last step, after the first, losses [T]) from the case's own parameters."""
+        return self.follow(self.case.moving, jax.tree.map(_nothing, self._blank), 0, rate, order, seed, pool)[:3]
+
+    def follow(self, at, state, begin, rate, order, seed, pool):
+        """(parameters, those after the first step, losses [T], the optimizer's state), from step `begin` on."""
+        return self._at(rate)(at, state, begin, rate, order, seed, pool)
+
+    def _at(self, rate):
+        if self._any_rate is not None:
+            return self._any_rate
+        if rate not in self._by_rate:
+            own = lambda at, state, begin, _, *rest: _train(  # noqa: E731
+                self.case, self.steps, at, state, begin, float(rate), *rest
+            )
+            self._by_rate[rate] = self.case.compiled(own)
+        return self._by_rate[rate]
 
 
-def _train(case, steps, moving, rate, order, seed, pool):
-    """(parameters at the end, after the first step, losses [T]) of one training."""
+def _one_update(case, rate):
+    """The optimizer's state after an update."""
+    method = case.at_rate(rate)
+    return method.update(case.moving, method.init(case.moving), case.moving)[1]
+
+
+def _nothing(leaf):
+    """What stands for a state that is not there yet."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return jax.random.key(0) if not leaf.shape else jax.random.split(jax.random.key(0), leaf.shape)
+    return np.zeros(leaf.shape, leaf.dtype)
+
+
+def _train(case, steps, moving, state, begin, rate, order, seed, pool):
+    """(parameters at the end, after the first step, losses [T], state); begin = 0 takes a new state."""
     method = case.at_rate(rate)
     key = jax.random.fold_in(case.key, 100 + seed)
     cost = lambda at, x, y, k: jnp.asarray(case.cost(at, x, y, k), jnp.float32).reshape(())  # noqa: E731
+    state = jax.tree.map(lambda new, old: jnp.where(begin == 0, new, old), method.init(moving), state)
 
     def step(carry, t):
         at, state, first = carry
         x, y = pool if order is None else cases.take(pool, order[t])
-        value, gradient = jax.value_and_grad(cost)(at, x, y, jax.random.fold_in(key, t))
+        value, gradient = jax.value_and_grad(cost)(at, x, y, jax.random.fold_in(key, begin + t))
         update, state = method.update(gradient, state, at)
         at = jax.tree.map(lambda a, u: (a + u).astype(a.dtype), at, update)
         return (at, state, jax.tree.map(lambda f, a: jnp.where(t == 0, a, f), first, at)), value
 
     count = steps if order is None else len(order)
-    (at, _, first), losses = jax.lax.scan(step, (moving, method.init(moving), moving), jnp.arange(count))
-    return at, first, losses
+    (at, state, first), losses = jax.lax.scan(step, (moving, state, moving), jnp.arange(count))
+    return at, first, losses, state
+
+
+def ahead(case: Any, program: Program, kind: str) -> Ahead:
+    """MEASURED: the training carried on at the user's rate while it is cheap, beside a shallow model of the same data.
+
+    How far it goes is counted in operations, not in seconds, so that it is the same on every machine.
+
+    Parameters
+    ----------
+    case : Case                 with data, of which some examples are kept unseen; else nothing is run
+    program : Program           that the trial ran
+    kind : str                  how targets relate to outputs: `Loss.kind`
+    Returns
+    -------
+    Ahead                       C looks: losses and scores of unseen examples, as the network is used; the shallow score
+    """
+    began = time.perf_counter()
+    train, unseen = case.parts
+    if unseen is None:
+        return empty(Ahead)
+    score, seen = scores.scorer(case, kind), _Seen(case)
+    chunk, rows = program.steps, []
+    (order,), pool = _orders(case, chunk * max(_chunks(case, chunk), 1), 1)
+    at, state = case.moving, jax.tree.map(_nothing, program._blank)
+    for i, part in enumerate(order.reshape(-1, chunk, order.shape[-1])):
+        at, _, _, state = program.follow(at, state, i * chunk, case.rate, part, 0, pool)
+        if (i + 1) & i == 0 or (i + 1) * chunk == len(order):  # after 1, 2, 4, 8, .. and all of them
+            out = seen.used(at, unseen[0])
+            rows.append(((i + 1) * chunk, seen.watched(at)[0], float(seen.loss(out, unseen[1])), score(out)))
+    steps, watched, losses, found = np.array(rows, float).T
+    return Ahead(
+        steps=steps,
+        watched=watched,
+        unseen=losses,
+        score=found,
+        chance=score.chance,
+        shallow=scores.shallow(train, unseen, kind),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _chunks(case, chunk):
+    """How many times the trial's length are cheap, and within the budget."""
+    dear = 3 * case.examples * case.work + OVERHEAD * case.length
+    most = min(MOST_STEPS, CHEAP / dear)
+    return int((min(most, case.steps) if case.steps else most) // chunk)
 
 
 class _Seen:
@@ -165,6 +246,10 @@ class _Seen:
         if self.unseen is None:
             return math.nan
         return float(self.loss(self.case.forward(moving, self.unseen[0], self.case.key), self.unseen[1]))
+
+    def used(self, moving, x):
+        """The outputs as the finished network is used: in evaluation mode, where there is another."""
+        return self.case.forward(moving, x, self.case.key) if self.evaluate is None else self.evaluate(moving, x)
 
     def evaluated(self, moving):
         x, y = self.case.sample

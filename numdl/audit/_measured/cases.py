@@ -123,6 +123,11 @@ class Case:
         """Multiplications for the loss of one example; of the batch, where examples are not apart."""
         return max(programs.work(self._costs) // max(self.examples, 1), self.parameters // max(self.examples, 1), 1)
 
+    @functools.cached_property
+    def length(self):
+        """Equations that the loss of a batch takes one after another, those of loops as often as they run."""
+        return programs.length(self._costs)
+
     def compiled(self, function):
         """`function` under jit, to be run once: small networks cost more to compile than to run."""
         cheap = jax.default_backend() == "cpu" and self.parameters < CHEAP

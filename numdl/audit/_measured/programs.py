@@ -24,6 +24,11 @@ def work(jaxpr):
     return sum(_own(equation) + _repeats(equation) * sum(map(work, _bodies(equation))) for equation in _eqns(jaxpr))
 
 
+def length(jaxpr):
+    """Equations that run one after another, those in a loop as often as it runs."""
+    return sum(1 + _repeats(equation) * sum(map(length, _bodies(equation))) for equation in _eqns(jaxpr))
+
+
 def read(jaxpr):
     """For each input whether an output depends on it."""
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)

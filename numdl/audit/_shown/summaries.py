@@ -143,6 +143,21 @@ def _repeated(report):
     return sentence("loss {a} to {b}", a="evidence.trial.repeated[0]", b="evidence.trial.repeated[-1]")
 
 
+def _ahead(report):
+    base, ahead = "evidence.ahead.", report.evidence.ahead
+    if not ahead.steps.size or not seen(report, base + "unseen[-1]"):
+        return []
+    parts = sentence("{steps} steps at this rate: ", steps=At(base + "steps[-1]", "count"))
+    if not seen(report, base + "score[-1]"):
+        return [*parts, *sentence("loss {a} of unseen examples", a=base + "unseen[-1]")]
+    values = report.evidence.loss.kind == "values"
+    form = "number" if values else "share"
+    parts += ["R² " if values else "", At(base + "score[-1]", form), "" if values else " right", " of unseen examples"]
+    if seen(report, base + "shallow"):
+        parts += ["; a shallow model ", At(base + "shallow", form)]
+    return [*parts, "; one answer for all ", At(base + "chance", form)]
+
+
 def _apart(start, end):
     def make(report):
         own = own_rate(report.evidence.trial)
@@ -186,6 +201,7 @@ _LINES = (
     ("alignment", _alignment),
     ("forecast", _forecast),
     ("trial", _trial),
+    ("carried on", _ahead),
     ("held out", _apart("unseen_start", "unseen_end")),
     ("through evaluate", _apart("evaluate_start", "evaluate_end")),
     ("one batch again", _repeated),

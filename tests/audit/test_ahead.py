@@ -1,0 +1,157 @@
+"""The training that is carried on, and the score of a shallow model beside it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.linear_model import Ridge
+
+from numdl.audit import _reading, _settings, trial
+from numdl.audit._measured import cases, scores
+from numdl.audit.evidence import Ahead, Evidence, Facts, Loss, empty
+
+DRAW = np.random.default_rng(1)
+X = DRAW.standard_normal((400, 6)).astype(np.float32)
+WAY = DRAW.standard_normal((6, 3)).astype(np.float32)
+LABELS = (X @ WAY).argmax(1).astype(np.int32)
+HEAD = {"w": 0.1 * DRAW.standard_normal((6, 3)).astype(np.float32)}
+
+
+def apply(params, x):
+    return x @ params["w"]
+
+
+def entropy(out, y):
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(out), y[:, None], 1))
+
+
+def case(steps=200, optimizer=optax.sgd, rate=0.5, whole=True, **known):
+    with _settings.ours():
+        return cases.case(
+            apply, HEAD, (X[:16], LABELS[:16]), loss=entropy, optimizer=optimizer, learning_rate=rate, steps=steps,
+            data=(X, LABELS) if whole else None, evaluate=None, stochastic=False, key=jax.random.key(0), **known,
+        )  # fmt: skip
+
+
+def carried(known, kind="classes"):
+    with _settings.ours():
+        return trial.ahead(known, trial.Program(known), kind)
+
+
+def test_it_goes_to_the_end_of_a_cheap_budget_and_learns_what_a_shallow_model_does():
+    found = carried(case())
+    assert found.steps.tolist() == [40, 80, 160, 200]
+    assert found.unseen[-1] < found.unseen[0]
+    assert found.score[-1] > 0.9 and found.shallow > 0.9
+    assert found.chance == pytest.approx(np.bincount(case().parts[1][1]).max() / len(case().parts[1][1]))
+
+
+def test_parts_are_one_training():
+    """Five times forty steps in the trial's program, against a plain loop of optax over the same rows."""
+    known = case(optimizer=optax.adam, rate=0.05)
+    (order,), pool = trial._orders(known, 200, 1)
+    at, method = known.moving, optax.adam(0.05)
+    state = method.init(at)
+    slope = jax.jit(jax.grad(lambda p, x, y: entropy(apply(p, x), y)))
+    move = jax.jit(method.update)
+    for rows in order:
+        gradient = slope(at, pool[0][rows], pool[1][rows])
+        update, state = move(gradient, state)
+        at = jax.tree.map(np.add, at, update)
+    wanted = entropy(apply(at, known.parts[1][0]), known.parts[1][1])
+    assert carried(known).unseen[-1] == pytest.approx(float(wanted), rel=2e-4)
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+def test_schedules_go_on_where_they_were(traceable):
+    """A rate that is zero from step 80 on moves nothing after it, also where the schedule needs a plain number."""
+
+    def falling(rate):
+        return optax.sgd(lambda count: (rate if traceable else float(rate)) * (count < 80))
+
+    found = carried(case(optimizer=falling))
+    assert found.steps.tolist() == [40, 80, 160, 200]
+    assert found.unseen[1] < found.unseen[0] and found.unseen[1] == found.unseen[2] == found.unseen[3]
+
+
+def test_how_far_it_goes_is_counted_in_operations_and_within_the_budget():
+    assert carried(case(steps=119)).steps.tolist() == [40, 80]
+    assert carried(case(steps=None)).steps[-1] == trial.MOST_STEPS
+    dear = dataclasses.replace(case())
+    dear.__dict__["work"] = trial.CHEAP / (3 * 16 * 100)
+    assert trial._chunks(dear, 40) == 2
+    assert carried(case(whole=False)).steps.size == 0  # no example is unseen
+
+
+def test_the_work_of_loops_counts_as_often_as_they_run():
+    from numdl.audit._measured import programs
+
+    loop = lambda x: jax.lax.scan(lambda c, _: (jnp.sin(c) + 1.0, None), x, None, length=7)[0]  # noqa: E731
+    plain = lambda x: jnp.sin(x) + 1.0  # noqa: E731
+    one, seven = (programs.length(jax.make_jaxpr(f)(1.0)) for f in (plain, loop))
+    assert (one, seven) == (2, 15)
+
+
+def test_scores_by_hand():
+    out = np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
+    assert scores._score(out, np.array([0, 1, 1]), "classes") == pytest.approx(2 / 3)
+    assert scores._score(np.array([-1.0, 2.0, 0.6]), np.array([0, 1, 0]), "binary") == pytest.approx(2 / 3)
+    assert scores._score(np.array([0.2, 0.9, 0.4]), np.array([0, 1, 0]), "binary") == 1.0  # probabilities
+    assert scores._score(np.array([1.0, 2.0]), np.array([[1.0], [3.0]]), "values") == pytest.approx(0.5)
+    assert scores._score(np.array([np.nan, 2.0]), np.array([0, 1]), "binary") == 0.0
+    assert scores._chance(np.array([0, 0, 1]), "classes") == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("strength", scores.STRENGTHS)
+@pytest.mark.parametrize("count", [60, 500])
+def test_ridge_is_scikit_learns_on_either_side(strength, count):
+    features = DRAW.standard_normal((count, 90))
+    wanted = DRAW.standard_normal((count, 2))
+    found = scores._ridge(features, wanted)[scores.STRENGTHS.index(strength)]
+    peer = Ridge(alpha=strength * np.mean(features**2) * count, fit_intercept=False).fit(features, wanted)
+    np.testing.assert_allclose(found, peer.coef_.T, atol=1e-8)
+
+
+def test_a_shallow_model_learns_what_can_be_learned_in_any_units():
+    x = X * np.float32([1e-4, 1, 1, 1e5, 1, 1])
+    train, new = (x[:300], LABELS[:300]), (x[300:], LABELS[300:])
+    assert scores.shallow(train, new, "classes") > 0.8
+    wrong = train[0], DRAW.permutation(train[1])
+    assert scores.shallow(wrong, new, "classes") < 0.6
+    line = X @ WAY[:, 0]
+    assert scores.shallow((X[:300], line[:300]), (X[300:], line[300:]), "values") > 0.99
+    ring = (np.sum(X[:, :2] ** 2, 1) > 1.5).astype(np.int32)
+    assert scores.shallow((X[:300, :2], ring[:300]), (X[300:, :2], ring[300:]), "binary") > 0.85
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "kind"),
+    [
+        (DRAW.integers(0, 9, (50, 4)), LABELS[:50], "classes"),  # tokens
+        ((X[:50], X[:50]), LABELS[:50], "classes"),
+        (X[:50], np.tile(LABELS[:50, None], (1, 5)), "classes"),  # an answer for each position
+        (np.full((50, 6), np.nan, np.float32), LABELS[:50], "classes"),
+        (X[:50], LABELS[:50], "other"),
+    ],
+)
+def test_what_a_shallow_model_cannot_take_is_unknown(x, y, kind):
+    assert np.isnan(scores.shallow((x, y), (x, y), kind))
+
+
+def read(**known):
+    blank = dict.fromkeys(("signal", "chain", "function", "data", "optimizer", "predicted", "trial", "kernel"))
+    ahead = empty(Ahead, **known)
+    loss = empty(Loss, floor=0.0, floor_shared=1.0, value=1.0)
+    return _reading.Reading(Evidence(facts=empty(Facts, steps=400), loss=loss, seconds={}, ahead=ahead, **blank))
+
+
+def test_readings_of_it():
+    one = np.ones(2)
+    r = read(steps=np.array([40.0, 200.0]), score=np.array([0.2, 0.55]), unseen=one, chance=0.1, shallow=0.4)
+    assert (r.later, r.beside, r.spent) == (pytest.approx(0.5), pytest.approx(1.5), 0.5)
+    r = read(steps=np.array([40.0, 200.0]), score=np.nan * one, unseen=np.array([0.9, 0.7]))
+    assert r.later == r.beside == pytest.approx(0.3)  # of the loss
+    assert np.isnan(read().later) and np.isnan(read().beside)
