@@ -232,8 +232,23 @@ def test_fit_reads_rows_and_writes_what_the_audit_reads(tmp_path, monkeypatch):
     results.write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert fit.main([str(results), "--write", str(target)]) == 0
     law = json.loads(target.read_text())
-    assert law["coefficients"]["a"] > 3 * abs(law["coefficients"]["b"])
+    early = law["early"]["coefficients"]
+    assert early["a"] > 3 * abs(early["b"])
     assert fit.probability(law, {"a": 2.0, "b": 0.0}) > 0.9
+
+
+def test_the_late_law_speaks_where_the_budget_was_spent():
+    random = np.random.default_rng(2)
+    skills = random.uniform(0, 1, 200)
+    words = ["will train" if s > 0.6 else "trains badly" if s > 0.4 else "will not train" for s in skills]
+    rows = [
+        row(str(i), w, 0.5, features={"trial": 0.0, "later": s, "beside": s, "spent": 0.9})
+        for i, (w, s) in enumerate(zip(words, skills))
+    ]
+    law = fit.fit(rows, {str(i): {**known(w), "split": "fitting"} for i, w in enumerate(words)})
+    probability = lambda s, spent: fit.probability(law, {"later": s, "beside": s, "spent": spent})  # noqa: E731
+    assert probability(0.5, 1.0) < 0.5 < probability(0.7, 1.0)
+    assert probability(0.1, 0.0) == probability(0.9, 0.0)
 
 
 def test_choice_of_cases_and_score_of_results(tmp_path, capsys):

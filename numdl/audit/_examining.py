@@ -1,5 +1,6 @@
 """`examine`: from what a user trains with to a report: evidence is gathered, judged, and a probability formed."""
 
+import functools
 import json
 import math
 import pathlib
@@ -19,6 +20,7 @@ from numdl.audit.report import Report
 # What says nothing of this network's training: how others of its kind would do.
 ASIDE = {"parametrization_does_not_transfer"}
 BORNE = {"head_against_loss"}  # a certain loss of part of what could be learned: many networks train in spite of it
+NO_BUDGET = 1000  # steps that count as the whole budget where none was given
 CALIBRATION = pathlib.Path(__file__).parent / "calibration.json"
 # Views that a user may leave out, and the findings that need them.
 VIEWS = {
@@ -162,7 +164,7 @@ def _unseen(evidence):
 
 
 def describe(evidence: Evidence, findings: tuple) -> dict[str, float]:
-    """What the probability is a function of: skills of trial and forecast, and how strong the findings are.
+    """What the probability is a function of: skills of trial, forecast and going on, and how strong the findings are.
 
     Parameters
     ----------
@@ -172,6 +174,7 @@ def describe(evidence: Evidence, findings: tuple) -> dict[str, float]:
     r = Reading(evidence)
     told = [f for f in findings if f.name not in ASIDE]
     certain = {f.name for f in told if f.severity == "certain"}
+    spent = r.e.ahead.steps.max(initial=0) / (r.e.facts.steps or NO_BUDGET) if r.comparable else 0.0
     clip = lambda value, low, high: float(np.clip(np.nan_to_num(value, nan=0.0), low, high))  # noqa: E731
     return {
         "trial": clip(r.end, -0.5, 1),
@@ -181,6 +184,9 @@ def describe(evidence: Evidence, findings: tuple) -> dict[str, float]:
         "unseen": clip(r.unseen if np.isfinite(r.unseen) else r.end, -0.5, 1),
         "repeated": clip(r.repeated, -0.5, 1),
         "seen": clip(r.e.kernel.alignment / 10, -0.2, 1),
+        "later": clip(r.later, -0.5, 1),
+        "beside": clip(r.beside, -0.5, 1.2),
+        "spent": clip(spent, 0, 1),
         "certain": float(bool(certain - BORNE)),
         "head": float(bool(certain & BORNE)),
         "likely": float(any(f.severity == "likely" for f in told)),
@@ -189,23 +195,36 @@ def describe(evidence: Evidence, findings: tuple) -> dict[str, float]:
 
 
 def calibrated(features: dict) -> float:
-    """The probability of training, by the logistic law in `calibration.json`.
+    """The probability of training by two logistic laws, `calibration.json`, weighed by the share of the budget spent.
 
-    Fitted on part of the benchmark's fitting split around a law set by hand (its "source" says on how many cases);
-    `python -m benchmarks.diagnosis.fit` makes it.
+    One law is of what a short trial and the findings say, the other of what came of going on; after the whole budget
+    only that counts. Both are fitted on part of the benchmark's fitting split (their "source" says on how many cases);
+    `python -m benchmarks.diagnosis.fit` makes them.
 
     Parameters
     ----------
     features : dict             as `describe` gives them
     """
-    law = json.loads(CALIBRATION.read_text())
-    score = law["intercept"] + sum(weight * features[name] for name, weight in law["coefficients"].items())
+    early, late = (_score(law, features) for law in _laws())
+    score = (1 - features["spent"]) * early + features["spent"] * late
     return 1 / (1 + math.exp(-min(max(score, -50.0), 50.0)))
+
+
+@functools.cache
+def _laws():
+    known = json.loads(CALIBRATION.read_text())
+    return known["early"], known["late"]
+
+
+def _score(law, features):
+    return law["intercept"] + sum(weight * features[name] for name, weight in law["coefficients"].items())
 
 
 def _verdict(probability, evidence):
     if probability >= 0.5:
         return "will train"
     r = Reading(evidence)
+    if r.comparable and r.spent > 0.5:
+        return "trains badly" if r.beside > 0.5 else "will not train"
     learns = max(r.end, r.unseen if math.isfinite(r.unseen) else -1.0) > 0.2
     return "trains badly" if learns or probability > 0.25 else "will not train"

@@ -125,11 +125,20 @@ class Reading:
         return float((ahead.score[-1] - ahead.chance) / max(1 - ahead.chance, 1e-3))
 
     @functools.cached_property
-    def beside(self):
-        """The same over that of a shallow model of the same data; itself where the model learns nothing either."""
+    def shallow(self):
+        """Skill of a shallow model of the same data; nan where none could be fitted."""
         ahead = self.e.ahead
-        known = (ahead.shallow - ahead.chance) / max(1 - ahead.chance, 1e-3)
-        return self.later / known if known > FLAT else self.later
+        return float((ahead.shallow - ahead.chance) / max(1 - ahead.chance, 1e-3))
+
+    @functools.cached_property
+    def beside(self):
+        """Skill later over the shallow model's; itself where the model learns nothing either."""
+        return self.later / self.shallow if self.shallow > FLAT else self.later
+
+    @functools.cached_property
+    def comparable(self):
+        """Whether `later` says much: a shallow model learns something, or the network learned nearly all or nothing."""
+        return bool(self.shallow > FLAT or self.later > 0.9 or self.later < FLAT / 2) and math.isfinite(self.later)
 
     @functools.cached_property
     def spent(self):

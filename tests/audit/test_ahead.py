@@ -152,6 +152,10 @@ def test_readings_of_it():
     one = np.ones(2)
     r = read(steps=np.array([40.0, 200.0]), score=np.array([0.2, 0.55]), unseen=one, chance=0.1, shallow=0.4)
     assert (r.later, r.beside, r.spent) == (pytest.approx(0.5), pytest.approx(1.5), 0.5)
+    assert r.comparable
     r = read(steps=np.array([40.0, 200.0]), score=np.nan * one, unseen=np.array([0.9, 0.7]))
     assert r.later == r.beside == pytest.approx(0.3)  # of the loss
+    assert not r.comparable  # text, say: nobody knows how much of it can be foretold
+    r = read(steps=np.array([40.0]), score=np.array([0.99]), unseen=np.ones(1), chance=0.5, shallow=0.5)
+    assert r.comparable and r.beside == pytest.approx(0.98)
     assert np.isnan(read().later) and np.isnan(read().beside)
