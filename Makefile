@@ -49,7 +49,7 @@ notebooks: $(VENV)/.test
 	@$(BIN)/python notebooks/build.py $(ARGS)
 
 docs: $(VENV)/.docs
-	@$(BIN)/sphinx-build -q -W -b html docs site && echo site/index.html
+	@$(BIN)/sphinx-build -q -W --keep-going -b html docs site && echo site/index.html
 
 bench: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks $(ARGS)

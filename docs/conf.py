@@ -1,49 +1,67 @@
-"""The site: README, concepts, decisions, notebooks as they were executed, and every public function."""
+"""The site: guides, concepts, notebooks as they were executed, experiments and the reference; offline throughout."""
 
 import pathlib
-import pkgutil
 import shutil
+import sys
 
-import numdl
+from docutils import nodes
+from sphinx.util import logging
 
 HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import formulas  # noqa: E402
+import glossary  # noqa: E402
+import pictures  # noqa: E402
+import questions  # noqa: E402
+import reference  # noqa: E402
+
+import numdl  # noqa: E402
+
 project, author, release = "numdl", "The numdl developers", numdl.__version__
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["dollarmath"]
 nb_execution_mode = "off"
-suppress_warnings = ["myst.xref_missing", "mystnb.unknown_mime_type"]
+suppress_warnings = ["mystnb.unknown_mime_type"]
 html_theme, html_title = "furo", "numdl"
-html_static_path, html_css_files = ["_static"], ["wide.css"]
+html_static_path, html_css_files = ["_static"], ["site.css"]
 exclude_patterns = ["_build"]
-autodoc_typehints = "none"
-autodoc_member_order = "bysource"
+html_math_renderer = "mathml"
+python_maximum_signature_line_length = 90
+python_use_unqualified_type_names = True
+toc_object_entries = False
+pygments_dark_style = "github-dark"
 
 
-def _pages():
-    """Copy the notebooks and write one page for each package; both are made anew at every build."""
-    made = HERE / "generated"
-    shutil.rmtree(made, ignore_errors=True)
-    made.mkdir()
+def made():
+    """Write the pages that are made from the source; return what public names leave unsaid."""
+    folder = HERE / "generated"
+    shutil.rmtree(folder, ignore_errors=True)
+    for part in ("api", "experiments", "notebooks", "pictures"):
+        (folder / part).mkdir(parents=True)
     for notebook in sorted((HERE.parent / "notebooks").glob("*.ipynb")):
-        shutil.copy(notebook, made)
-    groups = {}
-    for module in pkgutil.walk_packages(numdl.__path__, "numdl."):
-        if not any(part.startswith("_") for part in module.name.split(".")):
-            groups.setdefault(module.name.split(".")[1], []).append(module.name)
-    for group, modules in groups.items():
-        lines = [f"# numdl.{group}", ""]
-        for name in modules:
-            lines += [f"## {name}", "", "```{eval-rst}", f".. automodule:: {name}", "   :members:", "```", ""]
-        (made / f"{group}.md").write_text("\n".join(lines))
+        shutil.copy(notebook, folder / "notebooks")
+    pictures.write(folder / "pictures")
+    pages = reference.Reference(questions.short_names())
+    pages.write(folder / "api")
+    questions.write(folder / "experiments", pages)
+    (folder / "glossary.md").write_text(glossary.page(pages), encoding="utf-8")
+    (folder / "changelog.md").write_text((HERE.parent / "CHANGELOG.md").read_text(encoding="utf-8"), encoding="utf-8")
+    return list(pages.gaps())
 
 
-def _as_written(app, what, name, obj, options, lines):
-    """Docstrings are plain text with formulas in columns, not markup: show them as they stand in the source."""
-    lines[:] = [".. code-block:: text", "", *("    " + line for line in lines), ""]
+def _visit_math(self, node):
+    self.body.append(formulas.mathml(node.astext(), display=isinstance(node, nodes.math_block)))
+    raise nodes.SkipNode
+
+
+def _warn(app):
+    """With -W, which `make docs` sets, an undocumented public name ends the build."""
+    for gap in app.config.numdl_gaps:
+        logging.getLogger(__name__).warning("undocumented: %s", gap)
 
 
 def setup(app):
-    app.connect("autodoc-process-docstring", _as_written)
-
-
-_pages()
+    app.add_html_math_renderer("mathml", (_visit_math, None), (_visit_math, None))
+    app.add_config_value("numdl_gaps", made(), "env")
+    app.connect("builder-inited", _warn)

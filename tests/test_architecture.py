@@ -22,6 +22,7 @@ GROUND = {
     "_tanh_sinh",
     "_jumps",
     "_closed_forms",
+    "_citations",
     "_power_law",
     "activations",
     "statistics",
