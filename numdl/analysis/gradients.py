@@ -164,12 +164,13 @@ def _sample(network, x, key, loss, seeds, at_a_time):
     def one(key):
         # The network's key is the one that the other analyses give it: same seeds, same networks.
         params = network.init(key, x)
-        outputs = jax.eval_shape(network.apply, params, x)
-        if loss is None:
-            cotangent = jax.random.normal(jax.random.fold_in(key, _APART), outputs.shape, outputs.dtype)
-        else:
-            cotangent = x.shape[0] * jax.grad(loss)(network.apply(params, x))
-        return GradientSamples(*_log_squares(network, params, x, cotangent))
+
+        def cotangent(outputs):
+            if loss is None:
+                return jax.random.normal(jax.random.fold_in(key, _APART), outputs.shape, outputs.dtype)
+            return x.shape[0] * jax.grad(loss)(outputs)
+
+        return GradientSamples(*_backward(network, params, x, cotangent))
 
     return _samples.each(one, jax.random.split(key, seeds), at_a_time)
 
@@ -191,10 +192,18 @@ def _sample_function(key, apply, init, x, loss, seeds):
 
 @jax.jit
 def _log_squares(network, params, x, cotangent):
-    """ln of the mean square of every state's gradient, [L], and of the cotangent."""
+    return _backward(network, params, x, lambda outputs: cotangent)
+
+
+def _backward(network, params, x, cotangent_of):
+    """ln of the mean square of every state's gradient, [L], and of the cotangent, a function of the outputs.
+
+    One forward pass gives the outputs, which the cotangent may need, and what the backward pass keeps.
+    """
     probes = core.zero_probes(network, params, x)
     states, pull = jax.vjp(lambda probes: network.states(params, x, probes), probes)
-    _, push_back = jax.vjp(lambda y: network.readout(params, y), core.last_state(states, x))
+    outputs, push_back = jax.vjp(lambda y: network.readout(params, y), core.last_state(states, x))
+    cotangent = cotangent_of(outputs)
     unit, scale = _unit(cotangent)
     last, depth = push_back(unit)[0], core.layer_count(states)
     if not depth:
