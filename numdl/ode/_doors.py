@@ -13,6 +13,20 @@ from numdl.precision import wide, widen
 INTERPOLATIONS = (None, "constant", "linear")
 
 
+def problem(field, y0, theta, t0, t1, steps, tableau, scheme, interpolation, adjoint, state="y0"):
+    """The checked arguments of a solve, numbers first as arrays of the dtype of time; `state`: what y0 is called."""
+    scheme = scheme_of(tableau, scheme)
+    field_of(field, scheme)
+    checks.accepts("adjoint", adjoint, 5, "adjoint(recurrence, y, shared, drive, save)")
+    y0, theta, t0, t1 = numbers(state, y0, theta, t0, t1)
+    steps = checks.whole("steps", steps)
+    check_theta(theta, interpolation, steps)
+    check_rates(field, scheme, y0, theta, interpolation)
+    y0, theta = (jax.tree.map(jnp.asarray, tree) for tree in (y0, theta))
+    t0, t1 = (jnp.asarray(t, time_dtype(y0)) for t in (t0, t1))
+    return y0, theta, t0, t1, field, scheme, steps, interpolation, adjoint
+
+
 def invertible(field, scheme):
     """Refuse a scheme without an inverse, and a field that is not what the scheme takes."""
     _instance(scheme)

@@ -38,6 +38,7 @@ class Recurrence(NamedTuple):
     step: Callable  # (y, shared, x) -> (y_new, residual)
     inverse: Callable | None  # (y_new, shared, x) -> y
     solve_back: Callable | None  # (y_new, cotangent, shared, x) -> (y, cotangent, its integrals for shared, for x)
+    coarsen: Callable | None = None  # (shared, drive, factor) -> those of every factor-th step, that much longer
 
 
 def direct(recurrence: Recurrence, y: PyTree, shared: PyTree, drive: PyTree, save: bool) -> tuple[PyTree, tuple]:

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike, PyTree
 
 from numdl import checks
-from numdl.ode import _adaptive, _doors, adjoints, schemes, tableaus
+from numdl.ode import _adaptive, _doors, _grids, adjoints, schemes, tableaus
 from numdl.ode.tableaus import Tableau
 from numdl.precision import narrow, widen
 from numdl.records import record
@@ -89,7 +89,7 @@ def trajectory(
     ------
     ValueError, TypeError       theta's time axis does not fit, the field does not return the shape of y, ...
     """
-    return _solve(*_door(field, y0, theta, t0, t1, steps, tableau, scheme, interpolation, adjoint), save=True)
+    return _solve(*_doors.problem(field, y0, theta, t0, t1, steps, tableau, scheme, interpolation, adjoint), save=True)
 
 
 def endpoint(
@@ -117,7 +117,7 @@ def endpoint(
     ------
     ValueError, TypeError       as for `trajectory`
     """
-    return _solve(*_door(field, y0, theta, t0, t1, steps, tableau, scheme, interpolation, adjoint), save=False)
+    return _solve(*_doors.problem(field, y0, theta, t0, t1, steps, tableau, scheme, interpolation, adjoint), save=False)
 
 
 def invert(
@@ -146,7 +146,9 @@ def invert(
     ValueError, TypeError       the scheme has no inverse; else as for `trajectory`
     """
     _doors.invertible(field, scheme)
-    return _undo(*_door(field, y1, theta, t0, t1, steps, None, scheme, interpolation, adjoints.direct, "y1")[:-1])
+    return _undo(
+        *_doors.problem(field, y1, theta, t0, t1, steps, None, scheme, interpolation, adjoints.direct, "y1")[:-1]
+    )
 
 
 def adaptive(
@@ -220,113 +222,32 @@ def theta_at(theta: PyTree, time: ArrayLike, *, t0: ArrayLike, t1: ArrayLike, in
     index = jnp.clip(jnp.floor(place), 0, steps - 1).astype(jnp.int32)
     if interpolation == "constant":
         return jax.tree.map(lambda leaf: leaf[index], theta)
-    return _between(*(jax.tree.map(lambda leaf, i=i: leaf[index + i], theta) for i in (0, 1)), place - index)
+    return _grids.between(*(jax.tree.map(lambda leaf, i=i: leaf[index + i], theta) for i in (0, 1)), place - index)
 
 
 _AT = {name: functools.partial(theta_at, interpolation=name) for name in _doors.INTERPOLATIONS}
 
 
-def _door(field, y0, theta, t0, t1, steps, tableau, scheme, interpolation, adjoint, state="y0"):
-    """The checked arguments of a solve, numbers first as arrays of the dtype of time."""
-    scheme = _doors.scheme_of(tableau, scheme)
-    _doors.field_of(field, scheme)
-    checks.accepts("adjoint", adjoint, 5, "adjoint(recurrence, y, shared, drive, save)")
-    y0, theta, t0, t1 = _doors.numbers(state, y0, theta, t0, t1)
-    steps = checks.whole("steps", steps)
-    _doors.check_theta(theta, interpolation, steps)
-    _doors.check_rates(field, scheme, y0, theta, interpolation)
-    y0, theta = (jax.tree.map(jnp.asarray, tree) for tree in (y0, theta))
-    t0, t1 = (jnp.asarray(t, _doors.time_dtype(y0)) for t in (t0, t1))
-    return y0, theta, t0, t1, field, scheme, steps, interpolation, adjoint
-
-
 @functools.partial(jax.jit, static_argnames=("field", "scheme", "steps", "interpolation", "adjoint", "save"))
 def _solve(y0, theta, t0, t1, field, scheme, steps, interpolation, adjoint, save):
     start = widen(y0)
-    shared, drive, times = _grid(theta, t0, t1, steps, interpolation)
-    last, (later, residual) = adjoint(_recurrence(field, scheme, interpolation), start, shared, drive, save)
+    shared, drive, times = _grids.grid(theta, t0, t1, steps, interpolation)
+    last, (later, residual) = adjoint(_grids.recurrence(field, scheme, interpolation), start, shared, drive, save)
     if not save:
         return narrow(last, y0)
     states = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, later)
     residual = jnp.zeros(steps, times.dtype) if residual is None else jax.lax.stop_gradient(residual)
-    solved = jnp.all(residual <= _solved(start))
+    solved = jnp.all(residual <= _grids.solved(start))
     return Trajectory(times, narrow(states, y0), residual, _finite(narrow(last, y0)) & solved)
 
 
 @functools.partial(jax.jit, static_argnames=("field", "scheme", "steps", "interpolation"))
 def _undo(y1, theta, t0, t1, field, scheme, steps, interpolation):
-    shared, drive, _ = _grid(theta, t0, t1, steps, interpolation)
-    inverse = _recurrence(field, scheme, interpolation).inverse
+    shared, drive, _ = _grids.grid(theta, t0, t1, steps, interpolation)
+    inverse = _grids.recurrence(field, scheme, interpolation).inverse
     y0, _ = jax.lax.scan(lambda y, x: (inverse(y, shared, x), None), widen(y1), drive, reverse=True)
     return narrow(y0, y1)
 
 
 def _finite(y):
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(y)]))
-
-
-def _grid(theta, t0, t1, steps, interpolation):
-    """What all steps share (h and perhaps theta), what drives each (its time, its theta), all times."""
-    h = (t1 - t0) / steps
-    times = t0 + h * jnp.arange(steps + 1, dtype=h.dtype)
-    if interpolation is None:  # every step adds to the gradient of what is shared
-        return (h, widen(theta)), (times[:-1], None), times
-    if interpolation == "constant":
-        return (h, None), (times[:-1], theta), times
-    ends = tuple(jax.tree.map(lambda leaf, s=s: leaf[s], theta) for s in (slice(None, -1), slice(1, None)))
-    return (h, None), (times[:-1], ends), times
-
-
-def _recurrence(field, scheme, interpolation):
-    def arguments(shared, x):
-        (h, theta), (t, local) = shared, x
-        return t, h, functools.partial(_control, interpolation, theta, local)
-
-    def step(y, shared, x):
-        return scheme.step(field, y, *arguments(shared, x))
-
-    def inverse(y, shared, x):
-        return scheme.inverse(field, y, *arguments(shared, x))
-
-    def rate(fraction, y, shared, x):
-        t, h, control = arguments(shared, x)
-        slope = scheme.derivative(field, t + fraction * h, y, control(fraction))
-        return jax.tree.map(lambda k, leaf: (h * k).astype(leaf.dtype), slope, y)
-
-    solve_back = functools.partial(_solve_back, scheme, rate) if scheme.first_order else None
-    return adjoints.Recurrence(step, scheme.inverse and inverse, solve_back)
-
-
-def _control(interpolation, theta, local, fraction):
-    """theta at a fraction of the step."""
-    if interpolation is None:
-        return theta
-    return widen(local) if interpolation == "constant" else _between(*widen(local), fraction)
-
-
-def _between(left, right, fraction):
-    def value(a, b):
-        return ((1 - fraction) * a + fraction * b).astype(a.dtype)
-
-    return jax.tree.map(value, left, right)
-
-
-def _solve_back(scheme, rate, y, ybar, shared, x):
-    """One step of the adjoint equation in the step's own time s from 1 to 0, with y' = rate(s, y, shared, x):
-
-    ybar' = -(d rate / d y)^T ybar,   gradient' = -(d rate / d (shared, x))^T ybar,   gradient(1) = 0
-    """
-
-    def augmented(s, state, _):
-        y, ybar, _ = state
-        slope, pull = jax.vjp(lambda y, parameters: rate(s, y, *parameters), y, (shared, x))
-        return slope, *jax.tree.map(jnp.negative, pull(ybar))
-
-    state = y, ybar, jax.tree.map(jnp.zeros_like, (shared, x))
-    one = jnp.ones_like(shared[0])
-    (y, ybar, gradients), _ = scheme.step(augmented, state, one, -one, lambda fraction: None)
-    return y, ybar, *gradients
-
-
-def _solved(y):
-    return 100 * max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(y))

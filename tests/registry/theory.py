@@ -75,7 +75,57 @@ GAME = {
     "method": kinds.name("consensus"),
     "consensus": kinds.variance(0.1),
 }
+SLICED = {
+    **SOLVE,
+    "theta": kinds.data(np.stack([np.eye(4)] * 4)),
+    "steps": kinds.count(4).also(3),
+    "slices": kinds.count(2).also(3),
+    "coarsening": kinds.counts((2,)).also((3,)),
+    "iterations": kinds.count(2),
+    "relaxations": kinds.count(1, least=0),
+    "tolerance": kinds.variance(0.0).without(None),
+    "interpolation": kinds.name("constant").without(None),
+    "scheme": kinds.instance(schemes.leapfrog).without(None),
+    "tableau": kinds.instance(tableaus.euler),
+    "coarse": kinds.function(None).without(None),
+    "mesh": kinds.Argument(None, ("depth", 3)),
+    "axis": kinds.Argument(None, ("depth", 3)),
+}
 CALLS = {
+    "theory.layer_parallel.parareal": {
+        "difference": kinds.numbers(0.1, -1.0),
+        "coarse": kinds.numbers(0.5, -1.0, [0.5, 0.5]),
+        "slices": kinds.count(4),
+        "iterations": kinds.count(2, least=0),
+    },
+    "theory.layer_parallel.multigrid": {
+        "fine": kinds.numbers(np.array([0.3]), np.array([np.nan])).without(1j),
+        "coarse": kinds.numbers(np.array([0.5]), np.array([np.inf]), np.ones(2)).without(1j),
+        "slices": kinds.count(4),
+        "relaxations": kinds.count(1, least=0),
+    },
+    "theory.layer_parallel.speed_up": {
+        "layers": kinds.count(8).also(9),
+        "slices": kinds.count(4).also(3),
+        "devices": kinds.count(2).also(3),
+        "iterations": kinds.count(2),
+        "relaxations": kinds.count(0, least=0),
+        "layer_seconds": kinds.positive(1.0),
+        "coarse_seconds": kinds.positive(1.0).without(None),
+        "state_bytes": kinds.variance(8.0),
+        "latency": kinds.variance(0.1),
+        "bandwidth": kinds.positive(1.0).without(kinds.INF),
+    },
+    "ode.parallel.parareal": SLICED,
+    "ode.parallel.multigrid": {**SLICED, "guess": kinds.like(np.zeros((3, *np.shape(o.X)))).without(None)},
+    "ode.parallel.value_and_gradient": {
+        **SLICED,
+        "loss": kinds.loss(lambda y, outer: jnp.sum(y)),
+        "adjoint_iterations": kinds.count(2).without(None),
+        "outer": kinds.free(None),
+        "guess": kinds.free(None),
+    },
+    "ode.parallel.adjoint": {**SLICED, "coarsening": kinds.counts((2,))},
     "theory.transformer.softmax_moments": SCORES,
     "theory.transformer.joint_softmax_moments": {**SCORES, "correlation": kinds.numbers(0.5, 1.5, -1.5)},
     "theory.transformer.softmax_limits": SCORES,
@@ -343,6 +393,10 @@ CALLS = {
     "ode.tableaus.order_residuals": {"order": kinds.limited(3, most=8)},
 }
 EXTRA = {
+    **{
+        f"ode.parallel.{name}": {"tableau": tableaus.euler, "interpolation": "constant"}
+        for name in ("parareal", "multigrid", "value_and_gradient")
+    },
     "theory.gradients.growth": {"depth": 3},
     "theory.jacobian.product_norm": {"excess_kurtosis": 0.0},
     "ode.adjoint_audit.reconstruction_error": {"t1": 1.0},
