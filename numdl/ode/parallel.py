@@ -169,6 +169,7 @@ def value_and_gradient(
     ------
     ValueError, TypeError       a loss that is not one real number; else as for `multigrid`
     Source: Guenther, Ruthotto, Schroder, Cyr & Gauger 2020, arXiv:1812.04352, sections 3 and 4.
+    Experiment: c12.
     """
     loss = checks.returning("loss", loss, 2, "loss(y, outer)", scalar=True)
     options = _plans.taken(options)

@@ -44,7 +44,7 @@ class SpeedUp:
 
 
 def parareal(difference: ArrayLike, coarse: ArrayLike, *, slices: int, iterations: int) -> PararealBound:
-    """PREDICTED bounds for parareal's error, in the maximum over slices; with modes, the slowest of them.
+    """PREDICTED bounds for the error of parareal (parallel in time, layer-parallel), in the maximum over slices.
 
         linear         (|F - G| / (1 - |G|))^k
         superlinear    |F - G|^k / k!  (N - 1) (N - 2) ... (N - k)  max(1, |G|)^(N - 1 - k)
@@ -52,7 +52,7 @@ def parareal(difference: ArrayLike, coarse: ArrayLike, *, slices: int, iteration
 
     Parameters
     ----------
-    difference : array          |F - G| of each mode; or a Lipschitz constant of F - G over a slice
+    difference : array          |F - G| of each mode, the slowest counts; or a Lipschitz constant of F - G over a slice
     coarse : array              |G|, of the same shape; or a Lipschitz constant of G
     slices : int                N
     iterations : int            k = 0 ... iterations

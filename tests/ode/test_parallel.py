@@ -266,6 +266,7 @@ def test_as_an_adjoint_of_the_whole_trajectory(coarsening):
     assert gap(got, wanted) < 1e-11
 
 
+@pytest.mark.slow
 def test_a_network_takes_it():
     build = functools.partial(
         residual.network,

@@ -99,8 +99,8 @@ CALLS = {
         "iterations": kinds.count(2, least=0),
     },
     "theory.layer_parallel.multigrid": {
-        "fine": kinds.numbers(np.array([0.3]), np.array([np.nan])).without(1j),
-        "coarse": kinds.numbers(np.array([0.5]), np.array([np.inf]), np.ones(2)).without(1j),
+        "fine": kinds.Argument(np.array([0.3]), ("1", None, np.array([np.nan]))),
+        "coarse": kinds.Argument(np.array([0.5]), ("1", None, np.array([np.inf]), np.ones(2))),
         "slices": kinds.count(4),
         "relaxations": kinds.count(1, least=0),
     },
