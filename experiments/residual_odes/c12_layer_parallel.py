@@ -26,7 +26,11 @@ speed-ups that are drawn are those of a model, whose count of work a test compar
 
 Verdict
 -------
-VERDICT
+Tiny size (32 layers, 8 slices; 29 s of CPU, most of it compiling): the sharp bound is attained to 1e-5, a cycle of
+multigrid stays at 0.92 of its bound at most, states are exact after 8 iterations, and a cycle each way reduces the
+gradient's error by 0.31, standard error 0.02. With norms of Jacobians the bound is 60 times too large: it
+sees no cancellation. Changed after a tiny run: the last losses are compared beside the first one, since both nearly
+vanish. Speed-ups are the model's; nothing was timed on more than one device.
 """
 
 import dataclasses
@@ -70,8 +74,8 @@ class Config:
     width: int = 8
     cycles: int = 5
     seeds: int = 4
-    examples: int = 128
-    steps: int = 150  # of Adam
+    examples: int = 64
+    steps: int = 120  # of Adam
     learning_rate: float = 1e-2
     seed: int = 0
 
@@ -374,6 +378,9 @@ def figure(config, result):
             devices, [float(one.speed_up) for one in each], "o-", ms=3, color=color, label=f"latency {latency:g} s"
         )
     speed.loglog(devices, [float(_model(config, n, 0.0).bound) for n in devices], "k:", label="bound")
+    speed.set_xticks(devices, [str(n) for n in devices])
+    speed.set_yticks([0.2, 0.5, 1, 2, 5, 10], ["0.2", "0.5", "1", "2", "5", "10"])
+    speed.minorticks_off()
     speed.set_xlabel("devices")
     speed.set_ylabel("speed-up of one FCF cycle, model")
     for ax in (modes, training, speed):
