@@ -168,7 +168,7 @@ def value_and_gradient(
     Raises
     ------
     ValueError, TypeError       a loss that is not one real number; else as for `multigrid`
-    Source: Guenther, Ruthotto, Schroder, Cyr & Gauger 2020, arXiv:1812.04352, sections 3 and 4.
+    Source: Guenther, Ruthotto, Schroder, Cyr & Gauger 2020, arXiv:1812.04352.
     Experiment: c12.
     """
     loss = checks.returning("loss", loss, 2, "loss(y, outer)", scalar=True)
@@ -206,7 +206,7 @@ def adjoint(
     Raises
     ------
     ValueError, TypeError       as for `multigrid`
-    Source: Guenther, Ruthotto, Schroder, Cyr & Gauger 2020, arXiv:1812.04352, section 3.
+    Source: Guenther, Ruthotto, Schroder, Cyr & Gauger 2020, arXiv:1812.04352.
     """
     options = {"coarse": coarse, "tolerance": tolerance, "mesh": mesh, "axis": axis}
     return _adjoint(_plans.plan(None, coarsening, iterations, relaxations, options, adjoint_iterations))

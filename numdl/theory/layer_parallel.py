@@ -62,7 +62,7 @@ def parareal(difference: ArrayLike, coarse: ArrayLike, *, slices: int, iteration
     Raises
     ------
     ValueError, TypeError       shapes that differ, numbers that are negative or not finite, no slices
-    Source: Gander & Vandewalle 2007, SIAM J. Sci. Comput. 29, 556-578, section 4 (linear on unbounded, superlinear on
+    Source: Gander & Vandewalle 2007, SIAM J. Sci. Comput. 29, 556-578 (linear on unbounded, superlinear on
     bounded intervals); the norm of the power of the Toeplitz matrix; nonlinear: Gander & Hairer 2008.
     Twin: ode.parallel.parareal.    Experiment: c12.
     """
