@@ -220,6 +220,9 @@ def _adjoint(plan):
 def _integrate(plan, recurrence, y, shared, drive, save):
     if recurrence.coarsen is None:
         raise checks.BadValue("adjoint=parallel.adjoint(...) needs the recurrence of an integrator; got one by hand")
+    row = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), drive)
+    if jax.eval_shape(recurrence.step, y, shared, row)[1] is not None:  # nobody would see whether it is small
+        raise checks.BadValue("adjoint=parallel.adjoint(...) needs an explicit step; got one that solves equations")
     return _depth.integrate(_plans.fitting(plan, _multigrid.length(drive)), recurrence, save, y, shared, drive)
 
 

@@ -315,6 +315,12 @@ def test_door(bad, error, name):
         parallel.multigrid(field, Y0, layers("constant"), **settings)
 
 
+def test_steps_that_solve_equations_are_refused_as_an_adjoint_too():
+    cut = parallel.adjoint(coarsening=(4,), iterations=1)
+    with pytest.raises(ValueError, match="explicit"):
+        integrate.endpoint(linear, Y0, -1.0, t1=1.0, steps=8, tableau=tableaus.implicit_midpoint, adjoint=cut)
+
+
 def test_door_of_the_mesh_and_the_slices():
     mesh = jax.make_mesh((1,), ("depth",))
     settings = {"t1": 1.0, "steps": STEPS, "iterations": 1, **EULER}
