@@ -186,7 +186,7 @@ def _check_window(picture, window, padding):
 
 def _strip(columns, width, channels):
     """How many neighbours are computed at once: fewer and longer patches, paid for with zeros in the kernel's band."""
-    most = width + 2 if channels < 32 else 1
+    most = min(width + 2, max(width, 5)) if channels < 32 else 1
     return max(n for n in range(1, most + 1) if columns % n == 0)
 
 
