@@ -84,7 +84,7 @@ NAMED = {
 }
 SIGNS = {"sum": r"\sum ", "prod": r"\prod ", "inf": r"\infty "}
 TOKEN = re.compile(
-    r"(?P<space>\s+)|(?P<number>\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)|(?P<word>[A-Za-z]\w*)|(?P<power>\*\*|\^)"
+    r"(?P<space>\s+)|(?P<number>\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)|(?P<text>[a-z]{2,}(?:-[a-z]{3,})+)|(?P<word>[A-Za-z]\w*)|(?P<power>\*\*|\^)"
     r"|(?P<operator><=|>=|!=|==|->|<-|\.\.\.|[*~@·<>%&−∞])|(?P<prime>'+)|(?P<open>[(\[{])|(?P<close>[)\]}])"
     r"|(?P<other>[-+=/,.:;|!?])|(?P<low>_)"
 )
@@ -180,9 +180,9 @@ class _Reader:
             return self.group(text)
         if kind == "close":
             raise UnreadableError(text)
-        if kind == "word":
-            return self.word(text)
-        return text
+        if kind == "text":  # log-normal
+            return rf"\text{{{text}}}"
+        return self.word(text) if kind == "word" else text
 
     def group(self, opening):
         closing = {"(": ")", "[": "]", "{": "}"}[opening]
@@ -244,7 +244,7 @@ class _Reader:
     def space(self):
         """A space beside a word of text, a thin one between factors, none beside a sign."""
         before, after = self.tokens[self.place - 2] if self.place > 1 else ("end", ""), self.peek()
-        if any(kind == "word" and _is_text(word) for kind, word in (before, after)):
+        if any(kind == "text" or (kind == "word" and _is_text(word)) for kind, word in (before, after)):
             return r"\ "
         factors = before[0] in {"word", "number", "close", "prime"} and after[0] in {"word", "number", "open"}
         return r"\," if factors else " "

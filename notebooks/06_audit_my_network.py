@@ -33,7 +33,7 @@ from numdl import data, plotting
 from numdl.optimize import losses
 
 quick = bool(os.environ.get("NUMDL_QUICK"))  # the tests set it
-depth, width, steps = (8, 16, 30) if quick else (16, 64, 300)
+depth, width, steps = (10, 16, 30) if quick else (24, 64, 300)
 digits = data.digits()
 x = jnp.asarray(data.standardize(digits.images.reshape(-1, 64)), jnp.float32)
 labels = jnp.asarray(digits.labels)
@@ -118,7 +118,7 @@ drawing
 # %% [markdown]
 # ## Questions
 #
-# 1. Set `depth` to 4. Is the network still called sick? From which depth on is it, and does that agree with $2^{-L/2}$?
+# 1. Set `depth` to 16, to 8, to 4: where does the verdict change, and what has become of the findings? Compare with $2^{-L/2}$?
 # 2. Exchange relu for tanh. The variance is the same: why is the verdict another one? (Notebook *Start here*, phase diagram.)
 # 3. Take the rate 5 instead of 0.05. Which finding comes first now, and is it right? Train it.
 # 4. Where would you not trust the verdict? Read `docs/diagnosis.md`: what is it wrong about most often?
