@@ -149,7 +149,7 @@ def sensitivity(
     Raises
     ------
     ValueError, TypeError       rates that do not rise, another number of losses, shapes that do not fit
-    Source: Wortsman et al. 2023, arXiv:2309.14322, section 2.2.    Experiment: g13.
+    Source: Wortsman et al. 2023, arXiv:2309.14322, section 2.2.    Experiments: g13, g14.
     """
     rates = _rates(rates)
     loss, first = _losses("loss", loss), _losses("first", first)
