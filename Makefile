@@ -4,6 +4,8 @@
 #   make test-all                 with the tests that take minutes, every file in both precisions
 #   make test PYTHON=python3.13   the same on another Python, with the newest jax that it gets
 #   make test-stacks              the oldest versions that pyproject.toml promises, the usual ones, and NEWEST's (python3.13)
+#   make verification             measure every figure of docs/verification.md on this Python (PYTHON=... for the other)
+#   make mutants                  plant faults in the mathematics, one at a time: each must be caught
 PYTHON ?= python3
 NEWEST ?= python3.13
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
@@ -16,9 +18,9 @@ CORE := tests/test_trees.py tests/test_statistics.py tests/networks/test_core.py
 	tests/networks/test_initializers.py tests/theory/test_propagation.py tests/theory/test_jacobian.py \
 	tests/analysis/test_propagation.py
 
-.PHONY: help demo test test-all test-oldest test-stacks check notebooks docs bench clean
+.PHONY: help demo test test-all verification mutants test-oldest test-stacks check notebooks docs bench clean
 help:
-	@sed -n '1,7s/^# \{0,1\}//p' Makefile
+	@sed -n '1,9s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.core
 	@$(BIN)/python -m experiments.demo $(ARGS)
@@ -38,6 +40,12 @@ test-oldest: .venv-oldest/.oldest
 test-stacks: test-oldest
 	@$(MAKE) --no-print-directory test
 	@$(MAKE) --no-print-directory test PYTHON=$(NEWEST)
+
+verification: $(VENV)/.test
+	@$(BIN)/python -m tests.verification $(ARGS)
+
+mutants: $(VENV)/.test
+	@$(BIN)/python -m tests.verification.mutants $(ARGS)
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check numdl experiments tests benchmarks

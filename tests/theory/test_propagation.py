@@ -160,6 +160,9 @@ def test_phase_diagram_is_the_fixed_points(activation):
             )
             assert diagram.q[i, j] == pytest.approx(float(point.q), rel=1e-9)
             assert diagram.chi_1[i, j] == pytest.approx(float(point.chi_1), rel=1e-9)
+            # Over the scale's layers squared gradients change by exactly one factor e.
+            gained = diagram.depth_scale_gradient[i, j] * np.log(float(point.chi_1))
+            assert abs(gained) == pytest.approx(1, rel=1e-6) or abs(float(point.chi_1) - 1) < 1e-9
             assert diagram.slope_q[i, j] == pytest.approx(float(point.slope_q), rel=1e-8, abs=1e-12)
             assert diagram.phase[i, j] == {"ordered": -1, "critical": 0, "chaotic": 1}[point.phase]
 

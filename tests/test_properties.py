@@ -1,0 +1,240 @@
+"""Properties of every public function under drawn shapes, dtypes, pytrees, empty axes and axes of one.
+
+What is common to all: a call whose arguments were varied is answered with numbers, or refused with the argument named;
+it never fails inside. What is particular to some, an algebraic law, stands below.
+"""
+
+import inspect
+import warnings
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from jax.flatten_util import ravel_pytree
+
+from numdl import data, statistics, trees
+from numdl.krylov import lanczos
+from numdl.ode import refinement
+from tests import registry, test_doors_registry
+from tests.selection import in_turn
+
+FUNCTIONS, REGISTERED = test_doors_registry.FUNCTIONS, test_doors_registry.REGISTERED
+# Derandomized: the same examples on every machine and in every run.
+settings = hypothesis.settings(derandomize=True, database=None, deadline=None, max_examples=12)
+ALL = [name for name in REGISTERED[0] if not name.startswith(registry.NOT_RUN)]
+
+
+# ---- what is common to all -------------------------------------------------------------------------------------------
+
+
+@st.composite
+def variations(draw, good):
+    """(how, value): one array of the argument, itself or a leaf, in another shape or dtype; or another pytree."""
+    leaves, structure = jax.tree.flatten(good)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fi"]
+    place = draw(st.sampled_from(places))
+    leaf = leaves[place]
+    how, change = draw(st.sampled_from(_changes(leaf)))
+    leaves = [*leaves[:place], change(leaf), *leaves[place + 1 :]]
+    return how, jax.tree.unflatten(structure, leaves)
+
+
+def _changes(leaf):
+    """Of one array: axes cut to one or to nothing, taken or added, other dtypes and layouts."""
+    found = [(f"as {kind}", lambda a, kind=kind: a.astype(kind)) for kind in ("float32", "float16", ">f8", "complex64")]
+    found += [("a jax array", jnp.asarray), ("an axis more", lambda a: a[None]), ("read backwards", lambda a: a[::-1])]
+    for axis in range(leaf.ndim):
+        found.append((f"axis {axis} of one", lambda a, axis=axis: a.take([0], axis)))
+        found.append((f"axis {axis} empty", lambda a, axis=axis: a.take([], axis)))
+        found.append((f"axis {axis} doubled", lambda a, axis=axis: np.concatenate([a, a], axis)))
+        found.append((f"without axis {axis}", lambda a, axis=axis: a.take(0, axis)))
+    return [pair for pair in found if leaf.ndim or pair[0] != "read backwards"]
+
+
+def varied(name):
+    """The arguments of the good call that hold arrays of numbers: those can be varied."""
+    call = registry.good_call(name, FUNCTIONS[name], REGISTERED)
+    return [argument for argument, value in call.items() if _has_array(value)]
+
+
+def _has_array(value):
+    if callable(value) or not isinstance(value, np.ndarray | tuple | list | dict):
+        return False
+    leaves = jax.tree.leaves(value)
+    return any(isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fi" for leaf in leaves)
+
+
+def answer(name, argument, value, *, work):
+    """What is wrong with the answer to the varied call; empty where it is answered, or refused by name.
+
+    Without `work` the call may end as soon as something is compiled: the door has let the argument in.
+    """
+    function = FUNCTIONS[name]
+    call = {**registry.good_call(name, function, REGISTERED), argument: value}
+    try:
+        if work:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                jax.block_until_ready(function(**call))
+        else:
+            with test_doors_registry.no_work(20.0):
+                function(**call)
+    except test_doors_registry.Worked:
+        return ""
+    except (ValueError, TypeError) as error:
+        named = [a for a in inspect.signature(function).parameters if a in str(error)]
+        return "" if named and "must" in str(error) and "got" in str(error) else f"{type(error).__name__}: {error}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+VARIED = [name for name in ALL if varied(name)]
+
+
+def common(name, work):
+    wrong = {}
+
+    @settings
+    @hypothesis.given(st.data())
+    def run(drawn):
+        argument = drawn.draw(st.sampled_from(varied(name)))
+        good = registry.good_call(name, FUNCTIONS[name], REGISTERED)[argument]
+        how, value = drawn.draw(variations(good))
+        found = answer(name, argument, value, work=work)
+        if found:
+            wrong[argument, how] = found[:200]
+
+    run()
+    return wrong
+
+
+@pytest.mark.parametrize("name", in_turn(VARIED, 0, every=6))
+def test_a_varied_call_comes_in_or_is_refused_by_name(name):
+    assert not common(name, work=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIED)
+def test_a_varied_call_is_answered_or_refused_by_name(name):
+    assert not common(name, work=True)
+
+
+def test_every_public_function_with_arrays_is_varied():
+    left_out = {name for name in FUNCTIONS if name not in VARIED}
+    without = {name for name in left_out if name in ALL and not varied(name)}
+    assert left_out == without | set(registry.UNCHECKED) | {n for n in FUNCTIONS if n.startswith(registry.NOT_RUN)}
+    assert len(VARIED) > 150
+
+
+def test_a_call_that_fails_inside_is_seen(monkeypatch):
+    def fails(x):
+        raise jax.errors.UnexpectedTracerError("no")
+
+    def silent(x):
+        raise ValueError("shapes do not fit")
+
+    for function in (fails, silent):
+        monkeypatch.setitem(FUNCTIONS, "f", function)
+        monkeypatch.setitem(REGISTERED[0], "f", {})
+        assert answer("f", "x", 1.0, work=True)
+
+
+# ---- laws of some ----------------------------------------------------------------------------------------------------
+
+SHAPES = st.sampled_from([(), (0,), (1,), (3,), (1, 4), (2, 0, 3), (2, 3, 1)])
+NUMBERS = st.floats(-10, 10, allow_nan=False, width=32)
+
+
+@st.composite
+def arrays(draw, shape=None):
+    shape = draw(SHAPES) if shape is None else shape
+    seed = draw(st.integers(0, 2**16))
+    kind = draw(st.sampled_from(["float32", "float64"]))
+    return np.random.default_rng(seed).normal(size=shape).astype(kind)
+
+
+TREES = st.recursive(
+    arrays(),
+    lambda inner: st.lists(inner, min_size=1, max_size=3)
+    | st.lists(inner, min_size=1, max_size=2).map(tuple)
+    | st.dictionaries(st.sampled_from("abc"), inner, min_size=1, max_size=3),
+    max_leaves=5,
+)
+
+
+def like(tree, seed):
+    random = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(leaf.dtype), tree)
+
+
+@settings
+@hypothesis.given(TREES, st.integers(0, 99))
+def test_inner_products_are_those_of_the_flat_vectors(tree, seed):
+    other = like(tree, seed)
+    flat, same = (np.concatenate([leaf.ravel().astype(float) for leaf in jax.tree.leaves(t)]) for t in (tree, other))
+    scale = np.linalg.norm(flat) * np.linalg.norm(same) + 1e-30
+    assert abs(float(trees.inner(tree, other)) - flat @ same) <= 1e-6 * scale
+    assert float(trees.inner(tree, other)) == pytest.approx(float(trees.inner(other, tree)), abs=1e-6 * scale)
+    assert float(trees.norm(tree)) == pytest.approx(np.linalg.norm(flat), rel=1e-6)
+
+
+@settings
+@hypothesis.given(TREES, st.integers(0, 99), NUMBERS)
+def test_axpy_is_linear_and_keeps_form_and_dtype(tree, seed, alpha):
+    other = like(tree, seed)
+    found = trees.axpy(alpha, other, tree)
+    assert jax.tree.structure(found) == jax.tree.structure(tree)
+    for got, x, y in zip(*map(jax.tree.leaves, (found, other, tree)), strict=True):
+        assert got.shape == y.shape and got.dtype == y.dtype
+        np.testing.assert_allclose(got, alpha * x.astype(float) + y, rtol=1e-5, atol=1e-5)
+
+
+@settings
+@hypothesis.given(TREES)
+def test_ravel_goes_and_comes_back(tree):
+    flat, back = trees.ravel(tree)
+    assert flat.size == sum(leaf.size for leaf in jax.tree.leaves(tree))
+    for got, wanted in zip(jax.tree.leaves(back(flat)), jax.tree.leaves(tree), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+        assert got.dtype == wanted.dtype
+    assert len(set(trees.names(tree))) == len(jax.tree.leaves(tree))
+
+
+@settings
+@hypothesis.given(arrays((5, 3)), NUMBERS, st.floats(0.1, 10))
+def test_mean_and_error_move_and_scale_with_the_samples(samples, shift, scale):
+    plain, moved = statistics.mean_and_error(samples), statistics.mean_and_error(scale * samples.astype(float) + shift)
+    np.testing.assert_allclose(moved.mean, scale * plain.mean + shift, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(moved.stderr, scale * plain.stderr, rtol=1e-9, atol=1e-9)
+
+
+@settings
+@hypothesis.given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 9))
+def test_an_epochs_batches_hold_every_example_at_most_once(count, size, seed):
+    size = min(size, count)
+    kept = np.asarray(data.epoch_indices(jax.random.key(seed), count, size))
+    assert kept.shape == (count // size, size)
+    assert len(set(kept.ravel().tolist())) == kept.size
+
+
+@settings
+@hypothesis.given(st.integers(1, 4), st.integers(1, 3), st.sampled_from(["constant", "linear"]), st.integers(0, 99))
+def test_what_is_prolonged_is_restricted_to_itself(steps, factor, interpolation, seed):
+    length = steps + (interpolation == "linear")
+    theta = {"w": np.random.default_rng(seed).normal(size=(length, 2, 1)), "b": np.zeros((length, 0))}
+    fine = refinement.prolong(theta, steps=factor * steps, interpolation=interpolation)
+    coarse = refinement.restrict(fine, steps=steps, interpolation=interpolation)
+    np.testing.assert_allclose(ravel_pytree(coarse)[0], ravel_pytree(theta)[0], atol=1e-14)
+
+
+@hypothesis.settings(settings, max_examples=5)
+@hypothesis.given(st.integers(2, 6), st.integers(0, 99))
+def test_lanczos_of_a_diagonal_is_its_sorted_entries(size, seed):
+    diagonal = np.random.default_rng(seed).permutation(np.arange(1.0, size + 1))
+    product = jax.tree_util.Partial(lambda d, v: d * v, jnp.asarray(diagonal))
+    found = lanczos.eigenpairs(jax.random.key(seed), product, jnp.zeros(size), k=2, tolerance=1e-9)
+    np.testing.assert_allclose(found.values, [size, size - 1], rtol=1e-9)

@@ -1,0 +1,133 @@
+"""Plant each fault of mutants.toml in a copy of the package, one at a time, and run the quick tests that must notice.
+
+    python -m tests.verification.mutants              all of them; figures go to docs/verification/ and the page
+    python -m tests.verification.mutants krylov ode   those whose file begins so
+
+The test that noticed a fault last time is asked first, then all that the list names. In the end every test that noticed
+runs without any fault and must pass: a fault "caught" by a test that fails anyway is not caught.
+"""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from contextlib import contextmanager
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LIST = pathlib.Path(__file__).with_name("mutants.toml")
+FIGURES = ROOT / "docs" / "verification" / "mutants.json"
+LONGEST = 300  # seconds a neighbour may take; a fault that makes it run on is noticed too
+
+
+def read():
+    """The faults: dicts with file, old, new, kind, tests."""
+    return tomllib.loads(LIST.read_text(encoding="utf-8"))["mutant"]
+
+
+def occurrences(mutant, root=ROOT):
+    """How often the fault's old text stands in its file: must be 1."""
+    return (root / "numdl" / mutant["file"]).read_text(encoding="utf-8").count(mutant["old"])
+
+
+@contextmanager
+def copy():
+    """A folder with the package and its tests."""
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        root = pathlib.Path(folder)
+        for name in ("numdl", "tests"):
+            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", root)
+        yield root
+
+
+@contextmanager
+def planted(mutant, root):
+    """The fault in the copy, and the copy whole again afterwards."""
+    path = root / "numdl" / mutant["file"]
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(mutant["old"], mutant["new"]), encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(text, encoding="utf-8")
+
+
+def run(root, tests):
+    """(verdict, the first test that failed) of these tests in the copy: survived, caught, broken or endless."""
+    # Bytecode is keyed by whole seconds and sizes: a fault planted and taken back within one would leave its code.
+    cache = os.environ.get("NUMDL_TEST_CACHE", str(ROOT / ".cache" / "jax"))
+    settings = {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "NUMDL_TEST_CACHE": cache}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *tests]
+    try:
+        done = subprocess.run(
+            command, cwd=root, env=os.environ | settings, capture_output=True, text=True, timeout=LONGEST
+        )
+    except subprocess.TimeoutExpired:
+        return "endless", ""
+    failed = re.search(r"^FAILED (.+?)(?: - |$)", done.stdout, re.MULTILINE)
+    if done.returncode == 0:
+        return "survived", ""
+    return ("caught", failed[1]) if done.returncode == 1 and failed else ("broken", done.stdout[-2000:])
+
+
+def tried(root, mutant, before):
+    """The verdict on one fault, the test that noticed it before asked first."""
+    with planted(mutant, root):
+        if before:
+            found = run(root, [before])
+            if found[0] == "caught":
+                return found
+        chosen = ["-k", mutant["only"]] if "only" in mutant else []
+        return run(root, [*chosen, *(f"tests/{name}" for name in mutant["tests"])])
+
+
+def main(wanted):
+    """Run the chosen faults; the exit code is 1 if one is not caught."""
+    known = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
+    chosen = {_name(m): m for m in read() if m["file"].startswith(tuple(wanted) or "")}
+    with copy() as root:
+        for name, mutant in chosen.items():
+            start = time.perf_counter()
+            verdict, by = tried(root, mutant, known.get(name, {}).get("by"))
+            seconds = round(time.perf_counter() - start, 1)
+            known[name] = {"kind": mutant["kind"], "verdict": verdict, "by": by, "date": time.strftime("%F")}
+            print(f"{verdict:9} {seconds:6.1f} s  {name}  {by}", flush=True)
+            _write(known)
+        _control(root, [known[name] for name in chosen if known[name]["verdict"] == "caught"])
+    _write(known)
+    from tests.verification import page
+
+    page.write()
+    return any(known[name]["verdict"] not in ("caught", "endless") for name in chosen)
+
+
+def _control(root, rows):
+    """Without a fault every test that noticed one must pass; what does not caught nothing."""
+    wrong = set()
+    while (found := run(root, sorted({row["by"] for row in rows} - wrong) or ["--version"]))[0] == "caught":
+        wrong.add(found[1])
+        print(f"fails without any fault: {found[1]}", flush=True)
+    for row in rows:
+        if row["by"] in wrong or found[0] != "survived":
+            row["verdict"] = "fails anyway"
+
+
+def _name(mutant):
+    return f"{mutant['file']}: {mutant['old']} -> {mutant['new']}"
+
+
+def _write(known):
+    FIGURES.parent.mkdir(exist_ok=True)
+    listed = {_name(mutant) for mutant in read()}
+    rows = {name: row for name, row in sorted(known.items()) if name in listed}
+    FIGURES.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
