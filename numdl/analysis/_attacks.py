@@ -117,7 +117,7 @@ def _walk(f, steps, z):
         way = _nearest(f, at, label, "euclidean")[1]
         # On the boundary itself the step is 0: a nudge of rounding's size crosses it
         nudge = 1 + OVERSHOOT * 4 * jnp.finfo(at.dtype).eps
-        return (at + (OVERSHOOT * way) * nudge, count + 1)
+        return ((at + (OVERSHOOT * way) * nudge).astype(at.dtype), count + 1)
 
     end, _ = lax.while_loop(ahead, step, (z, 0))
     found = jnp.all(jnp.isfinite(end)) & (jnp.argmax(f(end)) != label)

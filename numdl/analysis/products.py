@@ -145,7 +145,10 @@ def lyapunov_exponents_along(
     """
     step = checks.returning("step", step, 2, "step(layer, y)")
     y, layers = checks.floating("y", y, ndim=1), checks.leaves("layers", layers, examples=True)
-    return _lyapunov_along(step, layers, y)
+    # What the step returns may be wider than the start, which then is carried in that dtype.
+    found = jax.eval_shape(step, jax.tree.map(lambda leaf: leaf[0], layers), y)
+    wider = jnp.result_type(y.dtype, getattr(found, "dtype", y.dtype))
+    return _lyapunov_along(step, layers, y.astype(wider) if jnp.issubdtype(wider, jnp.floating) else y)
 
 
 def _real_dtype(dtype):

@@ -124,7 +124,7 @@ def layout(name, like):
     return Layout(
         structure,
         tuple(tuple(leaf.shape) for leaf in leaves),
-        tuple(jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in leaves),
+        tuple(jax.dtypes.canonicalize_dtype(np.dtype(leaf.dtype).newbyteorder("=")) for leaf in leaves),
     )
 
 

@@ -147,7 +147,7 @@ def singular_triplets(
     checks.key("key", key)
     tolerance = checks.positive("tolerance", tolerance, shape=())
     matvec, layout = _vectors.flat(matvec, like, square=False, spread=False)
-    image = _vectors.image("matvec", matvec.matvec, like)
+    image = _vectors.image("matvec", matvec.matvec, layout.form)
     outer = _vectors.layout("matvec(like)", image)
     most = min(layout.size, outer.size)
     steps = checks.whole("num_matvecs", num_matvecs, most=most)

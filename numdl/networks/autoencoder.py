@@ -318,7 +318,7 @@ def _optimal(autoencoder, params, x, weights, start, steps):
         residual = jnp.linalg.norm(way, axis=-1) / size
         return (after, jnp.where(taken, 1.2 * size, size / 2), residual), value + _penalty(weights, codes)
 
-    state = begin, jnp.ones(len(x), x.dtype), jnp.zeros(len(x), x.dtype)
+    state = begin, jnp.ones(len(x), encoded.dtype), jnp.zeros(len(x), encoded.dtype)
     (codes, _, residual), energies = lax.scan(step, state, length=steps)
     last = smooth(codes) + _penalty(weights, codes)
     return Codes(codes, jnp.concatenate([energies, last[None]]), residual)

@@ -197,9 +197,9 @@ def _segment(levels, step, shared, save, y, drive):
         return lax.scan(_body(_forget(step), shared, save), y, drive)
     inner = jax.checkpoint(functools.partial(_segment, levels - 1, step, shared, save), prevent_cse=False)
     whole = steps - steps % chunk
-    parts = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, chunk, *leaf.shape[1:]), drive)
+    parts = jax.tree.map(lambda leaf: leaf[:whole].reshape(whole // chunk, chunk, *leaf.shape[1:]), drive)
     y, saved = lax.scan(inner, y, parts)
-    saved = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), saved)
+    saved = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), saved)
     if whole == steps:
         return y, saved
     y, rest = inner(y, jax.tree.map(lambda leaf: leaf[whole:], drive))

@@ -189,7 +189,8 @@ def _fill(factor, leaf):
     wide = widen(leaf)
     part = (jnp.arange(factor, dtype=wide.dtype) / factor).reshape(1, factor, *[1] * (wide.ndim - 1))
     inner = wide[:-1, None] * (1 - part) + wide[1:, None] * part
-    return narrow(jnp.concatenate([inner.reshape(-1, *wide.shape[1:]), wide[-1:]]), leaf)
+    points = inner.reshape(inner.shape[0] * factor, *wide.shape[1:])
+    return narrow(jnp.concatenate([points, wide[-1:]]), leaf)
 
 
 def _squares(theta):

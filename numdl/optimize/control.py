@@ -332,4 +332,9 @@ def _check(problem, x, theta):
     x = checks.floating("x", x, least_ndim=1)
     theta = _moving_part.only_real("theta", theta)
     checks.length("theta", theta, of="steps", least=0)
+    now = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), theta)
+    rate = jax.eval_shape(problem.field, x, now)
+    if getattr(rate, "shape", None) != x.shape:
+        found = getattr(rate, "shape", rate)
+        raise checks.BadValue(f"theta must make problem.field(x, theta) an array of x's shape, {x.shape}; got {found}")
     return x, theta

@@ -174,7 +174,7 @@ def _moving(function, params, direction, gradient):
     function = checks.returning("function", function, 1, "function(params)", scalar=True)
     moving, rest = trees.trainable(params)
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
-        jax.eval_shape(function, params)
+        jax.eval_shape(function, rest.params(moving))
     direction = checks.like("direction", direction, params)
     gradient = checks.like("gradient", gradient, params)
     if set(rest.kinds) == {"real"}:

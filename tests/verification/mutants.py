@@ -7,21 +7,35 @@ The test that noticed a fault last time is asked first, then all that the list n
 runs without any fault and must pass: a fault "caught" by a test that fails anyway is not caught.
 """
 
+import importlib
 import json
 import os
 import pathlib
 import re
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
 import tomllib
+import traceback
 from contextlib import contextmanager
+
+import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LIST = pathlib.Path(__file__).with_name("mutants.toml")
 FIGURES = ROOT / "docs" / "verification" / "mutants.json"
+SHARED = (
+    "jax",
+    "jax.scipy.linalg",
+    "scipy.integrate",
+    "scipy.linalg",
+    "scipy.special",
+    "mpmath",
+    "optax",
+    "hypothesis",
+)
 LONGEST = 300  # seconds a neighbour may take; a fault that makes it run on is noticed too
 
 
@@ -60,20 +74,61 @@ def planted(mutant, root):
 
 def run(root, tests):
     """(verdict, the first test that failed) of these tests in the copy: survived, caught, broken or endless."""
-    # Bytecode is keyed by whole seconds and sizes: a fault planted and taken back within one would leave its code.
-    cache = os.environ.get("NUMDL_TEST_CACHE", str(ROOT / ".cache" / "jax"))
-    settings = {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "NUMDL_TEST_CACHE": cache}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *tests]
-    try:
-        done = subprocess.run(
-            command, cwd=root, env=os.environ | settings, capture_output=True, text=True, timeout=LONGEST
-        )
-    except subprocess.TimeoutExpired:
+    with tempfile.TemporaryFile("w+") as output:
+        child = os.fork()  # before jax has started anything: what the tests import of others is imported once
+        if not child:
+            _become(root, tests, output)
+        code = _waited(child)
+        output.seek(0)
+        text = output.read()
+    if code is None:
         return "endless", ""
-    failed = re.search(r"^FAILED (.+?)(?: - |$)", done.stdout, re.MULTILINE)
-    if done.returncode == 0:
+    failed = re.search(r"^FAILED (.+?)(?: - |$)", text, re.MULTILINE)
+    if code == 0:
         return "survived", ""
-    return ("caught", failed[1]) if done.returncode == 1 and failed else ("broken", done.stdout[-2000:])
+    return ("caught", failed[1]) if code == 1 and failed else ("broken", text[-2000:])
+
+
+def _become(root, tests, output):
+    """Pytest in the copy instead of what was forked; does not return."""
+    code = pytest.ExitCode.INTERNAL_ERROR
+    try:
+        code = _test(root, tests, output)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(code))
+
+
+def _test(root, tests, output):
+    os.setsid()
+    for number in (1, 2):
+        os.dup2(output.fileno(), number)
+    cache = os.environ.get("NUMDL_TEST_CACHE", str(ROOT / ".cache" / "jax"))
+    os.environ |= {"PYTHONPATH": str(root), "NUMDL_TEST_CACHE": cache}
+    # Bytecode is keyed by whole seconds and sizes: a fault planted and taken back within one would leave its code.
+    sys.dont_write_bytecode = True
+    sys.path[:] = [str(root), *(place for place in sys.path if pathlib.Path(place or ".").resolve() != ROOT)]
+    os.chdir(root)
+    for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "numdl")]:
+        del sys.modules[name]
+    imported_before = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    return pytest.main(["-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *imported_before, *tests])
+
+
+def _waited(child):
+    """The exit code of the child, None if it had to be ended after LONGEST seconds."""
+    end = time.monotonic() + LONGEST
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
 
 
 def tried(root, mutant, before):
@@ -89,6 +144,8 @@ def tried(root, mutant, before):
 
 def main(wanted):
     """Run the chosen faults; the exit code is 1 if one is not caught."""
+    for name in SHARED:
+        importlib.import_module(name)
     known = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
     chosen = {_name(m): m for m in read() if m["file"].startswith(tuple(wanted) or "")}
     with copy() as root:

@@ -6,8 +6,11 @@ from numdl import checks
 
 
 def numbers(name, value, **limits):
-    """Finite float64 numbers, known outside of jit."""
-    return np.asarray(checks.finite(name, checks.concrete(name, value), **limits), np.float64)
+    """Finite float64 numbers, at least one, known outside of jit."""
+    array = np.asarray(checks.finite(name, checks.concrete(name, value), **limits), np.float64)
+    if not array.size:
+        raise checks.BadValue(f"{name} must hold at least one number; got shape {array.shape}")
+    return array
 
 
 def variances(name, value):
@@ -51,5 +54,4 @@ def each(function, *arrays):
     """The function of every entry of the broadcast arrays: [numbers that it returns, *shape]."""
     arrays = np.broadcast_arrays(*arrays)
     rows = [function(*map(float, entry)) for entry in zip(*(a.ravel() for a in arrays), strict=True)]
-    width = len(rows[0]) if rows else 0
-    return np.array(rows, np.float64).reshape(arrays[0].size, width).T.reshape(width, *arrays[0].shape)
+    return np.array(rows, np.float64).T.reshape(len(rows[0]), *arrays[0].shape)
