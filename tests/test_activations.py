@@ -161,6 +161,14 @@ def test_shapes_broadcast():
     assert activations.hard_tanh.mean_square(np.ones((2, 3))).shape == (2, 3)
 
 
+def test_a_leaky_rectifier_keeps_the_mean_of_the_two_squared_slopes():
+    f, slope, kinks = oracles.ACTIVATIONS["leaky_relu(0.2)"]
+    leaky = activations.leaky_relu(0.2)
+    assert float(leaky.mean_square(3.0)) == pytest.approx(oracles.one_point(lambda x: f(x) ** 2, 3.0, kinks), rel=1e-12)
+    wanted = oracles.one_point(lambda x: slope(x) ** 2, 3.0, kinks)
+    assert float(leaky.slope_mean_square(3.0)) == pytest.approx(wanted, rel=1e-12)
+
+
 def test_leaky_relu_is_one_object_for_each_slope():
     assert activations.leaky_relu(0.2) is activations.leaky_relu(np.float64(0.2))
     assert activations.leaky_relu(0.2) != activations.leaky_relu(0.3)

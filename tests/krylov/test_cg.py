@@ -174,6 +174,17 @@ def test_a_small_ball_ends_on_its_surface():
     assert middle.decrease > cauchy
 
 
+def test_no_step_leaves_its_ball_wherever_the_surface_is_crossed():
+    matrix = symmetric([1, 2, 3, 4, 5, 6, 7, 8.0])
+    newton = np.linalg.norm(np.linalg.solve(matrix, RHS))
+    radii = np.linspace(0.05, 1.02, 60) * newton
+    found = [in_ball(matrix, RHS, radius) for radius in radii]
+    sizes = np.array([np.linalg.norm(joined(step.step)) for step in found])
+    assert (sizes <= radii * (1 + 1e3 * EPS)).all()
+    np.testing.assert_allclose(sizes[:-2], radii[:-2], rtol=1e3 * EPS)  # inside of the Newton step the ball decides
+    assert [bool(step.boundary) for step in found[:-2]] == [True] * 58
+
+
 def test_negative_curvature_is_followed_to_the_surface():
     matrix = symmetric([-3.0, 1, 2, 3, 4, 5, 6, 7])
     found = in_ball(matrix, RHS, 50.0)

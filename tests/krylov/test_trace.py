@@ -158,3 +158,10 @@ def test_errors_name_the_argument():
         jax.jit(lambda m: trace.quadrature(jax.random.key(0), Partial(times, m), LIKE, num_matvecs=3, num_probes=1))(
             jnp.eye(N, dtype=WIDEST)
         )
+
+
+@pytest.mark.parametrize("num_matvecs", [4, 6])
+def test_xtrace_of_a_multiple_of_the_identity_is_exact(key, num_matvecs):
+    # What each vector adds beside the others lies in n - r + 1 directions: any other count is a bias seen at once.
+    found = trace.xtrace(key, lambda v: 3.0 * v, jnp.zeros(6), num_matvecs=num_matvecs)
+    np.testing.assert_allclose(np.asarray(found.samples), 18.0, rtol=1e3 * float(jnp.finfo(jnp.zeros(()).dtype).eps))
