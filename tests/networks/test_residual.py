@@ -102,6 +102,14 @@ def test_any_tableau_and_parameters_linear_in_time(key, tableau):
     close(net.states(params, x)[0][-1], y)
 
 
+def test_a_refined_network_spans_the_same_time(key):
+    net, x = build(), inputs(2, 5)
+    params = net.init(key, x)
+    flows = [residual.unroll(*pair, x) for pair in ((net, params), residual.refine(net, params, factor=3))]
+    assert 3 * float(flows[1].step) == pytest.approx(float(flows[0].step))
+    assert len(flows[1].states) == 3 * len(flows[0].states)
+
+
 def test_step_and_time_are_two_words_for_one_thing(key):
     x = inputs(4, 5)
     params = build().init(key, x)

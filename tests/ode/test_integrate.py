@@ -129,6 +129,13 @@ def test_semi_implicit_is_stable_where_euler_is_not():
     np.testing.assert_allclose(system, np.broadcast_to(1 - a @ np.ones(2), (4, 2)))
 
 
+def test_a_semi_implicit_step_damps_by_its_new_parameters():
+    damping = schemes.semi_implicit(lambda theta: theta * jnp.ones(1))
+    how = {"scheme": damping, "interpolation": "linear", "t1": 0.5, "steps": 1}
+    end = integrate.endpoint(lambda t, y, theta: 0 * y, jnp.ones(1), jnp.asarray([1.0, 3.0]), **how)
+    np.testing.assert_allclose(end, 1 / (1 + 0.5 * 3.0))
+
+
 def test_piecewise_constant_theta_against_scipy():
     theta = jnp.asarray(RNG.normal(size=(5, 3, 3)))
     y = y0 = RNG.normal(size=3)

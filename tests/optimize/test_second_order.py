@@ -47,6 +47,18 @@ def test_the_first_step_is_the_damped_newton_step(method, radius, damping):
     np.testing.assert_allclose(history.scale[: len(scales)], scales, rtol=100 * EPS)
 
 
+def bent(params):
+    return params - params**2 / 2 - 1
+
+
+def test_the_damping_follows_what_was_gained_of_what_was_promised():
+    # By hand: s = 1/2, gained 1/2 - 0.625^2 / 2, promised 1/2 - 1/8; Nielsen's factor 1 - (2 ratio - 1)^3.
+    options = {"method": "levenberg_marquardt", "damping": 1.0, "steps": 3, "inner_tolerance": 1e3 * EPS}
+    _, history = gauss_newton.minimize(gauss_newton.least_squares(bent), jnp.zeros(1, WIDEST), **options)
+    ratio = (0.5 - 0.625**2 / 2) / 0.375
+    np.testing.assert_allclose(history.scale[:2], [1.0, 1 - (2 * ratio - 1) ** 3], rtol=1e4 * EPS)
+
+
 def test_the_radius_bounds_every_step_and_doubles_while_the_model_is_right():
     params, history = run(radius=0.001)
     np.testing.assert_allclose(history.scale, 0.001 * 2.0 ** np.arange(6), rtol=10 * EPS)

@@ -154,7 +154,7 @@ def taylor(full):
 @study("Derivatives written by hand: dot-product test")
 def dots(full):
     """The largest |<v, J u> - <J'v, u>| / (|v| |J u|)."""
-    for name, function, plain, x in _chosen(full):
+    for name, function, plain, x in _chosen(full, also=("ode/adjoints.py: solve",)):
         yield below(name, dot_gap(function, plain or function, x), 1e-12, f"{PAIRS} random pairs, float64")
     if full:
         bent = _bent(lambda x: jnp.sin(x), 1e-6)
@@ -175,11 +175,11 @@ def formulas(full):
         yield below("varpro.Regularized.curvature", curvature_gap(), 1e-8, "cross-entropy, 6 examples")
 
 
-def _chosen(full):
+def _chosen(full, also=()):
     """(name, map, the map without the rule, where) of all cases, or of those that are compiled in no time."""
     listed = {f"{file}: {name}": cases for (file, name), cases in CASES.items()} | ALSO
     for name, cases in listed.items():
-        quick = not name.startswith("ode/") and name not in ALSO
+        quick = name in also or (not name.startswith("ode/") and name not in ALSO)
         for number, case in enumerate(cases):
             if full or (quick and number == 0):
                 yield (name if len(cases) == 1 else f"{name}, case {number + 1}"), *case

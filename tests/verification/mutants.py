@@ -2,6 +2,7 @@
 
     python -m tests.verification.mutants              all of them; figures go to docs/verification/ and the page
     python -m tests.verification.mutants krylov ode   those whose file begins so
+    python -m tests.verification.mutants --open       those that were not caught last time, or never tried
 
 The test that noticed a fault last time is asked first, then all that the list names. In the end every test that noticed
 runs without any fault and must pass: a fault "caught" by a test that fails anyway is not caught.
@@ -147,7 +148,11 @@ def main(wanted):
     for name in SHARED:
         importlib.import_module(name)
     known = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
-    chosen = {_name(m): m for m in read() if m["file"].startswith(tuple(wanted) or "")}
+    still_open = "--open" in wanted
+    wanted = tuple(name for name in wanted if name != "--open")
+    chosen = {_name(m): m for m in read() if m["file"].startswith(wanted or "")}
+    if still_open:
+        chosen = {name: m for name, m in chosen.items() if known.get(name, {}).get("verdict") != "caught"}
     with copy() as root:
         for name, mutant in chosen.items():
             start = time.perf_counter()
