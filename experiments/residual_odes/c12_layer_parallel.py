@@ -26,11 +26,13 @@ speed-ups that are drawn are those of a model, whose count of work a test compar
 
 Verdict
 -------
-Tiny size (32 layers, 8 slices; 29 s of CPU, most of it compiling): the sharp bound is attained to 1e-5, a cycle of
-multigrid stays at 0.92 of its bound at most, states are exact after 8 iterations, and a cycle each way reduces the
-gradient's error by 0.31, standard error 0.02. With norms of Jacobians the bound is 60 times too large: it
-sees no cancellation. Changed after a tiny run: the last losses are compared beside the first one, since both nearly
-vanish. Speed-ups are the model's; nothing was timed on more than one device.
+1024 layers, 32 slices, four seeds; two busy CPU cores, 75 s. All claims hold. The sharp bound is attained; an FCF cycle
+stays at 0.63 of its own or below; states are exact to the bit, at rounding from 21 iterations on. In the network
+parareal leaves a third of the error per iteration, and so do the gradient's cycles (0.335, standard error 0.016), but
+norms of Jacobians see no cancellation: that bound first grows to 5e3 to 5e4 and predicts no rate. On 64 digits both trainings
+end near zero, so that their last losses say little (changed after a tiny run: they are compared beside the first one);
+all along they differ by at most 0.009 to 0.022 of it. The speed-ups are the model's, 2.3 on 8 devices and 6.3 on 32
+with one cycle and no latency; nothing was timed on more than one device.
 """
 
 import dataclasses
