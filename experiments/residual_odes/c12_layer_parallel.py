@@ -157,7 +157,12 @@ def _linear(config):
     ]
     bounds = {name: np.stack([getattr(one, name) for one in each], axis=1) for name in BOUNDS}
     shrunk = np.linalg.norm(found, axis=1) / np.linalg.norm(random, axis=1)
-    return np.abs(errors).max(axis=1), bounds, shrunk, layer_parallel.multigrid(fine, coarse, slices=config.mode_slices)
+    return (
+        np.abs(later - exact[None]).max(axis=1),
+        bounds,
+        shrunk,
+        layer_parallel.multigrid(fine, coarse, slices=config.mode_slices),
+    )
 
 
 def _iterate(step, start, times):
