@@ -144,10 +144,7 @@ def _linear(config):
     theta = jnp.broadcast_to(jnp.asarray(config.modes), (config.mode_layers, len(config.modes)))
     settings = {"t1": 4.0, "steps": config.mode_layers, "iterations": 1, "tolerance": 0.0, **EULER}
     step = functools.partial(parallel.multigrid, _growth, exact[0], theta, coarsening=(m,), **settings)
-    errors = (
-        _iterate(lambda states: step(relaxations=0, guess=states).states, exact + wrong, config.mode_slices)
-        - exact[None]
-    )
+    later = _iterate(lambda states: step(relaxations=0, guess=states).states, exact + wrong, config.mode_slices)
     random = np.random.default_rng(config.seed).normal(size=(config.guesses, *exact.shape, 2)) @ np.array([1, 1j])
     random[:, 0] = 0
     found = np.stack([step(guess=exact + one).states - exact for one in random])
@@ -157,12 +154,8 @@ def _linear(config):
     ]
     bounds = {name: np.stack([getattr(one, name) for one in each], axis=1) for name in BOUNDS}
     shrunk = np.linalg.norm(found, axis=1) / np.linalg.norm(random, axis=1)
-    return (
-        np.abs(later - exact[None]).max(axis=1),
-        bounds,
-        shrunk,
-        layer_parallel.multigrid(fine, coarse, slices=config.mode_slices),
-    )
+    errors = np.abs(later - exact[None]).max(axis=1)
+    return errors, bounds, shrunk, layer_parallel.multigrid(fine, coarse, slices=config.mode_slices)
 
 
 def _iterate(step, start, times):
