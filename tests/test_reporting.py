@@ -57,6 +57,14 @@ def saved(tmp_path, **changes):
     return reporting.save(tmp_path, **values | changes)
 
 
+def reseal(folder, about):
+    """environment.json with other entries, as a writer would leave it: a forger can do as much."""
+    about = {name: value for name, value in about.items() if name != "digest"}
+    text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+    about["digest"] = hashlib.sha256(text.encode()).hexdigest()
+    (folder / "environment.json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+
+
 def visible(folder):
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
@@ -149,6 +157,20 @@ def test_a_failing_claim_says_by_how_much_and_why():
     assert nothing.failure_text() == "Nothing can be compared: measured, uncertainty not finite."
     assert claim(measured=1.1).failure_text() in reporting.claims_text([claim(measured=1.1)])
     assert "4 standard errors." in _pages.claims_table([claim(measured=1.1)])
+
+
+@pytest.mark.parametrize("letter", ["\x1b[2J", "\r", "\x00", "\x07", "\x9b", "\u202e", "\u2028", "\x7f", "\ud800"])
+def test_a_terminal_gets_no_instructions(letter):
+    text = f"a{letter}b"
+    made = claim(claim=text, source=text, tolerance_from=text, measured=9.0, note=text)
+    shown = (
+        reporting.claims_text([made]), reporting.claims_text([made], brief=True),
+        reporting.margins_text([(text, [made])]),
+        reporting.scoreboard_text([(text, [made], 1.0), (text, [], 1.0, None, None, text)]),
+    )  # fmt: skip
+    for table in shown:
+        assert all(part.isprintable() for part in table.split("\n"))
+        assert ascii(letter[0])[1:-1] in table or letter == "\r"
 
 
 def test_claims_are_counted_by_origin():
@@ -248,7 +270,7 @@ def test_a_writer_that_fails_midway_leaves_what_was_there(tmp_path, monkeypatch,
         return replacement
 
     with monkeypatch.context() as patch:
-        patch.setattr(_runs, "_write", failing(_runs._write))
+        patch.setattr(_runs, "write", failing(_runs.write))
         patch.setattr(_runs, "_flush", failing(_runs._flush))
         with pytest.raises(OSError, match="No space"):
             saved(tmp_path, record=result(shift=1.0))
@@ -312,7 +334,7 @@ def test_pickled_arrays_are_neither_written_nor_read(tmp_path):
     np.savez(run.folder / "record.npz", values=np.array([{}]))
     about = json.loads((run.folder / "environment.json").read_text())
     about["files"]["record.npz"] = hashlib.sha256((run.folder / "record.npz").read_bytes()).hexdigest()
-    (run.folder / "environment.json").write_text(json.dumps(about))
+    reseal(run.folder, about)
     with pytest.raises(ValueError, match="allow_pickle"):
         reporting.load(run.folder)
 
@@ -334,7 +356,7 @@ def test_files_named_in_the_environment_stay_in_the_folder(tmp_path):
     run = saved(tmp_path)
     about = json.loads((run.folder / "environment.json").read_text())
     about["files"]["../../secret"] = "0"
-    (run.folder / "environment.json").write_text(json.dumps(about))
+    reseal(run.folder, about)
     with pytest.raises(ValueError, match="secret"):
         reporting.load(run.folder)
 

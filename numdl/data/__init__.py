@@ -6,7 +6,7 @@
     data.standardize(digits.images)                      rows of mean 0 and mean square 1
     data.batches(key, (images, labels), 128)                          shuffled epochs
 
-Readers for files of one's own: `idx`, `cifar`, `tables` (CSV); points in the plane: `synthetic`.
+Readers for files of one's own: `idx`, `cifar`, `npz`, `tables` (CSV); points in the plane: `synthetic`.
 
     >>> import jax
     >>> from numdl import data
@@ -16,7 +16,7 @@ Readers for files of one's own: `idx`, `cifar`, `tables` (CSV); points in the pl
     [(32,), (32,), (32,)]
 """
 
-from numdl.data import cifar, idx, synthetic, tables
+from numdl.data import cifar, idx, npz, synthetic, tables
 from numdl.data._batching import batches, epoch_indices, split
 from numdl.data._bundled import Dataset, digits, iris, photographs, standardize
 from numdl.data._fetching import fetch
@@ -37,6 +37,7 @@ __all__ = [
     "idx",
     "iris",
     "mnist",
+    "npz",
     "photographs",
     "split",
     "standardize",

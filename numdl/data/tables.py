@@ -4,7 +4,7 @@ import contextlib
 import csv
 import io
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,33 +80,69 @@ def read(
     return dict(zip(columns, arrays))
 
 
-def labelled(path: StrPath, *, label: str, **options: Any) -> Table:
-    """A CSV file as a Table: column `label` holds the classes, numbered in the order of their names.
+def labelled(path: StrPath, *, label: str, classes: Sequence[str] | None = None, **options: Any) -> Table:
+    """A CSV file as a Table: column `label` holds the classes, numbered in the order of `classes` or of their names.
 
     Parameters
     ----------
     path : path                 the file
     label : str                 the column of the classes
+    classes : tuple or None     the classes that there are, as the file writes them (whole numbers as such or as text);
+                                None: those that are found, a misspelt one among them
     **options : Any             of `read`: types, missing, delimiter, most_bytes
     Returns
     -------
     Table                       features [rows, columns] float32, labels [rows] int32, names, columns
     Raises
     ------
-    ValueError, TypeError       as `read`; there is no such column; another column is not of numbers
+    ValueError, TypeError       as `read`; there is no such column; another column is not of numbers; a class that
+                                `classes` does not name, with its row
     OSError                     the file cannot be read
     """
     if not checks.instance("label", label, str, hint="the name of a column"):
         raise checks.BadValue(f"label must be the name of a column; got {label!r}")
+    classes = None if classes is None else _checked_classes(classes)
     columns = read(path, **options)
     if label not in columns:
         raise ValueError(f"{path}: label must be one of its columns {', '.join(columns)}; got {label!r}")
-    names, labels = np.unique(columns.pop(label), return_inverse=True)
+    names, labels = _numbered(path, label, columns.pop(label), classes)
     text = [name for name, values in columns.items() if values.dtype.kind not in "if"]
     if text or not columns:
         raise ValueError(f"{path}: column {text[0]!r} is text" if text else f"{path}: no column beside {label!r}")
     features = np.stack([values.astype(np.float32) for values in columns.values()], axis=1)
-    return Table(features, labels.astype(np.int32), tuple(map(str, names.tolist())), tuple(columns), str(path))
+    return Table(features, labels.astype(np.int32), names, tuple(columns), str(path))
+
+
+def _checked_classes(classes):
+    """The classes as texts."""
+    if not isinstance(classes, tuple | list):
+        raise checks.BadType(f"classes must be a tuple of the classes' names; got {classes!r:.100}")
+    if not classes or not all(isinstance(name, str | int) and not isinstance(name, bool) for name in classes):
+        raise checks.BadValue(f"classes must be a tuple of texts or whole numbers, not empty; got {classes!r:.100}")
+    names = tuple(map(str, classes))
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise checks.BadValue(f"classes must name each class once; got {twice!r} twice")
+    return names
+
+
+def _numbered(path, label, cells, classes):
+    """(the classes' names, each row's number)."""
+    if cells.dtype.kind == "f" and not np.isfinite(cells).all():
+        row = int(np.flatnonzero(~np.isfinite(cells))[0])
+        raise ValueError(f"{path}, row {row + 1}, column {label!r}: no class: the cell is one of `missing`")
+    found, labels = np.unique(cells, return_inverse=True)
+    names = tuple(map(str, found.tolist()))
+    if classes is None:
+        return names, labels
+    unknown = [index for index, name in enumerate(names) if name not in classes]
+    if unknown:
+        row = int(np.flatnonzero(labels == unknown[0])[0])
+        known = ", ".join(classes)[:200]
+        raise ValueError(
+            f"{path}, row {row + 1}, column {label!r}: unknown class {names[unknown[0]][:50]!r}: one of {known}"
+        )
+    return classes, np.array([classes.index(name) for name in names], np.int32)[labels]
 
 
 def _survey(path, wanted, options):

@@ -9,6 +9,7 @@ publish                 a file that is there whole or not at all
 
 from numdl.reporting._boards import Score, by_origin, claims_text, margin_text, margins_text, scoreboard_text
 from numdl.reporting._claims import Claim
+from numdl.reporting._files import writable
 from numdl.reporting._machine import environment, versions
 from numdl.reporting._markup import tag
 from numdl.reporting._pages import (
@@ -23,7 +24,7 @@ from numdl.reporting._pages import (
     table,
 )
 from numdl.reporting._prose import prose
-from numdl.reporting._runs import Run, digest, load, publish, save, writable
+from numdl.reporting._runs import Run, digest, load, publish, save
 
 __all__ = [
     "Claim",

@@ -56,7 +56,7 @@ def claims_text(claims: Sequence[Claim], *, brief: bool = False) -> str:
     for i, c in enumerate(claims, start=1):
         texts = () if brief else (f"{c.claim}  [{c.source}]", f"tolerance: {c.tolerance_from}")
         for text in filter(None, (*texts, c.failure_text())):
-            folded = textwrap.wrap(text, 100, break_on_hyphens=False)
+            folded = textwrap.wrap(printable(text), 100, break_on_hyphens=False)
             lines[i] += "".join(f"\n    {'  ' if more else ''}{line}" for more, line in enumerate(folded))
     return "\n".join(lines)
 
@@ -99,7 +99,7 @@ def scoreboard_text(rows: Iterable[tuple]) -> str:
     )  # fmt: skip
     good = all(row.good for row in rows)
     wide = max(len(row.name) for row in [*rows, total])
-    lines = [_score_line(row, wide, row.good) for row in rows] + [_score_line(total, wide, good)]
+    lines = [printable(_score_line(row, wide, row.good)) for row in rows] + [_score_line(total, wide, good)]
     lines += [f"      {origin:<{wide}}  {_held_text(*of)}" for origin, of in by_origin(total.claims).items()]
     return "\n".join(lines)
 
@@ -157,7 +157,17 @@ def _held_text(held, total):
     return f"{held:>3} of {total:<3} claims hold"
 
 
+def printable(text):
+    """Text that a terminal only shows: what would move its cursor, turn its direction or break the line is spelled."""
+    return "".join(letter if letter.isprintable() else _spelled(letter) for letter in " ".join(text.split("\n")))
+
+
+def _spelled(letter):
+    return " " if letter.isspace() and letter not in "\r\v\f\x1c\x1d\x1e\x1f\x85\u2028\u2029" else ascii(letter)[1:-1]
+
+
 def _columns(rows):
+    rows = [[printable(cell) for cell in row] for row in rows]
     wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, wide, strict=True)).rstrip() for row in rows]
 

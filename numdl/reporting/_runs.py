@@ -6,7 +6,7 @@
         record.npz         the arrays, by field path; read back without pickle
         figure.svg, .png   equal runs give equal bytes
         source.py          the experiment's own file as it ran
-        environment.json   versions, device, seconds, and the SHA-256 of every file above
+        environment.json   versions, device, seconds, the SHA-256 of every file above and of itself
 
 A folder is there whole or not at all: it is written beside its place, flushed to the disk, then renamed. An earlier run
 of the same config is set aside for the two renames and put back if the writer is killed between them.
@@ -15,12 +15,9 @@ of the same config is set aside for the two renames and put back if the writer i
 import contextlib
 import dataclasses
 import hashlib
-import io
-import json
 import os
 import pathlib
 import re
-import secrets
 import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,6 +28,8 @@ from numdl import checks
 from numdl.reporting._boards import Score
 from numdl.reporting._claims import Claim, checked_claims
 from numdl.reporting._encoding import arrays, image, jsonable, npz, strict_json
+from numdl.reporting._files import put, writable, write
+from numdl.reporting._kept import MOST, read, sealed
 from numdl.reporting._machine import environment
 from numdl.typing import StrPath
 
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,79}")
+_DIGEST = re.compile(r"[0-9a-f]{12}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,70 +127,41 @@ def save(
         files |= {"figure.svg": image(figure, "svg"), "figure.png": image(figure, "png")}
     if source is not None:
         files["source.py"] = checks.path("source", source).read_bytes()
+    about = {"name": name, "seconds": round(float(seconds), 3), **environment(source), **(used or {})}
     sums = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
-    about = {
-        "name": _checked(name),
-        "seconds": round(float(seconds), 3),
-        **environment(source),
-        **(used or {}),
-        "files": sums,
-    }
-    files["environment.json"] = strict_json(jsonable(about, "environment"))
+    files["environment.json"] = sealed(about | {"files": sums})
     folder = writable(results / name) / digest(config)
     with _lock(folder):
         _publish(folder, files)
-    return load(folder)
+    size = sum(np.asarray(value).nbytes for value in arrays(record).values())
+    return load(folder, most_bytes=max(MOST, 2 * size))
 
 
-def load(folder: StrPath) -> Run:
+def load(folder: StrPath, *, most_bytes: int = MOST) -> Run:
     """Read a run's folder; no code is run, and every file must still have the digest it was written with.
 
     Parameters
     ----------
-    folder : path           results/<name>/<digest of the config>
+    folder : path           results/<name>/<digest of the config>; it may be one that cannot be written
+    most_bytes : int        refuse a run whose files, or arrays after decompression, are larger
     Returns
     -------
     Run                     name, config, claims, arrays by field path, environment
     Raises
     ------
     FileNotFoundError       there is no run
-    ValueError              a file was changed or cut; the message names it
+    ValueError              a file was changed, cut or removed, is of another run or of a later version of numdl; the
+                            message names it
     """
+    most_bytes = checks.whole("most_bytes", most_bytes)
     folder = checks.path("folder", folder)
     with _lock(folder, shared=True):
         place = folder if folder.is_dir() else _aside(folder)
         if not (place / "environment.json").is_file():
-            raise FileNotFoundError(f"folder must be a run's folder; there is none at {folder}")
-        about = json.loads((place / "environment.json").read_bytes())
-        files = {file: _verified(place / _checked_file(file), total) for file, total in about["files"].items()}
-    with np.load(io.BytesIO(files["record.npz"]), allow_pickle=False) as stored:
-        values = {field: stored[field] for field in stored.files}
-    claims = [Claim.from_dict(claim) for claim in json.loads(files["claims.json"])]
-    return Run(about["name"], folder, json.loads(files["config.json"]), claims, values, about)
-
-
-def writable(folder: StrPath) -> pathlib.Path:
-    """The folder, made if needed and tried by writing into it: call this before anything is computed.
-
-    Parameters
-    ----------
-    folder : path           where results are to go
-    Returns
-    -------
-    Path                    the same
-    Raises
-    ------
-    OSError                 one line that names the folder and why it cannot be written
-    """
-    folder = checks.path("folder", folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink(missing_ok=True)  # another machine that shares the folder may have a process of this number
-    except OSError as error:
-        raise type(error)(f"results folder {folder} cannot be written: {error.strerror}") from error
-    return folder
+            raise FileNotFoundError(f"folder must be a run's folder; there is no {place / 'environment.json'}")
+        about, config, claims, values = read(place, most_bytes)
+    _check_place(folder, about["name"], config)
+    return Run(about["name"], folder, config, claims, values, about)
 
 
 def publish(path: StrPath, text: str) -> pathlib.Path:
@@ -210,18 +181,6 @@ def publish(path: StrPath, text: str) -> pathlib.Path:
     """
     path, text = checks.path("path", path), checks.instance("text", text, str)
     return put(path, text.encode("utf-8", "replace"))
-
-
-def put(path, content):
-    """Bytes as a file, whole or not at all."""
-    # Machines that share a folder have processes of equal numbers.
-    fresh = writable(path.parent) / f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}.new"
-    try:
-        _write(fresh, content)
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
-    return path
 
 
 def digest(config: Any) -> str:
@@ -252,17 +211,16 @@ def _checked_config(config):
         raise checks.BadType(f"config must be a dataclass or a dict of plain values; got {config!r:.60}")
 
 
-def _checked_file(file):
-    if file != pathlib.PurePath(file).name or file.startswith("."):
-        raise checks.BadValue(f"environment.json must name files of its own folder; got {file!r}")
-    return file
-
-
-def _verified(path, total):
-    content = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(content).hexdigest() != total:
-        raise checks.BadValue(f"{path} must be the file that the run wrote; it was changed, cut or removed since")
-    return content
+def _check_place(folder, name, config):
+    """A folder named by a digest must be its config's, below its experiment's name: folders can be mixed up."""
+    if not _DIGEST.fullmatch(folder.name):
+        return
+    asked = hashlib.sha256(strict_json(config)).hexdigest()[:12]
+    path = folder.absolute()
+    if (path.parent.name, path.name) != (name, asked):
+        raise checks.BadValue(
+            f"folder must be where its run was kept, {name}/{asked}; got {folder}: another run's place"
+        )
 
 
 def _aside(folder):
@@ -276,7 +234,7 @@ def _publish(folder, files):
     try:
         fresh.mkdir()
         for name, content in files.items():
-            _write(fresh / name, content)
+            write(fresh / name, content)
         _flush(fresh)
         if folder.exists():
             os.rename(folder, aside)
@@ -292,13 +250,6 @@ def _settle(folder, aside):
     if aside.exists() and not folder.exists():
         os.rename(aside, folder)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _write(path, content):
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _flush(folder):

@@ -162,3 +162,29 @@ def test_labelled_names_the_wrong_column(tmp_path):
         tables.labelled(path, label="count")
     with pytest.raises(ValueError, match="no column beside 'a'"):
         tables.labelled(write(tmp_path, "a\n1\n"), label="a")
+
+
+def test_a_class_that_is_not_among_them_is_named_with_its_row(tmp_path):
+    path = write(tmp_path, PLANTS)
+    found = tables.labelled(path, label="species", classes=("tulip", "lily", "rose"))
+    assert found.names == ("tulip", "lily", "rose") and found.labels.tolist() == [2, 0, 2]
+    assert found.labels.dtype == np.int32
+    numbered = tables.labelled(write(tmp_path, "x,y\n1,7\n2,3\n"), label="y", classes=[3, 7])
+    assert numbered.names == ("3", "7") and numbered.labels.tolist() == [1, 0]
+    misspelt = write(tmp_path, PLANTS + "1,2,rosse\n", "misspelt.csv")
+    assert tables.labelled(misspelt, label="species").names == ("rose", "rosse", "tulip")
+    with pytest.raises(
+        ValueError, match="misspelt.csv, row 4, column 'species': unknown class 'rosse': one of rose, tu"
+    ):
+        tables.labelled(misspelt, label="species", classes=("rose", "tulip"))
+
+
+@pytest.mark.parametrize("classes", ["rose", (), ("rose", "rose"), (1.5,), (True,), {"rose"}])
+def test_classes_are_names(tmp_path, classes):
+    with pytest.raises((ValueError, TypeError), match="classes must .*got"):
+        tables.labelled(write(tmp_path, PLANTS), label="species", classes=classes)
+
+
+def test_a_missing_label_is_no_class(tmp_path):
+    with pytest.raises(ValueError, match="row 2, column 'y': no class"):
+        tables.labelled(write(tmp_path, "x,y\n1,7\n2,\n"), label="y", missing=("",))

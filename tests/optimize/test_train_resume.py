@@ -409,3 +409,50 @@ def test_keys_and_small_types_come_back_as_they_were(key):
     assert jax.tree.map(lambda a: a.dtype, back) == jax.tree.map(lambda a: a.dtype, tree)
     same(jax.random.key_data(back.pop("key")), jax.random.key_data(tree.pop("key")))
     same(back, tree)
+
+
+def tree_of(folder):
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
+
+
+def test_a_run_is_read_while_it_is_trained_and_nothing_is_written(tmp_path):
+    batches = [np.arange(3.0), np.ones(3)]
+    expected, history = fit(tmp_path, batches, observe={"w": (train.every(4), lambda params: params["w"])})
+    before = tree_of(tmp_path)
+    with _checkpoints.opened(tmp_path):  # another process holds it
+        held = tree_of(tmp_path)
+        step, params, seen = train.read(tmp_path, {"w": np.zeros(3)})
+        assert tree_of(tmp_path) == held
+    assert step == 12 and {path for path in before if path.name != ".lock"} <= held.keys()
+    same(params, expected)
+    same_history(seen, history)
+
+
+def test_a_run_that_stopped_early_is_read_with_its_best(tmp_path):
+    stop = train.early_stopping(train.every(2), lambda params: jnp.sum(params["w"] ** 2), patience=2)
+    expected, _ = fit(tmp_path, [np.full(3, 3.0)], early_stopping=stop)
+    found = train.read(tmp_path, START)
+    same(found.params, expected)
+    assert found.history.stopped == "stopped early"
+
+
+def test_an_unfinished_run_says_so(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        fit(tmp_path, [np.ones(3)], observe={"w": ([11], lambda params: 1 / 0)})
+    found = train.read(tmp_path, START)
+    assert found.step == 10 and found.history.stopped == "unfinished" and found.history.steps == 10
+
+
+@pytest.mark.parametrize("params", [{"w": np.ones(4)}, {"w": np.ones(3, np.float32)}, {"v": np.ones(3)}, np.ones(3)])
+def test_parameters_of_other_shapes_are_named(tmp_path, params):
+    fit(tmp_path, [np.ones(3)], steps=1)
+    with pytest.raises(ValueError, match="same parameters .shapes.; the run in .* has .*this one"):
+        train.read(tmp_path, params)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for place in ("empty", "nowhere"):
+        with pytest.raises(FileNotFoundError, match=f"folder must hold a checkpoint.*got .*{place}"):
+            train.read(tmp_path / place, START)
+    assert not (tmp_path / "nowhere").exists() and not list((tmp_path / "empty").iterdir())

@@ -169,8 +169,9 @@ CALLS = {
     "data.synthetic.level": {"values": kinds.free(0.0), "edges": kinds.free(np.arange(3.0))},
     **{
         f"data.{name}": FILE
-        for name in ("cifar.read_binary", "cifar.read_pickle", "idx.read", "tables.read", "tables.labelled")
+        for name in ("cifar.read_binary", "cifar.read_pickle", "idx.read", "npz.read", "tables.read")
     },
+    "data.tables.labelled": {**FILE, "classes": kinds.Argument(None, ("rose", 3, (), (1.5,), ("a", "a")))},
     **{f"data.{name}": {} for name in ("digits", "iris", "photographs")},
     **{f"plotting.{name}": PLOT for name in ("figure", "prediction_and_measurement", "agreement")},
     "plotting.phase_diagram": {

@@ -234,6 +234,7 @@ CALLS = {
     "optimize.train.gradient_noise": {**TRAINED, "loss": kinds.function(o.loss)},
     "optimize.train.update_ratio": {**TRAINED, "loss": kinds.function(o.loss)},
     "optimize.train.resident": {**TRAINED, "key": kinds.key(o.KEY).without(None)},
+    "optimize.train.read": {"folder": kinds.path(None), "params": kinds.free(o.PARAMS)},
     "optimize.train.whole": {"data": kinds.data((o.X, o.TARGETS)).also((), None)},
     **{f"optimize.varpro.{name}": VARIABLE for name in ("minimize", "reduced", "full", "readout")},
     "optimize.varpro.project": {**VARIABLE, "matrix": kinds.finite(DESIGN), "targets": kinds.finite(ANSWERS)},

@@ -32,11 +32,13 @@ from numdl.optimize.train._measures import (
     update_ratio,
     with_moment,
 )
+from numdl.optimize.train._reading import Kept, read
 from numdl.optimize.train._schedule import early_stopping, every
 from numdl.optimize.train._stepping import descend
 
 __all__ = [
     "History",
+    "Kept",
     "Moment",
     "accuracy",
     "descend",
@@ -45,6 +47,7 @@ __all__ = [
     "every",
     "fit",
     "gradient_noise",
+    "read",
     "resident",
     "update_ratio",
     "whole",

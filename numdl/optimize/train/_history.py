@@ -6,7 +6,7 @@ import tempfile
 
 import numpy as np
 
-from numdl import checks
+from numdl import _stored, checks
 from numdl.records import record, static
 
 
@@ -112,10 +112,8 @@ def _loaded(path):
     """{name: array} of a file that `save` wrote."""
     content = checks.path("path", path).read_bytes()
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    # A damaged archive may fail anywhere in its reader.
-    except Exception as error:
+        arrays = _stored.arrays(content)
+    except ValueError as error:
         raise checks.BadValue(f"path must be a file that History.save wrote; got {path}: {error}") from error
     missing = {"loss", "stopped", "detail"} - set(arrays)
     if missing:

@@ -48,7 +48,7 @@ def packed(plan, run, identity):
 
 def restored(plan, store, identity):
     """The run that a folder holds, or None."""
-    found = store.latest(_understood)
+    found = store.latest(understood)
     if found is None:
         return None
     about, arrays = found
@@ -60,6 +60,17 @@ def restored(plan, store, identity):
     if changed:
         warnings.warn(f"the run goes on elsewhere, its last bits may differ: {', '.join(changed)}", stacklevel=4)
     return _run(plan, about, arrays)
+
+
+def check_shapes(folder, about, params):
+    """Parameters must have the shapes of the run's."""
+    name = "parameters (shapes)"
+    _check_same(
+        folder,
+        {"texts": about["identity"], "numbers": {}},
+        {"texts": {name: _checkpoints.signature(params)}, "numbers": {}},
+        moved=False,
+    )
 
 
 def notes(store):
@@ -79,7 +90,7 @@ def environment():
     }
 
 
-def _understood(step, arrays):
+def understood(step, arrays):
     about = _checkpoints.untext(arrays["about"])
     missing = {"step", "stopped", "detail", "names", "identity", "environment", "notes"} - set(about)
     if missing or about["step"] != step:

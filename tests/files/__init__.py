@@ -1,0 +1,1 @@
+"""Files that break: damages as data, mutations for every reader, processes that are killed."""
