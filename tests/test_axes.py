@@ -296,6 +296,7 @@ def counted(apply, w, x):
         {"lhs_dilation": (2, 2), "window_strides": (2, 2)},
         {"rhs_dilation": (2, 2)},
         {"rhs_dilation": (2, 1), "lhs_dilation": (2, 2)},
+        {"rhs_dilation": (2, 2), "lhs_dilation": (2, 2), "window_strides": (2, 2)},
         {"batch_group_count": 2},
     ],
 )

@@ -692,3 +692,20 @@ def test_haiku():
     assert flow.nonlinearities == ("tanh", None)
     first = X @ params["mlp/~/linear_0"]["w"] + params["mlp/~/linear_0"]["b"][None]
     np.testing.assert_allclose(flow.state_rms[0], np.sqrt(np.mean(np.square(first))), rtol=1e-5)
+
+
+def test_a_stacked_leaf_has_the_gradient_of_all_its_steps():
+    kernels, x = (
+        jnp.asarray(np.sin(np.arange(48.0)).reshape(3, 4, 4)),
+        jnp.asarray(np.cos(np.arange(20.0)).reshape(5, 4)),
+    )
+
+    def apply(params, x):
+        return jax.lax.scan(lambda y, kernel: (jnp.tanh(y @ kernel), None), x, params)[0]
+
+    def loss(y):
+        return jnp.mean(y**2)
+
+    flow = layers.probe(apply, kernels, x, loss=loss)
+    wanted = jnp.sqrt(jnp.mean(jax.grad(lambda k: loss(apply(k, x)))(kernels) ** 2))
+    np.testing.assert_allclose(flow.leaf_gradient_rms, [wanted], rtol=1e-5)

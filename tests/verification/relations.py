@@ -146,8 +146,8 @@ def splitting(full):
     yield below("lengths are the map again and again", gap(np.array(step), q[1:]), LIMIT, "12 layers")
     fixed = float(propagation.fixed_point(**law).q)  # elsewhere the length moves, too
     c = propagation.correlations(0.3, depth=9, q=fixed, **law)
-    rest = propagation.correlations(float(c[3]), depth=6, q=fixed, **law)
-    yield below("correlations go on from layer 4", gap(rest, c[3:]), LIMIT, "9 layers")
+    rest = propagation.correlations(float(c[3]), depth=5, q=fixed, **law)
+    yield below("correlations go on from layer 4", gap(rest, c[4:]), LIMIT, "9 layers")
     products = gradients.growth(0.7, depth=12, **law)
     sums = np.cumsum(np.log(products.chi)[::-1])[::-1]
     yield below("products of gradients are sums of logarithms", gap(products.log_products, sums), LIMIT, "12 layers")
