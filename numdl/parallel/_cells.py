@@ -5,12 +5,11 @@ import io
 import json
 import math
 import os
-import zipfile
 
 import jax
 import numpy as np
 
-from numdl import checks
+from numdl import _stored, checks
 from numdl.reporting import _runs
 
 
@@ -46,12 +45,11 @@ def read(folder, digest, function):
     """The cell of a file, None where there is none or it cannot be read: it is then computed again."""
     path = folder / f"{digest}.npz"
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = _stored.arrays(path.read_bytes())
         cell = json.loads(arrays.pop("cell").tobytes())
         cell = _filled(cell, arrays)
         maker, _ = cell["function"], cell["value"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     if maker != function:
         raise checks.BadValue(f"folder must hold cells of {function} only; got one of {maker}: {path}")

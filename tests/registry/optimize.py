@@ -185,6 +185,7 @@ CALLS = {
     "optimize.line_search.armijo": MINIMIZED,
     "optimize.line_search.wolfe": MINIMIZED,
     "optimize.losses.with_l2": {**TRAINED, "loss": kinds.Argument(o.loss, (None, 3, "text"))},
+    "optimize.losses.z_loss": {"outputs": kinds.batch(o.TARGETS), "strength": kinds.variance(1e-4)},
     "optimize.losses.accuracy": {
         "outputs": kinds.batch(o.TARGETS),
         "targets": kinds.labels(o.LABELS, classes=2),
