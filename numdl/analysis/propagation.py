@@ -112,7 +112,8 @@ def correlations(
     ------
     ValueError, TypeError       x without pairs along axis 1; else as for `lengths`
     Source: Poole et al. 2016, arXiv:1606.05340, sec. 3.
-    Twin: theory.propagation.correlations.    Experiment: a3.
+    Twins: theory.propagation.correlations, theory.residual.correlations, theory.residual.tanh_laws.
+    Experiments: a3, a4, b12.
     """
     x = _pairs(x)
     return _over_seeds(correlations_at, key, network, x, seeds, at_a_time)
@@ -171,7 +172,7 @@ def covariances(
     ------
     ValueError, TypeError       as for `lengths`
     Source: the definition.
-    Twins: theory.propagation.correlations of pairs, theory.kernels.nngp of one layer at a time.    Experiment: a3.
+    Twins: theory.propagation.correlations of pairs, theory.kernels.nngp of one layer at a time.    Experiments: a3, a4.
     """
     return _over_seeds(covariances_at, key, network, x, seeds, at_a_time)
 

@@ -70,21 +70,56 @@ def outputs(
     ValueError, TypeError       as `drop`; x that does not fit params
     Source: Srivastava et al. 2014, J. Mach. Learn. Res. 15.    Experiment: f17.
     """
+    params, x, y, _ = _pass(key, params, x, activation, keep_probability)
+    return _affine.apply(params["readout"], y)
+
+
+def states(
+    key: Key[Array, ""],
+    params: PyTree,
+    x: Float[ArrayLike, "N d"],
+    *,
+    activation: Callable[[Array], Array],
+    keep_probability: ScalarLike,
+) -> tuple[Float[Array, "layers N n"], ...]:
+    """The pre-activations y_1 ... y_L of the pass of `outputs` with this key: what `Network.states` gives without it.
+
+        y_1 = x W_1 + b_1,    y_{l+1} = drop(f(y_l)) W_{l+1} + b_{l+1}
+
+    Every row of x has masks of its own: two equal rows are two passes of one input.
+
+    Parameters
+    ----------
+    key, params, x, activation, keep_probability : key, pytree, array, ...     as in `outputs`
+    Returns
+    -------
+    tuple of array [layers, N, n]    a stretch each
+    Raises
+    ------
+    ValueError, TypeError       as `outputs`
+    Source: Srivastava et al. 2014, J. Mach. Learn. Res. 15.    Experiment: a4.
+    """
+    return _pass(key, params, x, activation, keep_probability)[-1]
+
+
+def _pass(key, params, x, activation, keep_probability):
+    """Both after the door, the dropped output of the last hidden layer, and the pre-activations."""
     checks.key("key", key)
     params, x = checks.leaves("params", params), checks.floating("x", x, ndim=2)
     activation, keep = checks.accepts("activation", activation, 1, "activation(x)"), _kept(keep_probability)
-    hidden, y = params["hidden"], x
+    hidden, y, found = params["hidden"], x, []
     _affine.check_features(x, (hidden[0] if hidden else params["readout"])["kernel"].shape[-2], "params")
 
     def layer(y, given):
         weights, key = given
-        y = _dropped(key, activation(_affine.apply(weights, y)), keep)
-        return y, y
+        state = _affine.apply(weights, y)
+        return _dropped(key, activation(state), keep), state
 
     for number, stretch in enumerate(hidden):
         keys = jax.random.split(jax.random.fold_in(key, number), len(stretch["bias"]))
-        y, _ = run_stretch(layer, y, (stretch, keys))
-    return _affine.apply(params["readout"], y)
+        y, before = run_stretch(layer, y, (stretch, keys))
+        found.append(before)
+    return params, x, y, tuple(found)
 
 
 def _kept(keep_probability):

@@ -3,6 +3,7 @@
     V(q) = weight_variance E[f(sqrt(q) z)^2] + bias_variance
     C(c) = (weight_variance E[f(u) f(v)] + bias_variance) / V(q),     u, v ~ N(0, q), correlation c
 
+Under dropout V has weight_variance / keep and C as it stands: u and v have masks of their own.
 Source: Poole et al. 2016, arXiv:1606.05340. The doors are in theory.propagation.
 """
 
@@ -37,12 +38,13 @@ def _lengths_jit(x_variance, weight_variance, bias_variance, *, depth, activatio
 
 
 @float64
-def correlations(c, depth, q, activation, weight_variance, bias_variance):
+def correlations(c, depth, q, activation, weight_variance, bias_variance, keep_probability=1.0):
     """c.shape + (depth,); a scalar q moves, the lengths [depth + 1] stay as they are given."""
-    c, q, weight_variance, bias_variance = map(_roots.as_float, (c, q, weight_variance, bias_variance))
+    numbers = map(_roots.as_float, (c, q, weight_variance, bias_variance, keep_probability))
+    c, q, weight_variance, bias_variance, keep = numbers
     if not q.ndim:
-        q = _moving_jit(q, weight_variance, bias_variance, depth=depth, activation=activation)
-    flat = _correlations_jit(c.ravel(), q[:depth], weight_variance, bias_variance, activation=activation)
+        q = _moving_jit(q, weight_variance / keep, bias_variance, depth=depth, activation=activation)
+    flat = _correlations_jit(c.ravel(), q[:depth], weight_variance, bias_variance, keep, activation=activation)
     return flat.T.reshape(*c.shape, depth)
 
 
@@ -58,15 +60,15 @@ def _moving_jit(q, weight_variance, bias_variance, *, depth, activation):
 
 
 @functools.partial(jax.jit, static_argnames="activation")
-def _correlations_jit(c, q, weight_variance, bias_variance, *, activation):
+def _correlations_jit(c, q, weight_variance, bias_variance, keep, *, activation):
     def layer(c, q):
         square, opposite = activation.mean_square(q), _opposite(activation, q)
         product = activation.mean_product(jnp.full_like(c, q), jnp.full_like(c, q), c)
         # At the ends by one-point moments, so that neither rounding nor quadrature leaves an end that is kept.
         product = jnp.where(c == 1, square, jnp.where(c == -1, square * opposite, product))
-        after = weight_variance * square + bias_variance
+        after = weight_variance / keep * square + bias_variance
         new = jnp.clip((weight_variance * product + bias_variance) / after, -1, 1)
-        new = jnp.where((c == 1) & (after > 0) & jnp.isfinite(after), 1.0, new)
+        new = jnp.where((c == 1) & (keep == 1) & (after > 0) & jnp.isfinite(after), 1.0, new)
         return new, new
 
     return jax.lax.scan(layer, c, q)[1]

@@ -130,13 +130,14 @@ def correlations(
     activation: Activation,
     weight_variance: ArrayLike,
     bias_variance: ArrayLike,
+    keep_probability: ArrayLike = 1.0,
 ) -> Float64[np.ndarray, "*c layers"]:
     """PREDICTED correlation of the pre-activations of two inputs (cosine of the angle between inputs), layer by layer.
 
         c[l] = (weight_variance * E[f(u) f(v)] + bias_variance) / V(q[l-1]),  u, v ~ N(0, q[l-1]), correlation c[l-1]
 
     The correlation map at infinite width. Equal inputs stay equal: 1 stays 1 exactly, and -1 stays -1 where f is odd
-    and there are no biases. nan where a length is 0 or infinite.
+    and there are no biases. nan where a length is 0 or infinite. V(q) has weight_variance / keep_probability.
 
     Parameters
     ----------
@@ -146,14 +147,15 @@ def correlations(
                                 lengths layer by layer, q[0] beside c, as they are given (measured, for example)
     activation : Activation     f
     weight_variance, bias_variance : scalar     fan_in * Var(W_ij), Var(b_i)
+    keep_probability : scalar   dropout on f, another mask for each input: equal ones part; in (0, 1]
     Returns
     -------
     c : array, shape c.shape + (L,), float64
     Raises
     ------
-    ValueError, TypeError       a correlation outside [-1, 1], q not above 0, depth < 1, a bad variance, no Activation
+    ValueError, TypeError       c outside [-1, 1], q or keep_probability not above 0, depth < 1, a bad variance
     Source: Poole et al. 2016, arXiv:1606.05340; Schoenholz et al. 2017, arXiv:1611.01232.
-    Twin: analysis.propagation.correlations.    Experiment: a3.
+    Twin: analysis.propagation.correlations.    Experiments: a3, a4.
     """
     _check(activation, weight_variance, bias_variance)
     c = checks.finite("c", checks.concrete("c", c), least=-1.0, most=1.0)
@@ -161,7 +163,10 @@ def correlations(
     q = checks.positive("q", checks.concrete("q", q))
     if np.ndim(q):
         checks.shape("q", q, (depth + 1,))
-    return _maps.correlations(c, depth, q, activation, weight_variance, bias_variance)
+    checks.finite(
+        "keep_probability", checks.concrete("keep_probability", keep_probability), above=0.0, most=1.0, shape=()
+    )
+    return _maps.correlations(c, depth, q, activation, weight_variance, bias_variance, keep_probability)
 
 
 def fixed_point(*, activation: Activation, weight_variance: ArrayLike, bias_variance: ArrayLike) -> FixedPoint:

@@ -65,3 +65,29 @@ def test_linear_networks_have_their_outputs_in_the_mean():
     ) + np.asarray(params["readout"]["bias"])[None]
     z = (rows.mean(axis=0) - exact) / (rows.std(axis=0) / 2000**0.5)
     assert np.abs(z).max() < z_limit(50)
+
+
+@pytest.mark.parametrize("widths", [(4, 6, 3), (4, 6, 6, 6, 3), (4, 6, 5, 3)])
+def test_states_without_dropout_are_the_networks(widths):
+    net, x = dense.network(widths=widths, **PHYSICS), np.linspace(-1, 1, 20).reshape(5, 4)
+    params = net.init(jax.random.key(1), x)
+    found = dropout.states(jax.random.key(0), params, x, activation=activations.tanh, keep_probability=1.0)
+    expected = net.states(params, x)
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+
+
+def test_states_are_those_of_the_pass_with_this_key_and_rows_have_masks_of_their_own():
+    net, x = dense.network(widths=(4, 7, 7, 5, 3), **PHYSICS), np.ones((2, 4))
+    params, settings = net.init(jax.random.key(1), x), {"activation": activations.tanh, "keep_probability": 0.5}
+    first, second, third = dropout.states(jax.random.key(3), params, x, **settings)
+    assert (first.shape, second.shape, third.shape) == ((1, 2, 7), (1, 2, 7), (1, 2, 5))
+    np.testing.assert_array_equal(first[0, 0], first[0, 1])
+    assert np.abs(second[0, 0] - second[0, 1]).max() > 0.01
+    kernel, bias = (np.asarray(params["readout"][name]) for name in ("kernel", "bias"))
+    kept = 2 * np.tanh(np.asarray(third[0]))
+    masks = np.array(list(itertools.product([0, 1], repeat=5)))
+    outputs = dropout.outputs(jax.random.key(3), params, x, **settings)
+    for row, output in zip(kept, np.asarray(outputs), strict=True):
+        assert np.abs(masks * row @ kernel + bias - output).max(axis=1).min() < 1e-5

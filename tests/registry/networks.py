@@ -205,6 +205,7 @@ CALLS = {
     },
     "networks.dropout.drop": {},
     "networks.dropout.outputs": {"params": kinds.data(DENSE_PARAMS).also({}), "x": kinds.floating(o.X)},
+    "networks.dropout.states": {"params": kinds.data(DENSE_PARAMS).also({}), "x": kinds.floating(o.X)},
     "networks.by_hand.backpropagate": {
         "params": kinds.data(DENSE_PARAMS).also({}),
         "x": kinds.floating(o.X),

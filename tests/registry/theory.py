@@ -227,6 +227,12 @@ CALLS = {
         "readout_gain": kinds.positive(1.0),
         "step": kinds.number(0.1),
     },
+    "theory.residual.correlations": {
+        "c": kinds.numbers(0.5, 1.5, -1.5),
+        "x_variance": kinds.positive(1.0),
+        "step": kinds.number(0.1),
+    },
+    "theory.residual.tanh_laws": {"step": kinds.number(0.1)},
     "theory.gradients.dropout_fixed_point": {},
     "theory.gradients.log_norm": {
         "activation": kinds.instance(activations.relu).also(activations.tanh),

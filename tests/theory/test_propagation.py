@@ -254,3 +254,27 @@ def test_given_lengths_are_held():
     assert (found[0] == 1).all()
     again = propagation.correlations(found[1, 0], depth=1, q=3.0, **physics)
     np.testing.assert_allclose(found[1, 1], again[0], rtol=1e-14)
+
+
+@pytest.mark.parametrize("keep", [0.99, 0.6])
+def test_dropped_correlations_of_erf_in_closed_form(keep):
+    """E f f = 2/pi asin(2 c q / (1 + 2 q)); other masks for each of the two: only the lengths have 1 / keep."""
+    w, b, q = 1.7, 0.1, 0.9
+    c = np.array([1.0, 0.3, -1.0])
+    product = lambda c, q: 2 / np.pi * np.arcsin(2 * c * q / (1 + 2 * q))  # noqa: E731
+    expected = []
+    for _ in range(4):
+        after = w / keep * product(1.0, q) + b
+        c, q = (w * product(c, q) + b) / after, after
+        expected.append(c)
+    found = propagation.correlations(
+        [1.0, 0.3, -1.0],
+        depth=4,
+        q=0.9,
+        activation=activations.erf,
+        weight_variance=w,
+        bias_variance=b,
+        keep_probability=keep,
+    )
+    np.testing.assert_allclose(found, np.transpose(expected), rtol=1e-12)
+    assert found[0, 0] < 1
