@@ -115,9 +115,16 @@ def _loaded(path):
         arrays = _stored.arrays(content)
     except ValueError as error:
         raise checks.BadValue(f"path must be a file that History.save wrote; got {path}: {error}") from error
-    missing = {"loss", "stopped", "detail"} - set(arrays)
+    pairs = {f"values:{name.removeprefix('steps:')}" for name in arrays if name.startswith("steps:")}
+    missing = ({"loss", "stopped", "detail"} | pairs) - set(arrays)
     if missing:
         raise checks.BadValue(f"path must be a file that History.save wrote; got {path}: it has no {min(missing)!r}")
+    for name, array in arrays.items():
+        wanted = 0 if name in ("stopped", "detail") else 1
+        if array.ndim < wanted or (array.ndim > wanted and not name.startswith("values:")):
+            raise checks.BadValue(
+                f"path must be a file that History.save wrote; got {path}: its {name!r} has the shape {array.shape}"
+            )
     return arrays
 
 
