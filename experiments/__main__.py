@@ -1,7 +1,8 @@
-"""python -m experiments list | run NAME [--field value ...] | reproduce | margins | scoreboard FOLDER [FOLDER]
+"""python -m experiments list | run NAME [--field value ...] | replay FOLDER | reproduce | margins | scoreboard FOLDER
 
 list                                     every group and experiment with its question, and the lecture that shows it
 run NAME [--field value ...]             one experiment; NAME may be short (a1); --help shows its fields
+replay FOLDER                            a kept run again: what differs in versions, claims and numbers; writes nothing
 reproduce [--only NAME ...]              all of them, each in a process of its own: a table, scoreboard.json, index.html
 margins [--least 3]                      every claim of the kept runs, those nearest to their limits first
 scoreboard FOLDER [FOLDER]               what `reproduce` kept, one results folder for each stack, as Markdown
@@ -16,7 +17,8 @@ scoreboard FOLDER [FOLDER]               what `reproduce` kept, one results fold
 --timeout SECONDS  reproduce: how long one may take (default: as long as it needs)
 --again            reproduce: also what was finished before for the same program, config and versions
 
-reproduce ends with exit code 1 if a claim fails or an experiment has no result; margins if one is below --least.
+reproduce ends with exit code 1 if a claim fails or an experiment has no result; margins if one is below --least; replay
+if a number or a claim is not, bit for bit, as it was.
 """
 
 import argparse
@@ -40,6 +42,12 @@ def main(arguments=None):
     except runner.UsageError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:  # the disk is full, a folder has gone
+        print(f"error: {' '.join(str(error).split())}: what was finished before is kept", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped by SIGINT; what is finished is kept", file=sys.stderr)
+        return 130
 
 
 def _dispatch(arguments):
@@ -47,7 +55,10 @@ def _dispatch(arguments):
     if command in ("-h", "--help", "help") or (command != "run" and {"-h", "--help"} & set(arguments)):
         print(__doc__.strip())
         return 0
-    commands = {"list": _list, "run": _run, "reproduce": _reproduce, "margins": _margins, "scoreboard": _scoreboard}
+    commands = {
+        "list": _list, "run": _run, "replay": _replay, "reproduce": _reproduce, "margins": _margins,
+        "scoreboard": _scoreboard,
+    }  # fmt: skip
     if command not in commands:
         raise runner.UsageError(f"unknown command {command!r}: it is one of {', '.join(commands)}")
     return commands[command](arguments[1:])
@@ -83,6 +94,15 @@ def _run(arguments):
     else:
         _show(run)
     return 0 if run.held == len(run.claims) else 1
+
+
+def _replay(arguments):
+    from experiments import replay
+
+    options = _options("replay", arguments)
+    found = replay.replay(options.folder)
+    print(json.dumps(found.summary(), allow_nan=False) if options.json else found.text())
+    return 0 if found.same else 1
 
 
 def _reproduce(arguments):
@@ -242,6 +262,9 @@ def _options(command, arguments, *, fields=False):
     if command == "scoreboard":
         parser.add_argument("folders", nargs="+", type=_folder)
         add("--output", default=None, type=_folder)
+    elif command == "replay":
+        parser.add_argument("folder", type=_folder)
+        add("--json", nargs=0, default=False)
     elif command != "list":
         add("--json", nargs=0, default=False)
         add("--results", default="results", type=_folder)

@@ -7,8 +7,9 @@ page, section, ...      self-contained HTML, every text escaped by construction
 publish                 a file that is there whole or not at all
 """
 
-from numdl.reporting._boards import Score, by_origin, claims_text, margin_text, margins_text, scoreboard_text
+from numdl.reporting._boards import Score, by_origin, claims_text, margin_text, margins_text, printable, scoreboard_text
 from numdl.reporting._claims import Claim
+from numdl.reporting._encoding import arrays
 from numdl.reporting._files import writable
 from numdl.reporting._machine import environment, versions
 from numdl.reporting._markup import tag
@@ -30,6 +31,7 @@ __all__ = [
     "Claim",
     "Run",
     "Score",
+    "arrays",
     "by_origin",
     "claims_table",
     "claims_text",
@@ -42,6 +44,7 @@ __all__ = [
     "margin_text",
     "margins_text",
     "page",
+    "printable",
     "prose",
     "publish",
     "run_section",

@@ -157,8 +157,16 @@ def _held_text(held, total):
     return f"{held:>3} of {total:<3} claims hold"
 
 
-def printable(text):
-    """Text that a terminal only shows: what would move its cursor, turn its direction or break the line is spelled."""
+def printable(text: str) -> str:
+    """Text that a terminal only shows: what would move its cursor, turn its direction or break the line is spelled.
+
+    Parameters
+    ----------
+    text : str              of anyone
+    Returns
+    -------
+    str                     one line
+    """
     return "".join(letter if letter.isprintable() else _spelled(letter) for letter in " ".join(text.split("\n")))
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,8 +26,19 @@ def image(figure, form):
     return held.getvalue()
 
 
-def arrays(record):
-    """A record's arrays by field path, nested records and tuples included; a tuple of texts is an array of texts."""
+def arrays(record: Any) -> dict[str, np.ndarray]:
+    """A record's arrays by field path, as `save` keeps them; nested records and tuples are included.
+
+    Parameters
+    ----------
+    record : dataclass      of arrays, numbers, texts, records and tuples of them; a tuple of texts is an array of texts
+    Returns
+    -------
+    dict                    {"lengths.mean": array}
+    Raises
+    ------
+    TypeError, ValueError   a field that is not an array, or whose name could leave the folder
+    """
     found = {}
     _collect(record, (), found)
     return found

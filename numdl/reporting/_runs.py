@@ -158,7 +158,7 @@ def load(folder: StrPath, *, most_bytes: int = MOST) -> Run:
     with _lock(folder, shared=True):
         place = folder if folder.is_dir() else _aside(folder)
         if not (place / "environment.json").is_file():
-            raise FileNotFoundError(f"folder must be a run's folder; there is no {place / 'environment.json'}")
+            raise FileNotFoundError(f"folder must be a run's folder; there is no {folder / 'environment.json'}")
         about, config, claims, values = read(place, most_bytes)
     _check_place(folder, about["name"], config)
     return Run(about["name"], folder, config, claims, values, about)

@@ -39,6 +39,7 @@ class Reader:
     prepare: Callable = lambda folder: folder / "file"  # the file to be written, its surroundings made
     errors: tuple = DOCUMENTED
     heavy: bool = False  # milliseconds rather than microseconds a call
+    exact: bool = False  # nothing but the good files may be read
     allowed: frozenset = frozenset()  # events that reading needs
 
 
@@ -174,6 +175,8 @@ def fuzz(reader, count, seed, folder):
         report.calls += 1
         report.read += fault is None
         report.refused += fault == ""
+        if fault is None and reader.exact and raw not in reader.good:
+            fault = "read as good"
         if fault or listening.heard:
             report.faults.append((fault or listening.heard[0], raw[:200]))
     if _there(folder) != there:
