@@ -12,6 +12,7 @@ import functools
 import inspect
 import pathlib
 import re
+import unicodedata
 from collections.abc import Callable
 from types import ModuleType
 
@@ -78,13 +79,13 @@ def _named(piece):
     named = {}
     titled = TITLED.match(piece) if not NAMED.match(piece) else None
     for authors, year in [titled.groups()] if titled else NAMED.findall(piece):
-        surnames = [name for name in re.findall(r"[A-ZÀ-Ž][\w'-]+", authors) if len(name) > 1 or name == "E"]
+        surnames = [name for name in re.findall(r"[A-Z][\w'-]+", _plain(authors)) if len(name) > 1 or name == "E"]
         keys = [
             key
             for key, entry in references().items()
             if _field(entry, "year") == year
             and _surnames(entry)[0] == surnames[0]
-            and set(surnames) <= set(re.findall(r"[\w'-]+", _field(entry, "author")))
+            and set(surnames) <= set(re.findall(r"[\w'-]+", _plain(_field(entry, "author"))))
         ]
         named[f"{surnames[0]} {year}"] = keys[0] if len(keys) == 1 else None
     return named
@@ -104,8 +105,14 @@ def _numbers():
 
 
 def _surnames(entry):
-    authors = re.sub(r"\\.|[{}]", "", _field(entry, "author")).split(" and ")
+    authors = _plain(_field(entry, "author")).split(" and ")
     return [name.split(",")[0] if "," in name else name.split()[-1] for name in authors]
+
+
+def _plain(text):
+    """Without accents, however they are written: "Björck", "Bj{\\"o}rck" and "Bjorck" are one author."""
+    bare = unicodedata.normalize("NFKD", re.sub(r"\\.|[{}]", "", text))
+    return "".join(letter for letter in bare if not unicodedata.combining(letter))
 
 
 def _field(entry, name):

@@ -14,7 +14,7 @@ and G the factors of a slice and of a long step over it; N iterations leave noth
 relaxation reduces the 2-norm by |F - G| |F| (1 - |G|^(N-2)) / (1 - |G|). A network is bounded likewise with Lipschitz
 constants. With warm starts one cycle forward and one backward per step train to the serial loss. Sources: Gander &
 Vandewalle 2007, SIAM J. Sci. Comput. 29, 556-578; Dobrev, Kolev, Petersson & Schroder 2017, SIAM J. Sci.
-Comput. 39, S501-S527; Guenther, Ruthotto, Schroder, Cyr & Gauger 2020, arXiv:1812.04352.
+Comput. 39, S501-S527; Günther, Ruthotto, Schroder, Cyr & Gauger 2020, arXiv:1812.04352.
 
 Measurement
 -----------
@@ -53,7 +53,7 @@ from numdl.theory import layer_parallel
 
 GANDER = "Gander & Vandewalle 2007"
 DOBREV = "Dobrev, Kolev, Petersson & Schroder 2017"
-GUENTHER = "Guenther et al. 2020, arXiv:1812.04352"
+GUENTHER = "Günther et al. 2020, arXiv:1812.04352"
 FIELD = fields.single("antisymmetric", activations.tanh)
 EULER = {"tableau": tableaus.euler, "interpolation": "constant"}
 BOUNDS = "linear", "superlinear", "sharp"

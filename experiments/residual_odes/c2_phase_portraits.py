@@ -279,7 +279,7 @@ def _distances(result):
     excess = result.growth - result.bound
     return Claim(
         "all three: largest excess of ln |dy(T)/dy(0)| over the integral of the logarithmic norm",
-        "Dahlquist 1958; Hairer, Norsett & Wanner I, theorem I.10.6",
+        "Dahlquist 1959; Hairer, Norsett & Wanner I, theorem I.10.6",
         origin="exact",
         expected=0.0,
         measured=excess.max(),

@@ -108,7 +108,7 @@ def synchronous(weights: Float[ArrayLike, "n n"], state: Float[ArrayLike, "*batc
     Raises
     ------
     ValueError, TypeError       an entry that is neither -1 nor 1, weights not finite, shapes that do not fit, steps < 1
-    Source: Little 1974; Goles, Fogelman & Pellegrin 1985 (cycles of at most two).
+    Source: Little 1974; Goles-Chacc, Fogelman-Soulié & Pellegrin 1985 (cycles of at most two).
     """
     weights, state = _admit(weights, state)
     checks.whole("steps", steps)

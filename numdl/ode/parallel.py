@@ -126,7 +126,7 @@ def multigrid(
     ------
     ValueError, TypeError       coarsening that does not divide steps, an implicit tableau, a mesh without such an
                                 axis or with more devices than slices; else as for `integrate.trajectory`
-    Source: Falgout et al. 2014, SIAM J. Sci. Comput. 36, C635-C661; Guenther et al. 2020, arXiv:1812.04352.
+    Source: Falgout et al. 2014, SIAM J. Sci. Comput. 36, C635-C661; Günther et al. 2020, arXiv:1812.04352.
     Twin: theory.layer_parallel.multigrid.    Experiment: c12.
     """
     options = _plans.taken(options)
@@ -168,7 +168,7 @@ def value_and_gradient(
     Raises
     ------
     ValueError, TypeError       a loss that is not one real number; else as for `multigrid`
-    Source: Guenther, Ruthotto, Schroder, Cyr & Gauger 2020, arXiv:1812.04352.
+    Source: Günther, Ruthotto, Schroder, Cyr & Gauger 2020, arXiv:1812.04352.
     Experiment: c12.
     """
     loss = checks.returning("loss", loss, 2, "loss(y, outer)", scalar=True)
@@ -206,7 +206,7 @@ def adjoint(
     Raises
     ------
     ValueError, TypeError       as for `multigrid`
-    Source: Guenther, Ruthotto, Schroder, Cyr & Gauger 2020, arXiv:1812.04352.
+    Source: Günther, Ruthotto, Schroder, Cyr & Gauger 2020, arXiv:1812.04352.
     """
     options = {"coarse": coarse, "tolerance": tolerance, "mesh": mesh, "axis": axis}
     return _adjoint(_plans.plan(None, coarsening, iterations, relaxations, options, adjoint_iterations))

@@ -156,7 +156,7 @@ def logarithmic_norm(matrix: ArrayLike, *, ord: float = 2) -> Float64[np.ndarray
     Raises
     ------
     ValueError, TypeError       another norm, a matrix that is not square or not finite
-    Source: Dahlquist 1958; Hairer, Norsett & Wanner, Solving ODEs I.
+    Source: Dahlquist 1959, Trans. Royal Inst. Techn. Stockholm 130; Hairer, Norsett & Wanner, Solving ODEs I.
     """
     checks.one_of("ord", ord, (1, 2, np.inf))
     matrix = np.asarray(checks.array("matrix", matrix, kind="number", least_ndim=2))
