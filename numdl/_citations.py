@@ -110,7 +110,7 @@ def _surnames(entry):
 
 
 def _plain(text):
-    """Without accents, however they are written: "Björck", "Bj{\\"o}rck" and "Bjorck" are one author."""
+    """Without accents and braces: Björck is found as Bjorck, and written as LaTeX too."""
     bare = unicodedata.normalize("NFKD", re.sub(r"\\.|[{}]", "", text))
     return "".join(letter for letter in bare if not unicodedata.combining(letter))
 
