@@ -147,15 +147,15 @@ def _ahead(report):
     base, ahead = "evidence.ahead.", report.evidence.ahead
     if not ahead.steps.size or not seen(report, base + "unseen[-1]"):
         return []
-    parts = sentence("{steps} steps at this rate: ", steps=At(base + "steps[-1]", "count"))
+    parts = sentence("to {steps} steps at this rate: ", steps=At(base + "steps[-1]", "count"))
     if not seen(report, base + "score[-1]"):
         return [*parts, *sentence("loss {a} of unseen examples", a=base + "unseen[-1]")]
     values = report.evidence.loss.kind == "values"
-    form = "number" if values else "share"
-    parts += ["R² " if values else "", At(base + "score[-1]", form), "" if values else " right", " of unseen examples"]
-    if seen(report, base + "shallow"):
-        parts += ["; a shallow model ", At(base + "shallow", form)]
-    return [*parts, "; one answer for all ", At(base + "chance", form)]
+    form, said = ("number", "R² {a} of unseen examples") if values else ("share", "{a} of unseen examples right")
+    others = [("a shallow model: ", "shallow")] if seen(report, base + "shallow") else []
+    others += [("one answer for all: ", "chance")]
+    told = [part for name, field in others for part in ("; ", name, At(base + field, form))]
+    return [*parts, *sentence(said, a=At(base + "score[-1]", form)), " (", *told[1:], ")"]
 
 
 def _apart(start, end):
@@ -181,7 +181,7 @@ def _noise(report):
     if not seen(report, "evidence.trial.noise_scale"):
         return []
     if report.evidence.trial.noise_scale > 1e9:
-        return ["no batch is large enough: the gradient is all noise (", At("evidence.trial.noise_scale"), " examples)"]
+        return ["no batch is large enough: the gradient is all noise"]
     return ["", At("evidence.trial.noise_scale"), " examples make the gradient's noise as large as the gradient"]
 
 

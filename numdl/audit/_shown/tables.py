@@ -113,7 +113,7 @@ def block(finding, heading):
 def _titled(finding):
     where = f"  at {plain(finding.where, 40)}" if finding.where else ""
     severity = f"  ({plain(finding.severity, 12)})" if finding.severity else ""
-    return f"{plain(finding.name, 32)}{severity}{where}"
+    return f"{plain(finding.name, 40)}{severity}{where}"
 
 
 def _figures(finding, indent):
@@ -135,7 +135,7 @@ def labelled(label, sentence):
 def _unseen(report):
     found = ["Not seen, and what it would have excluded:"] if report.unseen else []
     for view, names in report.unseen:
-        found += folded(f"{plain(view, 24)}: {', '.join(plain(name, 32) for name in names)}", 2, 4)
+        found += folded(f"{plain(view, 24)}: {', '.join(plain(name, 40) for name in names)}", 2, 4)
     for note in report.evidence.notes:
         found += folded(f"note: {plain(note)}", 2, 4)
     return found
