@@ -15,7 +15,7 @@ from experiments import runner
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "guides").glob("*.md"))]
 BLOCK = re.compile(r"^(?:<!-- ([a-z ]+) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SLOW = {"audit", "concepts"}  # they examine and watch a network: half a minute of compilation
+SLOW = {"audit", "concepts", "tour"}  # they examine, watch and train networks: half a minute of compilation
 RUNS = [
     pytest.param(page, marks=pytest.mark.slow if page.stem in SLOW else (), id=page.stem)
     for page in PAGES
