@@ -184,7 +184,7 @@ def leaky_relu(negative_slope: ArrayLike) -> Activation:
     return _leaky_relu(float(checks.finite("negative_slope", negative_slope, shape=())))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _leaky_relu(a):
     return Activation(
         f"leaky_relu({a!r})",

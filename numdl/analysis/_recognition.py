@@ -40,7 +40,7 @@ def _factor(values, shape):
     return 1.0 if abs(factor - 1) <= _CLOSE else float(f"{factor:.6g}")
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _multiple(name, factor):
     base = activations.named(name)
     return activations.custom(

@@ -48,7 +48,7 @@ def laws(width, input_weights, recurrent_weights, bias_variance, forget_bias, ac
 
 
 # Cached, so that equal cells are the same functions and a compiled caller is found again.
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def init_cell(draw):
     """(laws, key, features, dtype) -> params, compiled once for each kind of cell."""
 
@@ -64,7 +64,7 @@ def init_cell(draw):
     return init
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def zeros(fields, width):
     """(examples, dtype) -> the carry before the first step."""
 
@@ -125,7 +125,7 @@ def _draw_gates(laws, key, features, dtype, gates):
     }
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def step_vanilla(activation):
     """(params, h, x) -> the next h, one function for each activation."""
 

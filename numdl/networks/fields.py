@@ -28,7 +28,7 @@ BLOCKS = ("one_layer", "two_layer", "symmetric", "antisymmetric")
 WEIGHTS, SECOND, BIAS = "weights", "second_weights", "bias"  # who draws a leaf
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def single(block: str, activation: Callable[[Array], Array]) -> Field:
     """The field (t, y, theta) -> y' of this block; one function object for each block and activation.
 
@@ -45,7 +45,7 @@ def single(block: str, activation: Callable[[Array], Array]) -> Field:
     return lambda t, y, theta: value(theta, y)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def hamiltonian(block: str, activation: Callable[[Array], Array]) -> tuple[Field, Field]:
     """The two fields of a Hamiltonian network, theta -> q' and p'.
 
@@ -68,7 +68,7 @@ def hamiltonian(block: str, activation: Callable[[Array], Array]) -> tuple[Field
     )
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def coupling(block: str, activation: Callable[[Array], Array]) -> tuple[Field, Field]:
     """The two fields of an additive coupling, each with parameters of its own.
 

@@ -216,7 +216,7 @@ def _fixed(law, variance):
 
 
 # Cached, so that equal laws are the same function and a compiled caller is found again.
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _sampler(law, mode):
     draw, _ = _LAWS[law]
 
@@ -226,12 +226,12 @@ def _sampler(law, mode):
     return sample
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _variance(mode):
     return lambda variance, shape: variance / _fan(mode, shape)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _kurtosis(law):
     return lambda shape: _LAWS[law][1]
 

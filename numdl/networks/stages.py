@@ -223,7 +223,7 @@ def _integrate(settings, params, y, probe, stage, save):
     return merge(settings, solution.states)[1:]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _with_probes(scheme, field):
     """The scheme for this field with a probe added to every new state: theta is (theta, probe)."""
 

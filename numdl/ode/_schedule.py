@@ -20,7 +20,7 @@ def plan(steps, snapshots):
     return _plan(checks.whole("steps", steps), checks.whole("snapshots", snapshots))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _plan(steps, snapshots):
     steps_of, rows = {}, []
     _reverse(steps_of, rows, snapshots, 0, steps, 0)

@@ -90,7 +90,7 @@ def nested(*, levels: int) -> Callable:
     return _nesting(checks.whole("levels", levels, least=1))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _nesting(levels):
     return functools.partial(_nested, levels)
 
@@ -128,7 +128,7 @@ def binomial(*, snapshots: int) -> Callable:
     return _keeping(checks.whole("snapshots", snapshots, least=1))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _keeping(snapshots):
     return functools.partial(_binomial, snapshots)
 

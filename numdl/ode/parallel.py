@@ -212,7 +212,7 @@ def adjoint(
     return _adjoint(_plans.plan(None, coarsening, iterations, relaxations, options, adjoint_iterations))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _adjoint(plan):
     return functools.partial(_integrate, plan)
 

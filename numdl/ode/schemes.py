@@ -56,7 +56,7 @@ def runge_kutta(tableau: Tableau, *, iterations: int = 12) -> Scheme:
     return _runge_kutta(tableau, checks.whole("iterations", iterations))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _runge_kutta(tableau, iterations):
     step = functools.partial(_explicit_step, tableau)
     if not tableau.explicit:

@@ -177,7 +177,7 @@ def _polynomials(tableau):
     return _expanded(checks.instance("tableau", tableau, Tableau, hint="such as tableaus.rk4"))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _expanded(tableau):
     a = [list(row) for row in tableau.a]
     shifted = [[entry - weight for entry, weight in zip(row, tableau.b, strict=True)] for row in a]

@@ -268,7 +268,7 @@ def _improve(problem, penalty, maximize, x, p, old):
     return new, augmented(new) - augmented(old)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _ascent(ascents):
     """One function object for each number of ascents: a compiled caller is found again."""
     return functools.partial(_ascend, ascents)

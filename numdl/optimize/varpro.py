@@ -246,7 +246,7 @@ def project(
     return _readout.solve_damped(jacobian == "kaufman", rows, rhs)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _reduced_residual(jacobian):
     """One function object for each kind of Jacobian: a compiled minimization is found again."""
 
@@ -258,7 +258,7 @@ def _reduced_residual(jacobian):
     return residual
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _reduced_outputs(loss):
     def outputs(theta, *, features, x, targets, alpha):
         matrix = features(theta, x)
