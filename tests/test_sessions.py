@@ -65,7 +65,8 @@ def test_every_cache_has_a_size():
         if decorator == "functools.cache":
             assert takes_nothing, f"{path.name}: {node.name} keeps a result for everything it was ever given"
         else:
-            assert decorator == "functools.lru_cache" or ("maxsize=" in decorator and "None" not in decorator), node.name
+            sized = decorator == "functools.lru_cache" or ("maxsize=" in decorator and "None" not in decorator)
+            assert sized, f"{path.name}: {node.name}"
 
 
 def test_activations_of_ones_own_are_let_go():

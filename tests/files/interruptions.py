@@ -246,6 +246,14 @@ def _differing(reporting, there, expected):
     return wrong
 
 
+def apart(kind, count):
+    """The report on one kind of work, from a process of its own: nothing can be forked once jax has started."""
+    command = [sys.executable, "-m", "tests.files.interruptions", "--count", str(count), kind]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    return json.loads(lines[-1]) if lines else {"kind": kind, "moments": 0, "runs": 0, "lost": [done.stderr[-500:]]}
+
+
 KINDS = {"training": training, "reproduce": reproduce}
 
 

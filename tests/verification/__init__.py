@@ -11,7 +11,17 @@ import importlib
 import math
 
 STUDIES = {}
-MODULES = ("orders", "derivatives", "spectra", "geometry", "moments", "precision", "relations", "agreement")
+MODULES = (
+    "orders",
+    "derivatives",
+    "spectra",
+    "geometry",
+    "moments",
+    "precision",
+    "relations",
+    "agreement",
+    "robustness",
+)
 
 
 @dataclasses.dataclass(frozen=True)
