@@ -1,5 +1,6 @@
 """Every public function refuses every bad value of every argument: a table made from the registry, not by hand."""
 
+import os
 import pathlib
 import re
 import signal
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests import registry
+from tests.files import fuzz
 
 FUNCTIONS = registry.functions()
 REGISTERED = registry.calls()
@@ -49,6 +51,13 @@ def no_work(seconds=5.0):
 
 def judged(bad):
     """What is wrong with the answer to a bad call; empty if it is refused as it should be."""
+    with fuzz.ear().writing() as written:
+        answer = answered(bad)
+    return answer or (f"touches files: {written[0]}" if written else "")
+
+
+def answered(bad):
+    """What is wrong with the error of a bad call."""
     try:
         with no_work():
             bad.call()
@@ -104,7 +113,8 @@ def test_every_bad_value_is_refused_before_any_work(name):
 @pytest.mark.float32  # the good calls are made of NumPy's float64, which jax does not have by default
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in REGISTERED[0] if not name.startswith(registry.NOT_RUN)])
-def test_the_good_call_is_accepted(name):
+def test_the_good_call_is_accepted_after_all_the_bad_ones(name):
+    wrong(name)
     FUNCTIONS[name](**registry.good_call(name, FUNCTIONS[name], REGISTERED))
 
 
@@ -122,7 +132,7 @@ def test_the_table_is_large():
     assert rows > 9000
 
 
-def test_a_row_that_is_accepted_or_unclear_is_found():
+def test_a_row_that_is_accepted_or_unclear_is_found(tmp_path):
     def accepting(depth):
         return depth
 
@@ -132,9 +142,14 @@ def test_a_row_that_is_accepted_or_unclear_is_found():
     def working(depth):
         return jax.jit(lambda x: x + depth)(np.ones(3))
 
+    def writing(depth):
+        os.mkdir(tmp_path / "made")
+        raise ValueError(f"depth must be less; got {depth}")
+
     def answer(function):
         return judged(registry.BadCall("f", "depth", 7, lambda: function(7)))
 
     assert answer(accepting) == "accepted"
     assert answer(silent).startswith("does not name")
     assert answer(working) == "Worked"
+    assert answer(writing).startswith("touches files: os.mkdir")

@@ -28,6 +28,10 @@ FORBIDDEN = {
     "subprocess.Popen", "socket.connect", "socket.bind", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link",
     "os.symlink", "os.truncate", "os.chmod", "shutil.rmtree", "ctypes.dlopen", "tempfile.mkstemp", "import",
 }  # fmt: skip
+CHANGING = {
+    "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree",
+    "tempfile.mkstemp",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,18 @@ class Ear:
             return
         if event in FORBIDDEN or (event == "open" and self._writes(arguments)):
             self.heard.append(f"{event} {arguments!r:.200}")
+
+    @contextlib.contextmanager
+    def writing(self):
+        """A list of what was done to files meanwhile; compiled modules of a first import do not count."""
+        self.allowed, self.on = FORBIDDEN - CHANGING, True
+        self.heard.clear()
+        found = []
+        try:
+            yield found
+        finally:
+            self.on, self.allowed = False, frozenset()
+            found += [event for event in self.heard if "__pycache__" not in event]
 
     @staticmethod
     def _writes(arguments):

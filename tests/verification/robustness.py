@@ -59,11 +59,8 @@ def of_mutations(name, report):
 @study("Interrupted processes")
 def interrupted(full):
     """Results and steps lost, or bits that differ at the end, of processes that were killed at random moments."""
-    if full:
-        yield of_kills(interruptions.apart("training", 300))
-        yield of_kills(interruptions.apart("reproduce", 300))
-    else:
-        yield of_kills(interruptions.apart("training", 1))
+    for kind in interruptions.KINDS if full else ("training",):
+        yield of_kills(interruptions.apart(kind, 300 if full else 1))
 
 
 def of_kills(report):
@@ -78,7 +75,7 @@ def of_kills(report):
 def lasting(full):
     """What calls of different public functions, with other shapes each time round, leave in one process."""
     found = sessions.session(500, 0) if full else sessions.session(10, 0, parts=("statistics", "quadrature"))
-    yield from of_session(found)
+    yield from list(of_session(found))[: None if full else 3]  # few calls: memory is that of the compiler
 
 
 def of_session(found):

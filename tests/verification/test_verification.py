@@ -7,9 +7,10 @@ from tests import verification
 from tests.verification import derivatives, orders
 
 STUDIES = verification.studies()
+APART = {"interrupted"}  # takes processes of its own; test_train_resume.py kills some in the quick suite
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in APART else ()) for n in STUDIES])
 def test_quick(name):
     found = list(STUDIES[name][1](False))
     assert found
