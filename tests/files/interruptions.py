@@ -1,4 +1,4 @@
-"""Processes that are killed at random moments: python -m tests.files.interruptions [--count 300] [training reproduce]
+"""Processes that are killed at random moments: python -m tests.files.interruptions [--count 300] [--limit SECONDS] [KIND ...]
 
 After every kill the folder is looked at: what was finished is there, byte for byte, nothing is half written, and the
 same command goes on. At the end the result is, bit for bit, that of a process that nobody disturbed. Prints a line
@@ -85,7 +85,7 @@ def _newest(folder):
     return max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
 
 
-def training(count, seed):
+def training(count, seed, limit=10**6):
     """Kill training `count` times, beginning anew whenever a run is finished."""
     import jax  # noqa: F401
     import optax  # noqa: F401
@@ -95,12 +95,13 @@ def training(count, seed):
 
     moments = random.Random(seed)
     report = {"kind": "training", "moments": 0, "while writing": 0, "runs": 0, "lost": []}
+    begun = time.monotonic()
     child, said = _forked(None)
     expected = json.loads(said.read().splitlines()[-1])["digest"]
     os.waitpid(child, 0)
     with tempfile.TemporaryDirectory() as held:
         folder, longest = _anew(held, report), 3.0
-        while report["moments"] < count:
+        while report["moments"] < count and time.monotonic() < begun + limit:
             before = _newest(folder)
             child, said = _forked(folder)
             first = json.loads(said.readline() or "{}")
@@ -144,20 +145,20 @@ def _ended(folder, expected):
 # ---- reproduce ----
 
 
-def reproduce(count, seed):
+def reproduce(count, seed, limit=10**6):
     """Kill `experiments reproduce` and its workers `count` times, beginning anew whenever all is finished."""
     from numdl import reporting
 
     moments = random.Random(seed)
     report = {"kind": "reproduce", "moments": 0, "finished before": 0, "runs": 0, "lost": []}
     with tempfile.TemporaryDirectory() as held:
-        start = time.monotonic()
+        start = begun = time.monotonic()
         code = _started(pathlib.Path(held) / "alone").wait(timeout=LIMIT)
         longest = time.monotonic() - start
         expected = _results(reporting, pathlib.Path(held) / "alone", report)
         report["lost"] += [] if code == 0 and len(expected) == len(EXPERIMENTS) else [f"undisturbed: exit code {code}"]
         results, known = pathlib.Path(held) / "results", {}
-        while report["moments"] < count:
+        while report["moments"] < count and time.monotonic() < begun + limit:
             process = _started(results)
             time.sleep(moments.uniform(0, longest))
             victims = _family(process.pid)
@@ -171,7 +172,7 @@ def reproduce(count, seed):
             report["moments"] += alive
             there = _results(reporting, results, report)
             for path, content in known.items():
-                if there.get(path) != content:
+                if path not in there or there[path][0] != content[0]:
                     report["lost"].append(f"{path} was finished, then changed or gone")
             known = there
             report["finished before"] += len(there)
@@ -262,13 +263,14 @@ def main(arguments):
     parser = argparse.ArgumentParser(prog="python -m tests.files.interruptions", description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=float, default=10**6, help="begin no more after so many seconds")
     parser.add_argument("kinds", nargs="*", choices=[[], *KINDS])
     chosen, lost = parser.parse_args(arguments), False
     cache = tempfile.mkdtemp()  # what is killed begins again: it need not compile again
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     for name in chosen.kinds or KINDS:
         start = time.monotonic()
-        report = KINDS[name](chosen.count, chosen.seed)
+        report = KINDS[name](chosen.count, chosen.seed, chosen.limit)
         lost |= bool(report["lost"])
         print(json.dumps({**report, "seconds": round(time.monotonic() - start)}), flush=True)
     shutil.rmtree(cache, ignore_errors=True)
