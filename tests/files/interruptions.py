@@ -1,4 +1,4 @@
-"""Processes that are killed at random moments: python -m tests.files.interruptions [--count 300] [--limit SECONDS] [KIND ...]
+"""Processes that are killed at random moments: python -m tests.files.interruptions [--count 300] [KIND ...]
 
 After every kill the folder is looked at: what was finished is there, byte for byte, nothing is half written, and the
 same command goes on. At the end the result is, bit for bit, that of a process that nobody disturbed. Prints a line
