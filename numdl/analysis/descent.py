@@ -226,7 +226,8 @@ def path(
     Raises
     ------
     ValueError, TypeError       negative steps, no optimizer, a loss that is not scalar, no leaf that moves
-    Twins: theory.descent.path, theory.descent.modified_loss.    Experiments: d6, d8.
+    Twins: theory.descent.path, theory.descent.modified_loss, theory.central_flow.central_flow.
+    Experiments: d6, d8, d17.
     """
     loss = checks.returning("loss", loss, 1, "loss(params)", scalar=True)
     _check_optimizer(optimizer)

@@ -227,6 +227,13 @@ CALLS = {
         "readout_gain": kinds.positive(1.0),
         "step": kinds.number(0.1),
     },
+    "theory.central_flow.central_flow": {
+        "loss": kinds.Argument(o.loss_of_params, (None, 3, "text")),
+        "learning_rate": kinds.numbers(0.1, -1.0, 0.0),
+        "steps": kinds.count(2),
+        "substeps": kinds.count(1),
+        "directions": kinds.count(1, least=0),
+    },
     "theory.residual.correlations": {
         "c": kinds.numbers(0.5, 1.5, -1.5),
         "x_variance": kinds.positive(1.0),
