@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # Start here: will this network train?
+# # Start here: will this network train? (initialization)
 #
 # A deep network multiplies its input by one random matrix after the other before it has learned anything. If the signal
 # grows a little in every layer it has exploded after fifty; if it shrinks a little it has vanished. This notebook asks
@@ -20,7 +20,8 @@
 # 1. How long is $K_3 K_2 K_1 y$, compared with $y$? (The first experiment of Ruthotto & Haber's lectures.)
 # 2. Which weights keep signals and gradients alive through *any* depth? (The phase diagram of mean-field theory.)
 #
-# Nothing is needed but this notebook; it takes about a minute.
+# It goes with the experiments of group *initialization* (a1 to a4). Nothing is needed but this notebook; it takes about a
+# minute.
 
 # %%
 import os
@@ -145,5 +146,13 @@ for name in ("tanh", "erf", "relu", "leaky_relu(0.2)", "sin"):
 # %% [markdown]
 # `relu` gives He's rule, weight variance 2; `tanh` gives Glorot's, 1; and now you know where both come from.
 #
-# **Next.** `python -m experiments list` shows every question that this library asks, each with its prediction, its
+# ## Questions
+#
+# 1. LeCun's rule keeps the mean of $|z|^2$ at every depth, and yet a typical product shrinks. Which rule would keep the
+#    *logarithm's* mean, and what would the mean then do? (Section 2; experiment a1.)
+# 2. Two digits enter a chaotic network of 25 layers. Can it still tell which pair was alike? How deep may an ordered one be?
+#    (`depth_scale_c`; experiment a3.)
+# 3. Dropout draws another mask for each of two equal inputs. Is there still a critical weight variance? (Experiment a4.)
+#
+# **Next.** Notebook 08 follows the gradients back, notebook 01 examines a network of yours. `python -m experiments list` shows every question that this library asks, each with its prediction, its
 # measurement and a verdict; `make demo` runs the first three and writes one page about them.

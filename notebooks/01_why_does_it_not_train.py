@@ -175,6 +175,10 @@ nd.plotting.layers(nd.analysis.layers.probe(
 # %% [markdown]
 # One number, known before the first step, decided whether the network trains.
 #
+# **Questions.** 1. Which depth would the default initialisation still carry? (About six of `depth_scale_c`; experiment b2.)
+# 2. At which learning rate does the sick network begin to learn after all, and how long does it stay at $\ln 10$ before?
+# 3. What would batch normalisation change in the columns `cosine` and gradient? (Experiments b10, b11.)
+#
 # **Your model:** replace `Deep` by anything that is a function of `(params, x)`: a Flax NNX or Equinox model split into
 # arrays and the rest, Haiku, a plain function. A model without `tanh` has other numbers but the same story:
 # `propagation.critical_weight_variance(activation=activations.gelu, bias_variance=...)`.

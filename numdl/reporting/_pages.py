@@ -154,7 +154,7 @@ def claims_table(claims: Sequence[Claim]) -> Markup:
 
 
 def scoreboard(scores: Sequence[Score], titles: Sequence[str], links: Sequence[str] | None = None) -> Markup:
-    """Verdict, claims, smallest margin, seconds and maps of each experiment, as a table.
+    """Verdict, claims, smallest margin and seconds of each experiment, as a table.
 
     Parameters
     ----------
@@ -176,9 +176,9 @@ def scoreboard(scores: Sequence[Score], titles: Sequence[str], links: Sequence[s
         held = sum(claim.holds for claim in score.claims)
         claims = f"{held} of {len(score.claims)}" if score.claims else "—"
         margin = margin_text(score.margin) if score.claims else "—"
-        rows.append((_mark(score), named, claims, margin, f"{score.seconds:.1f} s", _short(score.maps)))
+        rows.append((_mark(score), named, claims, margin, f"{score.seconds:.1f} s"))
     return table(
-        ("verdict", "experiment", "claims", "least margin (standard errors)", "time", "memory maps"),
+        ("verdict", "experiment", "claims", "least margin (standard errors)", "time"),
         rows,
         class_="score",
     )
