@@ -3,8 +3,8 @@
 A transformation is a pair of closures, made anew by every `optax.adam(...)`: static, it would compile anew each time.
 Here it is taken apart into code, compared by value, and numbers. A number is data only where that changes no digit: not
 where it meets other constants before it meets an array (1 - b2 is computed in double precision beforehand), is raised
-to a power or decides a branch; that is seen in the jaxpr of one update. Functions that are not optax's are known by
-identity, and what they close over stays in the program.
+to a power or decides a branch; that is seen in the jaxpr of one update. A schedule that is not optax's is known by
+identity, and what it closes over stays in the program; so does a whole transformation that is not, or has such parts.
 """
 
 import collections
@@ -40,6 +40,7 @@ def as_data(optimizer: Any) -> Any:
         return as_tree(optimizer)
     numbers = []
     try:
+        _refuse_strangers(optimizer)
         codes = tuple(_taken(function, numbers, ()) for function in optimizer)
         free = _free(codes, numbers, type(optimizer))
     except _UnknownError:
@@ -115,14 +116,25 @@ def _taken(value, numbers, above):
     if id(value) in above:  # a function that calls itself
         raise _UnknownError
     above = (*above, id(value))
-    if isinstance(value, types.FunctionType) and value.__module__.partition(".")[0] == "optax":
+    if isinstance(value, types.FunctionType) and _is_optax(value):
         closure = tuple(_taken(_contents(cell), numbers, above) for cell in value.__closure__ or ())
         defaults, keywords = (_fixed(part) for part in (value.__defaults__, _pairs(value.__kwdefaults__)))
         return _Function(value.__code__, value.__module__, defaults, keywords, closure)
     if isinstance(value, tuple | list | dict):
+        _refuse_strangers(value.values() if isinstance(value, dict) else value)
         names, parts = (tuple(value), tuple(value.values())) if isinstance(value, dict) else ((), tuple(value))
         return _Several(type(value), names, tuple(_taken(part, numbers, above) for part in parts))
     return _fixed(value)
+
+
+def _is_optax(function):
+    return function.__module__.partition(".")[0] == "optax"
+
+
+def _refuse_strangers(values):
+    """Parts of a transformation that are not optax's are never run on made-up parameters, to see what is data."""
+    if any(isinstance(value, types.FunctionType) and not _is_optax(value) for value in values):
+        raise _UnknownError
 
 
 def _contents(cell):

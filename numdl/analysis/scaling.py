@@ -160,7 +160,7 @@ def sensitivity(
 
 
 def _losses(name, value):
-    return np.asarray(checks.array(name, checks.concrete(name, value)), np.float64)
+    return np.asarray(checks.concrete(name, checks.array(name, value)), np.float64)
 
 
 def _arguments(build, batch, widths, steps, seeds, loss, fewest=3):

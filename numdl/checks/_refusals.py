@@ -27,7 +27,7 @@ def shown(value: Any) -> str:
     if getattr(value, "shape", ()) and hasattr(value, "dtype"):
         return f"an array of shape {tuple(value.shape)}, dtype {value.dtype}"
     try:
-        text = repr(value)
+        text = repr(value.item() if type(value) is np.ndarray else value)  # without axes it is a number
     except RuntimeError:  # it holds a deleted array
         text = f"a {type(value).__name__} with deleted arrays"
     return text if len(text) <= 60 else f"{text[:57]}... ({type(value).__name__})"

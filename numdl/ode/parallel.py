@@ -130,8 +130,8 @@ def multigrid(
     Twin: theory.layer_parallel.multigrid.    Experiment: c12.
     """
     options = _plans.taken(options)
-    problem = _plans.problem(field, y0, theta, t1, steps, options)
     plan = _plans.plan(steps, coarsening, iterations, relaxations, options)
+    problem = _plans.problem(field, y0, theta, t1, steps, options)
     guess = None if guess is None else _points("guess", guess, problem, plan)
     return _solve(*problem, plan, guess)
 
@@ -173,9 +173,10 @@ def value_and_gradient(
     """
     loss = checks.returning("loss", loss, 2, "loss(y, outer)", scalar=True)
     options = _plans.taken(options)
-    problem = _plans.problem(field, y0, theta, t1, steps, options)
     plan = _plans.plan(steps, coarsening, iterations, relaxations, options, adjoint_iterations)
     outer = checks.floats("outer", outer, empty=True)
+    jax.eval_shape(loss, checks.floats("y0", y0), outer)
+    problem = _plans.problem(field, y0, theta, t1, steps, options)
     guess = (None, None) if guess is None else _pair(guess, problem, plan)
     return _differentiate(*problem, plan, guess, outer, loss)
 
