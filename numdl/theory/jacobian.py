@@ -208,7 +208,7 @@ def product_density(*, depth: int, weight_variance: ArrayLike, points: int) -> P
     Raises
     ------
     ValueError, TypeError       depth or points < 1, a weight variance that is not positive
-    Source: Penson & Zyczkowski 2011, arXiv:1103.3453; Forrester & Liu 2014, arXiv:1404.7065, for the parameter t.
+    Source: Penson & Zyczkowski 2011, arXiv:1103.3453; Forrester & Liu 2014, arXiv:1404.5759, for the parameter t.
     Twin: analysis.jacobian.spectra.    Experiment: b5.
     """
     depth, points = checks.whole("depth", depth), checks.whole("points", points)
