@@ -6,13 +6,14 @@ dtype is known and is checked. Use what a check returns: integers are ints there
 
 from numdl.checks._arrays import array, dtype, floating, is_key, kept, key, known_dtype, native, shape
 from numdl.checks._functions import accepts, as_pytree, function, one_real_number, returning
-from numdl.checks._numbers import concrete, finite, positive, sequence, variance, whole, wholes
+from numdl.checks._numbers import BYTES, concrete, finite, positive, sequence, variance, whole, wholes
 from numdl.checks._objects import flag, instance, one_of, path
 from numdl.checks._passed import forms, once
 from numdl.checks._refusals import BadType, BadValue, Refused, shown
 from numdl.checks._trees import floats, leaf, leaves, length, like, together
 
 __all__ = [
+    "BYTES",
     "BadType",
     "BadValue",
     "Refused",

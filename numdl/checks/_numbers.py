@@ -9,6 +9,9 @@ import numpy as np
 from numdl.checks._arrays import native
 from numdl.checks._refusals import BadType, BadValue, shaped, shown
 
+COUNTS = 2**31 - 1  # the largest count: jax's own indices have 32 bits
+BYTES = 2**62
+
 
 def whole(name: str, value: Any, *, least: int = 1, most: int | None = None) -> int:
     """An int in least..most, from any whole number: int, NumPy integer, 0-d integer array; a bool is not one.
@@ -18,13 +21,15 @@ def whole(name: str, value: Any, *, least: int = 1, most: int | None = None) -> 
     name : str                  what the caller calls the argument
     value : any                 what came
     least : int                 the least that is allowed
-    most : int                  the most that is allowed; None: no limit
+    most : int                  the most that is allowed; None: what counts something that an array can hold
     Raises
     ------
     ValueError, TypeError       anything else came: BadValue, BadType
     """
-    allowed = f"an integer >= {least}" if most is None else f"an integer in {least}..{most}"
     number = _index(value)
+    if most is None and number is not None and number > COUNTS:
+        most = COUNTS
+    allowed = f"an integer >= {least}" if most is None else f"an integer in {least}..{most}"
     if number is None:
         raise BadType(f"{name} must be {allowed}; got {shown(value)}")
     if number < least or (most is not None and number > most):

@@ -26,6 +26,8 @@ def shown(value: Any) -> str:
     """
     if getattr(value, "shape", ()) and hasattr(value, "dtype"):
         return f"an array of shape {tuple(value.shape)}, dtype {value.dtype}"
+    if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
+        return f"{shown(value.item())}, an array of shape (), dtype {value.dtype}"
     try:
         text = repr(value.item() if type(value) is np.ndarray else value)  # without axes it is a number
     except RuntimeError:  # it holds a deleted array

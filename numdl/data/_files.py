@@ -26,7 +26,7 @@ def opened(path, *, most_bytes=MOST):
     FileNotFoundError           there is no such file
     ValueError                  `path` is not a regular file, or a plain file is longer than `most_bytes`
     """
-    most_bytes = checks.whole("most_bytes", most_bytes)
+    most_bytes = checks.whole("most_bytes", most_bytes, most=checks.BYTES)
     path = checks.path("path", path)
     try:
         status = path.stat()

@@ -44,7 +44,7 @@ def read_binary(
     Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009, and its data page.
     """
     classes, count = _expected(classes, count)
-    most_bytes = checks.whole("most_bytes", most_bytes)
+    most_bytes = checks.whole("most_bytes", most_bytes, most=checks.BYTES)
     record = len(classes) + PIXELS
     # With a count known, a file that expands beyond it is refused as soon as it does.
     raw = _files.contents(path, most_bytes=most_bytes if count is None else min(most_bytes, count * record))

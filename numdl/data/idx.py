@@ -44,7 +44,7 @@ def read(
     OSError                     the file cannot be read
     Source: Y. LeCun, C. Cortes, C. Burges, The MNIST database, section on file formats.
     """
-    most_bytes = checks.whole("most_bytes", most_bytes)
+    most_bytes = checks.whole("most_bytes", most_bytes, most=checks.BYTES)
     shape = None if shape is None else _dimensions(shape)
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", checks.instance("sha256", sha256, str)):
         raise checks.BadValue(f"sha256 must be 64 hexadecimal digits; got {sha256!r}")

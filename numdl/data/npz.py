@@ -28,7 +28,7 @@ def read(
                                 which would need pickle; the message names the file and the array
     OSError                     the file cannot be read
     """
-    most_bytes = checks.whole("most_bytes", most_bytes)
+    most_bytes = checks.whole("most_bytes", most_bytes, most=checks.BYTES)
     if names is not None:
         names = _checked_names(names)
     content = _files.contents(path, most_bytes=most_bytes)

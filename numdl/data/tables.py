@@ -66,7 +66,7 @@ def read(
         raise checks.BadType(f"missing must be a tuple of texts, such as ('',); got {missing!r}")
     if types is not None and (not isinstance(types, dict) or not all(kind in KINDS for kind in types.values())):
         raise checks.BadValue(f"types must map columns of {path} to int, float or str; got {types!r}")
-    most_bytes = checks.whole("most_bytes", most_bytes)
+    most_bytes = checks.whole("most_bytes", most_bytes, most=checks.BYTES)
     options = {"missing": frozenset(missing), "delimiter": delimiter, "most_bytes": most_bytes}
     wanted = dict(types or {})
     columns, kinds, count = _survey(path, wanted, options)

@@ -153,7 +153,7 @@ def load(folder: StrPath, *, most_bytes: int = MOST) -> Run:
     ValueError              a file was changed, cut or removed, is of another run or of a later version of numdl; the
                             message names it
     """
-    most_bytes = checks.whole("most_bytes", most_bytes)
+    most_bytes = checks.whole("most_bytes", most_bytes, most=checks.BYTES)
     folder = checks.path("folder", folder)
     with _lock(folder, shared=True):
         place = folder if folder.is_dir() else _aside(folder)

@@ -74,7 +74,7 @@ class Ear:
 
     @contextlib.contextmanager
     def writing(self):
-        """A list of what was done to files meanwhile; compiled modules of a first import do not count."""
+        """A list of what was done to files meanwhile; what a first import leaves in its own places does not count."""
         self.allowed, self.on = FORBIDDEN - CHANGING, True
         self.heard.clear()
         found = []
@@ -82,7 +82,7 @@ class Ear:
             yield found
         finally:
             self.on, self.allowed = False, frozenset()
-            found += [event for event in self.heard if "__pycache__" not in event]
+            found += [event for event in self.heard if not any(own in event for own in ("__pycache__", "matplotlib"))]
 
     @staticmethod
     def _writes(arguments):

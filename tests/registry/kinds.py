@@ -38,12 +38,12 @@ def free(good):
 
 def count(good=2, *, least=1):
     """A whole number."""
-    return Argument(good, (least - 1, -3, True, "3", NAN, 2.5, [3], None, INF))
+    return Argument(good, (least - 1, -3, True, "3", NAN, 2.5, [3], None, INF, 10**10))
 
 
 def limited(good=2, *, most, least=1):
     """A whole number with a largest value."""
-    return count(good, least=least).also(most + 1, 10**10)
+    return count(good, least=least).also(most + 1)
 
 
 def number(good=1.0, *bad):

@@ -55,5 +55,5 @@ NAMES = {
     "axis": kinds.count(0, least=-10).without(-11, -3).also(9, -9),
     "path": kinds.path(None),
     "folder": kinds.Argument(None, (3, np.ones(2))),
-    "most_bytes": kinds.count(2**20),
+    "most_bytes": kinds.count(2**20).without(10**10).also(2**63),
 }
