@@ -160,7 +160,10 @@ def reproduce(count, seed, limit=10**6):
         results, known = pathlib.Path(held) / "results", {}
         while report["moments"] < count and time.monotonic() < begun + limit:
             process = _started(results)
-            time.sleep(moments.uniform(0, longest))
+            start = time.monotonic()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=moments.uniform(0, longest))
+                longest = time.monotonic() - start  # it ended before: the next moments are earlier
             victims = _family(process.pid)
             whom = moments.choice(("all", "the one that was called", "a worker"))
             chosen = {"all": victims, "the one that was called": victims[:1], "a worker": victims[1:] or victims}[whom]
