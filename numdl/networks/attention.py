@@ -141,7 +141,7 @@ def attend(
     seen = _seen(scores.shape[-2:], causal, mask)
     if seen is not None:
         # A finite number: infinities make nan in derivatives. A quarter leaves room for noise and temperature.
-        scores = jnp.where(jnp.broadcast_to(seen, scores.shape), scores, jnp.finfo(scores.dtype).min / 4)
+        scores = jnp.where(jnp.broadcast_to(seen, scores.shape), scores, float(jnp.finfo(scores.dtype).min) / 4)
     return jnp.einsum("...ts,...sv->...tv", weights(scores), values)
 
 
