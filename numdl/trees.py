@@ -69,10 +69,14 @@ def axpy(alpha: ArrayLike, x: PyTree, y: PyTree) -> PyTree:
     x, y : pytree               arrays of one structure and shapes
     Raises
     ------
-    ValueError, TypeError       trees that are not alike, a leaf that is not an array
+    ValueError, TypeError       trees that are not alike, a leaf that is not an array, complex numbers onto real ones
     """
     alpha, x = checks.leaf("alpha", alpha), checks.leaves("x", x, empty=True)
     y = checks.like("y", y, x, of="x")
+    for u, v in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
+        for name, part in (("alpha", alpha), ("x", u)):
+            if jnp.iscomplexobj(part) and not jnp.iscomplexobj(v):
+                raise checks.BadType(f"{name} must be real where y is; got {checks.shown(part)}")
     return jax.tree.map(lambda u, v: (alpha * u + v).astype(jnp.result_type(v)), x, y)
 
 

@@ -247,7 +247,7 @@ def _recurrence(matvec, start, m, reorthogonalize):
     def step(state, j):
         basis, q, before, beta = state
         basis = basis if basis is None else basis.at[j].set(q)
-        w = matvec(q)
+        w = matvec(q).astype(q.dtype)
         size = jnp.linalg.norm(w)
         alpha, w = _three_terms(w, q, before, beta)
         w = _vectors.beside(basis, w)[1] if reorthogonalize else w

@@ -46,8 +46,9 @@ def hebbian(patterns: Float[ArrayLike, "P n"]) -> Float[Array, "n n"]:
     ValueError, TypeError       an entry that is neither -1 nor 1, integers, another number of axes
     Source: Hopfield 1982, over n.
     """
-    patterns = jnp.asarray(checks.floating("patterns", patterns, ndim=2))
+    patterns = checks.floating("patterns", patterns, ndim=2)
     _signs("patterns", patterns)
+    patterns = jnp.asarray(patterns)
     n = patterns.shape[1]
     weights = patterns.T @ patterns / n
     return jnp.where(jnp.eye(n, dtype=bool), jnp.zeros_like(weights), weights)

@@ -131,8 +131,8 @@ def multigrid(
     """
     options = _plans.taken(options)
     plan = _plans.plan(steps, coarsening, iterations, relaxations, options)
+    guess = None if guess is None else _points("guess", guess, y0, steps, plan)
     problem = _plans.problem(field, y0, theta, t1, steps, options)
-    guess = None if guess is None else _points("guess", guess, problem, plan)
     return _solve(*problem, plan, guess)
 
 
@@ -176,8 +176,8 @@ def value_and_gradient(
     plan = _plans.plan(steps, coarsening, iterations, relaxations, options, adjoint_iterations)
     outer = checks.floats("outer", outer, empty=True)
     jax.eval_shape(loss, checks.floats("y0", y0), outer)
+    guess = (None, None) if guess is None else _pair(guess, y0, steps, plan)
     problem = _plans.problem(field, y0, theta, t1, steps, options)
-    guess = (None, None) if guess is None else _pair(guess, problem, plan)
     return _differentiate(*problem, plan, guess, outer, loss)
 
 
@@ -262,15 +262,15 @@ def _finite(tree):
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
-def _pair(guess, problem, plan):
+def _pair(guess, y0, steps, plan):
     if not (isinstance(guess, tuple) and len(guess) == 2):
         raise checks.BadType(f"guess must be a pair (states, adjoints); got {checks.shown(guess)}")
-    return tuple(_points(f"guess[{i}]", one, problem, plan) for i, one in enumerate(guess))
+    return tuple(_points(f"guess[{i}]", one, y0, steps, plan) for i, one in enumerate(guess))
 
 
-def _points(name, guess, problem, plan):
+def _points(name, guess, y0, steps, plan):
     """States at the slices, shaped like y0 with an axis in front."""
-    y0, steps = problem[0], problem[6]
     slices = steps // plan.coarsening[0]
-    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((slices + 1, *leaf.shape), leaf.dtype), y0)
+    form = jax.eval_shape(widen, checks.floats("y0", y0))
+    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((slices + 1, *leaf.shape), leaf.dtype), form)
     return widen(checks.like(name, checks.floats(name, guess), wanted, of="the slices' states"))

@@ -13,7 +13,7 @@ import numdl
 from numdl import _closed_forms, activations
 from numdl.analysis import _listening
 from numdl.networks import by_hand, dense
-from numdl.ode import adjoints, integrate, schemes, tableaus
+from numdl.ode import adjoints, integrate, parallel, schemes, tableaus
 from numdl.optimize import _readout, losses, varpro
 from tests.verification import above, below, furthest, near, study
 
@@ -130,6 +130,9 @@ CASES = {
     ("ode/adjoints.py", "_revolve"): [
         adjoint(adjoints.binomial(snapshots=1), tableau=tableaus.heun),
         adjoint(adjoints.binomial(snapshots=3), tableau=tableaus.rk4),
+    ],
+    ("ode/_depth.py", "integrate"): [
+        adjoint(parallel.adjoint(coarsening=(7,), iterations=1), tableau=tableaus.heun),
     ],
     ("analysis/_listening.py", "at"): [(_heard, _not_heard, normal(4))],
 }
