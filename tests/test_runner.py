@@ -511,7 +511,7 @@ def test_a_signal_ends_the_workers_and_keeps_what_is_finished(dice, number, tmp_
     assert [parent.stderr.readline() for _ in range(2)] == ["a1_dice ...\n", "a2_dice ...\n"]
     children = pathlib.Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
     parent.send_signal(number)
-    out, err = parent.communicate(timeout=30)
+    out, err = parent.communicate(timeout=240)
     assert parent.returncode == 128 + number
     assert list(board(out)) == ["a1_dice", "total"]
     assert f"stopped by {number.name}" in err
@@ -527,7 +527,7 @@ def test_a_worker_does_not_outlive_its_parent(dice, tmp_path):
     worker = subprocess.Popen([sys.executable, "-m", "experiments.worker"], stdin=subprocess.PIPE, cwd=ROOT, text=True)
     worker.stdin.write(json.dumps(job) + "\n")
     worker.stdin.close()
-    assert worker.wait(timeout=30) == 3
+    assert worker.wait(timeout=240) == 3
 
 
 @pytest.mark.parametrize(

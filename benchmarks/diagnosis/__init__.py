@@ -20,8 +20,8 @@ planted fault too weak to matter counts as healthy.
 is in reporting has other families (recurrent networks drawn at random; Equinox, NNX and gated networks), other
 activations, optimisers and data sets, and other strengths of every fault, planted in other networks.
 
-**Baselines** (`baselines`): what the tools before this look at, on the same cases. Keras is not among the makers: it is
-not installed here.
+**Baselines** (`baselines`): what the tools before this look at, on the same cases. Keras is not among the makers: no
+extra of this project asks for it.
 
 Files: `setting` (the records), `recipes` (what a network, data and optimiser are in a few words), `plain` and
 `frameworks` (networks), `sets` (data), `scores` (losses, held-out scores), `drawing` (weights), `faults*` and `bases`

@@ -1,7 +1,7 @@
 """The verification suite: studies that measure figures, each with the threshold that was set before.
 
     python -m tests.verification              everything, on this Python: docs/verification/<stack>.json and the page
-    python -m tests.verification orders       one study, printed only
+    python -m tests.verification orders       one study: its figures take the place of the old ones
 
 A study is a function of `full`: quick and representative for the tests of every day, or everything. It yields figures.
 """

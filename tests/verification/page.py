@@ -13,11 +13,12 @@ PAGE = FOLDER.with_suffix(".md")
 INTRODUCTION = """# Verification
 
 What was measured, beside the threshold that was set before. Every line is a test: a quick part of each study runs in
-the suite of every day, the whole in the long one. `make verification` writes the page anew with the figures of the
-Python that runs it, `make mutants` finds the planted faults; the figures lie in `docs/verification/`, a file a stack.
+the suite of every day (but processes are killed in the long one), the whole in the long one. `make verification` writes
+the page anew with the figures of the Python that runs it, `make mutants` finds the planted faults; the figures lie in
+`docs/verification/`, a file a stack.
 
-A dash stands for what was not run on that stack. Lines that begin with "planted" or "not" must exceed their threshold:
-they show that the test sees the fault.
+A dash stands for what was not run on that stack; a study that is not here was run on none. Where the threshold is "≥"
+the figure must reach it: the test sees a planted fault, or where a promise ends.
 """
 
 
