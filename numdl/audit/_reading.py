@@ -12,6 +12,7 @@ import numpy as np
 from numdl.audit.evidence import Evidence
 
 FLAT = 0.1  # skill below which a training has learned nothing yet
+FEWEST = 10  # unseen examples that the best single answer gets wrong, for a score to say much
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,8 +138,16 @@ class Reading:
 
     @functools.cached_property
     def comparable(self):
-        """Whether `later` says much: a shallow model learns something, or the network learned nearly all or nothing."""
-        return bool(self.shallow > FLAT or self.later > 0.9 or self.later < FLAT / 2) and math.isfinite(self.later)
+        """Whether `later` says much: a shallow model learns something, or the network learned nearly all.
+
+        Where both learn nothing, it may be the labels: rare and noisy ones have no better answer than the common one.
+        """
+        ahead = self.e.ahead
+        if not math.isfinite(self.later) or ahead.examples * (1 - ahead.chance) < FEWEST:
+            return False
+        # Beside weighted classes or masked answers the share of right ones is not what the loss asks for.
+        rewarded = not self.skill(ahead.unseen[-1]) > self.later + 2 * FLAT
+        return rewarded and bool(self.shallow > FLAT or self.later > 0.9)
 
     @functools.cached_property
     def spent(self):

@@ -24,6 +24,12 @@ CHEAP = 2e10  # multiplications that a training may cost that is carried on: som
 MOST_STEPS = 2000
 OVERHEAD = 1e4  # multiplications that could be done while one equation of a program is begun
 BATCHES = 8  # whose gradients give the noise scale
+NUMBER_NEEDED = (  # what an optimizer raises that computes with its rate outside of jax
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+DRAWS = 8  # of a stochastic network whose evaluation mode is not known
 
 
 def run(
@@ -100,7 +106,7 @@ class Program:
         try:
             self._blank = jax.eval_shape(functools.partial(_one_update, case), 1.0)
             self._any_rate = case.compiled(functools.partial(_train, case, self.steps))
-        except jax.errors.ConcretizationTypeError:
+        except NUMBER_NEEDED:
             self._blank = jax.eval_shape(lambda: _one_update(case, float(case.rate)))
             self._any_rate = None
 
@@ -131,9 +137,8 @@ def _one_update(case, rate):
 
 def _nothing(leaf):
     """What stands for a state that is not there yet."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-        return jax.random.key(0) if not leaf.shape else jax.random.split(jax.random.key(0), leaf.shape)
-    return np.zeros(leaf.shape, leaf.dtype)
+    keys = jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+    return (jnp if keys else np).zeros(leaf.shape, leaf.dtype)
 
 
 def _train(case, steps, moving, state, begin, rate, order, seed, pool):
@@ -181,10 +186,11 @@ def ahead(case: Any, program: Program, kind: str) -> Ahead:
     for i, part in enumerate(order.reshape(-1, chunk, order.shape[-1])):
         at, _, _, state = program.follow(at, state, i * chunk, case.rate, part, 0, pool)
         if (i + 1) & i == 0 or (i + 1) * chunk == len(order):  # after 1, 2, 4, 8, .. and all of them
-            out = seen.used(at, unseen[0])
+            out = seen.used(at, unseen[0], average=kind != "other")
             rows.append(((i + 1) * chunk, seen.watched(at)[0], float(seen.loss(out, unseen[1])), score(out)))
     steps, watched, losses, found = np.array(rows, float).T
     return Ahead(
+        examples=cases.count(unseen[0]),
         steps=steps,
         watched=watched,
         unseen=losses,
@@ -247,9 +253,15 @@ class _Seen:
             return math.nan
         return float(self.loss(self.case.forward(moving, self.unseen[0], self.case.key), self.unseen[1]))
 
-    def used(self, moving, x):
+    def used(self, moving, x, *, average):
         """The outputs as the finished network is used: in evaluation mode, where there is another."""
-        return self.case.forward(moving, x, self.case.key) if self.evaluate is None else self.evaluate(moving, x)
+        if self.evaluate is not None:
+            return self.evaluate(moving, x)
+        if not (self.case.stochastic and average):
+            return self.case.forward(moving, x, self.case.key)
+        # One draw of dropout's noise is worse than the network is: the mean of some is near its evaluation mode.
+        outs = [self.case.forward(moving, x, jax.random.fold_in(self.case.key, draw)) for draw in range(DRAWS)]
+        return jax.tree.map(lambda *leaves: jnp.mean(jnp.stack(leaves), 0), *outs)
 
     def evaluated(self, moving):
         x, y = self.case.sample

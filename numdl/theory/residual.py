@@ -103,7 +103,8 @@ def tanh_laws(*, weight_variance: ArrayLike, second_weight_variance: ArrayLike, 
         E y^2 ~ h^2 v l,      c ~ l^-(1 - 2/pi),      ln g_0 / g_l ~ (4/3) sqrt(2/pi) h sqrt(w v l)
 
     In the end u is so long that tanh is a sign: E[f f'] = (2/pi) arcsin c and E f'^2 = (4/3) / sqrt(2 pi w E y^2).
-    Two inputs part in the end, whatever the variances, but polynomially; gradients explode, but subexponentially.
+    Two inputs part in the end, but polynomially; gradients explode, but subexponentially. All are 0 where h, w or v is:
+    nothing is added to the stream.
 
     Parameters
     ----------
@@ -121,8 +122,10 @@ def tanh_laws(*, weight_variance: ArrayLike, second_weight_variance: ArrayLike, 
     _variances(weight_variance=weight_variance, second_weight_variance=second_weight_variance)
     h = float(checks.finite("step", checks.concrete("step", step), shape=()))
     v = float(second_weight_variance)
+    gain = h**2 * v * float(weight_variance)
+    decay = 1 - 2 / math.pi if gain > 0 else 0.0
     gradient = 4 / 3 * math.sqrt(2 / math.pi) * abs(h) * math.sqrt(float(weight_variance) * v)
-    return TanhLaws(np.float64(h**2 * v), np.float64(1 - 2 / math.pi), np.float64(gradient))
+    return TanhLaws(np.float64(h**2 * v if gain > 0 else 0.0), np.float64(decay), np.float64(gradient))
 
 
 def _variances(**variances):

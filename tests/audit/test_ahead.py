@@ -143,7 +143,7 @@ def test_what_a_shallow_model_cannot_take_is_unknown(x, y, kind):
 
 def read(**known):
     blank = dict.fromkeys(("signal", "chain", "function", "data", "optimizer", "predicted", "trial", "kernel"))
-    ahead = empty(Ahead, **known)
+    ahead = empty(Ahead, **{"examples": 100, **known})
     loss = empty(Loss, floor=0.0, floor_shared=1.0, value=1.0)
     return _reading.Reading(Evidence(facts=empty(Facts, steps=400), loss=loss, seconds={}, ahead=ahead, **blank))
 
@@ -159,3 +159,57 @@ def test_readings_of_it():
     r = read(steps=np.array([40.0]), score=np.array([0.99]), unseen=np.ones(1), chance=0.5, shallow=0.5)
     assert r.comparable and r.beside == pytest.approx(0.98)
     assert np.isnan(read().later) and np.isnan(read().beside)
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        {"score": 0.8, "chance": 0.8, "shallow": 0.82, "unseen": 1.0},  # rare labels that nothing foretells
+        {"score": -0.07, "chance": 0.0, "shallow": -0.02, "unseen": 1.1},  # noise
+        {"score": 0.74, "chance": 0.81, "shallow": 0.88, "unseen": 0.65},  # a loss of weighted classes, learned
+        {"score": 0.1, "chance": 0.7, "shallow": np.nan, "unseen": 0.4},  # tokens whose loss leaves the common one out
+        {"score": 0.875, "chance": 0.875, "shallow": 1.0, "unseen": 0.9, "examples": 8},  # by one example
+        {"score": 0.9, "chance": 1.0, "shallow": 1.0, "unseen": 0.9},  # no other label is unseen
+    ],
+)
+def test_what_the_data_may_explain_condemns_no_network(known):
+    known["score"], known["unseen"] = np.array([known["score"]]), np.array([known["unseen"]])
+    assert not read(steps=np.array([400.0]), **known).comparable
+
+
+def test_a_loss_that_is_not_learned_either_condemns():
+    found = read(steps=np.array([400.0]), score=np.array([0.5]), chance=0.5, shallow=0.9, unseen=np.array([1.2]))
+    assert found.comparable and found.beside == 0
+
+
+def test_a_network_with_noise_is_scored_by_the_mean_of_its_draws():
+    """Each logit is tossed by +-3: a draw is often wrong where the mean of some is right."""
+
+    def tossed(params, x, key):
+        return x @ params["w"] + 3 * jax.random.rademacher(key, (len(x), 3), jnp.float32)
+
+    way = {"w": 4 * WAY}
+    with _settings.ours():
+        known = cases.case(
+            tossed, way, (X[:16], LABELS[:16]), loss=entropy, optimizer="sgd", learning_rate=1e-6, steps=40,
+            data=(X, LABELS), evaluate=None, stochastic=True, key=jax.random.key(0),
+        )  # fmt: skip
+        seen, (x, y) = trial._Seen(known), known.parts[1]
+        one, mean = (scores._score(np.asarray(seen.used(way, x, average=how)), y, "classes") for how in (False, True))
+    assert mean > one
+    assert trial.DRAWS > 1 and carried(known).score[-1] == pytest.approx(mean, abs=0.03)
+
+
+@pytest.mark.parametrize("shape", [(), (2,)])
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])
+def test_an_optimizer_may_hold_keys_of_any_kind(kind, shape):
+    def noisy(rate):
+        plain, keys = optax.sgd(rate), lambda _: jax.random.split(jax.random.key(0, impl=kind), shape)
+        return optax.GradientTransformation(keys, lambda g, state, p=None: (plain.update(g, plain.init(p))[0], state))
+
+    assert carried(case(steps=40, optimizer=noisy)).unseen[-1] == carried(case(steps=40)).unseen[-1]
+
+
+@pytest.mark.parametrize("number", [float, np.asarray, lambda rate: 1 / len(range(int(1 / rate)))])
+def test_an_optimizer_may_compute_with_its_rate_outside_of_jax(number):
+    assert carried(case(steps=40, optimizer=lambda rate: optax.sgd(number(rate)))).unseen[-1] < np.log(3)

@@ -75,3 +75,12 @@ def test_laws_of_tanh_are_the_limits_of_its_moments():
     assert laws.gradient == pytest.approx(float(h**2 * w * v * slope * 2 * mpmath.sqrt(depth)), rel=1e-6)
     assert laws.decay == pytest.approx(1 - float(mpmath.diff(lambda c: 2 / mpmath.pi * mpmath.asin(c), 0)), rel=1e-9)
     assert laws.length == pytest.approx(h**2 * v, rel=1e-14)
+
+
+@pytest.mark.parametrize("still", [{"weight_variance": 0.0}, {"second_weight_variance": 0.0}, {"step": 0.0}])
+def test_laws_of_blocks_that_add_nothing_are_zero(still):
+    known = {"weight_variance": 1.3, "second_weight_variance": 0.7, "step": 0.9} | still
+    found = residual.correlations(0.5, x_variance=1.0, depth=3, bias_variance=0.0, activation=activations.tanh, **known)
+    assert (found.square == 1).all() and np.allclose(found.c, 0.5, rtol=0, atol=1e-15)
+    laws = residual.tanh_laws(**known)
+    assert laws.length == laws.decay == laws.gradient == 0
