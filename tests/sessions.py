@@ -95,7 +95,7 @@ def main(arguments):
     )
     found = session(chosen.count, chosen.seed, told)
     print(json.dumps(found), flush=True)
-    return int(found["most maps"] > LIMIT // 2 or found["files"] > 8)
+    return int(found["most maps"] > LIMIT // 2 or found["files"] > 2)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class Endless(BaseException):
 
 
 @contextmanager
-def no_work(seconds=5.0):
+def no_work(seconds=20.0):
     """Stop the call as soon as it compiles, or after some seconds."""
 
     def heard(event, duration, **_):
