@@ -115,6 +115,10 @@ def _reproduce(arguments):
         raise runner.UsageError(f"--only must name an experiment once; got {twice[0]} again")
     if options.quick and options.tiny:
         raise runner.UsageError("--quick and --tiny are two sizes; give one of them")
+    if options.executor is not None and options.jobs != 1:
+        raise runner.UsageError(
+            "--jobs is for this machine; with --executor, what gives the work says how many at once"
+        )
     results, start = _writable(options.results), time.monotonic()
     outcomes, stopped = _all(chosen, options)
     entries = [(outcome.score, outcome.run, outcome.log) for outcome in outcomes]

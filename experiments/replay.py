@@ -169,14 +169,20 @@ def _form(array):
 
 
 def _apart(before, now):
-    """How many entries differ, and by how much at most, relative to the largest."""
+    """How many entries differ, and by how much at most, relative to the largest that is finite."""
     differing = np.asarray(before != now) & ~(_nan(before) & _nan(now))
     count = f"{int(differing.sum())} of {before.size} entries"
     if before.dtype.kind not in "fc" or not differing.any():
         return count, "others" if differing.any() else "other bits of equal values"
-    apart = np.abs(before.astype(complex) - now)[differing]
-    scale = max(float(np.nanmax(np.abs(before), initial=0.0)), np.finfo(float).tiny)
-    return count, f"apart by {float(np.max(apart)) / scale:.2g} of the largest at most"
+    finite = np.isfinite(before) & np.isfinite(now)
+    said = (
+        "" if finite[differing].all() else f", {int((differing & ~finite).sum())} of them not finite in one of the runs"
+    )
+    if not finite[differing].any():
+        return count + said, "others"
+    apart = np.abs(before.astype(complex)[differing & finite] - now[differing & finite])
+    scale = max(float(np.max(np.abs(before[np.isfinite(before)]))), np.finfo(float).tiny)
+    return count + said, f"apart by {float(np.max(apart)) / scale:.2g} of the largest at most"
 
 
 def _nan(array):

@@ -24,8 +24,8 @@ LIGHT = "--xla_backend_optimization_level=0"
 GRACE = 5.0  # seconds from the request to end to the end by force
 
 
-class Stopped(Exception):  # noqa: N818
-    """A signal asked this process to end."""
+class Stopped(BaseException):
+    """A signal asked this process to end; as with KeyboardInterrupt, nobody who catches what failed holds it up."""
 
     def __init__(self, number):
         super().__init__(signal.Signals(number).name)

@@ -93,18 +93,18 @@ class _Again:
 
     code: Any
     free: tuple  # indices of the numbers that are data
-    fixed: tuple  # the others
+    fixed: tuple  # the others, with their types: a float64 of NumPy is no float of Python, though equal
 
     def __call__(self, numbers, *arguments, **keywords):
         fixed, data = iter(self.fixed), iter(numbers)
         count = len(self.free) + len(self.fixed)
-        every = [next(data) if i in self.free else next(fixed) for i in range(count)]
+        every = [next(data) if i in self.free else next(fixed).value for i in range(count)]
         return _made(self.code, every)(*arguments, **keywords)
 
 
 def _assembled(codes, numbers, free, kind):
     data = [numbers[i] for i in free]
-    fixed = tuple(number for i, number in enumerate(numbers) if i not in free)
+    fixed = tuple(_Fixed(type(number), number) for i, number in enumerate(numbers) if i not in free)
     return kind(*(Partial(_Again(code, free, fixed), data) for code in codes))
 
 
@@ -119,7 +119,7 @@ def _taken(value, numbers, above):
     if isinstance(value, types.FunctionType) and _is_optax(value):
         closure = tuple(_taken(_contents(cell), numbers, above) for cell in value.__closure__ or ())
         defaults, keywords = (_fixed(part) for part in (value.__defaults__, _pairs(value.__kwdefaults__)))
-        return _Function(value.__code__, value.__module__, defaults, keywords, closure)
+        return _Function(value.__code__, _home(value), defaults, keywords, closure)
     if isinstance(value, tuple | list | dict):
         _refuse_strangers(value.values() if isinstance(value, dict) else value)
         names, parts = (tuple(value), tuple(value.values())) if isinstance(value, dict) else ((), tuple(value))
@@ -128,7 +128,14 @@ def _taken(value, numbers, above):
 
 
 def _is_optax(function):
-    return function.__module__.partition(".")[0] == "optax"
+    return _home(function).partition(".")[0] == "optax"
+
+
+def _home(function):
+    """The module whose names it reads; `functools.wraps` gives a wrapper the `__module__` of what it wraps."""
+    name = function.__globals__.get("__name__", "")
+    module = sys.modules.get(name)
+    return name if module is not None and vars(module) is function.__globals__ else ""
 
 
 def _refuse_strangers(values):

@@ -94,12 +94,15 @@ def array(raw, name):
     dtype, fortran, shape, start = _header(raw, name)
     if dtype.kind not in KINDS:
         raise ValueError(f"its array {name!r} is of {dtype}, which needs pickle (allow_pickle) or has fields")
-    size = math.prod(shape) * dtype.itemsize
+    count = math.prod(shape)
+    if count and not dtype.itemsize:  # numpy would make room for a letter of each
+        raise ValueError(f"its array {name!r} should hold {count} texts without a letter, which numpy does not write")
+    size = count * dtype.itemsize
     if size != len(raw) - start:
         raise ValueError(
             f"its array {name!r} should hold {size} bytes for {shape} of {dtype}; {len(raw) - start} are there"
         )
-    values = np.frombuffer(raw, dtype, offset=start) if size else np.zeros(math.prod(shape), dtype)
+    values = np.frombuffer(raw, dtype, offset=start) if size else np.zeros(count, dtype)
     _check_values(values, name)
     values = values.reshape(shape, order="F" if fortran else "C")
     return values.astype(dtype.newbyteorder("="), order="K")

@@ -205,6 +205,26 @@ def test_numbers_that_meet_constants_first_stay_in_the_program():
     assert len(structures) == 2
 
 
+def test_a_wrapper_of_ones_own_is_not_taken_apart():
+    inner = optax.sgd(0.1)
+
+    @functools.wraps(inner.update)
+    def doubled(*arguments):
+        update, memory = inner.update(*arguments)
+        return jax.tree.map(lambda leaf: leaf * TWO, update), memory
+
+    made = _hyperparameters.as_data(optax.GradientTransformation(inner.init, doubled))
+    np.testing.assert_allclose(made.update(jnp.ones(2), inner.init(jnp.ones(2)))[0], -0.2, rtol=1e-6)
+
+
+TWO = 2.0
+
+
+def test_numbers_of_other_types_are_other_programs():
+    structures = {jax.tree.structure(_hyperparameters.as_data(optax.adam(0.1, b2=b2))) for b2 in (0.9, np.float64(0.9))}
+    assert len(structures) == 2
+
+
 def test_the_counter_counts():
     with lowered() as programs:
         jax.jit(lambda x: x + 1)(np.ones(3))

@@ -92,6 +92,10 @@ def test_the_size_of_a_difference_is_said():
         "apart by 0.12 of the largest at most",
     )
     assert replay._apart(np.array([0.0]), np.array([-0.0])) == ("0 of 1 entries", "other bits of equal values")
+    assert replay._apart(np.array([1.0, np.inf, 2.0]), np.array([1.5, 3.0, 2.0])) == (
+        "2 of 3 entries, 1 of them not finite in one of the runs",
+        "apart by 0.25 of the largest at most",
+    )
     assert replay._apart(NAN, NAN + np.arange(2))[0] == "1 of 2 entries"
     assert replay._apart(np.array([1, 2]), np.array([1, 3])) == ("1 of 2 entries", "others")
 

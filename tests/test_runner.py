@@ -288,6 +288,7 @@ def test_tiny_is_the_small_config_and_fields_go_over_it(dice, capsys):
         (["reproduce", "--only", ""], ["''"]),
         (["reproduce", "--seed", "1"], ["--seed"]),
         (["reproduce", "--tiny", "--quick"], ["--quick", "--tiny"]),
+        (["reproduce", "--jobs", "2", "--executor", "local"], ["--jobs", "--executor"]),
         (["run", "a1", "--quick"], ["--quick"]),
         (["scoreboard"], ["folders"]),
         (["scoreboard", "nowhere"], ["nowhere", "reproduce"]),
@@ -519,6 +520,14 @@ def test_a_signal_ends_the_workers_and_keeps_what_is_finished(dice, number, tmp_
     assert not pathlib.Path(f"/proc/{children[0]}").exists()
     (folder,) = (tmp_path / "results" / "a1_dice").glob("[0-9a-f]" * 12)
     assert reporting.load(folder).held == 1
+
+
+def test_a_signal_while_an_experiment_is_loaded_ends_it_too(dice, monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "configure", lambda name, **size: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(workers.Stopped):
+        list(workers.reproduce(["a1_dice", "a2_dice"], results=tmp_path))
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_worker_does_not_outlive_its_parent(dice, tmp_path):

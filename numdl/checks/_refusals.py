@@ -29,7 +29,7 @@ def shown(value: Any) -> str:
     if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
         return f"{shown(value.item())}, an array of shape (), dtype {value.dtype}"
     try:
-        text = repr(value.item() if type(value) is np.ndarray else value)  # without axes it is a number
+        text = repr(value)
     except RuntimeError:  # it holds a deleted array
         text = f"a {type(value).__name__} with deleted arrays"
     return text if len(text) <= 60 else f"{text[:57]}... ({type(value).__name__})"

@@ -1,6 +1,9 @@
 """Krylov methods without matrices: a function v -> A v in, records of arrays out. Vectors are pytrees.
 
 Conjugate gradients, Lanczos, Arnoldi, Golub–Kahan bidiagonalization, stochastic traces. Ground floor: knows no network.
+
+As under `jax.jit`, a function is compiled once for its identity, and what it closes over is read then: where the matrix
+changes between calls, make it an argument, `jax.tree_util.Partial(multiply, matrix)`.
 """
 
 from numdl.lazy import submodules as _submodules

@@ -49,7 +49,7 @@ def read(folder, digest, function):
         cell = json.loads(arrays.pop("cell").tobytes())
         cell = _filled(cell, arrays)
         maker, _ = cell["function"], cell["value"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     if maker != function:
         raise checks.BadValue(f"folder must hold cells of {function} only; got one of {maker}: {path}")

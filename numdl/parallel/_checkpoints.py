@@ -35,7 +35,7 @@ def save(folder: StrPath, step: int, tree: PyTree, *, keep: int = 2) -> pathlib.
     folder : path               that all processes see; made if needed
     step : int                  its name; what was there for this step is replaced
     tree : pytree               arrays wherever they are, random keys too: (params, optimizer state, ...)
-    keep : int                  the newest so many stay, older ones of this format go
+    keep : int                  this one and those of the highest steps stay, so many in all; others of this format go
     Returns
     -------
     Path                        of the checkpoint
@@ -46,7 +46,8 @@ def save(folder: StrPath, step: int, tree: PyTree, *, keep: int = 2) -> pathlib.
     """
     folder = checks.path("folder", folder).resolve()
     step, keep = checks.whole("step", step, least=0), checks.whole("keep", keep)
-    arrays = {f"leaf{i}": _words(leaf) for i, leaf in enumerate(jax.tree.leaves(checks.leaves("tree", tree)))}
+    tree = checks.leaves("tree", tree)
+    arrays = {f"leaf{i}": _words(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
     about = {"format": FORMAT, "step": step, "leaves": _signature(tree)}
     first(_runs.writable, folder)
     if _orbax() is None:
@@ -61,7 +62,7 @@ def save(folder: StrPath, step: int, tree: PyTree, *, keep: int = 2) -> pathlib.
 
 
 def restore(folder: StrPath, like: PyTree) -> tuple[int, PyTree] | None:
-    """The newest checkpoint that can be read as (step, tree), on the devices where `like` is; None where there is none.
+    """The checkpoint of the highest step that can be read as (step, tree), where `like` is; None where there is none.
 
     Parameters
     ----------
@@ -72,7 +73,7 @@ def restore(folder: StrPath, like: PyTree) -> tuple[int, PyTree] | None:
     (int, pytree) or None       what cannot be read is passed over with a warning
     Raises
     ------
-    ValueError                  the newest one holds another tree
+    ValueError                  it holds another tree
     TypeError                   leaves of `like` that are not arrays
     """
     folder, like = checks.path("folder", folder).resolve(), checks.leaves("like", like)
@@ -118,13 +119,17 @@ def _signature(tree):
 
 def _write(path, arrays, about):
     held = io.BytesIO()
-    plain = {name: array.view(np.uint8) if array.dtype.kind == "V" else array for name, array in arrays.items()}
+    plain = {name: _bytes(array) if array.dtype.kind == "V" else array for name, array in arrays.items()}
     np.savez(held, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **plain)
     _runs.put(path, held.getvalue())
 
 
+def _bytes(array):
+    return np.frombuffer(array.tobytes(), np.uint8)
+
+
 def _found(folder):
-    """Checkpoints, the newest first."""
+    """Checkpoints, those of the highest steps first."""
     there = [path for path in folder.iterdir() if _NUMBER.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(there, key=lambda path: int(path.stem), reverse=True)
 
@@ -171,10 +176,10 @@ def _leaf(stored, old):
 
 
 def _forget(folder, last, keep):
-    """Remove older checkpoints of this format, and the other form of the last one."""
+    """Remove other checkpoints of this format, and the other form of the last one, whatever steps there are beyond."""
     ours = [path for path in _found(folder) if _is_ours(path)]
     twin = [path for path in ours if path.stem == last.stem and path != last]
-    for path in [*twin, *[path for path in ours if path not in twin][keep:]]:
+    for path in [*twin, *[path for path in ours if path not in (*twin, last)][keep - 1 :]]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

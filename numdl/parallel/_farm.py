@@ -3,12 +3,14 @@
 import concurrent.futures
 import dataclasses
 import functools
+import hashlib
 import multiprocessing
 import os
 import pathlib
 import pickle
 import time
 import traceback
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,7 +59,8 @@ def sweep(
     told : function             of each `Cell` when it is there, in the order in which they end
     Raises
     ------
-    ValueError, TypeError       a config twice, a function that cannot be sent, no submit, a folder of another function
+    ValueError, TypeError       a config twice, a function or config that cannot be sent, no submit, a folder of another
+                                function or of one that holds other arguments (`functools.partial`, an object)
     OSError                     the folder cannot be written
     """
     function, configs = checks.accepts("function", function, 1, "function(config)"), _configs(configs)
@@ -65,16 +68,16 @@ def sweep(
     if executor is not None and not callable(getattr(executor, "submit", None)):
         raise checks.BadType(f"executor must have submit(function, argument), or be None; got {checks.shown(executor)}")
     told = (lambda cell: None) if told is None else checks.accepts("told", told, 1, "told(cell)")
-    _sendable(function)
+    name = _name(function, _sent("function", function))
     folder = None if folder is None else reporting.writable(checks.path("folder", folder)).resolve()
     found = {}
     for digest, config in configs.items():
-        kept = None if folder is None else _cells.read(folder, digest, _name(function))
+        kept = None if folder is None else _cells.read(folder, digest, name)
         if kept is not None:
             found[digest] = Cell(config, digest, kept["value"], seconds=kept["seconds"], reused=True)
             told(found[digest])
     left = {digest: config for digest, config in configs.items() if digest not in found}
-    work = functools.partial(_computed, function, folder, bool(jax.config.jax_enable_x64))
+    work = functools.partial(_computed, function, name, folder, bool(jax.config.jax_enable_x64))
     for digest, (value, problem, seconds) in _ended(work, left, executor, jobs):
         found[digest] = Cell(left[digest], digest, value, problem, seconds)
         told(found[digest])
@@ -88,6 +91,7 @@ def _configs(configs):
     found = {}
     for place, config in enumerate(configs):
         digest = _digest(f"configs[{place}]", config)
+        _sent(f"configs[{place}]", config)
         if digest in found:
             raise checks.BadValue(f"configs must differ from each other; got configs[{place}] twice: {config!r:.200}")
         found[digest] = config
@@ -101,26 +105,35 @@ def _digest(name, config):
         raise checks.BadType(f"{name} must be a dataclass or a dict of plain values; got {config!r:.80}") from error
 
 
-def _sendable(function):
+def _sent(name, value):
+    """The bytes that another process gets."""
     try:
-        pickle.dumps(function)
+        return pickle.dumps(value, protocol=4)  # one for all versions of Python: cells are found again by it
     except Exception as error:
         raise checks.BadType(
-            f"function must be of a module, for other processes to find; got {checks.shown(function)}: {error}"
+            f"{name} must be of a module, for other processes to find; got {checks.shown(value)}: {error}"
         ) from error
 
 
-def _name(function):
-    while isinstance(function, functools.partial):
-        function = function.func
-    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+def _name(function, sent):
+    """The function's name, with a digest of what it holds besides: a folder never mixes two learning rates.
+
+    It is taken here, as a script's `__main__` has another name in the processes that it starts.
+    """
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    name = f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', type(inner).__qualname__)}"
+    return (
+        name if isinstance(function, types.FunctionType) else f"{name} holding {hashlib.sha256(sent).hexdigest()[:12]}"
+    )
 
 
 def _cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _computed(function, folder, x64, item):
+def _computed(function, name, folder, x64, item):
     """(value, problem, seconds) of a cell, where it is computed; its file is written there."""
     digest, config = item
     start = time.perf_counter()
@@ -130,7 +143,7 @@ def _computed(function, folder, x64, item):
         value = _cells.plain(function(config), "function(config)")
         seconds = round(time.perf_counter() - start, 3)
         if folder is not None:
-            _cells.write(folder, digest, {"function": _name(function), "seconds": seconds, "value": value})
+            _cells.write(folder, digest, {"function": name, "seconds": seconds, "value": value})
         return value, "", seconds
     except Exception as error:
         return None, _told(error), round(time.perf_counter() - start, 3)

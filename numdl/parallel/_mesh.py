@@ -64,7 +64,7 @@ def shard_batch(batch: PyTree, mesh: Mesh, *, axis: str = "data", local: bool = 
         )
     place = NamedSharding(mesh, PartitionSpec(axis))
     if local:
-        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(place, np.asarray(leaf)), batch)
+        return jax.tree.map(lambda leaf: _joined(leaf, place), batch)
     return jax.tree.map(lambda leaf: _put(leaf, place), batch)
 
 
@@ -200,6 +200,13 @@ def _put(leaf, place):
         return jax.random.wrap_key_data(_put(jax.random.key_data(leaf), place), impl=jax.random.key_impl(leaf))
     leaf = np.asarray(leaf)
     return jax.make_array_from_callback(leaf.shape, place, lambda index: leaf[index])
+
+
+def _joined(leaf, place):
+    """The array of which every process has its own part."""
+    if checks.is_key(leaf):
+        return jax.random.wrap_key_data(_joined(jax.random.key_data(leaf), place), impl=jax.random.key_impl(leaf))
+    return jax.make_array_from_process_local_data(place, np.asarray(leaf))
 
 
 def _gathered(leaf):

@@ -63,7 +63,7 @@ def _fresh(path):
             fresh = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}.new")
             stack.callback(fresh.unlink, missing_ok=True)
             file = stack.enter_context(open(fresh, "wb"))
-            if _held(file) and fresh.exists():  # else another writer took it for one that is left over
+            if _held(file) is not False and fresh.exists():  # else another writer took it for one that is left over
                 break
         yield fresh, file
 
@@ -72,20 +72,22 @@ def _sweep(path):
     """Remove what writers of `path` left when they were killed: nobody holds it."""
     for left in path.parent.glob(f".{_escaped(path.name)}-*-????????.new"):
         with contextlib.suppress(OSError), open(left, "rb") as file:
-            if _held(file) and os.name == "posix":
+            if _held(file):
                 left.unlink(missing_ok=True)
 
 
 def _held(file):
-    """Whether this process now holds the file; it does so until the file is closed."""
+    """Whether this process now holds the file, until it is closed; None where the system or the disk knows no locks."""
     if os.name != "posix":
-        return True
+        return None
     import fcntl
 
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
 
 

@@ -271,5 +271,7 @@ def _lock(folder, *, shared=False):
     import fcntl
 
     with open(path, "rb" if shared else "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        # A disk may know no locks; what was computed for an hour is kept all the same.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield

@@ -96,6 +96,7 @@ HOSTILE = {
     "a header twice": (archive(("a.npy", entry(more="'shape': (2,), "))), "header of its array"),
     "a claim": (archive(("a.npy", entry(shape="(99999999999,)"))), "should hold 799999999992 bytes"),
     "a claim beyond 64 bits": (archive(("a.npy", entry(shape=f"({10**20}, {10**20})"))), "should hold"),
+    "a claim without a byte": (archive(("a.npy", entry("'<U0'", "(99999999999,)", b""))), "99999999999 texts without"),
     "a negative axis": (archive(("a.npy", entry(shape="(-2,)"))), "header of its array"),
     "less than said": (archive(("a.npy", entry(values=bytes(15)))), "should hold 16 bytes"),
     "more than said": (archive(("a.npy", entry(values=bytes(17)))), "should hold 16 bytes"),

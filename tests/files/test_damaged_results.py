@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import io
 import os
 import shutil
@@ -149,6 +150,20 @@ def test_a_killed_writer_leaves_nothing_that_stays(tmp_path):
         assert _files._held(held)  # a writer that lives
         reporting.publish(path, "whole")
     assert sorted(file.name for file in tmp_path.iterdir()) == [".index.html-78-0123abcd.new", "index.html"]
+
+
+def test_a_disk_without_locks_is_written(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", failing_lock)
+    left = tmp_path / ".page.html-77-0123abcd.new"
+    left.write_text("half, or of a writer that lives")
+    assert reporting.publish(tmp_path / "page.html", "whole").read_text() == "whole"
+    assert left.exists()
+    assert reporting.load(save(tmp_path)).name == "dice"
+
+
+def failing_lock(file, how):
+    raise OSError(errno.ENOSYS, "Function not implemented")
 
 
 WRITERS = {

@@ -36,6 +36,20 @@ def dying(config):
     return config["x"]
 
 
+def scaled(config, rate):
+    return config["x"] * rate
+
+
+class Scaled:
+    """A function that has a state."""
+
+    def __init__(self, rate):
+        self.rate = rate
+
+    def __call__(self, config):
+        return config["x"] * self.rate
+
+
 def precision(config):
     import jax.numpy as jnp
 

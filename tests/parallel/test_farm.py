@@ -1,6 +1,11 @@
 """A sweep's cells: values, files, resuming, failures, executors."""
 
 import concurrent.futures
+import dataclasses
+import functools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -81,6 +86,36 @@ def test_threads_are_an_executor_and_dead_workers_are_told():
     assert lost.problem.startswith("the worker did not return: ConnectionError: lost")
 
 
+@pytest.mark.parametrize("make", [lambda rate: functools.partial(cells.scaled, rate=rate), cells.Scaled])
+def test_a_folder_never_mixes_what_a_function_holds(tmp_path, make):
+    cell = lambda rate: parallel.sweep(make(rate), [{"x": 3.0}], executor=Immediate(), folder=tmp_path)[0]  # noqa: E731
+    assert (cell(0.5).value, cell(0.5).value, cell(0.5).reused) == (1.5, 1.5, True)
+    with pytest.raises(ValueError, match="folder must hold cells of .* holding "):
+        cell(2.0)
+
+
+SCRIPT = """
+from numdl import parallel
+
+def double(config):
+    return 2 * config["x"]
+
+if __name__ == "__main__":
+    for _ in range(2):
+        (cell,) = parallel.sweep(double, [{"x": 3}], folder="kept", jobs=1)
+        print(cell.value, cell.reused, cell.problem)
+"""
+
+
+@pytest.mark.slow
+def test_a_script_goes_on_with_its_own_cells(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    told = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path},
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert told.stdout.split("\n")[:2] == ["6 False ", "6 True "], told.stderr
+
+
 @pytest.mark.slow
 def test_processes_take_the_precision_along_and_a_death_takes_no_other_cell(tmp_path):
     found = parallel.sweep(cells.dying, [{"x": x} for x in range(4)], jobs=2)
@@ -105,6 +140,7 @@ def test_bad_sweeps_are_refused():
     refused = {
         "configs must differ": {"configs": [{"x": 1}, {"x": 1}]},
         r"configs\[1\] must be a dataclass": {"configs": [{"x": 1}, 3]},
+        r"configs\[0\] must be of a module": {"configs": [dataclasses.make_dataclass("Nowhere", ["x"])(1)]},
         "function must be of a module": {"function": lambda config: 1},
         "executor must have submit": {"executor": 3},
         "jobs must be an integer >= 1": {"jobs": 0},

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from numdl import parallel
+from numdl.parallel import _checkpoints
 
 SCRIPT = pathlib.Path(__file__).with_name("on_processes.py")
 
@@ -106,3 +107,38 @@ def test_an_error_of_the_writer_is_raised():
     with pytest.raises(ZeroDivisionError):
         parallel.first(lambda: 1 / 0)
     assert parallel.first(max, 1, 2) == 2
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    monkeypatch.setattr(_checkpoints, "_orbax", lambda: None)
+
+
+def test_the_last_checkpoint_stays_whatever_steps_are_beyond(tmp_path, alone):
+    for step in (100, 200, 50):
+        path = parallel.save(tmp_path, step, {"w": np.full(2, step)}, keep=2)
+        assert path.exists()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".npz") == ["200.npz", "50.npz"]
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        jnp.asarray(1.5, jnp.bfloat16),
+        np.asarray(jnp.arange(6, dtype=jnp.bfloat16)).reshape(2, 3).T,
+        np.arange(3, dtype=">f4"),
+        2.5,
+    ],
+    ids=["bfloat16 scalar", "bfloat16 transposed", "big-endian", "a number"],
+)
+def test_what_was_saved_is_restored_with_the_same_tree(tmp_path, alone, leaf):
+    parallel.save(tmp_path, 1, {"w": leaf})
+    step, found = parallel.restore(tmp_path, {"w": leaf})
+    assert step == 1
+    np.testing.assert_array_equal(np.asarray(found["w"], np.float64), np.asarray(leaf, np.float64))
+
+
+def test_a_process_gives_its_own_keys_as_a_batch():
+    keys = jax.random.split(jax.random.key(3), 4)
+    found = parallel.shard_batch(keys, parallel.mesh(devices=jax.devices()[:1]), local=True)
+    np.testing.assert_array_equal(jax.random.key_data(found), jax.random.key_data(keys))
