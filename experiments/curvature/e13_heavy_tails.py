@@ -22,15 +22,17 @@ exponent, and whether any reason was found against a power law.
 
 Verdict
 -------
-8 networks; two CPU cores, shared with other programs, 32 CPU seconds. Three of the seven claims fail: in these
+8 networks; two CPU cores, shared with other programs, 32 CPU seconds. Four of the seven claims fail: in these
 networks there is no heavy tail. All are trained to no error, and the exponent of 2.106 (standard error 0.007) is in
-the paper's range, but so is that of the weights as drawn, 0.009 (0.011) above it, and that of shuffled ones; small
-batches do not differ from large ones; the test rejects a power law for all 16 trained networks, and for all random
-ones. Fitted to a spectrum with an edge the method gives 2.1 as well: the exponent alone says nothing. The weights
-move too little, a spike or two above the bulk, for what the paper finds in large, long trained networks, which this
-is no evidence against. Changed after a first run: its learning rate, ten times larger, left batches of 8 untrained
-(90 % errors); its tails of a fifth of the eigenvalues, 51, were too short to tell laws apart, 44 % of the random
-weights passing. The tiny size makes the first two claims only.
+the paper's range, but so is that of the weights as drawn, above it by 0.009 (0.011) where three errors are asked for,
+and that of shuffled ones; small batches do not differ from large ones; the test rejects a power law for all 16
+trained networks, and for all random ones. Fitted to a spectrum with an edge the method gives 2.1 as well: the
+exponent alone says nothing. The weights move too little, a spike or two above the bulk, for what the paper finds in
+large, long trained networks, which this is no evidence against. Changed after a first run: its learning rate, ten
+times larger, left batches of 8 untrained (90 % errors); its tails of a fifth of the eigenvalues, 51, were too short
+to tell laws apart, 44 % of the random weights passing. The three differences were to be below 0, which is a coin's
+fall where there is none (one held): they are to be below by three standard errors now. The tiny size makes the first
+two claims only.
 """
 
 import dataclasses
@@ -197,17 +199,17 @@ def _range(result, name):
 
 
 def _smaller(result, one, other, words):
-    gap = mean_and_error(result.exponent[one] - result.exponent[other])
+    gap = mean_and_error(result.exponent[one] - result.exponent[other])  # of networks, each with its own twin
     return Claim(
         f"exponent with batches of {one} less that of the weights {other if not other.isdigit() else 'with ' + other}, "
-        "mean over networks",
+        "mean over networks, in its standard errors",
         f"{MARTIN}: {words}",
         origin="published",
-        expected=0.0,
-        measured=gap.mean,
-        uncertainty=gap.stderr,
+        expected=-3.0,
+        measured=gap.mean / gap.stderr,
+        uncertainty=1.0,
         tolerance=0.0,
-        tolerance_from="smaller is what the paper reports",
+        tolerance_from="smaller is what the paper reports, three standard errors are asked for",
         relation="<=",
         note="training of so small a network moves the spectrum by a few spikes: its bulk stays as it was drawn",
     )
