@@ -20,7 +20,10 @@ def plain(value, path):
     elif hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, dict):
-        return {str(name): plain(part, f"{path}.{name}") for name, part in value.items()}
+        found = {str(name): plain(part, f"{path}.{name}") for name, part in value.items()}
+        if len(found) < len(value):
+            raise checks.BadValue(f"{path} must have keys that differ as texts; got {list(value)!r:.80}")
+        return found
     if isinstance(value, list | tuple):
         return [plain(part, f"{path}[{place}]") for place, part in enumerate(value)]
     if checks.is_key(value):
@@ -57,6 +60,8 @@ def read(folder, digest, function):
 
 
 def _array(value, path):
+    if isinstance(value, np.ma.MaskedArray):
+        raise checks.BadType(f"{path} must be numbers, texts, arrays or records of them; got a masked array")
     try:
         array = np.asarray(value)
     except Exception as error:

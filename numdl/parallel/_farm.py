@@ -138,9 +138,8 @@ def _computed(function, name, folder, x64, item):
     digest, config = item
     start = time.perf_counter()
     try:
-        if bool(jax.config.jax_enable_x64) != x64:  # a process of our own begins with jax's default
-            jax.config.update("jax_enable_x64", x64)
-        value = _cells.plain(function(config), "function(config)")
+        with jax.enable_x64(x64):  # of this call alone: other users of the worker, or the caller, keep theirs
+            value = _cells.plain(function(config), "function(config)")
         seconds = round(time.perf_counter() - start, 3)
         if folder is not None:
             _cells.write(folder, digest, {"function": name, "seconds": seconds, "value": value})

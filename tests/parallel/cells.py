@@ -58,3 +58,7 @@ def precision(config):
 
 def other(config):
     return 1
+
+
+def given(config):
+    return config

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -92,6 +93,30 @@ def test_a_folder_never_mixes_what_a_function_holds(tmp_path, make):
     assert (cell(0.5).value, cell(0.5).value, cell(0.5).reused) == (1.5, 1.5, True)
     with pytest.raises(ValueError, match="folder must hold cells of .* holding "):
         cell(2.0)
+
+
+def test_a_cell_has_the_callers_precision_and_leaves_the_process_its_own():
+    own = bool(jax.config.jax_enable_x64)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, jax.enable_x64(not own):
+        (found,) = parallel.sweep(cells.precision, [{"x": 1}], executor=pool)
+    assert found.value == ("float32" if own else "float64")
+    assert bool(jax.config.jax_enable_x64) == own
+
+
+@pytest.mark.parametrize("value", [np.ma.masked_equal([1.0, 2.0], 2.0), {1: "a", "1": "b"}], ids=["a mask", "keys"])
+def test_what_a_file_would_lose_is_a_problem(value):
+    (found,) = parallel.sweep(cells.given, [{"x": 1}], executor=Given(value))
+    assert found.value is None and "function(config) must" in found.problem
+
+
+class Given:
+    """An executor that lets a config have what JSON cannot."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def submit(self, function, argument):
+        return Immediate().submit(function, (argument[0], self.value))
 
 
 SCRIPT = """
