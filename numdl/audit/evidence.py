@@ -242,7 +242,7 @@ class Trial:
 class Ahead:
     """The training carried on at the user's own rate as far as it is cheap; C looks, at examples not trained on."""
 
-    examples: int = static()  # not trained on
+    examples: int = static()  # not trained on, with an answer
     steps: np.ndarray  # [C] none: no examples are unseen
     watched: np.ndarray  # [C] loss of examples that are trained on
     unseen: np.ndarray  # [C] loss of those that are not

@@ -190,7 +190,7 @@ def ahead(case: Any, program: Program, kind: str) -> Ahead:
             rows.append(((i + 1) * chunk, seen.watched(at)[0], float(seen.loss(out, unseen[1])), score(out)))
     steps, watched, losses, found = np.array(rows, float).T
     return Ahead(
-        examples=cases.count(unseen[0]),
+        examples=score.examples,
         steps=steps,
         watched=watched,
         unseen=losses,

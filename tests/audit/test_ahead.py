@@ -127,6 +127,30 @@ def test_a_shallow_model_learns_what_can_be_learned_in_any_units():
     assert scores.shallow((X[:300, :2], ring[:300]), (X[300:, :2], ring[300:]), "binary") > 0.85
 
 
+@pytest.mark.parametrize("ignored", [-1, -100])
+def test_a_class_below_0_asks_for_no_answer(ignored):
+    with_gaps = np.where(np.arange(400) % 3 == 0, ignored, LABELS).astype(np.int32)
+    asked = with_gaps >= 0
+    out, gaps = X[300:] @ WAY, with_gaps[300:]
+    assert scores._score(out, gaps, "classes") == 1
+    assert scores._chance(gaps, "classes") == pytest.approx(np.bincount(gaps[gaps >= 0]).max() / np.sum(gaps >= 0))
+    found = scores.shallow((X[:300], with_gaps[:300]), (X[300:], gaps), "classes")
+    kept = np.flatnonzero(asked[:300])
+    apart = scores.shallow((X[kept], LABELS[kept]), (X[300:][asked[300:]], gaps[asked[300:]]), "classes")
+    assert found > 0.8 and found == pytest.approx(apart, abs=0.1)  # other examples choose the strength
+    nothing = np.full(400, ignored, np.int32)
+    assert np.isnan(scores.shallow((X[:300], nothing[:300]), (X[300:], nothing[300:]), "classes"))
+    assert np.isnan(scores._score(out, nothing[300:], "classes"))
+
+
+def test_classes_may_have_any_numbers():
+    far = (10**9 - 7 * LABELS).astype(np.int32)
+    found = scores.shallow((X[:300], far[:300]), (X[300:], far[300:]), "classes")
+    assert found > 0.8
+    far[300:] = 5  # met by no example that is fitted
+    assert scores.shallow((X[:300], far[:300]), (X[300:], far[300:]), "classes") == 0
+
+
 @pytest.mark.parametrize(
     ("x", "y", "kind"),
     [

@@ -1,6 +1,6 @@
 """MEASURED: how right outputs are, in one currency, and how right a shallow model of the same data is.
 
-classes, binary     share of the answers that are right
+classes, binary     share of the answers that are right; a class below 0 asks for none
 values              1 - mean squared error / variance
 """
 
@@ -16,13 +16,15 @@ WIDEST = 4096  # numbers of an input that it takes
 
 
 def scorer(case, kind):
-    """score(outputs) of the case's unseen examples; `score.chance` is that of the best single answer."""
+    """score(outputs) of the case's unseen examples; `chance`, that of the best single answer; `examples` with one."""
     targets = [np.asarray(leaf) for leaf in jax.tree.leaves(case.parts[1][1])]
 
     def score(out):
         return _score(np.asarray(jax.tree.leaves(out)[0], np.float64), targets[0], kind)
 
     score.chance = _chance(targets[0], kind) if kind != "other" else math.nan
+    asked = targets[0] >= 0 if kind == "classes" else np.ones(len(targets[0]), bool)
+    score.examples = int(asked.reshape(len(asked), -1).any(1).sum())
     return score if kind != "other" else _silent(score)
 
 
@@ -30,7 +32,7 @@ def _silent(score):
     def unknown(out):
         return math.nan
 
-    unknown.chance = score.chance
+    unknown.chance, unknown.examples = score.chance, score.examples
     return unknown
 
 
@@ -38,7 +40,7 @@ def _score(out, y, kind):
     if not np.isfinite(out).all():
         return min(_chance(y, kind), 0.0) if kind == "values" else 0.0
     if kind == "classes":
-        return float(np.mean(out.argmax(-1) == y))
+        return float(np.mean((out.argmax(-1) == y)[y >= 0])) if (y >= 0).any() else math.nan
     wanted = np.asarray(y, np.float64).reshape(out.shape)
     if kind == "values":
         return float(1 - np.mean((out - wanted) ** 2) / max(np.mean((wanted - wanted.mean(0)) ** 2), 1e-30))
@@ -49,6 +51,7 @@ def _score(out, y, kind):
 def _chance(y, kind):
     if kind == "values":
         return 0.0
+    y = y[y >= 0] if kind == "classes" else y
     return float(np.unique(y, return_counts=True)[1].max() / y.size) if y.size else math.nan
 
 
@@ -64,8 +67,12 @@ def shallow(train, unseen, kind):
     x, y = x[some], y[some]
     if not np.issubdtype(x.dtype, np.floating) or math.prod(x.shape[1:]) > WIDEST or not np.isfinite(x).all():
         return math.nan
+    if kind == "classes":
+        y, new_y = _renamed(y, new_y)
     wanted = _columns(y, kind)
-    kept = np.isfinite(wanted).all(1)
+    kept = np.isfinite(wanted).all(1) & (y >= 0 if kind == "classes" else True)
+    if kept.sum() < 2:  # one to fit, one to choose the strength
+        return math.nan
     features, new = _features(x[kept], new_x)
     held = max(len(features) // 5, 1)
     weights = _ridge(features[held:], wanted[kept][held:])
@@ -83,10 +90,18 @@ def _answers(y, kind):
     return y.ndim == 1 if kind == "classes" else math.prod(y.shape[1:]) <= 64
 
 
+def _renamed(y, new):
+    """Classes numbered as they rise, those below 0 as -1; one that is met in `new` alone comes behind all."""
+    known = np.unique(y[y >= 0])
+    own, theirs = (np.searchsorted(known, part) for part in (y, new))
+    met = np.isin(new, known)
+    return np.where(y >= 0, own, -1), np.where(new >= 0, np.where(met, theirs, len(known)), -1)
+
+
 def _columns(y, kind):
     """Targets as columns; classes and the two values around zero."""
     if kind == "classes":
-        return np.eye(int(y.max()) + 1)[y] - 0.5
+        return np.eye(max(int(y.max()) + 1, 1))[y] - 0.5
     columns = np.asarray(y, np.float64).reshape(len(y), -1)
     return np.where(columns > (columns.min() + columns.max()) / 2, 0.5, -0.5) if kind == "binary" else columns
 
