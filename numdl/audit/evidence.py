@@ -142,6 +142,7 @@ class Data:
     labels: int  # distinct values of the targets; 0: continuous
     label_low: float
     label_high: float
+    spare_labels: bool = static()  # classes below 0 ask for no answer: the loss is deaf to the outputs of theirs
     classes: int  # outputs in a row, for labels
     common: float  # share of the most common label
     rare: float  # share of the rarest label that a row has room for

@@ -10,7 +10,8 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from numdl.audit import _reading, _settings, trial
-from numdl.audit._measured import cases, scores
+from numdl.audit._conditions.data import labels_out_of_range
+from numdl.audit._measured import cases, described, scores
 from numdl.audit.evidence import Ahead, Evidence, Facts, Loss, empty
 
 DRAW = np.random.default_rng(1)
@@ -141,6 +142,31 @@ def test_a_class_below_0_asks_for_no_answer(ignored):
     nothing = np.full(400, ignored, np.int32)
     assert np.isnan(scores.shallow((X[:300], nothing[:300]), (X[300:], nothing[300:]), "classes"))
     assert np.isnan(scores._score(out, nothing[300:], "classes"))
+
+
+@pytest.mark.parametrize(("masked", "spare"), [(True, True), (False, False)])
+def test_labels_that_the_loss_leaves_out_are_told_from_wrong_ones(masked, spare):
+    """-100 asks for nothing where the loss masks it; where it is an index, it reads a wrong column or none."""
+
+    def loss(out, y):
+        asked = (y >= 0) if masked else jnp.ones(len(y), bool)
+        log = jnp.take_along_axis(jax.nn.log_softmax(out), (jnp.where(asked, y, 0) % 3)[:, None], 1)[:, 0]
+        return -jnp.sum(log * asked) / jnp.sum(asked)
+
+    y = np.where(np.arange(400) % 3 == 0, -100, LABELS).astype(np.int32)
+    with _settings.ours():
+        known = cases.case(
+            apply, HEAD, (X[:16], y[:16]), loss=loss, optimizer="sgd", learning_rate=0.1, steps=40, data=(X, y),
+            evaluate=None, stochastic=False, key=jax.random.key(0),
+        )  # fmt: skip
+        data = described.measure(known, "classes", 3)
+    assert data.spare_labels == spare
+    blank = dict.fromkeys(("signal", "chain", "function", "optimizer", "predicted", "trial", "kernel"))
+    loss = empty(Loss, kind="classes")
+    found = labels_out_of_range(
+        _reading.Reading(Evidence(facts=empty(Facts), loss=loss, data=data, seconds={}, **blank))
+    )
+    assert found.severity == ("hint" if spare else "certain")
 
 
 def test_classes_may_have_any_numbers():

@@ -12,6 +12,9 @@ def labels_out_of_range(r):
     d, kind = r.e.data, r.e.loss.kind
     span = f"{d.label_low:g} to {d.label_high:g}"
     if kind == "classes" and (d.label_low < 0 or d.label_high >= d.classes):
+        if d.spare_labels and d.label_high < d.classes:
+            more = f"{span} for {d.classes} columns (those below 0 do not move the loss)"
+            return Seen("hint", d.label_low, 0, where="targets", more=more)
         return certain("targets", f"{span} for {d.classes} columns", d.label_high, d.classes - 1)
     outside = d.label_low < 0 or d.label_high > 1
     if kind == "binary" and d.labels == 2 and outside and _unbounded(r):

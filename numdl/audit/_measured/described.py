@@ -100,9 +100,24 @@ def _targets(y, kind, classes, batch, case):
             "common": float(counts.max() / counts.sum()),
             "rare": float(inside.min() / counts.sum()) if inside.size else float("nan"),
             "batch_labels": np.unique(batch).size,
+            "spare_labels": kind == "classes" and bool((y < 0).any()) and _spare(case, y),
         }
     known["sorted_share"] = _sorted(y, case.examples) if case.data is not None else float("nan")
     return known
+
+
+def _spare(case, y):
+    """Whether outputs whose label is below 0 do not move the loss, among others whose label is a class."""
+    x, whole = case.data or (case.x, case.y)
+    below, others = (np.flatnonzero(where.reshape(len(y), -1).any(1)) for where in (y < 0, y >= 0))
+    rows = np.concatenate([below[: case.examples // 2], others])[: case.examples]
+    if not case.separate or not len(others) or not (y[rows] < 0).any():
+        return False
+    x, targets = cases.take(x, rows), cases.take(whole, rows)
+    out = case.forward(case.moving, x, case.key)
+    loss = lambda o: jnp.asarray(case.loss(o, targets), jnp.float32).reshape(())  # noqa: E731
+    slope = np.asarray(jax.tree.leaves(case.compiled(jax.grad(loss))(out))[0], np.float32)
+    return bool(np.isfinite(slope).all() and (slope[y[rows] < 0] == 0).all() and slope.any())
 
 
 def _sorted(y, size):
