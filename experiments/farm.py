@@ -5,6 +5,7 @@ the run's folder where all see it. The repository must be importable there: star
 PYTHONPATH.
 """
 
+import importlib
 import pathlib
 
 import experiments
@@ -17,13 +18,11 @@ def executor(text, folder):
     kind, _, detail = text.partition(":")
     try:
         if kind == "dask" and detail:
-            from distributed import Client
-
-            return Client(detail)
+            return importlib.import_module("distributed").Client(detail)
         if kind in ("slurm", "local") and (kind == "slurm" or not detail):
-            import submitit
-
-            found = submitit.AutoExecutor(folder=pathlib.Path(folder) / ".jobs", cluster=kind)
+            found = importlib.import_module("submitit").AutoExecutor(
+                folder=pathlib.Path(folder) / ".jobs", cluster=kind
+            )
             found.update_parameters(timeout_min=24 * 60, **({"slurm_partition": detail} if detail else {}))
             return found
     except ImportError as error:

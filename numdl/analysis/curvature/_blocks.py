@@ -56,7 +56,7 @@ def find(traced, shapes):
     for leaf, ends in sums.items():
         pairs = ((place, _biased(block, ends)) for place, block in enumerate(found))
         place, block = next((pair for pair in pairs if pair[1] is not None), (None, None))
-        if block is None:
+        if place is None or block is None:
             elsewhere[leaf] = "added where no weight of a block is alone"
         else:
             found[place] = dataclasses.replace(block, bias=leaf)
