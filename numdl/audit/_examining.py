@@ -20,7 +20,6 @@ from numdl.audit.report import Report
 # What says nothing of this network's training: how others of its kind would do.
 ASIDE = {"parametrization_does_not_transfer"}
 BORNE = {"head_against_loss"}  # a certain loss of part of what could be learned: many networks train in spite of it
-NO_BUDGET = 1000  # steps that count as the whole budget where none was given
 CALIBRATION = pathlib.Path(__file__).parent / "calibration.json"
 # Views that a user may leave out, and the findings that need them.
 VIEWS = {
@@ -174,7 +173,6 @@ def describe(evidence: Evidence, findings: tuple) -> dict[str, float]:
     r = Reading(evidence)
     told = [f for f in findings if f.name not in ASIDE]
     certain = {f.name for f in told if f.severity == "certain"}
-    spent = r.e.ahead.steps.max(initial=0) / (r.e.facts.steps or NO_BUDGET) if r.comparable else 0.0
     clip = lambda value, low, high: float(np.clip(np.nan_to_num(value, nan=0.0), low, high))  # noqa: E731
     return {
         "trial": clip(r.end, -0.5, 1),
@@ -186,7 +184,7 @@ def describe(evidence: Evidence, findings: tuple) -> dict[str, float]:
         "seen": clip(r.e.kernel.alignment / 10, -0.2, 1),
         "later": clip(r.later, -0.5, 1),
         "beside": clip(r.beside, -0.5, 1.2),
-        "spent": clip(spent, 0, 1),
+        "spent": clip(r.spent, 0, 1) if r.comparable else 0.0,
         "certain": float(bool(certain - BORNE)),
         "head": float(bool(certain & BORNE)),
         "likely": float(any(f.severity == "likely" for f in told)),

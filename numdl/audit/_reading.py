@@ -11,6 +11,7 @@ import numpy as np
 
 from numdl.audit.evidence import Evidence
 
+NO_BUDGET = 1000  # steps that count as the whole budget where none was given
 FLAT = 0.1  # skill below which a training has learned nothing yet
 FEWEST = 10  # unseen examples that the best single answer gets wrong, for a score to say much
 
@@ -151,9 +152,8 @@ class Reading:
 
     @functools.cached_property
     def spent(self):
-        """Share of the budget for which the training was carried on; nan: no budget was given."""
-        steps = self.e.facts.steps
-        return float(self.e.ahead.steps[-1] / steps) if steps and self.e.ahead.steps.size else math.nan
+        """Share of the budget for which the training was carried on; of `NO_BUDGET` steps where none was given."""
+        return float(self.e.ahead.steps.max(initial=0) / (self.e.facts.steps or NO_BUDGET))
 
     @functools.cached_property
     def repeated(self):

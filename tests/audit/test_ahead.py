@@ -9,7 +9,7 @@ import optax
 import pytest
 from sklearn.linear_model import Ridge
 
-from numdl.audit import _reading, _settings, trial
+from numdl.audit import _examining, _reading, _settings, trial
 from numdl.audit._conditions.data import labels_out_of_range
 from numdl.audit._measured import cases, described, scores
 from numdl.audit.evidence import Ahead, Evidence, Facts, Loss, empty
@@ -263,3 +263,13 @@ def test_an_optimizer_may_hold_keys_of_any_kind(kind, shape):
 @pytest.mark.parametrize("number", [float, np.asarray, lambda rate: 1 / len(range(int(1 / rate)))])
 def test_an_optimizer_may_compute_with_its_rate_outside_of_jax(number):
     assert carried(case(steps=40, optimizer=lambda rate: optax.sgd(number(rate)))).unseen[-1] < np.log(3)
+
+
+def test_without_a_budget_probability_and_verdict_take_the_same_one():
+    """Nothing learned in 1,000 steps where a shallow model learns: probability and verdict see all of them spent."""
+    steps = np.array([40.0, float(_reading.NO_BUDGET)])
+    r = read(steps=steps, score=np.array([0.1, 0.1]), unseen=np.ones(2), chance=0.1, shallow=0.9, examples=200)
+    without = _reading.Reading(dataclasses.replace(r.e, facts=empty(Facts, steps=None)))
+    assert r.spent == 2.5 and without.spent == 1.0
+    assert without.comparable and _examining._verdict(0.01, without.e) == "will not train"
+    assert read().spent == 0.0
