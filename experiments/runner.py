@@ -17,6 +17,7 @@ import experiments
 from experiments import fields, pages, usage
 from experiments.fields import UsageError
 
+LIGHT = "--xla_backend_optimization_level=0"  # how quick runs are compiled
 HEADINGS = ("Question", "Prediction", "Measurement", "Verdict")
 
 
@@ -119,18 +120,19 @@ def execute(name, config, *, results="results"):
     return run
 
 
-def finished(name, config, *, results="results"):
+def finished(name, config, *, results="results", light=False):
     """The kept run of the same program, config and versions, or None: what need not be done again.
 
     The program is the experiment's source without comments and without its docstring, so that a verdict may be written
-    down after the measurement.
+    down after the measurement. A run that was compiled lightly stands only where `light` asks for no more.
     """
     from numdl import reporting
 
     try:
         run = reporting.load(pathlib.Path(results) / name / reporting.digest(config))
         kept = run.folder.joinpath("source.py").read_text(encoding="utf-8")
-        same = all(run.environment[what] == value for what, value in reporting.versions().items())
+        same = light or LIGHT not in run.environment["xla_flags"]
+        same &= all(run.environment[what] == value for what, value in reporting.versions().items())
         return run if same and program(kept) == program(source(name).read_text(encoding="utf-8")) else None
     except (OSError, ValueError, KeyError, TypeError, SyntaxError):
         return None  # none, or damaged

@@ -20,7 +20,6 @@ import experiments
 from experiments import runner, usage
 
 PAUSE = 0.1  # seconds between two looks at the workers
-LIGHT = "--xla_backend_optimization_level=0"
 GRACE = 5.0  # seconds from the request to end to the end by force
 
 
@@ -137,7 +136,7 @@ def _before(name, size, results, again):
     """(outcome, config): the outcome where no worker is needed, or the config for one."""
     try:
         config = runner.configure(name, **size)
-        kept = None if again else runner.finished(name, config, results=results)
+        kept = None if again else runner.finished(name, config, results=results, light=size["quick"])
     except Exception as error:  # whatever its file does on import; the others go on
         return Outcome(name, problem=f"cannot be loaded ({type(error).__name__}: {error})"), None
     return (None if kept is None else _reused(kept)), config
@@ -175,9 +174,9 @@ def _precision():
 def _compiler(size):
     """Quick runs compile for most of their time: XLA leaves out what it does for the speed of long ones."""
     flags = os.environ.get("XLA_FLAGS", "")
-    if not size["quick"] or LIGHT.split("=")[0] in flags:
+    if not size["quick"] or runner.LIGHT.split("=")[0] in flags:
         return {}
-    return {"XLA_FLAGS": f"{flags} {LIGHT}".strip()}
+    return {"XLA_FLAGS": f"{flags} {runner.LIGHT}".strip()}
 
 
 def _look(worker, timeout):

@@ -448,8 +448,12 @@ def test_what_is_finished_is_not_done_again_unless_something_changed(dice, capsy
             known = reporting.versions()
             other.setattr(reporting, "versions", lambda known=known, what=what: known | {what: "another"})
             assert runner.finished("a1_dice", config) is None, what
-    (run.folder / "record.npz").write_bytes(b"cut")
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {runner.LIGHT}".strip())
+    light = runner.execute("a1_dice", config)  # takes the folder; jax has read its flags long ago
     assert runner.finished("a1_dice", config) is None
+    assert runner.finished("a1_dice", config, light=True).folder == light.folder
+    (run.folder / "record.npz").write_bytes(b"cut")
+    assert runner.finished("a1_dice", config, light=True) is None
 
 
 def test_quick_is_the_quick_version_or_else_the_tiny_one_and_the_scoreboard_is_kept(dice, capsys, tmp_path):

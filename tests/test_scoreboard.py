@@ -178,8 +178,8 @@ def test_the_gallery_is_one_page_that_shows_every_run_and_asks_for_nothing(outco
 @pytest.mark.parametrize(
     "given, quick, wanted",
     [
-        ("", True, {"XLA_FLAGS": workers.LIGHT}),
-        ("--xla_a=1", True, {"XLA_FLAGS": f"--xla_a=1 {workers.LIGHT}"}),
+        ("", True, {"XLA_FLAGS": runner.LIGHT}),
+        ("--xla_a=1", True, {"XLA_FLAGS": f"--xla_a=1 {runner.LIGHT}"}),
         ("--xla_backend_optimization_level=2", True, {}),
         ("", False, {}),
     ],
