@@ -33,7 +33,12 @@ from numdl.activations import Activation
 from numdl.precision import float64
 from numdl.theory import _convolutional_kernels, _kernel_doors
 from numdl.theory._factors import correlation
-from numdl.theory._kernel_derivatives import KernelDerivatives, derivatives
+from numdl.theory._kernel_derivatives import (
+    KernelDerivatives,
+    convolutional_derivatives,
+    derivatives,
+    residual_derivatives,
+)
 from numdl.theory._kernel_regression import Posterior, gradient_flow, posterior, regression
 
 __all__ = [
@@ -41,6 +46,7 @@ __all__ = [
     "Kernels",
     "Posterior",
     "convolutional",
+    "convolutional_derivatives",
     "dense",
     "derivatives",
     "gradient_flow",
@@ -49,6 +55,7 @@ __all__ = [
     "posterior",
     "regression",
     "residual",
+    "residual_derivatives",
 ]
 
 

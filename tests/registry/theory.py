@@ -267,7 +267,17 @@ CALLS = {
         "padding": kinds.Argument("same", ("valid", 3, None)),
         "pooling": kinds.Argument("none", ("max", 3, True)),
     },
+    "theory.kernels.convolutional_derivatives": {
+        **KERNEL,
+        "depth": kinds.count(2),
+        "window": kinds.Argument(3, (2, 0, -3, True, "3", 2.5, None, (3, 3, 3), (3, 2))),
+        "x1": kinds.real(PICTURES, np.full((2, 3, 3, 1), np.nan), np.ones((2, 3))),
+        "x2": kinds.real(PICTURES, np.full((2, 3, 3, 1), np.inf), np.ones((2, 3, 4, 1))),
+        "padding": kinds.Argument("same", ("valid", 3, None)),
+        "pooling": kinds.Argument("none", ("max", 3, True)),
+    },
     "theory.kernels.residual": {**KERNEL, "step": kinds.number(0.1)},
+    "theory.kernels.residual_derivatives": {**KERNEL, "step": kinds.number(0.1)},
     "theory.kernels.gradient_flow": {
         "train": kinds.real(TRAIN, np.ones((3, 2)), np.full((3, 3), np.nan), np.diag([1.0, 1.0, -1.0])),
         "cross": kinds.real(CROSS, np.ones((2, 2)), np.full((2, 3), np.inf)),

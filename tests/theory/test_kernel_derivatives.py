@@ -125,7 +125,96 @@ def test_networks_have_these_slopes(key):
     assert np.abs(z).max() < 4.5
 
 
+# ---- residual and convolutional -------------------------------------------------------------------------------------
+
+BLOCKS = {**PHYSICS, "step": 0.7, "second_weight_variance": 1.3, "readout_weight_variance": 0.9}
+WINDOWS = {**PHYSICS, "window": (1, 3)}
+P1, P2 = RNG.normal(size=(1, 2, 3, 1)), RNG.normal(size=(1, 2, 3, 1))
+
+
+def differences(kernel, x, y, h=3e-4):
+    """[value, slope, mixed] of both kernels of one pair by central differences, over all entries of x and y."""
+    d, shape = x.size, x.shape[1:]
+    moves = np.concatenate([np.zeros((1, d)), np.eye(d), -np.eye(d)]).reshape(1 + 2 * d, *shape) * h
+    signs = np.array([1.0, -1.0])
+    for values in map(np.asarray, kernel(x + moves, y + moves)):
+        yield values[:1, :1]
+        yield ((values[1 : 1 + d, 0] - values[1 + d :, 0]) / (2 * h)).reshape(1, 1, *shape)
+        corners = values[1:, 1:].reshape(2, d, 2, d)
+        yield (np.einsum("aibj,a,b->ij", corners, signs, signs) / (4 * h**2)).reshape(1, 1, *shape, *shape)
+
+
+def against_differences(function, kernel, x, y, activation, physics):
+    found = function(x, y, activation=activation, **physics)
+    want = list(differences(lambda a, b: kernel(a, b, activation=activation, **physics), x, y))
+    got = [found.nngp, found.nngp_slope, found.nngp_mixed, found.ntk, found.ntk_slope, found.ntk_mixed]
+    for one, expected in zip(got, want, strict=True):
+        assert one.shape == expected.shape
+        np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-6)
+    assert not found.notes
+
+
+@pytest.mark.parametrize("name", ["relu", pytest.param("erf", marks=pytest.mark.slow)])
+def test_residual_against_differences(name):
+    law = activations.named(name)
+    against_differences(kernels.residual_derivatives, kernels.residual, X1[:1], X2[:1], law, BLOCKS)
+
+
+@pytest.mark.parametrize(
+    "name, pooling, padding",
+    [
+        ("relu", "mean", "same"),
+        pytest.param("relu", "none", "same", marks=pytest.mark.slow),
+        pytest.param("leaky_relu(0.3)", "mean", "circular", marks=pytest.mark.slow),
+        pytest.param("erf", "none", "circular", marks=pytest.mark.slow),
+    ],
+)
+def test_convolutional_against_differences(name, pooling, padding):
+    law, physics = activations.named(name), {**WINDOWS, "pooling": pooling, "padding": padding}
+    against_differences(kernels.convolutional_derivatives, kernels.convolutional, P1, P2, law, physics)
+
+
+def test_residual_relu_where_inputs_coincide():
+    """Half of the units act, whatever the input: a block multiplies the covariance of slopes by 1 + h^2 v w / 2."""
+    physics = {**BLOCKS, "bias_variance": 0.0}
+    found = kernels.residual_derivatives(X1, X1, activation=activations.relu, **physics)
+    want = 0.9 * 1.7 / 2 * (1 + 0.7**2 * 1.3 * 1.7 / 2) ** 2 * np.eye(2)
+    np.testing.assert_allclose(found.nngp_mixed[0, 0], want, rtol=1e-12, atol=1e-12)
+    assert np.isnan(found.ntk_mixed[0, 0]).all() and np.isfinite(found.ntk_mixed[0, 1]).all() and found.notes
+
+
+def test_one_pixel_is_a_dense_network():
+    """Also where inputs coincide: the channels of one pixel under a window of one."""
+    x = np.concatenate([X1, X2[:1]])
+    relu = {"activation": activations.relu, **PHYSICS}
+    pictures = x[:, None, None, :]
+    found = kernels.convolutional_derivatives(pictures, pictures, window=1, pooling="mean", **relu)
+    for one, other in zip(found[:6], kernels.derivatives(x, x, **relu)[:6], strict=True):
+        np.testing.assert_allclose(one.reshape(other.shape), other, rtol=1e-12, atol=1e-13)
+    assert len(found.notes) == 1 and "two patches coincide" in found.notes[0]
+
+
+@pytest.mark.slow
+def test_one_convolution_where_pictures_coincide_against_monte_carlo():
+    """E of the mean over places of f'(u) f'(v) W W', by draws of the window: no recursion, no regression."""
+    x = np.array([0.9, -0.4, 0.3])
+    weights = RNG.normal(size=(400_000, 3)) * np.sqrt(1.7 / 3)
+    physics = {"depth": 1, "window": (1, 3), "weight_variance": 1.7, "bias_variance": 0.0, "padding": "circular"}
+    picture = x.reshape(1, 1, 3, 1)
+    found = kernels.convolutional_derivatives(picture, picture, activation=activations.tanh, **physics)
+    filters = np.stack([np.roll(weights, shift, axis=1) for shift in range(3)])  # [place, draws, pixel]
+    slopes = 1 - np.tanh(filters @ x) ** 2
+    terms = 1.7 * np.einsum("pn,pni,pnj->nij", slopes**2, filters, filters) / 3
+    z = (found.nngp_mixed.reshape(3, 3) - terms.mean(0)) / (terms.std(0) / np.sqrt(len(terms)))
+    assert np.abs(z).max() < 4.5
+
+
 def test_an_activation_that_jumps_is_refused():
     step = activations.custom(lambda x: jnp.where(x > 0, 1.0, 0.0), name="step", kinks=(0.0,))
-    with pytest.raises(ValueError, match="activation must be continuous"):
-        kernels.derivatives(X1, X2, activation=step, **PHYSICS)
+    for function, x, physics in (
+        (kernels.derivatives, X1, PHYSICS),
+        (kernels.residual_derivatives, X1, BLOCKS),
+        (kernels.convolutional_derivatives, P1, WINDOWS),
+    ):
+        with pytest.raises(ValueError, match="activation must be continuous"):
+            function(x, x, activation=step, **physics)
