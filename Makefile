@@ -5,6 +5,7 @@
 #   make test PYTHON=python3.13   the same on another Python, with the newest jax that it gets
 #   make test-stacks              the oldest versions that pyproject.toml promises, the usual ones, and NEWEST's (python3.13)
 #   make verification             measure every figure of docs/verification.md on this Python (PYTHON=... for the other)
+#   make bench                    numdl beside its peers, interleaved; make bench-peers: environments for torch and an old jax
 #   make mutants                  plant faults in the mathematics, one at a time: each must be caught
 PYTHON ?= python3
 NEWEST ?= python3.13
@@ -12,15 +13,16 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 VENV ?= .venv-$(VERSION)
 BIN := $(VENV)/bin
 ARGS ?=
+TORCH ?= torch
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 # What a float32 user meets first: the second pass of `make test` (`make test-all` takes every file).
 CORE := tests/test_trees.py tests/test_statistics.py tests/networks/test_core.py tests/networks/test_dense.py \
 	tests/networks/test_initializers.py tests/theory/test_propagation.py tests/theory/test_jacobian.py \
 	tests/analysis/test_propagation.py
 
-.PHONY: help demo test test-all verification mutants test-oldest test-stacks check notebooks docs bench clean
+.PHONY: help demo test test-all verification mutants test-oldest test-stacks check notebooks docs bench bench-peers clean
 help:
-	@sed -n '1,9s/^# \{0,1\}//p' Makefile
+	@sed -n '1,10s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.core
 	@$(BIN)/python -m experiments.demo $(ARGS)
@@ -61,6 +63,23 @@ docs: $(VENV)/.docs
 
 bench: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-peers: .venv-bench-torch/.done .venv-bench-tangents/.done
+
+# Without dependencies of their own that the benchmark does not use (torchvision, TensorFlow). A peer that fails is a row.
+.venv-bench-torch/.done:
+	@$(PYTHON) -m venv --clear .venv-bench-torch
+	@.venv-bench-torch/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) numpy scipy einops tqdm setuptools
+	@for peer in torchdiffeq pyhessian curvlinops-for-pytorch backpack-for-pytorch unfoldnd einconv; do \
+		.venv-bench-torch/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $$peer || echo "$$peer: not installed"; done
+	@touch $@
+
+# neural-tangents needs jax 0.4.30, which is for Python 3.9 to 3.12.
+.venv-bench-tangents/.done:
+	@$(PYTHON) -m venv --clear .venv-bench-tangents
+	@.venv-bench-tangents/bin/python -m pip install --quiet --disable-pip-version-check --no-deps neural-tangents==0.6.5
+	@.venv-bench-tangents/bin/python -m pip install --quiet --disable-pip-version-check jax==0.4.30 jaxlib==0.4.30 'numpy<2' 'scipy<1.13' frozendict absl-py typing_extensions
+	@touch $@
 
 clean:
 	rm -rf .venv-* .cache site build dist

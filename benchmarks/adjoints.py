@@ -1,76 +1,88 @@
-"""Gradients through an ODE solve: numdl's adjoints beside diffrax's, and a reversible scheme beside a plain scan.
+"""Gradients through 200 Runge-Kutta steps of y' = tanh(y K + b), and through a leapfrog that is undone backwards.
 
-    python -m benchmarks.adjoints            200 RK4 steps and leapfrog, dimension 64, batch 256, float32
-    python -m benchmarks.adjoints --rounds 9
-
-Seconds are process CPU time, the median of interleaved rounds; a ratio is the median of the rounds' ratios. Memory is
-the temporary memory of the compiled gradient, by the compiler itself. diffrax is left out where it is not installed.
+Memory is the subject as much as time: the column "plan MiB" is the compiler's, "peak MiB" the process's.
 """
 
-import argparse
 import functools
-import time
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from numdl.ode import adjoints, integrate, schemes, tableaus
+from benchmarks.rows import Run, Side, Workload, jitted
 
-WIDTH, BATCH, TIME = 64, 256, 1.0
-
-
-def main():
-    """Print the two tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=200)
-    settings = parser.parse_args()
-    y0, theta = problem()
-    table("gradient, RK4", runge_kutta(settings.steps), (y0, theta), settings.rounds, first="checkpointed")
-    pair = (y0, jnp.zeros_like(y0))
-    table("gradient, leapfrog", leapfrog(settings.steps), (pair, theta), settings.rounds, first="reversible")
+TIME = 1.0
 
 
-def problem():
-    """A state [256, 64] and the weights of y' = tanh(y K + b)."""
-    keys = jax.random.split(jax.random.key(0), 2)
-    kernel = jax.random.normal(keys[0], (WIDTH, WIDTH), jnp.float32) / np.sqrt(WIDTH)
-    return jax.random.normal(keys[1], (BATCH, WIDTH), jnp.float32), {"K": kernel, "b": jnp.zeros(WIDTH, jnp.float32)}
+def problem(width, batch, steps):
+    rng = np.random.default_rng(0)
+    theta = {
+        "K": (rng.standard_normal((width, width)) / width**0.5).astype(np.float32),
+        "b": np.zeros(width, np.float32),
+    }
+    return {"y0": rng.standard_normal((batch, width)).astype(np.float32), "theta": theta, "steps": steps}
 
 
 def field(t, y, theta):
     """tanh(y K + b)."""
-    return jnp.tanh(y @ theta["K"] + theta["b"][None])
+    import jax.numpy as jnp
+
+    return jnp.tanh(y @ theta["K"] + theta["b"])
 
 
-def runge_kutta(steps):
-    """Compiled gradients by name, diffrax's among them if it is there."""
-    methods = {
-        "direct": adjoints.direct,
-        "checkpointed": adjoints.checkpointed,
-        "square_root": adjoints.square_root,
-        "binomial(10)": adjoints.binomial(snapshots=10),
-        "backsolve": adjoints.backsolve,
-    }
-    solve = functools.partial(integrate.endpoint, field, tableau=tableaus.rk4, t1=TIME, steps=steps)
-    ours = {name: gradient(functools.partial(solve, adjoint=adjoint)) for name, adjoint in methods.items()}
-    return ours | diffrax_solvers(steps)
+def gradient(p, solve, y0=None):
+    """The gradient of half the squared end with respect to y0 and theta, as one program."""
+    import jax
+    import jax.numpy as jnp
+
+    def loss(y0, theta):
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(solve(y0, theta))) / 2
+
+    return jitted(jax.grad(loss, argnums=(0, 1)), p["y0"] if y0 is None else y0, p["theta"], numbers=sizes)
 
 
-def leapfrog(steps):
-    """Compiled gradients of the second-order system, plain and reversible."""
-    solve = functools.partial(integrate.endpoint, field, scheme=schemes.leapfrog, t1=TIME, steps=steps)
-    methods = {"direct": adjoints.direct, "checkpointed": adjoints.checkpointed, "reversible": adjoints.reversible}
-    return {name: gradient(functools.partial(solve, adjoint=adjoint)) for name, adjoint in methods.items()}
+def sizes(found):
+    """Norms of the gradients; of leapfrog's velocity, too."""
+    import jax
+
+    return [float(np.linalg.norm(np.asarray(leaf, np.float64))) for leaf in jax.tree.leaves(found)]
 
 
-def diffrax_solvers(steps):
-    """The same RK4 steps by diffrax, with its recursive checkpointing and its backsolve."""
-    try:
-        import diffrax
-    except ImportError:
-        return {}
+def numdl(p, adjoint, **options):
+    """`integrate.endpoint` with one of numdl's adjoints."""
+    from numdl.ode import adjoints, integrate, tableaus
+
+    chosen = getattr(adjoints, adjoint)
+    chosen = chosen(**options) if options else chosen
+    solve = functools.partial(
+        integrate.endpoint, field, tableau=tableaus.rk4, t1=TIME, steps=p["steps"], adjoint=chosen
+    )
+    return gradient(p, solve)
+
+
+def runge_kutta(y, theta, h):
+    """One step."""
+    a = field(0, y, theta)
+    b = field(0, y + h / 2 * a, theta)
+    c = field(0, y + h / 2 * b, theta)
+    d = field(0, y + h * c, theta)
+    return y + h / 6 * (a + 2 * b + 2 * c + d)
+
+
+def scan(p, wrap):
+    """lax.scan over steps, each wrapped."""
+    import jax
+    from jax import lax
+
+    step = (jax.checkpoint if wrap else lambda f: f)(functools.partial(runge_kutta, h=TIME / p["steps"]))
+
+    def solve(y0, theta):
+        return lax.scan(lambda y, _: (step(y, theta), None), y0, length=p["steps"])[0]
+
+    return gradient(p, solve)
+
+
+def diffrax(p, adjoint):
+    """The same steps by diffrax."""
+    import diffrax
 
     class RungeKutta4(diffrax.AbstractERK):
         tableau = diffrax.ButcherTableau(
@@ -84,46 +96,141 @@ def diffrax_solvers(steps):
         def order(self, terms):
             return 4
 
-    def solve(adjoint, y0, theta):
-        term = diffrax.ODETerm(field)
-        times = {"t0": 0.0, "t1": TIME, "dt0": TIME / steps, "max_steps": steps + 2}
-        return diffrax.diffeqsolve(term, RungeKutta4(), y0=y0, args=theta, adjoint=adjoint, **times).ys[0]
+    times = {"t0": 0.0, "t1": TIME, "dt0": TIME / p["steps"], "max_steps": p["steps"] + 2}
 
-    peers = {
-        "diffrax checkpointed": diffrax.RecursiveCheckpointAdjoint(),
-        "diffrax backsolve": diffrax.BacksolveAdjoint(),
-    }
-    return {name: gradient(functools.partial(solve, adjoint)) for name, adjoint in peers.items()}
+    def solve(y0, theta):
+        term, how = diffrax.ODETerm(field), getattr(diffrax, adjoint)()
+        return diffrax.diffeqsolve(term, RungeKutta4(), y0=y0, args=theta, adjoint=how, **times).ys[0]
+
+    return gradient(p, solve)
 
 
-def gradient(solve):
-    """The jitted gradient of half the squared end point with respect to y0 and theta."""
+def torch_solver(p, name):
+    """A loop in torch, or torchdiffeq's odeint and odeint_adjoint."""
+    import torch
 
-    def loss(y0, theta):
-        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(solve(y0, theta))) / 2
+    class Field(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.K, self.b = (torch.nn.Parameter(torch.from_numpy(p["theta"][name])) for name in ("K", "b"))
 
-    return jax.jit(jax.grad(loss, argnums=(0, 1)))
+        def forward(self, t, y):
+            return torch.tanh(y @ self.K + self.b)
+
+    own, h, start = Field(), TIME / p["steps"], torch.from_numpy(p["y0"])
+
+    def by_hand(y):
+        for _ in range(p["steps"]):
+            a = own(0, y)
+            b = own(0, y + h / 2 * a)
+            c = own(0, y + h / 2 * b)
+            y = y + h / 6 * (a + 2 * b + 2 * c + own(0, y + h * c))
+        return y
+
+    def solve(y):
+        if name == "loop":
+            return by_hand(y)
+        import torchdiffeq
+
+        options = {"method": "rk4", "options": {"step_size": h}}
+        return getattr(torchdiffeq, name)(own, y, torch.tensor([0.0, TIME]), **options)[-1]
+
+    def call():
+        y0 = start.clone().requires_grad_()
+        own.zero_grad(set_to_none=True)
+        (solve(y0).square().sum() / 2).backward()
+        return [y0.grad, own.K.grad, own.b.grad]
+
+    return Run(call, lambda found: [float(leaf.double().norm()) for leaf in found])
 
 
-def table(title, functions, arguments, rounds, *, first):
-    """Print seconds, ratio to `first` and memory for every function; check that they return one gradient."""
-    compiled = {name: f.lower(*arguments).compile() for name, f in functions.items()}
-    results = {
-        name: np.concatenate([np.ravel(a) for a in jax.tree.leaves(f(*arguments))]) for name, f in compiled.items()
-    }
-    seconds = {name: [] for name in compiled}
-    for _ in range(rounds):
-        for name, f in compiled.items():
-            begin = time.process_time()
-            jax.block_until_ready(f(*arguments))
-            seconds[name].append(time.process_time() - begin)
-    print(f"\n{title:<24}{'CPU ms':>10}{'/ ' + first:>16}{'memory MiB':>12}{'difference':>12}")
-    for name, f in compiled.items():
-        ratio = np.median(np.divide(seconds[name], seconds[first]))
-        memory = f.memory_analysis().temp_size_in_bytes / 2**20
-        gap = np.linalg.norm(results[name] - results[first]) / np.linalg.norm(results[first])
-        print(f"{name:<24}{1e3 * np.median(seconds[name]):>10.1f}{ratio:>16.2f}{memory:>12.2f}{gap:>12.1e}")
+# ---- leapfrog ------------------------------------------------------------------------------------------------------
 
 
-if __name__ == "__main__":
-    main()
+def numdl_leapfrog(p, adjoint):
+    """`schemes.leapfrog` with one of numdl's adjoints."""
+    from numdl.ode import adjoints, integrate, schemes
+
+    options = {"scheme": schemes.leapfrog, "t1": TIME, "steps": p["steps"], "adjoint": getattr(adjoints, adjoint)}
+    return gradient(p, functools.partial(integrate.endpoint, field, **options), (p["y0"], np.zeros_like(p["y0"])))
+
+
+def leapfrog(state, theta, h):
+    """Half a kick, a drift, half a kick."""
+    y, v = state
+    v = v + h / 2 * field(0, y, theta)
+    y = y + h * v
+    return y, v + h / 2 * field(0, y, theta)
+
+
+def scan_leapfrog(p, reversible):
+    """lax.scan, storing all; or undone step by step in a backward rule written by hand."""
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+
+    h = TIME / p["steps"]
+
+    def solve(state, theta):
+        return lax.scan(lambda s, _: (leapfrog(s, theta, h), None), state, length=p["steps"])[0]
+
+    def backward(kept, cotangent):
+        def undo(carry, _):
+            end, cotangent, total = carry
+            start = leapfrog(end, theta, -h)
+            pull = jax.vjp(lambda s, t: leapfrog(s, t, h), start, theta)[1]
+            cotangent, part = pull(cotangent)
+            return (start, cotangent, jax.tree.map(jnp.add, total, part)), None
+
+        end, theta = kept
+        start = end, cotangent, jax.tree.map(jnp.zeros_like, theta)
+        return lax.scan(undo, start, length=p["steps"])[0][1:]
+
+    if reversible:
+        plain, solve = solve, jax.custom_vjp(solve)
+        solve.defvjp(lambda state, theta: ((end := plain(state, theta)), (end, theta)), backward)
+    return gradient(p, solve, (p["y0"], np.zeros_like(p["y0"])))
+
+
+SIZES = {"width": 64, "batch": 256, "steps": 200}
+TINY = {"width": 4, "batch": 3, "steps": 4}
+LAWS = {"steps": 1, "batch": 1}
+WORKLOADS = (
+    Workload(
+        "gradient through RK4",
+        problem,
+        (
+            Side("numdl, checkpointed", functools.partial(numdl, adjoint="checkpointed")),
+            Side("numdl, square_root", functools.partial(numdl, adjoint="square_root")),
+            Side("numdl, binomial(10)", functools.partial(numdl, adjoint="binomial", snapshots=10)),
+            Side("numdl, direct", functools.partial(numdl, adjoint="direct")),
+            Side("numdl, backsolve", functools.partial(numdl, adjoint="backsolve")),
+            Side("limit: scan of checkpoint", functools.partial(scan, wrap=True)),
+            Side("plain scan", functools.partial(scan, wrap=False)),
+            Side("diffrax, RecursiveCheckpoint", functools.partial(diffrax, adjoint="RecursiveCheckpointAdjoint")),
+            Side("diffrax, Direct", functools.partial(diffrax, adjoint="DirectAdjoint")),
+            Side("diffrax, Backsolve", functools.partial(diffrax, adjoint="BacksolveAdjoint")),
+            Side("torchdiffeq, odeint", functools.partial(torch_solver, name="odeint"), "torch"),
+            Side("torchdiffeq, odeint_adjoint", functools.partial(torch_solver, name="odeint_adjoint"), "torch"),
+            Side("torch loop", functools.partial(torch_solver, name="loop"), "torch"),
+        ),
+        sizes=SIZES,
+        tiny=TINY,
+        laws=LAWS,
+        agree=1e-3,
+    ),
+    Workload(
+        "gradient through leapfrog",
+        problem,
+        (
+            Side("numdl, reversible", functools.partial(numdl_leapfrog, adjoint="reversible")),
+            Side("numdl, checkpointed", functools.partial(numdl_leapfrog, adjoint="checkpointed")),
+            Side("limit: reversed by hand", functools.partial(scan_leapfrog, reversible=True)),
+            Side("plain scan", functools.partial(scan_leapfrog, reversible=False)),
+        ),
+        sizes=SIZES,
+        tiny=TINY,
+        laws=LAWS,
+        agree=1e-3,
+    ),
+)

@@ -1,209 +1,369 @@
-"""Hessian of an MLP and of LeNet-5 on 2048 images: top 5 eigenvalues and density beside the peers, in CPU seconds.
+"""Hessian of an MLP and of LeNet-5 on 2048 images: a product, the top 5 eigenvalues, the spectral density.
 
-    python -m benchmarks.curvature                              numdl and matfree; one core: taskset -c 0 python -m ...
-    python -m benchmarks.curvature --torch OTHER/bin/python     and PyHessian and curvlinops, in that environment
-    python -m benchmarks.curvature --models mlp --rounds 3
-
-Every peer runs as its documentation says, float32, one thread. "error" is the largest relative error of the five
-values against numdl's at a tolerance of 1e-5. LeNet's convolutions are `networks.convolutional.convolve`, for matfree
-too: with `lax.conv` its compiled loop takes ten times as long on a CPU.
+Every peer runs as its documentation says, float32. LeNet's convolutions are numdl's for all sides in jax: with XLA's
+own a compiled loop takes ten times as long on a CPU. The hand-written kernels: jax.linearize once where nothing is
+convolved, plain Lanczos with its basis as rows of one matrix; for the eigenvalues with two orthogonalizations in every
+step and as many steps as the residuals need.
 """
 
-import argparse
-import json
-import pathlib
-import subprocess
-import time
+import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import _curvature_peers as peers
-from numdl.analysis import curvature
-from numdl.networks import convolutional
+from benchmarks.rows import Run, Side, Workload, flat
 
-STEPS = {"mlp": 100, "lenet": 10}  # Lanczos steps of the density, one probe
-CHUNK = {"mlp": None, "lenet": 64}  # images at a time: so many fit into the cache
-
-
-def main():
-    """Print one table for each model."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", nargs="+", default=["mlp", "lenet"], choices=list(STEPS))
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--torch", help="a Python that has torch, PyHessian and curvlinops-for-pytorch")
-    settings = parser.parse_args()
-    if not settings.torch:
-        print("PyHessian, curvlinops: left out (--torch names a Python that has them)")
-    for model in settings.models:
-        products(model, settings.rounds)
-        top(model, settings)
-        density(model, settings)
+CLASSES, TOP, TOLERANCE = 10, 5, 1e-3
+SHAPES = {
+    "mlp": ((784, 200), (200, 200), (200, 10)),
+    "lenet": ((5, 5, 1, 6), (5, 5, 6, 16), (256, 120), (120, 84), (84, 10)),
+}
+LIMIT_STEPS = {"mlp": 20, "lenet": 20}
 
 
-def problem(model):
-    """(loss, parameters, batch) in JAX."""
-    pixels, labels = peers.images()
-    params = [{"kernel": jnp.asarray(w), "bias": jnp.zeros(w.shape[-1], jnp.float32)} for w in peers.weights(model)]
-    return {"mlp": mlp, "lenet": lenet}[model], params, (jnp.asarray(pixels), jnp.asarray(labels))
+def problem(model, examples, steps=0):
+    """Ten smooth patterns with noise [N, 28, 28, 1], labels, kernels (inputs, outputs) or HWIO; biases are 0."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, CLASSES, examples)
+    patterns = np.kron(rng.random((CLASSES, 7, 7)), np.ones((1, 4, 4)))
+    pixels = 0.6 * patterns[labels] + 0.4 * rng.random((examples, 28, 28))
+    rng = np.random.default_rng(1)
+    kernels = [(rng.normal(size=s) * np.sqrt(2 / np.prod(s[:-1]))).astype(np.float32) for s in SHAPES[model]]
+    return {"model": model, "batch": (pixels[..., None].astype(np.float32), labels), "kernels": kernels, "steps": steps}
 
 
-def mlp(params, batch):
-    """Cross entropy of a ReLU network."""
-    return cross_entropy(affine_layers(params, batch[0].reshape(len(batch[0]), -1)), batch[1])
+# ---- jax -----------------------------------------------------------------------------------------------------------
 
 
-def lenet(params, batch):
-    """Cross entropy of LeNet-5 with ReLU and mean pooling."""
-    y = batch[0]
-    for layer in params[:2]:
-        y = jax.nn.relu(convolutional.convolve(y, layer["kernel"]) + layer["bias"].reshape(1, 1, 1, -1))
-        n, height, width, channels = y.shape
-        y = y.reshape(n, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
-    return cross_entropy(affine_layers(params[2:], y.reshape(len(y), -1)), batch[1])
+def in_jax(p):
+    """(loss, parameters, batch)"""
+    import jax
+    import jax.numpy as jnp
+
+    from numdl.networks import convolutional
+
+    def loss(params, batch):
+        y, convolutions = batch[0], len(params) - 3
+        for layer in params[:convolutions]:
+            y = jax.nn.relu(convolutional.convolve(y, layer["kernel"]) + layer["bias"])
+            n, height, width, channels = y.shape
+            y = y.reshape(n, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+        y = y.reshape(len(y), -1)
+        for layer in params[convolutions:-1]:
+            y = jax.nn.relu(y @ layer["kernel"] + layer["bias"])
+        z = jax.nn.log_softmax(y @ params[-1]["kernel"] + params[-1]["bias"])
+        return -jnp.mean(jnp.take_along_axis(z, batch[1][:, None], axis=1))
+
+    params = [{"kernel": jnp.asarray(k), "bias": jnp.zeros(k.shape[-1], jnp.float32)} for k in p["kernels"]]
+    return loss, params, jax.tree.map(jnp.asarray, p["batch"])
 
 
-def affine_layers(params, y):
-    """Dense layers with ReLU between."""
-    for layer in params[:-1]:
-        y = jax.nn.relu(y @ layer["kernel"] + layer["bias"].reshape(1, -1))
-    return y @ params[-1]["kernel"] + params[-1]["bias"].reshape(1, -1)
+def numdl_product(p, *, kept=False):
+    """`curvature.hessian`, each product alone or with all that does not depend on the vector kept."""
+    import jax
 
+    from numdl.analysis import curvature
 
-def cross_entropy(z, labels):
-    """Mean over the images."""
-    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(z), labels.reshape(-1, 1), axis=1))
-
-
-def products(model, rounds):
-    """A Hessian-vector product beside a gradient."""
-    loss, params, batch = problem(model)
-    gradient = jax.jit(jax.grad(loss))
+    loss, params, batch = in_jax(p)
     operator = curvature.hessian(loss, params, batch)
+    if kept:
+        operator = jax.jit(lambda operator: jax.linearize(operator, params)[1])(operator)
     apply = jax.jit(lambda operator, v: operator(v))
-    kept = jax.jit(lambda operator: jax.linearize(operator, params)[1])(operator)
-    calls = {
-        "gradient": lambda: gradient(params, batch),
-        "product": lambda: apply(operator, params),
-        "product, linearized once": lambda: apply(kept, params),
-    }
-    if CHUNK[model]:
-        chunked = curvature.hessian(loss, params, batch, chunk=CHUNK[model])
-        calls[f"product, chunk={CHUNK[model]}"] = lambda: chunked(params)
-    seconds = {name: [] for name in calls}
-    for i in range(5 * rounds + 1):
-        for name, call in calls.items():
-            taken = clock(call)[0]
-            seconds[name] += [taken] if i else []  # the first compiles
-    print(f"\n{model}: Hessian-vector product\n{'':<26}{'CPU ms':>10}{'/ gradient':>12}")
-    for name, taken in seconds.items():
-        ratio = np.median(np.divide(taken, seconds["gradient"]))
-        print(f"{name:<26}{1e3 * np.median(taken):>10.1f}{ratio:>12.2f}")
+    return Run(lambda: apply(operator, params), lambda v: numbers_of(jax.tree.leaves(v)))
 
 
-def top(model, settings):
-    """The five largest eigenvalues."""
-    loss, params, batch = problem(model)
-    exact = curvature.top_eigenvalues(
-        loss, params, batch, key=jax.random.key(9), tolerance=1e-5, chunk=CHUNK[model]
-    ).values
-    rows = {}
-    for name, verify in (("numdl", True), ("numdl, verify=False", False)):
-        rows[name] = best(
-            lambda verify=verify: (
-                curvature.top_eigenvalues(
-                    loss, params, batch, key=jax.random.key(0), tolerance=1e-3, verify=verify, chunk=CHUNK[model]
-                ).values
-            ),
-            settings.rounds,
-        )
-    rows["matfree, 40 steps"] = matfree_top(loss, params, batch, 40, settings.rounds)
-    rows |= torch_rows(settings, model, "top", 100)
-    report(f"{model}: top 5 eigenvalues", rows, exact)
+def limit_product(p):
+    """jax.linearize once; computed anew where there are convolutions, whose kept activations take longer to read."""
+    import jax
+
+    loss, params, batch = in_jax(p)
+    gradient = jax.grad(loss)
+    if p["model"] == "mlp":
+        kept = jax.jit(lambda q, b: jax.linearize(lambda q: gradient(q, b), q)[1])(params, batch)
+        apply = jax.jit(lambda kept, v: kept(v))
+        return Run(lambda: apply(kept, params), lambda v: numbers_of(jax.tree.leaves(v)))
+
+    program = chunked(gradient)
+    return Run(lambda: program(params, batch, params), lambda v: numbers_of(jax.tree.leaves(v)))
 
 
-def density(model, settings):
-    """The spectral density from one start."""
-    loss, params, batch = problem(model)
-    steps, rows = STEPS[model], {}
-    for name, full in (("numdl", False), ("numdl, reorthogonalized", True)):
+def chunked(gradient, size=128):
+    """Hessian-vector products of so many images at a time, in one program."""
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
 
-        def call(full=full):
-            found = curvature.spectral_density(
-                curvature.hessian(loss, params, batch, chunk=CHUNK[model]),
-                key=jax.random.key(0),
-                num_matvecs=steps,
-                num_probes=2,
-                reorthogonalize=full,
-            )
-            return found.nodes[0][::-1]
+    @jax.jit
+    def product(params, batch, v):
+        count = len(batch[1])
+        pieces = jax.tree.map(lambda leaf: leaf.reshape(-1, min(size, count), *leaf.shape[1:]), batch)
 
-        seconds, values = best(call, settings.rounds)
-        rows[name] = (seconds / 2, values)
-    rows["matfree, none"] = matfree_top(loss, params, batch, steps, settings.rounds, reortho="none")
-    rows |= torch_rows(settings, model, "density", steps)
-    report(f"{model}: density, {steps} steps from one start", rows, None)
+        def add(total, piece):
+            part = jax.jvp(lambda q: gradient(q, piece), (params,), (v,))[1]
+            return jax.tree.map(jnp.add, total, part), None
+
+        total = lax.scan(add, jax.tree.map(jnp.zeros_like, v), pieces)[0]
+        return jax.tree.map(lambda leaf: leaf / (count / min(size, count)), total)
+
+    return product
 
 
-def matfree_top(loss, params, batch, steps, rounds, reortho="full"):
-    """matfree's Lanczos with the data as an argument, and the eigenvalues of its matrix."""
-    try:
-        from matfree import decomp, eig
-    except ImportError:
-        return None
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
-    start = jax.random.normal(jax.random.key(0), flat.shape, flat.dtype)
+def jax_product(p):
+    """jvp of grad, as it is usually written."""
+    import jax
+
+    loss, params, batch = in_jax(p)
+    program = jax.jit(lambda q, b, v: jax.jvp(lambda q: jax.grad(loss)(q, b), (q,), (v,))[1])
+    return Run(lambda: program(params, batch, params), lambda v: numbers_of(jax.tree.leaves(v)))
+
+
+def numdl_top(p):
+    """`curvature.top_eigenvalues`: values with intervals and verdicts."""
+    import jax
+
+    from numdl.analysis import curvature
+
+    loss, params, batch = in_jax(p)
+    call = functools.partial(curvature.top_eigenvalues, loss, params, batch, key=jax.random.key(0), tolerance=TOLERANCE)
+    return Run(call, lambda found: flat(found.values))
+
+
+def numdl_density(p):
+    """`curvature.spectral_density` from one start more than the peers', per start."""
+    import jax
+
+    from numdl.analysis import curvature
+
+    loss, params, batch = in_jax(p)
+    operator = curvature.hessian(loss, params, batch)
+    settings = {"num_matvecs": p["steps"], "num_probes": 2}
+    call = functools.partial(curvature.spectral_density, operator, key=jax.random.key(0), **settings)
+    return Run(call, lambda found: [float(np.max(found.nodes))], 0.5)
+
+
+def lanczos(p, steps, twice):
+    """(start, parameters, batch) -> Ritz values and what bounds their error: one program, the basis as rows."""
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+    from jax.flatten_util import ravel_pytree
+
+    loss, params, batch = in_jax(p)
+    flat_params, unravel = ravel_pytree(params)
+    gradient = jax.grad(loss)
+    piecewise = chunked(gradient)
+
+    def program(start, params, batch):
+        if p["model"] == "mlp":
+            push = jax.linearize(lambda q: gradient(q, batch), params)[1]
+        else:
+            push = functools.partial(piecewise, params, batch)
+
+        def step(carry, k):
+            basis, before, w, beta = carry
+            v = w / beta
+            basis = basis.at[k].set(v) if twice else basis
+            w = ravel_pytree(push(unravel(v)))[0] - beta * before
+            alpha = v @ w
+            w = w - alpha * v
+            for _ in range(2 * twice):
+                w = w - (basis @ w) @ basis
+            return (basis, v, w, jnp.linalg.norm(w)), (alpha, jnp.linalg.norm(w))
+
+        basis = jnp.zeros((steps if twice else 1, start.size), start.dtype)
+        first = basis, jnp.zeros_like(start), start, jnp.linalg.norm(start)
+        first = (*first[:2], first[2] / first[3], jnp.ones_like(first[3]))
+        (basis, *_), (alpha, beta) = lax.scan(step, first, jnp.arange(steps))
+        values, weights = jnp.linalg.eigh(jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1))
+        vectors = weights[:, -TOP:].T @ basis if twice else basis
+        return values[::-1], jnp.abs(beta[-1] * weights[-1])[::-1], vectors
+
+    start = jax.random.normal(jax.random.key(0), flat_params.shape, jnp.float32)
+    program = jax.jit(program)
+    return lambda: program(start, params, batch)
+
+
+def limit_top(p):
+    """Lanczos until the five residuals are within the tolerance of the largest value: that many steps, fixed."""
+    steps = min(LIMIT_STEPS[p["model"]], p["steps"])
+    return Run(lanczos(p, steps, True), lambda found: flat(found[0][:TOP]))
+
+
+def limit_density(p):
+    """Lanczos without orthogonalization, which no density needs."""
+    return Run(lanczos(p, p["steps"], False), lambda found: [float(found[0][0])])
+
+
+def matfree(p, reortho, wanted):
+    """matfree's Lanczos with the data as arguments."""
+    import jax
+    import jax.numpy as jnp
+    from matfree import decomp, eig
+
+    loss, params, batch = in_jax(p)
+    start_from, unravel = jax.flatten_util.ravel_pytree(params)
+    start = jax.random.normal(jax.random.key(0), start_from.shape, jnp.float32)
 
     def product(v, params, batch):
-        tangent = jax.jvp(lambda p: jax.grad(loss)(p, batch), (params,), (unravel(v),))[1]
+        tangent = jax.jvp(lambda q: jax.grad(loss)(q, batch), (params,), (unravel(v),))[1]
         return jax.flatten_util.ravel_pytree(tangent)[0]
 
+    steps = min(40, start.size) if wanted == TOP else p["steps"]
     tridiagonalize = decomp.tridiag_sym(steps, reortho=reortho, materialize=True)
-    if reortho == "none":
-        run = jax.jit(lambda v, p, b: jnp.linalg.eigvalsh(tridiagonalize(product, v, p, b).J_small))
-    else:
-        solve = eig.eigh_partial(tridiagonalize)
-        run = jax.jit(lambda v, p, b: solve(product, v, p, b)[0])
-    return best(lambda: run(start, params, batch)[::-1], rounds)
+    solve = eig.eigh_partial(tridiagonalize) if reortho == "full" else None
+
+    @jax.jit
+    def program(v, params, batch):
+        if solve:
+            return solve(product, v, params, batch)[0]
+        return jnp.linalg.eigvalsh(tridiagonalize(product, v, params, batch).J_small)
+
+    return Run(lambda: program(start, params, batch), lambda found: sorted(flat(found), reverse=True)[:wanted])
 
 
-def torch_rows(settings, model, measure, steps):
-    """What the torch peers take and find, each in a process of its own."""
-    rows = {}
-    for peer in ("PyHessian", "curvlinops") if settings.torch else ():
-        script = str(pathlib.Path(peers.__file__))
-        command = [settings.torch, "-W", "ignore", script, peer, model, measure, str(steps)]
-        ran = subprocess.run(command, capture_output=True, text=True)
-        if ran.returncode:
-            print(f"{peer}: failed ({ran.stderr.strip().splitlines()[-1:]})")
-            continue
-        found = json.loads(ran.stdout.strip().splitlines()[-1])
-        rows[peer] = (found["seconds"], np.asarray(found["values"]))
-    return rows
+# ---- torch ---------------------------------------------------------------------------------------------------------
 
 
-def report(title, rows, exact):
-    """Print CPU seconds, the ratio to numdl and, for values, their largest relative error."""
-    rows = {name: row for name, row in rows.items() if row is not None}
-    print(f"\n{title:<42}{'CPU s':>10}{'/ numdl':>10}{'error':>12}")
-    for name, (seconds, values) in rows.items():
-        error = "" if exact is None else f"{np.abs(np.asarray(values)[:5] / exact - 1).max():.1e}"
-        print(f"{name:<42}{seconds:>10.2f}{seconds / rows['numdl'][0]:>10.2f}{error:>12}")
+def in_torch(p):
+    """(network, loss, x, y)"""
+    import torch
+    from torch import nn
+
+    class Flat(nn.Module):
+        def forward(self, y):
+            return y.permute(0, 2, 3, 1).flatten(1)
+
+    layers = [Flat()] if p["model"] == "mlp" else []
+    for i, kernel in enumerate(p["kernels"]):
+        image = kernel.ndim == 4
+        if not image and p["model"] == "lenet" and i == 2:
+            layers.append(Flat())
+        layer = nn.Conv2d(*kernel.shape[2:], 5) if image else nn.Linear(*kernel.shape)
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy((kernel.transpose(3, 2, 0, 1) if image else kernel.T).copy()))
+            layer.bias.zero_()
+        layers.append(layer)
+        layers += [nn.ReLU()] if i < len(p["kernels"]) - 1 else []
+        layers += [nn.AvgPool2d(2)] if image else []
+    torch.manual_seed(0)
+    x, y = torch.from_numpy(p["batch"][0].transpose(0, 3, 1, 2).copy()), torch.from_numpy(p["batch"][1])
+    return nn.Sequential(*layers), nn.CrossEntropyLoss(), x, y
 
 
-def best(call, rounds):
-    """(CPU seconds of the fastest round after a first that compiles, result)."""
-    clock(call)
-    return min((clock(call) for _ in range(rounds)), key=lambda pair: pair[0])
+def ours(p, tensors):
+    """Tensors in torch's layout in ours: bias before kernel, the kernel (inputs, outputs) or HWIO."""
+    arrays = [tensor.detach().numpy() for tensor in tensors]
+    moved = [a.transpose(2, 3, 1, 0) if a.ndim == 4 else a.T for a in arrays]
+    return numbers_of([leaf for pair in zip(moved[1::2], moved[::2]) for leaf in pair])
 
 
-def clock(call):
-    """(CPU seconds, result)."""
-    begin = time.process_time()
-    result = jax.block_until_ready(call())
-    return time.process_time() - begin, result
+def pyhessian(p, wanted):
+    """PyHessian; torch.eig, which torch removed, is put back for it."""
+    import torch
+    from pyhessian import hessian
+    from pyhessian.utils import hessian_vector_product
+
+    def eig(matrix, eigenvectors=True):
+        values, vectors = torch.linalg.eigh(matrix)
+        return torch.stack([values, torch.zeros_like(values)], dim=1), vectors
+
+    torch.eig = eig
+    network, loss, x, y = in_torch(p)
+    matrix = hessian(network, loss, data=(x, y), cuda=False)
+    if wanted == "product":
+        v = [parameter.detach().clone() for parameter in matrix.params]
+        return Run(lambda: hessian_vector_product(matrix.gradsH, matrix.params, v), functools.partial(ours, p))
+    if wanted == "top":
+        return Run(
+            lambda: matrix.eigenvalues(maxIter=100, tol=TOLERANCE, top_n=TOP)[0], lambda v: sorted(flat(v))[::-1]
+        )
+    return Run(lambda: matrix.density(iter=p["steps"], n_v=1)[0][0], lambda v: [max(v)])
 
 
-if __name__ == "__main__":
-    main()
+def curvlinops(p, wanted):
+    """curvlinops' operator with scipy's ARPACK, or its own density."""
+    from curvlinops import HessianLinearOperator
+
+    network, loss, x, y = in_torch(p)
+    parameters = list(network.parameters())
+    matrix = HessianLinearOperator(network, loss, parameters, [(x, y)], check_deterministic=False)
+    if wanted == "product":
+        v = [parameter.detach().clone() for parameter in parameters]
+        return Run(lambda: matrix @ v, functools.partial(ours, p))
+    if wanted == "top":
+        from scipy.sparse.linalg import eigsh
+
+        turned = matrix.to_scipy()
+        call = functools.partial(eigsh, turned, k=TOP, which="LA", tol=TOLERANCE, return_eigenvectors=False)
+        return Run(call, lambda v: sorted(flat(v))[::-1])
+    from curvlinops.papyan2020traces.spectrum import lanczos_approximate_spectrum
+
+    bounds = (-10.0, 10.0)
+    return Run(lambda: lanczos_approximate_spectrum(matrix, p["steps"], boundaries=bounds)[0], lambda v: [1.0])
+
+
+def torch_func(p):
+    """torch.func: jvp of grad, the parameters as a dict."""
+    import torch
+
+    network, loss, x, y = in_torch(p)
+    params = {name: value.detach() for name, value in network.named_parameters()}
+    slope = torch.func.grad(lambda q: loss(torch.func.functional_call(network, q, (x,)), y))
+    call = lambda: torch.func.jvp(slope, (params,), (params,))[1]  # noqa: E731
+    return Run(call, lambda found: ours(p, list(found.values())))
+
+
+def numbers_of(leaves):
+    """The norm of every leaf, bias before kernel."""
+    return [float(np.linalg.norm(np.asarray(leaf, np.float64))) for leaf in leaves]
+
+
+def sides(wanted, **own):
+    """numdl and the limit, then the torch peers."""
+    torch = {"PyHessian": pyhessian, "curvlinops": curvlinops}
+    return (
+        *(Side(name, make) for name, make in own.items()),
+        *(Side(name, functools.partial(make, wanted=wanted), "torch") for name, make in torch.items()),
+    )
+
+
+PRODUCT = (
+    *sides(
+        "product",
+        numdl=numdl_product,
+        **{
+            "numdl, linearized once": functools.partial(numdl_product, kept=True),
+            "limit: linearized or in chunks": limit_product,
+            "jvp of grad": jax_product,
+        },
+    ),
+    Side("torch.func, jvp of grad", torch_func, "torch"),
+)
+EIGENVALUES = sides(
+    "top",
+    numdl=numdl_top,
+    **{"limit: Lanczos": limit_top, "matfree, 40 steps": functools.partial(matfree, reortho="full", wanted=TOP)},
+)
+DENSITY = sides(
+    "density",
+    numdl=numdl_density,
+    **{"limit: Lanczos": limit_density, "matfree, no reortho": functools.partial(matfree, reortho="none", wanted=1)},
+)
+NAMES = {"mlp": "MLP 784-200-200-10", "lenet": "LeNet-5"}
+STEPS = {"mlp": 100, "lenet": 10}
+WORKLOADS = tuple(
+    Workload(
+        f"{what}, {NAMES[model]}",
+        functools.partial(problem, model),
+        group,
+        sizes,
+        {"examples": 16, **tiny},
+        laws,
+        agree,
+    )
+    for model in ("mlp", "lenet")
+    for what, group, sizes, tiny, laws, agree in (
+        ("Hessian product", PRODUCT, {"examples": 2048}, {}, {"examples": 1}, 1e-3),
+        ("top 5 eigenvalues", EIGENVALUES, {"examples": 2048, "steps": 1000}, {"steps": 6}, {}, 1e-2),
+        ("density, one start", DENSITY, {"examples": 2048, "steps": STEPS[model]}, {"steps": 6}, {"steps": 1}, 2e-2),
+    )
+)

@@ -1,114 +1,139 @@
-"""Empirical tangent kernels: numdl beside plain Jacobian contraction and, in its own environment, neural-tangents.
+"""Tangent kernels: of LeNet-5 and of an MLP with every pair of outputs, and of infinite width.
 
-    python benchmarks/kernels.py [--tangents PYTHON] [--examples 256] [--rounds 5]
-
-Two networks in float32, the kernel of all pairs of outputs [N, N, 10, 10]: a LeNet-5 (convolutions 6@5x5 and 16@5x5,
-dense 120, 84, 10, tanh, average pooling) and a network 784-512-512-10. Each round runs all sides in turn, compiled
-before; printed are the medians of elapsed and processor time and the median over the rounds of the ratio to numdl.
-
-neural-tangents 0.6.5 imports with jax 0.4.30 and not with today's: `--tangents` names the Python of an environment
-that has both; it is run as a second process that answers one round at a time. All three of its methods are timed, on
-the same numbers, and its kernel is compared with ours. Aim: at least as fast as the best of them, LeNet-5, N = 256.
+neural-tangents 0.6.5 needs jax 0.4.30; its three methods run in an environment of their own, patched where that jax
+lost two names, on networks written as it wants them. What takes minutes or tens of GB is left to a small N.
+The hand-written kernel of a dense network: sum over layers of (A A' + 1) o (D D'), D all outputs' cotangents.
 """
 
-import argparse
-import json
-import pathlib
-import statistics
-import subprocess
-import sys
-import time
+import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-METHODS = ("JACOBIAN_CONTRACTION", "NTK_VECTOR_PRODUCTS", "STRUCTURED_DERIVATIVES")
-SLOW = ("NTK_VECTOR_PRODUCTS", "JACOBIAN_CONTRACTION")  # left out above so many examples: minutes and tens of GB
-MOST = 64
+from benchmarks.rows import Run, Side, Workload, jitted
 
-
-def lenet(params, x):
-    for kernel, bias in params["conv"]:
-        x = lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        x = jnp.tanh(x + bias)
-        n, height, width, channels = x.shape
-        x = x.reshape(n, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
-    return mlp(params["dense"], x.reshape(x.shape[0], -1))
+LENET = ((5, 5, 1, 6), (5, 5, 6, 16), (400, 120), (120, 84), (84, 10))
+DENSE = ((784, 512), (512, 512), (512, 10))
 
 
-def mlp(params, x):
-    for weight, bias in params[:-1]:
-        x = jnp.tanh(jnp.dot(x, weight) + bias)
-    return jnp.dot(x, params[-1][0]) + params[-1][1]
-
-
-def dense_parameters(rng, widths):
-    shapes = zip(widths[:-1], widths[1:])
-    return [(normal(rng, (n, m), n), normal(rng, (m,), 10)) for n, m in shapes]
-
-
-def normal(rng, shape, fan_in):
-    return jnp.asarray(rng.normal(size=shape) / fan_in**0.5, jnp.float32)
-
-
-def problems(examples):
-    """Name -> (apply, params, x), the same numbers in every process."""
+def problem(shapes, examples):
+    """Parameters [(kernel, bias)] and inputs."""
     rng = np.random.default_rng(0)
-    conv = [(normal(rng, s, np.prod(s[:3])), normal(rng, s[3:], 10)) for s in ((5, 5, 1, 6), (5, 5, 6, 16))]
-    images = jnp.asarray(rng.normal(size=(examples, 32, 32, 1)), jnp.float32)
-    small = {"conv": conv, "dense": dense_parameters(rng, (400, 120, 84, 10))}
-    vectors = jnp.asarray(rng.normal(size=(examples, 784)), jnp.float32)
-    return {
-        "LeNet-5": (lenet, small, images),
-        "784-512-512-10": (mlp, dense_parameters(rng, (784, 512, 512, 10)), vectors),
-    }
+
+    def normal(shape, fan_in):
+        return (rng.normal(size=shape) / fan_in**0.5).astype(np.float32)
+
+    params = [(normal(s, np.prod(s[:-1])), normal(s[-1:], 10)) for s in shapes]
+    x = rng.normal(size=(examples, 32, 32, 1) if len(shapes[0]) == 4 else (examples, shapes[0][0]))
+    return {"params": params, "x": x.astype(np.float32)}
 
 
-def contraction(apply):
-    """The usual recipe: a Jacobian for each example, contracted leaf by leaf."""
+def apply(params, y):
+    """tanh, mean pooling after a convolution."""
+    import jax.numpy as jnp
+    from jax import lax
+
+    for kernel, bias in params[:-1]:
+        if kernel.ndim == 4:
+            y = lax.conv_general_dilated(y, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        else:
+            y = jnp.dot(y.reshape(y.shape[0], -1), kernel)
+        y = jnp.tanh(y + bias)
+        if kernel.ndim == 4:
+            n, height, width, channels = y.shape
+            y = y.reshape(n, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+    return jnp.dot(y, params[-1][0]) + params[-1][1]
+
+
+def numdl(p):
+    """`analysis.kernels.ntk`"""
+    from numdl.analysis import kernels
+
+    call = functools.partial(kernels.ntk, apply, p["params"], p["x"], outputs="full")
+    return Run(call, entries)
+
+
+def dense_limit(p):
+    """Layer by layer."""
+    import jax.numpy as jnp
 
     def kernel(params, x):
-        jacobian = jax.vmap(jax.jacrev(lambda p, one: apply(p, one[None])[0]), (None, 0))(params, x)
+        inputs = [x]
+        for weight, bias in params[:-1]:
+            inputs.append(jnp.tanh(inputs[-1] @ weight + bias))
+        examples, outputs = len(x), params[-1][1].size
+        back = jnp.broadcast_to(jnp.eye(outputs, dtype=x.dtype), (examples, outputs, outputs))
+        total = 0.0
+        for (weight, _), a in zip(params[::-1], inputs[::-1]):
+            flat = back.reshape(examples * outputs, -1)
+            gram = (flat @ flat.T).reshape(examples, outputs, examples, outputs)
+            total += gram * (a @ a.T + 1)[:, None, :, None]
+            if a is not x:
+                back = (flat @ weight.T).reshape(examples, outputs, -1) * (1 - a**2)[:, None]
+        return total.transpose(0, 2, 1, 3)
+
+    return jitted(kernel, p["params"], p["x"], numbers=entries)
+
+
+def contraction(p):
+    """A Jacobian for each example, contracted leaf by leaf: the usual recipe."""
+    import jax
+    import jax.numpy as jnp
+
+    def kernel(params, x):
+        jacobian = jax.vmap(jax.jacrev(lambda q, one: apply(q, one[None])[0]), (None, 0))(params, x)
         flat = (leaf.reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(jacobian))
         return sum(jnp.einsum("nip,mjp->nmij", leaf, leaf) for leaf in flat)
 
-    return kernel
+    return jitted(kernel, p["params"], p["x"], numbers=entries)
 
 
-def timed(run):
-    """(elapsed seconds, seconds of the processors, a few entries of the result)"""
-    begin = time.perf_counter(), time.process_time()
-    result = jax.block_until_ready(run())
-    spent = time.perf_counter() - begin[0], time.process_time() - begin[1]
-    return *spent, np.asarray(result[0, :3]).ravel().tolist()
+def torch_func(p):
+    """torch.func's tutorial: vmap of jacrev, einsum over leaves."""
+    import torch
+
+    params = [tuple(torch.from_numpy(leaf) for leaf in layer) for layer in p["params"]]
+    x = torch.from_numpy(p["x"])
+
+    def one(params, y):
+        y = y[None]
+        y = y.permute(0, 3, 1, 2) if y.ndim == 4 else y
+        for kernel, bias in params[:-1]:
+            if kernel.ndim == 4:
+                y = torch.nn.functional.conv2d(y, kernel.permute(3, 2, 0, 1), bias)
+                y = torch.nn.functional.avg_pool2d(torch.tanh(y), 2)
+            else:
+                y = y.permute(0, 2, 3, 1) if y.ndim == 4 else y
+                y = torch.tanh(y.reshape(1, -1) @ kernel + bias)
+        return (y @ params[-1][0] + params[-1][1])[0]
+
+    jacobian = torch.func.vmap(torch.func.jacrev(one), (None, 0))
+
+    def call():
+        leaves = [leaf for layer in jacobian(params, x) for leaf in layer]
+        return sum(torch.einsum("nip,mjp->nmij", leaf.flatten(2), leaf.flatten(2)) for leaf in leaves).numpy()
+
+    return Run(call, entries)
 
 
-def serve(examples):
-    """The second process: reads "problem method" lines, times that side once and answers in JSON."""
-    sys.path = [entry for entry in sys.path if pathlib.Path(entry or ".").resolve() != pathlib.Path(__file__).parent]
-    tangents = imported()
-    known, sides = problems(examples), {}
-    for line in sys.stdin:
-        name, method = line.strip().split("/")
-        apply, params, x = known[name]
-        if line not in sides:
-            options = {"trace_axes": (), "implementation": tangents.NtkImplementation[method], "vmap_axes": 0}
-            function = jax.jit(tangents.empirical_ntk_fn(lambda p, x, apply=apply: apply(p, x), **options))
-            sides[line] = lambda function=function, x=x, params=params: function(x, None, params)
-            jax.block_until_ready(sides[line]())
-        print("ANSWER " + json.dumps(timed(sides[line])), flush=True)
+def tangents(p, method):
+    """neural-tangents, one of its implementations."""
+    import jax
+
+    library = imported_tangents()
+    options = {"trace_axes": (), "implementation": library.NtkImplementation[method], "vmap_axes": 0}
+    function = jax.jit(library.empirical_ntk_fn(lambda q, x: apply(q, x), **options))
+    return Run(lambda: function(p["x"], None, p["params"]), entries)
 
 
-def imported():
+def imported_tangents():
     """neural_tangents, with what it wants and does not need here put in place."""
+    import sys
     import types
 
     from jax.interpreters import ad
 
-    # The part for TensorFlow.
-    sys.modules["neural_tangents.experimental"] = types.ModuleType("neural_tangents.experimental")
+    sys.modules["neural_tangents.experimental"] = types.ModuleType("neural_tangents.experimental")  # for TensorFlow
+    import jax
     from jax._src import source_info_util
 
     ad.source_info_util, ad.config = source_info_util, jax.config  # names that jax 0.4.30 no longer has there
@@ -117,60 +142,106 @@ def imported():
     return neural_tangents
 
 
-class Tangents:
-    """neural-tangents behind a pipe."""
-
-    def __init__(self, python, examples):
-        command = [python, __file__, "--serve", "--examples", str(examples)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, name, method):
-        self.process.stdin.write(f"{name}/{method}\n")
-        self.process.stdin.flush()
-        for line in self.process.stdout:
-            if line.startswith("ANSWER "):
-                return tuple(json.loads(line.removeprefix("ANSWER ")))
-        raise RuntimeError(f"neural-tangents ended at {name}, {method}")
+def entries(kernel):
+    """A few of them."""
+    return np.asarray(kernel)[0, :3].ravel()[:16].tolist()
 
 
-def compare(name, apply, params, x, rounds, tangents):
-    from numdl.analysis import kernels
-
-    print(f"{name}, N = {len(x)}")
-    plan = kernels.estimate(apply, params, x, outputs="full")
-    print(
-        f"  planned: {plan.method}, {plan.flops / 1e9:.1f} GFLOP, {plan.bytes / 2**20:.0f} MiB, blocks of {plan.block}"
-    )
-    plain = jax.jit(contraction(apply))
-    sides = {"numdl": lambda: timed(lambda: kernels.ntk(apply, params, x, outputs="full"))}
-    if len(x) <= MOST or name == "LeNet-5":
-        sides["plain contraction"] = lambda: timed(lambda: plain(params, x))
-    for method in METHODS if tangents else ():
-        if len(x) <= MOST or method not in SLOW:
-            sides[f"neural-tangents {method.lower()}"] = lambda method=method: tangents.ask(name, method)
-    rows = [{side: run() for side, run in sides.items()} for _ in range(rounds + 1)][1:]
-    for side in sides:
-        elapsed, processor = (statistics.median(row[side][i] for row in rows) for i in (0, 1))
-        ratios = [statistics.median(row[side][i] / row["numdl"][i] for row in rows) for i in (0, 1)]
-        error = np.abs(np.subtract(rows[0][side][2], rows[0]["numdl"][2])).max() / np.abs(rows[0]["numdl"][2]).max()
-        print(f"  {side}: {elapsed:.3f} s elapsed, {processor:.3f} s processor", end="; ")
-        print(f"{ratios[0]:.2f} and {ratios[1]:.2f} times numdl; differs by {error:.1e}", flush=True)
+# ---- infinite width ------------------------------------------------------------------------------------------------
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--tangents", help="Python of an environment with neural-tangents")
-    parser.add_argument("--examples", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        serve(options.examples)
-        return
-    tangents = Tangents(options.tangents, options.examples) if options.tangents else None
-    for name, problem in problems(options.examples).items():
-        compare(name, *problem, options.rounds, tangents)
+def inputs(examples, dimension, layers):
+    return {"x": np.random.default_rng(0).standard_normal((examples, dimension)), "depth": layers}
 
 
-if __name__ == "__main__":
-    main()
+def numdl_infinite(p):
+    """`theory.kernels.ntk` in float64."""
+    from numdl import activations
+    from numdl.theory import kernels
+
+    physics = {"activation": activations.relu, "weight_variance": 2.0, "bias_variance": 0.0, "depth": p["depth"]}
+    return Run(lambda: kernels.ntk(p["x"], p["x"], **physics), two_rows)
+
+
+def infinite_limit(p):
+    """The arc-cosine kernels in closed form, float64."""
+    import jax
+    import jax.numpy as jnp
+
+    jax.config.update("jax_enable_x64", True)
+
+    def kernel(x):
+        k = 2 * x @ x.T / x.shape[1]
+        theta = k
+        for _ in range(p["depth"]):
+            size = jnp.sqrt(jnp.outer(jnp.diagonal(k), jnp.diagonal(k)))
+            c = jnp.clip(k / size, -1, 1)
+            slope = 1 - jnp.arccos(c) / np.pi
+            k = size * (jnp.sqrt(1 - c**2) / np.pi + c * slope)
+            theta = k + theta * slope
+        return theta
+
+    return jitted(kernel, p["x"], numbers=two_rows)
+
+
+def stax(p):
+    """neural-tangents' stax, float64."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    library = imported_tangents()
+    dense = functools.partial(library.stax.Dense, W_std=2**0.5, b_std=0.0)
+    layers = [part for _ in range(p["depth"]) for part in (dense(512), library.stax.Relu())]
+    kernel = jax.jit(library.stax.serial(*layers, dense(1))[2], static_argnames="get")
+    return Run(lambda: kernel(p["x"], None, get="ntk"), two_rows)
+
+
+def two_rows(kernel):
+    return np.asarray(kernel)[:2, :8].ravel().tolist()
+
+
+TORCH = Side("torch.func, contraction", torch_func, "torch")
+CONTRACTION = Side("contraction of Jacobians", contraction)
+STRUCTURED, PRODUCTS, CONTRACTED = (
+    Side(f"neural-tangents, {name.lower().replace('_', ' ')}", functools.partial(tangents, method=name), "tangents")
+    for name in ("STRUCTURED_DERIVATIVES", "NTK_VECTOR_PRODUCTS", "JACOBIAN_CONTRACTION")
+)
+WORKLOADS = (
+    Workload(
+        "tangent kernel of LeNet-5",
+        functools.partial(problem, LENET),
+        (Side("numdl", numdl), CONTRACTION, TORCH, STRUCTURED, CONTRACTED),
+        sizes={"examples": 128},
+        tiny={"examples": 2},
+        laws={"examples": 2},
+        agree=1e-3,
+    ),
+    Workload(
+        "tangent kernel of an MLP 784-512-512-10, few examples",
+        functools.partial(problem, DENSE),
+        (Side("numdl", numdl), Side("limit: layer by layer", dense_limit), CONTRACTION, TORCH,
+         STRUCTURED, PRODUCTS, CONTRACTED),
+        sizes={"examples": 16},
+        tiny={"examples": 2},
+        agree=1e-3,
+    ),
+    Workload(
+        "tangent kernel of an MLP 784-512-512-10",
+        functools.partial(problem, DENSE),
+        (Side("numdl", numdl), Side("limit: layer by layer", dense_limit), STRUCTURED),
+        sizes={"examples": 256},
+        tiny={"examples": 2},
+        laws={"examples": 2},
+        agree=1e-3,
+    ),
+    Workload(
+        "tangent kernel of infinite width, relu",
+        inputs,
+        (Side("numdl", numdl_infinite), Side("limit: closed form", infinite_limit),
+         Side("neural-tangents, stax", stax, "tangents")),
+        sizes={"examples": 1000, "dimension": 784, "layers": 3},
+        tiny={"examples": 8, "dimension": 4, "layers": 2},
+        laws={"examples": 2, "layers": 1},
+        agree=1e-6,
+    ),
+)  # fmt: skip

@@ -1,82 +1,132 @@
-"""What `layers.probe` costs over the plain gradient: time of a call, temporary memory, compilation.
+"""What `layers.probe` costs over the plain gradient: a 50-layer tanh network, a transformer of 12 blocks.
 
-    python benchmarks/probe.py
-
-A tanh network of 50 layers of width 256 on 256 examples, float32, once as a Python loop over layers and once as a scan.
-The two are timed in turn within each round, so that the machine's other load hits both; the ratio is the median of the
-rounds' ratios. Memory is what a call needs beside its arguments: outputs (the gradients, of which the probe returns
-none) and temporary arrays. Aim: at most 1.3 times the time and 1.10 times the memory of `jax.value_and_grad`.
+Aim of the probe: at most 1.3 times the time of `jax.value_and_grad`, which returns gradients where the probe returns
+statistics; that is the limit here. torch's hooks take two norms and a mean at every layer.
 """
 
-import statistics
-import time
+import functools
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
-from numdl.analysis import layers
-
-DEPTH, WIDTH, EXAMPLES, ROUNDS = 50, 256, 256, 40
+from benchmarks.rows import Run, Side, Workload, jitted
 
 
-def loop(params, x):
-    for weight, bias in zip(params["weight"], params["bias"], strict=True):
-        x = jnp.tanh(x @ weight + bias)
-    return x
+def dense_problem(depth, width, examples):
+    rng = np.random.default_rng(0)
+    weight = (1.5 * rng.standard_normal((depth, width, width)) / width**0.5).astype(np.float32)
+    x = rng.standard_normal((examples, width)).astype(np.float32)
+    return {"params": {"weight": weight, "bias": np.zeros((depth, width), np.float32)}, "x": x, "apply": dense}
 
 
-def scan(params, x):
-    def layer(x, p):
-        return jnp.tanh(x @ p["weight"] + p["bias"]), None
+def dense(params, x):
+    import jax
+    import jax.numpy as jnp
 
-    return jax.lax.scan(layer, x, params)[0]
+    return jax.lax.scan(lambda x, p: (jnp.tanh(x @ p["weight"] + p["bias"]), None), x, params)[0]
+
+
+def transformer_problem(blocks, width, heads, tokens, examples):
+    """Pre-normalized blocks without scales or biases, parameters stacked over depth."""
+    rng = np.random.default_rng(0)
+    shapes = {"qkv": (width, 3 * width), "out": (width, width), "up": (width, 4 * width), "down": (4 * width, width)}
+    draw = lambda s: (rng.standard_normal((blocks, *s)) / s[0] ** 0.5).astype(np.float32)  # noqa: E731
+    x = rng.standard_normal((examples, tokens, width)).astype(np.float32)
+    return {"params": {k: draw(s) for k, s in shapes.items()}, "x": x, "apply": functools.partial(transformer, heads)}
+
+
+def transformer(heads, params, x):
+    import jax
+    import jax.numpy as jnp
+
+    def normalized(y):
+        return jax.nn.standardize(y, axis=-1, epsilon=1e-5)
+
+    def block(y, p):
+        n, t, d = y.shape
+        q, k, v = jnp.moveaxis((normalized(y) @ p["qkv"]).reshape(n, t, 3, heads, d // heads), 2, 0)
+        scores = jax.nn.softmax(jnp.einsum("nqhd,nkhd->nhqk", q, k) / (d // heads) ** 0.5)
+        y = y + jnp.einsum("nhqk,nkhd->nqhd", scores, v).reshape(n, t, d) @ p["out"]
+        return y + jax.nn.gelu(normalized(y) @ p["up"]) @ p["down"], None
+
+    return jax.lax.scan(block, x, params)[0]
 
 
 def mean_square(outputs):
-    return jnp.mean(outputs**2)
+    return (outputs**2).mean()
 
 
-def parameters(key, *, stacked):
-    weight = 1.5 * jax.random.normal(key, (DEPTH, WIDTH, WIDTH), jnp.float32) / WIDTH**0.5
-    params = {"weight": weight, "bias": jnp.zeros((DEPTH, WIDTH), jnp.float32)}
-    return params if stacked else jax.tree.map(list, params)
+def numdl(p):
+    """`analysis.layers.probe`"""
+    from numdl.analysis import layers
+
+    call = functools.partial(layers.probe, p["apply"], p["params"], p["x"], loss=mean_square)
+    return Run(call, lambda flow: [float(flow.value)])
 
 
-def compare(apply, params, x):
-    """(ratio of times, seconds a call, bytes, compilation seconds); the last three of plain gradient and probe."""
-    traced, cost, run = layers._prepared(apply, mean_square, params, x, None, 64)
-    probe = run.lower(params, x, traced.constants, cost.constants, careful=False)
-    plain = jax.jit(jax.value_and_grad(lambda params, x: mean_square(apply(params, x)))).lower(params, x)
-    programs, compilation = zip(*(timed(lowered.compile) for lowered in (plain, probe)), strict=True)
-    calls = (lambda: programs[0](params, x), lambda: programs[1](params, x, traced.constants, cost.constants))
-    rounds = [[timed(lambda call=call: jax.block_until_ready(call()))[1] for call in calls] for _ in range(ROUNDS)][2:]
-    ratio = statistics.median(probe / plain for plain, probe in rounds)
-    times = [statistics.median(column) for column in zip(*rounds, strict=True)]
-    return ratio, times, [memory(program) for program in programs], compilation
+def limit(p):
+    """jax.value_and_grad"""
+    import jax
+
+    slope = jax.value_and_grad(lambda params, x: mean_square(p["apply"](params, x)))
+    return jitted(slope, p["params"], p["x"], numbers=lambda found: [float(found[0])])
 
 
-def memory(program):
-    """Bytes that a call needs beside its arguments; XLA keeps states in output buffers until gradients go there."""
-    sizes = program.memory_analysis()
-    return sizes.temp_size_in_bytes + sizes.output_size_in_bytes
+def torch_hooks(p):
+    """A forward and a backward hook at every layer."""
+    import torch
+
+    params = {name: torch.from_numpy(leaf).requires_grad_() for name, leaf in p["params"].items()}
+    x, statistics = torch.from_numpy(p["x"]), []
+
+    def watched(y):
+        statistics.append(y.detach().square().mean())
+        y.register_hook(lambda g: statistics.append(g.square().mean()))
+        return y
+
+    def block(y, one, heads):
+        n, t, d = y.shape
+        norm = functools.partial(torch.nn.functional.layer_norm, normalized_shape=(d,))
+        q, k, v = watched(norm(y) @ one["qkv"]).reshape(n, t, 3, heads, d // heads).permute(2, 0, 3, 1, 4)
+        attended = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, d)
+        y = y + watched(attended @ one["out"])
+        up = torch.nn.functional.gelu(watched(norm(y) @ one["up"]), approximate="tanh")
+        return y + watched(up @ one["down"])
+
+    def call():
+        statistics.clear()
+        y = x
+        for layer in range(len(next(iter(p["params"].values())))):
+            one = {name: leaf[layer] for name, leaf in params.items()}
+            if "qkv" in one:
+                y = block(y, one, p["apply"].args[0])
+            else:
+                y = torch.tanh(watched(y @ one["weight"] + one["bias"]))
+        loss = mean_square(y)
+        gradients = torch.autograd.grad(loss, list(params.values()))
+        statistics.extend(leaf.square().mean() for leaf in gradients)
+        return float(loss), [float(value) for value in statistics]
+
+    return Run(call, lambda found: [found[0]])
 
 
-def timed(function):
-    start = time.perf_counter()
-    result = function()
-    return result, time.perf_counter() - start
-
-
-def main():
-    x = jax.random.normal(jax.random.key(1), (EXAMPLES, WIDTH), jnp.float32)
-    for apply in (loop, scan):
-        params = parameters(jax.random.key(0), stacked=apply is scan)
-        ratio, (plain, probe), sizes, compilation = compare(apply, params, x)
-        print(f"{apply.__name__}: time {ratio:.2f}x, {plain * 1e3:.1f} -> {probe * 1e3:.1f} ms a call")
-        before, after = (size / 2**20 for size in sizes)
-        print(f"    memory {after / before:.2f}x, {before:.1f} -> {after:.1f} MiB beside the arguments")
-        print(f"    compilation {compilation[0]:.2f} -> {compilation[1]:.2f} s")
-
-
-if __name__ == "__main__":
-    main()
+SIDES = (Side("numdl", numdl), Side("limit: value_and_grad", limit), Side("torch, hooks", torch_hooks, "torch"))
+WORKLOADS = (
+    Workload(
+        "probe of a tanh network",
+        dense_problem,
+        SIDES,
+        sizes={"depth": 50, "width": 256, "examples": 256},
+        tiny={"depth": 3, "width": 8, "examples": 4},
+        laws={"depth": 1, "width": 2, "examples": 1},
+        agree=1e-3,
+    ),
+    Workload(
+        "probe of a transformer",
+        transformer_problem,
+        SIDES,
+        sizes={"blocks": 12, "width": 128, "heads": 4, "tokens": 64, "examples": 8},
+        tiny={"blocks": 2, "width": 8, "heads": 2, "tokens": 4, "examples": 2},
+        laws={"blocks": 1, "examples": 1},
+        agree=1e-3,
+    ),
+)

@@ -1,212 +1,252 @@
-"""What `train.fit` costs beside the steps themselves, and how far it comes on MNIST.
+"""A training step, batch 128, Adam, on data of MNIST's size: an MLP 784-128-10 and LeNet-5.
 
-    python benchmarks/training.py
-
-An MLP 784-128-10 on data of MNIST's size, batch 128, Adam, float32. Each round runs all sides in turn, an epoch and a
-half each, compiled before; ratios are medians over the rounds, of elapsed time and of the processors' time, which is
-the one to read where other programs run.
-
-    scan        the same epochs as a hand-written lax.scan over shuffled data on the device, with nothing around it
-    fit         train.fit on train.resident; and with an observation every 50 steps that costs next to nothing
-    fit, list   train.fit on an iterable of NumPy batches
-    jit loop    a jitted step for each NumPy batch; `float(loss)`: the loss is read at each step, as training loops do
-
-Then an MLP is trained on the bundled digits (aim: 97 % of the test set) and, with NUMDL_DATA set to a folder with
-MNIST's four IDX files (in it or in mnist/), an MLP and a LeNet-5 for three epochs (aims: 97.5 % and 98.5 %).
-The throughput of `fit` should be at least 0.95 of the scan's.
+A call is many steps; times are per step. The hand-written kernel is one compiled scan over shuffled data on the device
+with nothing around it; LeNet's convolutions there are numdl's, as XLA's own are ten times slower inside a loop.
 """
 
 import functools
-import gzip
-import os
-import pathlib
-import statistics
-import time
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import lax
 
-from numdl.optimize import losses, train
+from benchmarks.rows import Run, Side, Workload
 
-EXAMPLES, SIZE, STEPS, ROUNDS = 60000, 128, 700, 7
-OPTIMIZER = optax.adam(1e-3)
+RATE, SIZE = 1e-3, 128
 
 
-def mlp(params, x):
-    for weight, bias in params[:-1]:
-        x = jax.nn.relu(x @ weight + bias)
-    return x @ params[-1][0] + params[-1][1]
+def problem(model, steps, examples):
+    """Images in [0, 1), labels, first parameters: kernels (inputs, outputs) or HWIO, biases 0."""
+    rng = np.random.default_rng(0)
+    shapes = {"mlp": [(784, 128), (128, 10)], "lenet": [(5, 5, 1, 6), (5, 5, 6, 16), (256, 120), (120, 84), (84, 10)]}
+    kernels = [(rng.standard_normal(s) * (2 / np.prod(s[:-1])) ** 0.5).astype(np.float32) for s in shapes[model]]
+    pixels = rng.random((examples, 28, 28, 1), np.float32)
+    labels = rng.integers(0, 10, examples).astype(np.int32)
+    rows = rng.integers(0, examples, (steps, SIZE))
+    return {"model": model, "kernels": kernels, "data": (pixels, labels), "rows": rows, "steps": steps}
 
 
-def mlp_parameters(key, widths):
-    keys = jax.random.split(key, len(widths) - 1)
-    scales = [(2 / n) ** 0.5 for n in widths[:-1]]
-    shapes = zip(keys, scales, widths[:-1], widths[1:], strict=True)
-    return [(s * jax.random.normal(k, (n, m), jnp.float32), jnp.zeros(m, jnp.float32)) for k, s, n, m in shapes]
+# ---- jax -----------------------------------------------------------------------------------------------------------
 
 
-def lenet(params, x):
-    """LeNet-5 with max pooling, images [N, 28, 28, 1]."""
-    for index, padding in enumerate(("SAME", "VALID")):
-        kernel, bias = params["conv"][index]
-        x = lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        x = jax.nn.relu(x + bias)
-        n, height, width, channels = x.shape
-        x = x.reshape(n, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
-    return mlp(params["dense"], x.reshape(x.shape[0], -1))
+def parameters(p):
+    import jax.numpy as jnp
+
+    return [(jnp.asarray(k), jnp.zeros(k.shape[-1], jnp.float32)) for k in p["kernels"]]
 
 
-def lenet_parameters(key):
-    keys = jax.random.split(key, 3)
-    shapes = ((5, 5, 1, 6), (5, 5, 6, 16))
-    conv = [
-        ((2 / np.prod(s[:3])) ** 0.5 * jax.random.normal(k, s, jnp.float32), jnp.zeros(s[3], jnp.float32))
-        for k, s in zip(keys, shapes)
-    ]
-    return {"conv": conv, "dense": mlp_parameters(keys[2], (400, 120, 84, 10))}
+def loss_of(model):
+    """loss(params, (pixels, labels))"""
+    import jax
+    import optax
+
+    from numdl.networks import convolutional
+
+    def network(params, y):
+        for kernel, bias in params[:-3] if model == "lenet" else ():
+            y = jax.nn.relu(convolutional.convolve(y, kernel) + bias)
+            n, height, width, channels = y.shape
+            y = y.reshape(n, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+        y = y.reshape(len(y), -1)
+        dense = params[-3:] if model == "lenet" else params
+        for kernel, bias in dense[:-1]:
+            y = jax.nn.relu(y @ kernel + bias)
+        return y @ dense[-1][0] + dense[-1][1]
+
+    def loss(params, batch):
+        return optax.softmax_cross_entropy_with_integer_labels(network(params, batch[0]), batch[1]).mean()
+
+    return loss
 
 
-def loss_of(apply):
-    return lambda params, batch: losses.softmax_cross_entropy(apply(params, batch[0]), batch[1])
+def per_step(p, call, losses=lambda found: found):
+    """Times of a step; the numbers are the first losses, which all sides share."""
+    return Run(call, lambda found: np.asarray(losses(found), float).ravel()[:3].tolist(), 1 / p["steps"])
 
 
-def plain_loss(params, batch):
-    return optax.softmax_cross_entropy_with_integer_labels(mlp(params, batch[0]), batch[1]).mean()
+def numdl(p, *, listed=False):
+    """`train.fit` on data on the device, or on an iterable of NumPy batches, as a generator yields them."""
+    import optax
+
+    from numdl.optimize import train
+
+    loss, params = loss_of(p["model"]), parameters(p)
+    data = tuple(leaf[p["rows"].ravel()] for leaf in p["data"])  # in the order in which all sides read them
+    source = train.resident(data, size=SIZE, key=None)
+
+    def call():
+        batches = (tuple(leaf[row] for leaf in p["data"]) for row in p["rows"]) if listed else source
+        return train.fit(loss, params, optax.adam(RATE), batches, steps=p["steps"], progress=False)[1].loss
+
+    return per_step(p, call)
 
 
-def step(params, memory, batch):
-    value, gradient = jax.value_and_grad(plain_loss)(params, batch)
-    update, memory = OPTIMIZER.update(gradient, memory, params)
-    return optax.apply_updates(params, update), memory, value
+def step_of(p):
+    """(optimizer, step(state, batch) -> state, loss)"""
+    import jax
+    import optax
+
+    loss, optimizer = loss_of(p["model"]), optax.adam(RATE)
+
+    def step(state, batch):
+        params, memory = state
+        value, gradient = jax.value_and_grad(loss)(params, batch)
+        update, memory = optimizer.update(gradient, memory, params)
+        return (optax.apply_updates(params, update), memory), value
+
+    return optimizer, step
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def epoch(params, memory, data, key, steps):
-    rows = jax.random.permutation(key, EXAMPLES)[: steps * SIZE].reshape(steps, SIZE)
+def limit(p):
+    """A scan over rows of indices."""
+    import jax
+    from jax import lax
 
-    def one(state, row):
-        *state, value = step(*state, jax.tree.map(lambda leaf: leaf[row], data))
-        return tuple(state), value
+    optimizer, step = step_of(p)
 
-    return lax.scan(one, (params, memory), rows)
+    @jax.jit
+    def epoch(state, data, rows):
+        return lax.scan(lambda state, row: step(state, jax.tree.map(lambda leaf: leaf[row], data)), state, rows)[1]
 
-
-def by_hand(params, data, key):
-    state, whole = (params, OPTIMIZER.init(params)), EXAMPLES // SIZE
-    for index, steps in enumerate((whole, STEPS - whole)):
-        state, values = epoch(*state, data, jax.random.fold_in(key, index), steps)
-    return jax.block_until_ready((state, values))
+    params, data = parameters(p), jax.device_put(p["data"])
+    state = params, optimizer.init(params)
+    return per_step(p, lambda: epoch(state, data, p["rows"]))
 
 
-def python_loop(params, batches, read):
-    memory, jitted = OPTIMIZER.init(params), JITTED
-    for batch in batches:
-        params, memory, value = jitted(params, memory, batch)
-        if read:
-            float(value)
-    return jax.block_until_ready(params)
+def jit_loop(p):
+    """optax in a jitted step, a Python loop over NumPy batches."""
+    import jax
+
+    optimizer, step = step_of(p)
+    step, params = jax.jit(step), parameters(p)
+
+    def call():
+        state, losses = (params, optimizer.init(params)), []
+        for row in p["rows"]:
+            state, value = step(state, tuple(leaf[row] for leaf in p["data"]))
+            losses.append(value)
+        return jax.block_until_ready(losses)
+
+    return per_step(p, call)
 
 
-JITTED = jax.jit(step, donate_argnums=(0, 1))
+def flax_loop(p):
+    """flax.nnx with its own optimizer and nnx.jit; its convolutions are XLA's."""
+    import jax
+    import optax
+    from flax import nnx
+
+    class Network(nnx.Module):
+        def __init__(self):
+            self.layers = nnx.List([self.layer(k, b) for k, b in parameters(p)])
+
+        @staticmethod
+        def layer(kernel, bias):
+            make = nnx.Linear if kernel.ndim == 2 else functools.partial(nnx.Conv, kernel_size=(5, 5), padding="VALID")
+            made = make(*kernel.shape[-2:], rngs=nnx.Rngs(0))
+            made.kernel[...], made.bias[...] = kernel, bias
+            return made
+
+        def __call__(self, y):
+            for layer in self.layers[:-1]:
+                y = y.reshape(len(y), -1) if isinstance(layer, nnx.Linear) else y
+                y = nnx.relu(layer(y))
+                y = y if isinstance(layer, nnx.Linear) else nnx.max_pool(y, (2, 2), (2, 2))
+            return self.layers[-1](y)
+
+    @nnx.jit
+    def step(network, optimizer, batch):
+        def loss(network):
+            return optax.softmax_cross_entropy_with_integer_labels(network(batch[0]), batch[1]).mean()
+
+        value, gradient = nnx.value_and_grad(loss)(network)
+        optimizer.update(network, gradient)
+        return value
+
+    def call():
+        network = Network()
+        optimizer = nnx.Optimizer(network, optax.adam(RATE), wrt=nnx.Param)
+        losses = [step(network, optimizer, tuple(leaf[row] for leaf in p["data"])) for row in p["rows"]]
+        return jax.block_until_ready(losses)
+
+    return per_step(p, call)
 
 
-def sides(params, data):
-    """Name -> function that trains for STEPS steps."""
-    key, host = jax.random.key(1), jax.tree.map(np.asarray, data)
-    resident = train.resident(data, size=SIZE, key=key)
-    observe = {"bias": (train.every(50), lambda params: params[-1][1])}
-    fit = functools.partial(train.fit, loss_of(mlp), params, OPTIMIZER, steps=STEPS, progress=False)
-
-    def batches():
-        order = np.random.default_rng(0)
-        for _ in range(STEPS):
-            row = order.integers(0, EXAMPLES, SIZE)
-            yield host[0][row], host[1][row]
-
-    return {
-        "scan": lambda: by_hand(params, data, key),
-        "fit": lambda: fit(resident),
-        "fit, observed": lambda: fit(resident, observe=observe),
-        "fit, list": lambda: fit(batches()),
-        "jit loop": lambda: python_loop(jax.tree.map(jnp.copy, params), batches(), False),
-        "jit loop, float(loss)": lambda: python_loop(jax.tree.map(jnp.copy, params), batches(), True),
-    }
+# ---- torch ---------------------------------------------------------------------------------------------------------
 
 
-def mnist(folder):
-    """((images, labels), (images, labels)) of training and test set, images [N, 28, 28, 1] of mean 0 and variance 1."""
-    folder = next(place for place in (folder / "mnist", folder) if place.is_dir())
+def torch_network(p):
+    import torch
+    from torch import nn
 
-    def read(name, header):
-        content = gzip.decompress((folder / name).read_bytes())
-        return np.frombuffer(content, np.uint8, offset=header)
+    class Flat(nn.Module):
+        """Height, width, channels: the order of the kernels."""
 
-    def pair(name):
-        images = read(f"{name}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28, 1).astype(np.float32) / 255
-        return (images - 0.1307) / 0.3081, read(f"{name}-labels-idx1-ubyte.gz", 8).astype(np.int32)
+        def forward(self, y):
+            return y.permute(0, 2, 3, 1).flatten(1)
 
-    return pair("train"), pair("t10k")
-
-
-def digits():
-    """The bundled digits, 8 x 8: four fifths to train on, one fifth to test, images [N, 64]."""
-    from numdl import data
-
-    found = data.digits()
-    order = np.random.default_rng(0).permutation(len(found.labels))
-    x = np.asarray(found.images, np.float32).reshape(len(order), -1)[order]
-    x, labels = (x - x.mean()) / x.std(), np.asarray(found.labels, np.int32)[order]
-    cut = len(order) * 4 // 5
-    return (x[:cut], labels[:cut]), (x[cut:], labels[cut:])
+    layers = [Flat()] if p["model"] == "mlp" else []
+    for index, kernel in enumerate(p["kernels"]):
+        image = kernel.ndim == 4
+        if not image and p["model"] == "lenet" and index == 2:
+            layers.append(Flat())
+        layer = nn.Conv2d(*kernel.shape[2:], 5) if image else nn.Linear(*kernel.shape)
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(kernel.transpose(3, 2, 0, 1) if image else kernel.T))
+            layer.bias.zero_()
+        layers.append(layer)
+        layers += [nn.ReLU()] if index < len(p["kernels"]) - 1 else []
+        layers += [nn.MaxPool2d(2)] if image else []
+    return nn.Sequential(*layers)
 
 
-def accuracy(name, apply, params, training, test, *, size, epochs):
-    """Train and print the share of the test set that is right."""
-    steps = epochs * (len(training[1]) // size)
-    optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
-    data = train.resident(training, size=size, key=jax.random.key(2))
-    begin = time.perf_counter()
-    params, _ = train.fit(loss_of(apply), params, optimizer, data, steps=steps)
-    seconds = time.perf_counter() - begin
-    share = train.accuracy(apply, *test, size=min(1000, len(test[1])))(params)
-    print(f"{name}: {100 * share:.2f} % of the test set after {epochs} epochs, {seconds:.0f} s", flush=True)
+def torch_loop(p, *, fused=False, compiled=False):
+    """zero_grad, backward, step on tensors in memory."""
+    import torch
+
+    pixels, labels = torch.from_numpy(p["data"][0].transpose(0, 3, 1, 2).copy()), torch.from_numpy(p["data"][1]).long()
+    rows = torch.from_numpy(p["rows"])
+    network = torch_network(p)
+    start = {name: value.clone() for name, value in network.state_dict().items()}
+    forward = torch.compile(network) if compiled else network
+
+    def call():
+        network.load_state_dict(start)
+        optimizer, losses = torch.optim.Adam(network.parameters(), RATE, fused=fused), []
+        for row in rows:
+            optimizer.zero_grad(set_to_none=True)
+            loss = torch.nn.functional.cross_entropy(forward(pixels[row]), labels[row])
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return torch.stack(losses).numpy()
+
+    return per_step(p, call)
 
 
-def accuracies(folder):
-    """Digits that come with the library, and MNIST where it is."""
-    key = jax.random.key(0)
-    accuracy("digits, MLP 64-128-10", mlp, mlp_parameters(key, (64, 128, 10)), *digits(), size=32, epochs=30)
-    if folder:
-        training, test = mnist(pathlib.Path(folder))
-        widths = (784, 256, 10)
-        parts = {"size": SIZE, "epochs": 3}
-        flat = lambda params, x: mlp(params, x.reshape(len(x), -1))  # noqa: E731
-        accuracy("MNIST, MLP 784-256-10", flat, mlp_parameters(key, widths), training, test, **parts)
-        accuracy("MNIST, LeNet-5", lenet, lenet_parameters(key), training, test, **parts)
-
-
-def main():
-    keys = jax.random.split(jax.random.key(0), 3)
-    data = jax.random.normal(keys[0], (EXAMPLES, 784), jnp.float32), jax.random.randint(keys[1], (EXAMPLES,), 0, 10)
-    ran = sides(mlp_parameters(keys[2], (784, 128, 10)), data)
-    rounds = [{name: timed(run) for name, run in ran.items()} for _ in range(ROUNDS + 1)][1:]
-    for name in ran:
-        elapsed, processor = (statistics.median(one["scan"][i] / one[name][i] for one in rounds) for i in (0, 1))
-        best = min(one[name][0] for one in rounds)
-        print(f"{name}: at best {1e6 * best / STEPS:.0f} us a step", end=", ")
-        print(f"throughput over the scan's {elapsed:.2f} (elapsed), {processor:.2f} (processor)", flush=True)
-    accuracies(os.environ.get("NUMDL_DATA"))
-
-
-def timed(run):
-    """(elapsed seconds, seconds of the processors)"""
-    begin = time.perf_counter(), time.process_time()
-    run()
-    return time.perf_counter() - begin[0], time.process_time() - begin[1]
-
-
-if __name__ == "__main__":
-    main()
+SIDES = (
+    Side("numdl, resident", numdl),
+    Side("numdl, iterable", lambda p: numdl(p, listed=True)),
+    Side("limit: scan over the epoch", limit),
+    Side("jit loop, optax", jit_loop),
+    Side("flax.nnx loop, optax", flax_loop),
+    Side("torch", torch_loop, "torch"),
+    Side("torch, fused Adam", lambda p: torch_loop(p, fused=True), "torch"),
+    Side("torch.compile, fused Adam", lambda p: torch_loop(p, fused=True, compiled=True), "torch"),
+)
+WORKLOADS = (
+    Workload(
+        "step of an MLP 784-128-10",
+        functools.partial(problem, "mlp"),
+        SIDES,
+        sizes={"steps": 468, "examples": 60000},
+        tiny={"steps": 3, "examples": 400},
+        agree=1e-3,
+    ),
+    Workload(
+        "step of LeNet-5",
+        functools.partial(problem, "lenet"),
+        SIDES,
+        sizes={"steps": 40, "examples": 10000},
+        tiny={"steps": 2, "examples": 300},
+        agree=1e-2,
+    ),
+)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.tree_util import Partial
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
@@ -65,6 +66,8 @@ def product_norm(
 
     The vector is normalized after every layer and the logarithms are summed with compensation, so that no depth or
     scale overflows; a product that is exactly 0 has log -inf. K_l = W_l', where W_l (fan_in, fan_out) is a sample.
+    Of a Gaussian or orthogonal Initializer K_l z is drawn, in law, without K_l, which nothing else sees; its field
+    `sample` draws the matrices.
 
     Parameters
     ----------
@@ -90,9 +93,9 @@ def product_norm(
     dtype = _real_dtype(dtype if dtype is not None else y.dtype if y is not None else jnp.result_type(float))
     at_a_time = _strategy(width, draws) if at_a_time is None else checks.whole("at_a_time", at_a_time)
     # An Initializer's sampler carries its variance as data: another variance is not compiled again.
-    sampler = _sampler(sampler)
+    step = Partial(_multiplied, _sampler(sampler), getattr(sampler, "applied", None))
     y = None if y is None else jnp.asarray(y, dtype)
-    return ProductNormSamples(*_sample(key, sampler, y, width, depth, draws, min(at_a_time, draws), dtype))
+    return ProductNormSamples(*_sample(key, step, y, width, depth, draws, min(at_a_time, draws), dtype))
 
 
 def lyapunov_exponents(
@@ -171,27 +174,33 @@ def _drawn(sampler, key, width, dtype):
     return jnp.asarray(matrix, dtype)
 
 
+def _multiplied(sampler, applied, key, z):
+    """z W for a new W."""
+    if applied is not None:
+        return applied(key, z, z.size)
+    return jnp.matmul(z, _drawn(sampler, key, z.size, z.dtype), precision=lax.Precision.HIGHEST)
+
+
 def _strategy(width, draws):
     return 1 if jax.default_backend() == "cpu" else max(1, min(draws, 2**26 // width**2))
 
 
 @functools.partial(jax.jit, static_argnames=("width", "depth", "draws", "at_a_time", "dtype"))
-def _sample(key, sampler, y, width, depth, draws, at_a_time, dtype):
+def _sample(key, step, y, width, depth, draws, at_a_time, dtype):
     def one(key):
         input_key, layers_key = jax.random.split(key)
         start = jax.random.normal(input_key, (width,), dtype) if y is None else y
-        return _chain(sampler, start, jax.random.split(layers_key, depth))
+        return _chain(step, start, jax.random.split(layers_key, depth))
 
     return _samples.each(one, jax.random.split(key, draws), at_a_time)
 
 
-def _chain(sampler, y, keys):
+def _chain(step, y, keys):
     z, log_input = _normalized(y)
 
     def layer(carry, key):
         z, total, lost = carry
-        weights = _drawn(sampler, key, z.size, z.dtype)
-        z, growth = _normalized(jnp.matmul(z, weights, precision=lax.Precision.HIGHEST))
+        z, growth = _normalized(step(key, z))
         total, lost = _compensated(total, lost, growth)
         return (z, total, lost), total
 

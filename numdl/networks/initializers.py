@@ -31,9 +31,11 @@ class Initializer:
     sample: Callable = dataclasses.field(repr=False)  # (key, shape, dtype) -> weights of that shape
     entry_variance: Callable = dataclasses.field(repr=False)  # shape -> Var(W_ij)
     excess_kurtosis: Callable = dataclasses.field(repr=False)  # shape -> E W_ij^4 / Var(W_ij)^2 - 3
+    # (key, z [fan_in], fan_out) -> z W for a W that nothing else sees, in law and without W; None: W must be drawn
+    applied: Callable | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
-        for name in ("sample", "entry_variance", "excess_kurtosis"):
+        for name in ("sample", "entry_variance", "excess_kurtosis", "applied"):
             function = getattr(self, name)
             if callable(function):
                 object.__setattr__(self, name, checks.as_pytree(function))
@@ -90,6 +92,7 @@ def orthogonal(weight_variance: ScalarLike) -> Initializer:
         sample=Partial(_sample_orthogonal, weight_variance),
         entry_variance=Partial(_variance("fan_in"), weight_variance),
         excess_kurtosis=Partial(_orthogonal_kurtosis),
+        applied=Partial(_apply_orthogonal, weight_variance),
     )
 
 
@@ -208,6 +211,7 @@ def _independent(name, law, mode, variance):
         sample=Partial(_sampler(law, mode), variance),
         entry_variance=Partial(_variance(mode), variance),
         excess_kurtosis=Partial(_kurtosis(law)),
+        applied=Partial(_applier(mode), variance) if law == "normal" else None,
     )
 
 
@@ -224,6 +228,18 @@ def _sampler(law, mode):
         return _scaled(draw(key, shape, _working(dtype)), _variance(mode)(variance, shape), dtype)
 
     return sample
+
+
+@functools.lru_cache(maxsize=256)
+def _applier(mode):
+    """z W is Gaussian for Gaussian W, with variance |z|^2 Var(W_ij) in every direction."""
+
+    def applied(variance, key, z, fan_out):
+        unit = jax.random.normal(key, (fan_out,), _working(z.dtype))
+        size = jnp.linalg.norm(z.astype(unit.dtype))
+        return _scaled(size * unit, _variance(mode)(variance, (z.size, fan_out)), z.dtype)
+
+    return applied
 
 
 @functools.lru_cache(maxsize=256)
@@ -262,6 +278,14 @@ def _sample_orthogonal(weight_variance, key, shape, dtype):
     return _scaled(matrix, weight_variance * (long / fan_in), dtype).reshape(shape)
 
 
+def _apply_orthogonal(weight_variance, key, z, fan_out):
+    """z Q is |z| times the first coordinates of a uniform unit vector, as long as the longer side."""
+    long = max(z.size, fan_out)
+    normal = jax.random.normal(key, (long,), _working(z.dtype))
+    size = jnp.linalg.norm(z.astype(normal.dtype)) / jnp.linalg.norm(normal)
+    return _scaled(size * normal[:fan_out], weight_variance * (long / z.size), z.dtype)
+
+
 def _orthogonal_kurtosis(shape):
     """An entry is a coordinate of a uniform unit vector u of length n: E u^4 = 3 / (n (n + 2)), Var u = 1/n."""
     return -6 / (max(math.prod(shape[:-1]), shape[-1]) + 2)
@@ -287,12 +311,20 @@ def _uniform(key, shape, dtype):
     return jax.random.uniform(key, shape, dtype, -math.sqrt(3), math.sqrt(3))
 
 
+def _signs(key, shape, dtype):
+    """Plus and minus one, 32 of them from every random word."""
+    count = math.prod(shape)
+    words = jax.random.bits(key, (-(-count // 32), 1), jnp.uint32)
+    ones = (words >> jnp.arange(32, dtype=jnp.uint32)).ravel()[:count] & 1
+    return jnp.where(ones == 1, 1, -1).astype(dtype).reshape(shape)
+
+
 # law: (draws of unit variance, excess kurtosis)
 _LAWS = {
     "normal": (jax.random.normal, 0.0),
     "uniform": (_uniform, -1.2),
     "truncated_normal": (_truncated, _TRUNCATED_KURTOSIS),
-    "rademacher": (jax.random.rademacher, -2.0),
+    "rademacher": (_signs, -2.0),
 }
 
 glorot_uniform = _independent("glorot_uniform", "uniform", "fan_average", 1.0)

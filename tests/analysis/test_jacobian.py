@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
-from scipy import linalg
+from scipy import linalg, stats
 from scipy.special import digamma, polygamma
 
 from numdl.analysis import jacobian, products
@@ -103,6 +103,15 @@ def test_orthogonal_products_keep_the_norm(key):
     half = jacobian.product_norm(key, sampler=initializers.orthogonal(0.25), **sizes)
     expected = np.tile(np.arange(1, 51) * np.log(0.25), (3, 1))
     np.testing.assert_allclose(half.log_ratio, expected, atol=50 * 8 * jnp.finfo(jnp.float32).eps)
+
+
+@pytest.mark.parametrize("initializer", [initializers.he_normal, initializers.normal(0.02)])
+def test_an_initializer_and_its_matrices_have_one_law(key, initializer):
+    sizes = {"width": 5, "depth": 3, "draws": 3000, "dtype": jnp.float32}
+    law = products.product_norm(key, sampler=initializer, **sizes).log_ratio[:, -1]
+    drawn = products.product_norm(jax.random.fold_in(key, 1), sampler=initializer.sample, **sizes).log_ratio[:, -1]
+    assert stats.ks_2samp(law, drawn).pvalue > 1e-6
+    assert stats.ks_2samp(law, drawn + 0.5).pvalue < 1e-6  # that much would be seen
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])

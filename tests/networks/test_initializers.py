@@ -131,6 +131,34 @@ def test_half_precision_is_a_cast_of_float32(key, dtype, law):
     np.testing.assert_array_equal(half.astype(jnp.float32), full.astype(dtype).astype(jnp.float32))
 
 
+@pytest.mark.parametrize("shape", [(6, 6), (9, 4), (4, 9)])
+@pytest.mark.parametrize("name", ["orthogonal", "normal", "fan_out"])
+def test_what_is_applied_in_law_has_the_law_of_the_matrices_product(key, name, shape):
+    made = {"orthogonal": initializers.orthogonal(1.7), "normal": initializers.normal(0.3)}
+    initializer = made.get(name) or initializers.variance_scaling(1.7, mode="fan_out")
+    z = np.linspace(-1, 2, shape[0]).astype(np.float32)
+    drawn = np.einsum("i,sij->sj", z, many(initializer, key, shape, draws=4000))
+    keys = jax.random.split(jax.random.fold_in(key, 1), 4000)
+    applied = np.asarray(jax.vmap(lambda k: initializer.applied(k, jnp.asarray(z), shape[1]))(keys), np.float64)
+    assert applied.shape == drawn.shape
+    for functional in (lambda v: v[:, 0], lambda v: v[:, 0] - 2 * v[:, -1], lambda v: np.sum(v[:, :3] ** 2, axis=1)):
+        assert scipy.stats.ks_2samp(functional(applied), functional(drawn)).pvalue > 1e-6
+
+
+def test_laws_that_are_not_invariant_are_not_applied_without_their_matrix():
+    for law in ("uniform", "truncated_normal", "rademacher"):
+        assert initializers.variance_scaling(1.0, law=law).applied is None
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 1000])
+def test_signs_are_independent_from_place_to_place(key, count):
+    signs = many(initializers.rademacher(1.0), key, (count,), draws=3000)
+    assert set(np.unique(signs)) == {-1.0, 1.0}
+    for lag in {1, 7, 31, 32} & set(range(1, count)):
+        assert z_score(signs[:, 0] * signs[:, lag], 0.0) < 6
+    assert z_score(signs, 0.0) < 6
+
+
 def test_another_variance_compiles_nothing(key):
     traces = []
 

@@ -69,6 +69,30 @@ def test_an_iterable_is_read_again_and_batches_may_differ_in_length():
     close(history.loss, losses)
 
 
+@pytest.mark.parametrize("when", [1, 7, 300])
+def test_a_buffer_that_a_generator_refills_is_copied_in_time(when):
+    data = np.random.default_rng(0).normal(size=(100, 3))
+
+    def refilled():
+        held = np.empty(3)
+        for row in data:
+            held[:] = row
+            yield held
+
+    def fit(batches):
+        observe = {"params": (train.every(when), lambda params: params)}
+        loss = lambda params, batch: jnp.mean((params - batch) ** 2)  # noqa: E731
+        params, history = train.fit(loss, jnp.zeros(3), optax.sgd(0.1), batches, steps=100, observe=observe)
+        return np.asarray(params), history.loss
+
+    found, expected, params = fit(refilled()), [], np.zeros(3)
+    for row in data:
+        expected.append(np.mean((params - row) ** 2))
+        params = params - 0.1 * 2 / 3 * (params - row)
+    np.testing.assert_allclose(found[0], params, rtol=1e-6)
+    np.testing.assert_allclose(found[1], expected, rtol=1e-5)
+
+
 def test_a_generator_that_ends_ends_training():
     params, data = problem()
     _, history = train.fit(loss, params, OPTIMIZER, (data for _ in range(5)), steps=100)

@@ -19,7 +19,7 @@ from numdl.optimize.train._checkpoints import digest
 ROWS = 1024  # most steps in one chunk
 INDICES = 2**22  # most indices in one chunk
 STACKED = 64  # most batches of an iterable in one chunk, and most bytes of them
-STACKED_BYTES = 2**26
+STACKED_BYTES = 2**23  # more, and every stack is new memory, whose pages cost as much as the copy
 
 
 def resident(data: PyTree, *, size: int, key: Key[jax.Array, ""] | None, remainder: str = "drop") -> "Resident":
@@ -189,23 +189,27 @@ class Stream:
 
     def first(self):
         """The rows of the first step, before any is taken."""
-        return _stacked([self.example()])
+        self.example()
+        return self._ahead[0].rows(1)
 
     def example(self):
         """The next batch, which stays the next one."""
         if self._peek() is None:
             raise checks.BadValue(f"batches must yield at least one batch; got {self._batches!r}")
-        return self._ahead[0]
+        return self._ahead[0].batch(0)
 
     def rows(self, first, count):
         """Up to `count` batches of one shape, stacked with room for more, and how many they are; 0 at the end."""
         while self._taken < first and self._peek() is not None:
-            self._take()
-        batches = []
-        while len(batches) < count and self._peek() is not None and _alike(batches, self._ahead[0]):
-            batches.append(self._take())
-            count = min(count, _room(batches[0]))
-        return (_stacked(batches), len(batches)) if batches else (None, 0)
+            self._take(first - self._taken)
+        stack = self._peek()
+        if stack is None:
+            return None, 0
+        while stack.count < min(count, stack.room) and stack is self._ahead[-1] and self._read():
+            pass
+        count = min(count, stack.count)
+        self._take(count)
+        return stack.rows(count), count
 
     @staticmethod
     def gather(data, row):
@@ -214,7 +218,7 @@ class Stream:
 
     def prefetch(self, count):
         """Read this many batches ahead while the device works; they count as taken only when they are used."""
-        while len(self._ahead) < count and self._read():
+        while sum(stack.count for stack in self._ahead) < count and self._read():
             pass
 
     def _read(self):
@@ -223,16 +227,56 @@ class Stream:
         if batch is None and self._iterator is not self._batches:
             self._iterator = iter(self._batches)
             batch = next(self._iterator, None)
-        if batch is not None:
-            self._ahead.append(jax.tree_util.tree_map_with_path(_number, batch))
-        return batch is not None
+        if batch is None:
+            return False
+        batch = jax.tree_util.tree_map_with_path(_number, batch)
+        if not (self._ahead and self._ahead[-1].takes(batch)):
+            self._ahead.append(_Stack(batch, _room(batch)))
+        self._ahead[-1].add(batch)
+        return True
 
     def _peek(self):
         return self._ahead[0] if self._ahead or self._read() else None
 
-    def _take(self):
-        self._taken += 1
-        return self._ahead.popleft()
+    def _take(self, count):
+        """At most so many batches of the first stack are used."""
+        stack = self._ahead.popleft()
+        taken = min(count, stack.count)
+        self._taken += taken
+        if taken < stack.count:
+            self._ahead.appendleft(stack.rest(taken))
+
+
+class _Stack:
+    """Batches of one shape, copied to where they are handed over: a generator may refill one buffer meanwhile."""
+
+    def __init__(self, batch, room):
+        self.room, self.count, self._signature = room, 0, _signature(batch)
+        self._held = jax.tree.map(lambda leaf: np.zeros((room, *leaf.shape), leaf.dtype), batch)
+
+    def takes(self, batch):
+        """Whether there is room, and the batch is like the others."""
+        return self.count < self.room and _signature(batch) == self._signature
+
+    def add(self, batch):
+        for held, leaf in zip(jax.tree.leaves(self._held), jax.tree.leaves(batch), strict=True):
+            held[self.count] = leaf
+        self.count += 1
+
+    def batch(self, place):
+        return jax.tree.map(lambda held: held[place], self._held)
+
+    def rows(self, count):
+        """[room, ...], room one of two lengths, so that few programs are compiled; rows past `count` are not read."""
+        few = math.ceil(self.room / 8)
+        return jax.tree.map(lambda held: held[:few] if count <= few else held, self._held)
+
+    def rest(self, first):
+        """Another stack of the batches from `first` on."""
+        rest = _Stack(self.batch(0), self.room)
+        for place in range(first, self.count):
+            rest.add(self.batch(place))
+        return rest
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -246,20 +290,14 @@ def _device(leaf):
 
 
 def _number(path, leaf):
-    """A batch's leaf in NumPy, a copy: a generator may refill one buffer while batches are read ahead."""
+    """A batch's leaf in NumPy."""
     if checks.is_key(leaf):
         raise checks.BadType(
             "batches must hold arrays of numbers; got a random key: fit(key=...) gives one to every step"
         )
     if hasattr(leaf, "__array__") or isinstance(leaf, list | tuple):
         leaf = np.asarray(leaf) if not isinstance(leaf, np.ndarray | jax.Array) else leaf
-    leaf = checks.leaf(f"batches{jax.tree_util.keystr(path)}", leaf)
-    return np.asarray(leaf) if isinstance(leaf, jax.Array) else np.array(leaf)
-
-
-def _alike(batches, batch):
-    """Whether a batch can be stacked on those before it."""
-    return not batches or _signature(batches[0]) == _signature(batch)
+    return np.asarray(checks.leaf(f"batches{jax.tree_util.keystr(path)}", leaf))
 
 
 def _signature(batch):
@@ -270,17 +308,3 @@ def _room(batch):
     """Batches that are stacked at most."""
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
     return min(STACKED, max(1, STACKED_BYTES // max(size, 1)))
-
-
-def _stacked(batches):
-    """[room, ...], room one of two lengths, so that few programs are compiled; rows past the batches are not read."""
-    room = _room(batches[0])
-    few = math.ceil(room / 8)
-    room = few if len(batches) <= few else room
-
-    def stack(*leaves):
-        held = np.zeros((room, *leaves[0].shape), leaves[0].dtype)
-        np.stack(leaves, out=held[: len(leaves)])
-        return held
-
-    return jax.tree.map(stack, *batches)
