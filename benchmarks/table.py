@@ -1,4 +1,7 @@
-"""The rows of a workload as text or as Markdown."""
+"""The rows of a workload as text or as Markdown: python -m benchmarks.table FILE, the JSON of a run, for the docs."""
+
+import json
+import sys
 
 HEADS = ("", "CPU ms", "quartiles", "/ numdl", "quartiles", "first s", "peak MiB", "plan MiB", "differs")
 
@@ -93,3 +96,8 @@ def _marked(row):
     name, cpu, spread, ratio, ratios, first, peak, _, differs = cells(row)
     note = ", other numbers" if "!" in differs else ""
     return f"| {name}{note} | {cpu} ({spread}) | {ratio} ({ratios}) | {first} | {peak} |"
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1]) as file:
+        print("\n".join(markdown(json.load(file))))

@@ -152,6 +152,8 @@ def flax_loop(p):
                 y = y if isinstance(layer, nnx.Linear) else nnx.max_pool(y, (2, 2), (2, 2))
             return self.layers[-1](y)
 
+    adam = optax.adam(RATE)  # another one would be another program
+
     @nnx.jit
     def step(network, optimizer, batch):
         def loss(network):
@@ -163,7 +165,7 @@ def flax_loop(p):
 
     def call():
         network = Network()
-        optimizer = nnx.Optimizer(network, optax.adam(RATE), wrt=nnx.Param)
+        optimizer = nnx.Optimizer(network, adam, wrt=nnx.Param)
         losses = [step(network, optimizer, tuple(leaf[row] for leaf in p["data"])) for row in p["rows"]]
         return jax.block_until_ready(losses)
 

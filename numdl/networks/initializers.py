@@ -315,7 +315,7 @@ def _signs(key, shape, dtype):
     """Plus and minus one, 32 of them from every random word."""
     count = math.prod(shape)
     words = jax.random.bits(key, (-(-count // 32), 1), jnp.uint32)
-    ones = (words >> jnp.arange(32, dtype=jnp.uint32)).ravel()[:count] & 1
+    ones = (words >> jnp.arange(32, dtype=jnp.uint32)[None]).ravel()[:count] & 1
     return jnp.where(ones == 1, 1, -1).astype(dtype).reshape(shape)
 
 
