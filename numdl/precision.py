@@ -49,14 +49,21 @@ def narrow(tree: PyTree, like: PyTree) -> PyTree:
     tree, like : pytree         arrays of one structure
     Raises
     ------
-    ValueError, TypeError       another structure, a leaf that is not an array
+    ValueError, TypeError       another structure, a leaf that is not an array, complex numbers where `like` is real
     """
     tree = checks.leaves("tree", tree, empty=True)
     if jax.tree.structure(tree) != jax.tree.structure(like):
         raise checks.BadValue(
             f"tree must have the structure of like, {jax.tree.structure(like)}; got {jax.tree.structure(tree)}"
         )
-    return jax.tree.map(lambda leaf, other: leaf.astype(jnp.result_type(other)), tree, like)
+    return jax.tree.map(_narrowed, tree, like)
+
+
+def _narrowed(leaf, other):
+    dtype = jnp.result_type(other)
+    if jnp.iscomplexobj(leaf) and not jnp.issubdtype(dtype, jnp.complexfloating):
+        raise checks.BadType(f"tree must hold real numbers where like does, {dtype}; got dtype {leaf.dtype}")
+    return leaf.astype(dtype)
 
 
 def float64(function: Callable) -> Callable:

@@ -81,7 +81,14 @@ def level(values: ArrayLike, edges: ArrayLike) -> np.ndarray | np.integer:
     Returns
     -------
     array                       int, in 0..levels - 1, shaped like `values`
+    Raises
+    ------
+    ValueError, TypeError       not real numbers, edges that fall or are fewer than two
     """
+    values = checks.array("values", values, empty=True)
+    edges = np.asarray(checks.array("edges", edges, ndim=1))
+    if len(edges) < 2 or not np.all(np.diff(edges) >= 0):
+        raise checks.BadValue(f"edges must be at least two rising numbers; got {edges}")
     return np.clip(np.searchsorted(edges, values, side="left") - 1, 0, len(edges) - 2)
 
 

@@ -56,6 +56,8 @@ def convolved(y, kernel, *, stride=1, padding=0, groups=1, form="native"):
 
     groups : int                channels and outputs in as many parts, each seeing its own
     """
+    dtype = jnp.promote_types(y.dtype, kernel.dtype)  # lax convolves one dtype only
+    y, kernel = y.astype(dtype), kernel.astype(dtype)
     if form == "native":
         around, numbers = ((padding, padding),) * 2, ("NHWC", "HWIO", "NHWC")
         return lax.conv_general_dilated(

@@ -172,8 +172,11 @@ def train(
     targets = checks.floating("batches[1]", batches[1], ndim=3)
     checks.shape("batches[1]", targets, (x.shape[0], x.shape[1], outputs))
     checks.shape("batches[0]", x, (*targets.shape[:2], *x.shape[2:]))
+    theta = checks.leaves("theta", theta)
     moving, rest = trees.trainable(theta, name="theta")
     shape = jax.eval_shape(features, theta, x[0])
+    if len(getattr(shape, "shape", ())) != 2 or 0 in shape.shape:
+        raise checks.BadValue(f"features must return A [batch, width], as features(theta, x) -> A; got {shape}")
     state = start(width=shape.shape[1], outputs=targets.shape[2], batch=x.shape[1], memory=memory, dtype=shape.dtype)
 
     settings = damping, least, most

@@ -39,6 +39,14 @@ def forms(x):
     return ", ".join(f"{dtype}{list(shape)}" for shape, dtype in map(_of_one, jax.tree.leaves(x)))
 
 
+def taken(network, key, x1):
+    """Refuse what the network cannot be drawn for, by this function's name for it."""
+    try:
+        jax.eval_shape(network.init, key, x1)
+    except checks.Refused as error:
+        raise checks.BadValue(f"x1 must be a batch that the network takes; got {forms(x1)}: {error}") from error
+
+
 def scales(params, rest, scale):
     """One number for each leaf of what moves, then of what stays; or None."""
     if scale is None:

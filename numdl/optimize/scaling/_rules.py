@@ -126,6 +126,8 @@ def _matched(name, tree, roles):
 
 
 def _ratios(row, leaf):
+    if 0 in leaf.shape and tuple(leaf.shape) not in row.shapes:
+        raise checks.BadValue(f"params must not be empty at {row.path!r}; got shape {tuple(leaf.shape)}")
     ratios = row.ratios(tuple(leaf.shape))
     if ratios is None:
         raise checks.BadValue(
