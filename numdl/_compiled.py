@@ -2,16 +2,141 @@
 
 `lax.scan`, `while_loop` and `map` compile anew outside of `jit` whenever their body is a new closure, which it is at
 every call. So what holds a loop is itself one program, known again by the functions among its arguments: the same
-function compiles nothing, a new one does. As with `jax.jit`, what a function closes over is read when it is traced.
+function compiles nothing, a new one does; so does one that holds other numbers than it did (`_captured`).
 """
 
+import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.tree_util import Partial
+
+from numdl import _captured
+
+
+def jit(
+    function: Callable, static_argnums: tuple = (), static_argnames: tuple = (), compiler_options: Any = None
+) -> Callable:
+    """`jax.jit` that looks at what the functions among the arguments hold: other numbers than before are traced anew.
+
+    Parameters
+    ----------
+    function : function         of pytrees
+    static_argnums : int or tuple of int        as of `jax.jit`
+    static_argnames : str or tuple of str       as of `jax.jit`
+    compiler_options : dict     as of `jax.jit`
+    Returns
+    -------
+    function                    with `trace` and `eval_shape`
+    """
+    indices, static = _static(function, _several(static_argnums), _several(static_argnames))
+
+    def program(_held, *arguments, **keywords):
+        _held.traced = True
+        return function(*arguments, **keywords)
+
+    functools.update_wrapper(program, function)
+    del program.__wrapped__
+    static_argnums = (0, *(i + 1 for i in indices))
+    run = jax.jit(
+        program, static_argnums=static_argnums, static_argnames=tuple(static), compiler_options=compiler_options
+    )
+
+    def calling(run):
+        @functools.wraps(function)
+        def call(*arguments, **keywords):
+            group = _group_of(function, indices, static, arguments, keywords)
+            found = group.now()
+            result = run(found, *arguments, **keywords)
+            if found.traced:
+                group.look_again(found)
+            return result
+
+        return call
+
+    call = calling(run)
+    call.trace, call.eval_shape = calling(run.trace), calling(run.eval_shape)
+    return call
+
+
+def _static(function, indices, names):
+    """(indices, names) of the arguments that are no data, whether they come by place or by name."""
+    if not indices and not names:
+        return (), frozenset()
+    parameters = inspect.signature(function).parameters
+    places = [name for name, each in parameters.items() if each.kind is each.POSITIONAL_OR_KEYWORD]
+    indices = {*indices, *(places.index(name) for name in names if name in places)}
+    return tuple(sorted(indices)), frozenset({*names, *(places[i] for i in indices)})
+
+
+def _several(given):
+    return (given,) if isinstance(given, int | str) else tuple(given)
+
+
+class _Group:
+    """The functions among a program's arguments, and what they lately held."""
+
+    def __init__(self, values):
+        self.values = tuple(value for value in values if _captured.held((value,)).may_change())
+        self.recent = []
+
+    def now(self):
+        """What the functions hold, as the same object where it is the same."""
+        if not self.values:
+            return _captured.NOTHING
+        found = _captured.held(self.values)
+        for one in self.recent:
+            if one == found:
+                return one
+        self.recent = [found.frozen(), *self.recent[:_MOST_RECENT]]
+        return found
+
+    def look_again(self, before):
+        """After a trace: what it has written to itself is no input."""
+        before.traced = False
+        if self.values:
+            _captured.remember_written(before, _captured.held(self.values))
+
+
+_MOST_RECENT = 1
+_NONE = _Group(())
+
+
+def _group_of(function, indices, static, arguments, keywords):
+    """The group of a call; the empty one where an argument has no hash, which jit refuses."""
+    fixed = [value for i, value in enumerate(arguments) if i in indices]
+    fixed += [value for name, value in keywords.items() if name in static]
+    data = [value for i, value in enumerate(arguments) if i not in indices]
+    data += [value for name, value in keywords.items() if name not in static]
+    fixed = tuple(value for value in fixed if not isinstance(value, _SIMPLE))
+    try:
+        return _group(function, jax.tree.structure(data), fixed)
+    except TypeError:
+        return _NONE
+
+
+_SIMPLE = (int, float, str, type(None), np.dtype, type)
+
+
+@functools.lru_cache(maxsize=256)
+def _group(function, structure, fixed):
+    return _Group((function, *fixed, *_static_parts(structure)))
+
+
+def _static_parts(structure):
+    """What the nodes of a pytree hold beside their children: functions, static fields."""
+    found, waiting = [], [structure]
+    while waiting:
+        node = waiting.pop()
+        kind = node.node_data()
+        if kind is not None and kind[0] is not dict and not isinstance(kind[1], type):
+            found.append(kind[1])
+        waiting += node.children()
+    return found
 
 
 def compiled(function: Callable, static: tuple[str, ...] = ()) -> Callable:
@@ -28,7 +153,7 @@ def compiled(function: Callable, static: tuple[str, ...] = ()) -> Callable:
     -------
     function                    computing the same
     """
-    program = jax.jit(function, static_argnames=static)
+    program = jit(function, static_argnames=static)
 
     @functools.wraps(function)
     def call(*arguments, **options):
@@ -36,6 +161,51 @@ def compiled(function: Callable, static: tuple[str, ...] = ()) -> Callable:
         return (program if _hashable(structure) and all(map(_plain, leaves)) else function)(*arguments, **options)
 
     return call
+
+
+def holding(*functions: Any) -> Any:
+    """What these functions hold now, for the key of what is kept of them: equal while it is the same.
+
+    Parameters
+    ----------
+    functions : functions       or None
+    Returns
+    -------
+    hashable
+    """
+    return _holders(functions).now()
+
+
+def _holders(functions):
+    return _group_of(None, range(len(functions)), (), functions, {})
+
+
+def known(function: Callable) -> Callable:
+    """The function as jax's caches of traces may know it: equal to itself only while it holds the same.
+
+    Parameters
+    ----------
+    function : function         that is handed to `jax.make_jaxpr`
+    Returns
+    -------
+    function                    computing the same
+    """
+    group = _holders((function,))
+    return _Known(function, group.now(), group) if group.values else function
+
+
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """A function and what it holds."""
+
+    function: Callable
+    held: Any
+    group: Any = dataclasses.field(compare=False)
+
+    def __call__(self, *arguments, **keywords):
+        result = self.function(*arguments, **keywords)
+        self.group.look_again(self.held)
+        return result
 
 
 def as_tree(tree: Any) -> Any:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike
 
 from numdl import _closed_forms, _jumps, checks, quadrature
+from numdl._compiled import jit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +58,17 @@ class Activation:
     def __repr__(self):
         return f"Activation({self.name})"
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jit, static_argnums=0)
     def mean(self, q):
         """E f(sqrt(q) z), z ~ N(0, 1), shaped like q."""
         return self._line(self.moments.mean, self.f, q)
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jit, static_argnums=0)
     def mean_square(self, q):
         """E f(sqrt(q) z)^2, z ~ N(0, 1), shaped like q."""
         return self._line(self.moments.square, lambda x: self.f(x) ** 2, q)
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jit, static_argnums=0)
     def slope_mean_square(self, q):
         """E f'(sqrt(q) z)^2, z ~ N(0, 1), shaped like q; infinite if f jumps: f' holds a delta function there."""
         regular = self._line(self.moments.slope_square, lambda x: self.slope(x) ** 2, q)
@@ -76,12 +77,12 @@ class Activation:
         at_zero = any(jump.place == 0 for jump in self.jumps)
         return jnp.where((jnp.asarray(q) > 0) | at_zero, jnp.inf, regular)
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jit, static_argnums=0)
     def mean_product(self, q1, q2, c):
         """E f(u) f(v) for Gaussians of variances q1, q2 and correlation c, on their common shape."""
         return self._plane(self.moments.product, self.f, q1, q2, c)
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jit, static_argnums=0)
     def slope_mean_product(self, q1, q2, c):
         """E f'(u) f'(v) for Gaussians of variances q1, q2 and correlation c, on their common shape.
 

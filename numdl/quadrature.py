@@ -21,6 +21,7 @@ from jaxtyping import Array, ArrayLike
 
 from numdl import _quadrature_rules as rules
 from numdl import _tanh_sinh, checks
+from numdl._compiled import jit
 from numdl.precision import float64
 from numdl.records import record
 
@@ -221,13 +222,13 @@ def _known(f):
     return f
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jit, static_argnums=(0, 1, 2))
 def _line(f, kinks, nodes, variance):
     at = functools.partial(_line_point, f, kinks, nodes)
     return jax.vmap(at)(variance.ravel()).reshape(variance.shape)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@functools.partial(jit, static_argnums=(0, 1, 2, 3, 4))
 def _plane(f, g, kinks_f, kinks_g, nodes, *arguments):
     at = functools.partial(_plane_point, f, g, kinks_f, kinks_g, nodes)
     shape = arguments[0].shape

@@ -10,6 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "numdl"
 GROUND = {
+    "_captured",
     "_compiled",
     "_hyperparameters",
     "lazy",

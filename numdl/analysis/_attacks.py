@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
+from numdl._compiled import jit
+
 OVERSHOOT = 1.02  # of a step to the linearized boundary, so that a curved one is crossed
 HALVINGS = 30
 
@@ -55,7 +57,7 @@ def drawn(key, x, norm):
     return way * _rows(share, x)
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "norm"))
+@functools.partial(jit, static_argnames=("steps", "norm"))
 def attacked(apply, loss, params, center, targets, start, radius, step, bounds, *, steps, norm):
     """(x, distances [N], whether nothing has moved [N]) after the steps of an attack."""
     radius, step = (jnp.asarray(value, center.dtype) for value in (radius, step))
@@ -88,14 +90,14 @@ def _nearest(f, z, label, norm):
     return distances[k], ways[k] / _or_one(dual)[k] * distances[k]
 
 
-@functools.partial(jax.jit, static_argnames="norm")
+@functools.partial(jit, static_argnames="norm")
 def linear(apply, params, x, norm):
     """Distances [N] to the nearest linearized boundary."""
     f = _of_one(apply, params, x)
     return lax.map(lambda z: _nearest(f, z, jnp.argmax(f(z)), norm)[0], x.reshape(len(x), -1))
 
 
-@functools.partial(jax.jit, static_argnames="steps")
+@functools.partial(jit, static_argnames="steps")
 def crossed(apply, params, x, steps):
     """(points, distances, classes, whether found), each [N, ...]."""
     f = _of_one(apply, params, x)
@@ -132,7 +134,7 @@ def _walk(f, steps, z):
     return far, jnp.argmax(f(far)), found
 
 
-@jax.jit
+@jit
 def norms(apply, params, x):
     """Spectral norms of the Jacobians, [N]."""
     f = _of_one(apply, params, x)

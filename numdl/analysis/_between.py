@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Key, PyTree, ScalarLike
 
 from numdl import checks
+from numdl._compiled import jit
 from numdl.analysis import _grids, _parts, _samples
 from numdl.records import record
 from numdl.typing import Loss
@@ -128,7 +129,7 @@ def _path(positions, values):
     return Path(positions, values, jnp.max(values - chord), jnp.max(values - lowest))
 
 
-@functools.partial(jax.jit, static_argnames="steps")
+@functools.partial(jit, static_argnames="steps")
 def _connect(key, loss, ends, rest, batch, rate, positions, steps):
     import optax
 

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import PyTree, ScalarLike
 
 from numdl import checks, trees
+from numdl._compiled import jit
 from numdl.analysis import _parts
 from numdl.records import record
 from numdl.typing import Loss
@@ -68,7 +69,7 @@ def critical_point(
     return _critical_point(loss, moving, rest, batch, steps, tolerance, damping)
 
 
-@functools.partial(jax.jit, static_argnames="steps")
+@functools.partial(jit, static_argnames="steps")
 def _critical_point(loss, moving, rest, batch, steps, tolerance, damping):
     flat, unravel = trees.ravel(moving)
 

@@ -6,6 +6,7 @@ import numpy as np
 from jax import lax
 
 from numdl import checks
+from numdl._compiled import jit
 
 
 def one_by_one(function, apply, moving, rest, **inputs):
@@ -21,7 +22,7 @@ def one_by_one(function, apply, moving, rest, **inputs):
             )
 
 
-@jax.jit
+@jit
 def _coupling(apply, moving, rest, x):
     """(largest difference of outputs together and alone, largest output, rounding unit), block by block."""
     params = rest.params(moving)

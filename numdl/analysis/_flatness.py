@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from numdl import trees
+from numdl._compiled import jit
 from numdl.analysis import _parts
 from numdl.records import record
 
@@ -22,7 +23,7 @@ class Flatness:
     found: jax.Array  # [] bool: the rise is reached between the smallest and largest variance tried
 
 
-@functools.partial(jax.jit, static_argnames=("draws", "relative"))
+@functools.partial(jit, static_argnames=("draws", "relative"))
 def tolerated(key, loss, moving, rest, batch, rise, low, high, draws, relative):
     """The record of noise on what moves; `low`, `high` the ends of ln variance; all of it checked before."""
     loss = _parts.loss_of(loss, rest)

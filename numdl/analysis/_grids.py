@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike, PyTree
 
 from numdl import checks, precision, trees
+from numdl._compiled import jit
 from numdl.analysis import _parts, _samples
 from numdl.records import record
 from numdl.typing import Loss
@@ -99,7 +100,7 @@ def plane(
     return Plane(first, second, on_grid(loss, moving, rest, batch, (u, v), (first, second), size))
 
 
-@functools.partial(jax.jit, static_argnames="size")
+@functools.partial(jit, static_argnames="size")
 def on_grid(loss, moving, rest, batch, directions, positions, size):
     """Values at all combinations of positions, [n] or [n, m]."""
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numdl._compiled import holding
 from numdl.analysis import _listening
 
 
@@ -39,7 +40,7 @@ def sizes(traced, params, x, loss, parts):
 
 def _prepared(traced, loss, parts, _kept=collections.OrderedDict()):  # noqa: B006
     """The compiled measurement; the last 8 are kept, with what their keys are the identities of."""
-    key = id(traced), id(loss), parts
+    key = id(traced), id(loss), holding(loss), parts
     if key not in _kept:
         _kept[key] = traced, loss, jax.jit(_measurement(traced, loss, dict(parts)))
         if len(_kept) > 8:

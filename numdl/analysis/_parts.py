@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks, trees
+from numdl._compiled import jit
 
 
 def loss_of(loss, rest):
@@ -71,6 +72,6 @@ def cast(name, part, moving):
     return jax.tree.map(one, part, moving)
 
 
-@jax.jit
+@jit
 def _value(loss, moving, rest, batch):
     return loss(rest.params(moving), batch)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from numdl import checks, tracing, trees
+from numdl._compiled import known
 from numdl.analysis._kept import kept
 from numdl.analysis._table_rows import Line, Walk
 from numdl.networks.core import Network
@@ -144,7 +145,7 @@ def _function(given, x, params):
     given = checks.returning("apply_or_network", given, 1, "apply(x) where params is None")
     if not jax.tree_util.treedef_is_leaf(structure):  # a module that is a pytree
         return _held(leaves, structure)
-    closed, outputs = jax.make_jaxpr(given, return_shape=True)(x)
+    closed, outputs = jax.make_jaxpr(known(given), return_shape=True)(x)
     constants = {"closed over": [_abstract(each) for each in closed.consts]}
     body = getattr(closed, "jaxpr", closed)
 

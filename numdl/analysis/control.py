@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
 from numdl import checks
+from numdl._compiled import jit
 from numdl.records import record
 
 
@@ -146,7 +147,7 @@ def value(seen: Episodes, features: Callable, *, bootstrap: bool = False) -> Fit
     return _fit(seen, features, checks.flag("bootstrap", bootstrap))
 
 
-@functools.partial(jax.jit, static_argnames="steps")
+@functools.partial(jit, static_argnames="steps")
 def _episodes(key, params, x, functions, variance, steps):
     policy, dynamics, cost, final = functions
 
@@ -164,7 +165,7 @@ def _episodes(key, params, x, functions, variance, steps):
     return Episodes(*(jnp.swapaxes(part, 0, 1) for part in (states, controls, costs, to_go)))
 
 
-@jax.jit
+@jit
 def _gradients(params, seen, policy, variance, above):
     def surrogate(params, states, controls, above):
         means = jax.vmap(lambda x: policy(params, x))(states)
@@ -174,7 +175,7 @@ def _gradients(params, seen, policy, variance, above):
     return gradient(params, seen.states[:, :-1], seen.controls, above)
 
 
-@functools.partial(jax.jit, static_argnames="bootstrap")
+@functools.partial(jit, static_argnames="bootstrap")
 def _fit(seen, features, bootstrap):
     def back(after, now):
         x, cost, to_go = now

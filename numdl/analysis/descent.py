@@ -22,7 +22,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, Real
 
 from numdl import checks, trees
-from numdl._compiled import compiled
+from numdl._compiled import compiled, jit
 from numdl._hyperparameters import as_data
 from numdl.analysis import _parts
 from numdl.krylov import _vectors, lanczos
@@ -292,7 +292,7 @@ def _check_optimizer(optimizer):
         raise checks.BadType(f"optimizer must have init and update, as optax's have; got {optimizer!r:.60}")
 
 
-@functools.partial(jax.jit, static_argnums=(6, 7, 8, 9))
+@functools.partial(jit, static_argnums=(6, 7, 8, 9))
 def _along(key, moving, rest, batch, loss, optimizer, rounds, every, num_matvecs, preconditioner):
     import optax
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key, ScalarLike
 
 from numdl import checks
+from numdl._compiled import jit
 
 
 def pathwise(
@@ -94,12 +95,12 @@ def _admitted(key, f, mean, variance, draws):
     return key, f, mean, checks.positive("variance", variance, shape=()), checks.whole("draws", draws)
 
 
-@functools.partial(jax.jit, static_argnames="draws")
+@functools.partial(jit, static_argnames="draws")
 def _pathwise(key, f, mean, variance, draws):
     return jax.vmap(jax.grad(f))(_points(key, mean, variance, draws)[0])
 
 
-@functools.partial(jax.jit, static_argnames="draws")
+@functools.partial(jit, static_argnames="draws")
 def _score(key, f, mean, variance, draws, baseline):
     points, scores = _points(key, mean, variance, draws)
     return (jax.vmap(f)(points) - baseline)[:, None] * scores

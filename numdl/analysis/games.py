@@ -18,6 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
 from numdl import checks, trees
+from numdl._compiled import jit
 from numdl.analysis import _parts
 from numdl.records import record, static
 from numdl.typing import Loss
@@ -83,7 +84,7 @@ def _size(part):
     return sum(leaf.size for leaf in jax.tree.leaves(part))
 
 
-@jax.jit
+@jit
 def _linearized(losses, moving, rest, batch):
     flat, unravel = ravel_pytree(moving)
 

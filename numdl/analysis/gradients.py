@@ -26,6 +26,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from numdl import checks, precision
+from numdl._compiled import jit
 from numdl.analysis import _samples, layers
 from numdl.networks import core
 from numdl.records import record
@@ -159,7 +160,7 @@ def _loss(loss):
     return loss if loss is None else checks.returning("loss", loss, 1, "loss(outputs)", scalar=True)
 
 
-@functools.partial(jax.jit, static_argnames=("seeds", "at_a_time"))
+@functools.partial(jit, static_argnames=("seeds", "at_a_time"))
 def _sample(network, x, key, loss, seeds, at_a_time):
     def one(key):
         # The network's key is the one that the other analyses give it: same seeds, same networks.
@@ -175,7 +176,7 @@ def _sample(network, x, key, loss, seeds, at_a_time):
     return _samples.each(one, jax.random.split(key, seeds), at_a_time)
 
 
-@functools.partial(jax.jit, static_argnames="seeds")
+@functools.partial(jit, static_argnames="seeds")
 def _sample_function(key, apply, init, x, loss, seeds):
     def one(key):
         params = init(key)
@@ -190,7 +191,7 @@ def _sample_function(key, apply, init, x, loss, seeds):
 # ---- one backward pass, in safe pieces -----------------------------------------------------------------------------
 
 
-@jax.jit
+@jit
 def _log_squares(network, params, x, cotangent):
     return _backward(network, params, x, lambda outputs: cotangent)
 

@@ -22,6 +22,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, Shaped
 
 from numdl import checks
+from numdl._compiled import jit
 from numdl.analysis.products import (
     LyapunovSamples,
     ProductNormSamples,
@@ -275,7 +276,7 @@ def _isometry(s, limit):
     )
 
 
-@functools.partial(jax.jit, static_argnames=("seeds", "start", "stop"))
+@functools.partial(jit, static_argnames=("seeds", "start", "stop"))
 def _spectra(network, x, key, seeds, start, stop):
     def one(key):
         return singular_values(network, network.init(key, x), x, start=start, stop=stop)
@@ -283,7 +284,7 @@ def _spectra(network, x, key, seeds, start, stop):
     return lax.map(one, jax.random.split(key, seeds))
 
 
-@functools.partial(jax.jit, static_argnames=("start", "stop", "order", "draws"))
+@functools.partial(jit, static_argnames=("start", "stop", "order", "draws"))
 def _trace_samples(key, network, params, x, start, stop, order, draws):
     forward, backward, point = _products(network, params, x, start, stop)
 
@@ -301,7 +302,7 @@ def _trace_samples(key, network, params, x, start, stop, order, draws):
     return lax.map(one, jax.random.split(key, draws))
 
 
-@functools.partial(jax.jit, static_argnames=("start", "stop", "steps", "whole"))
+@functools.partial(jit, static_argnames=("start", "stop", "steps", "whole"))
 def _extremes(key, network, params, x, start, stop, steps, whole):
     forward, backward, point = _products(network, params, x, start, stop)
     image = jax.eval_shape(forward, point)

@@ -30,6 +30,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
 from numdl import checks
+from numdl._compiled import jit
 from numdl.analysis.curvature import Kronecker, Operator, _operators, top_eigenvalues
 from numdl.analysis.curvature._kinds import Hessian
 from numdl.analysis.curvature._kronecker import transformed
@@ -257,7 +258,7 @@ def _roots(posterior):
     return [np.asarray(number, posterior.rows.dtype) for number in pair]
 
 
-@jax.jit
+@jit
 def _predicted(operator, rows, gains, apply, x):
     layout = _vectors.layout("operator", operator.like)
     here = layout.ravel(operator.like)
@@ -275,7 +276,7 @@ def _predicted(operator, rows, gains, apply, x):
     return lax.map(one, jnp.asarray(x))
 
 
-@functools.partial(jax.jit, static_argnames="draws")
+@functools.partial(jit, static_argnames="draws")
 def _drawn(key, operator, rows, along, rest, draws):
     layout = _vectors.layout("operator", operator.like)
     z = jax.random.normal(key, (draws, layout.size), layout.dtype)
@@ -294,7 +295,7 @@ def _shrunk(posterior, v, power):
     return transformed(posterior.operator, v, function)
 
 
-@jax.jit
+@jit
 def _predicted_by_factors(posterior, apply, x):
     operator = posterior.operator
     layout = _vectors.layout("operator", operator.like)
@@ -311,7 +312,7 @@ def _predicted_by_factors(posterior, apply, x):
     return lax.map(one, jnp.asarray(x))
 
 
-@functools.partial(jax.jit, static_argnames="draws")
+@functools.partial(jit, static_argnames="draws")
 def _drawn_by_factors(key, posterior, draws):
     operator = posterior.operator
     layout = _vectors.layout("operator", operator.like)

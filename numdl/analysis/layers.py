@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from numdl import checks, tracing
+from numdl._compiled import holding, known
 from numdl.analysis import _listening
 from numdl.analysis._flow import LayerFlow
 from numdl.analysis._rows import layer_rows, leaf_rows
@@ -59,9 +60,9 @@ def probe(
 ) -> LayerFlow:
     """MEASURED statistics of every layer's state, cotangent and weight gradient: one forward, one backward pass.
 
-    Compiled once for the same `apply`, `loss` and shapes: define both before a loop. As with `jax.jit`, what they
-    close over is read at that time. A second, slower program, which scales before it squares and counts, runs only
-    where squares leave the range or a number is not finite, and under jit or vmap.
+    Compiled once for the same `apply`, `loss`, what they hold, and shapes: define both before a loop. A second, slower
+    program, which scales before it squares and counts, runs only where squares leave the range or a number is not
+    finite, and under jit or vmap.
 
     Parameters
     ----------
@@ -230,6 +231,7 @@ def _prepared(apply, loss, params, x, examples, rank_examples, optimizer=None):
         *(map(_Same, (optimizer.init, optimizer.update)) if optimizer else ()),
     )
     key = (_Same(apply), _Same(loss), options, structure, tuple(jax.typeof(leaf) for leaf in leaves), flags)
+    key = (*key, holding(apply, loss, *(optimizer or ())))
     if key in _KEPT:
         _KEPT.move_to_end(key)
         return _KEPT[key]
@@ -262,7 +264,7 @@ class _Cost:
     """loss(outputs) traced, what it closes over (targets, usually) as an argument."""
 
     def __init__(self, loss, outputs):
-        closed = jax.make_jaxpr(checks.returning("loss", loss, 1, "loss(outputs)", scalar=True))(outputs)
+        closed = jax.make_jaxpr(known(checks.returning("loss", loss, 1, "loss(outputs)", scalar=True)))(outputs)
         self.jaxpr, self.constants = getattr(closed, "jaxpr", closed), tuple(closed.consts)
 
     def __call__(self, outputs, constants):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from numdl import checks
+from numdl._compiled import jit
 from numdl.analysis import _samples
 from numdl.networks import core
 from numdl.precision import widen
@@ -104,7 +105,7 @@ def _shapes(network, key, x):
     return jax.eval_shape(lambda k: network.states(network.init(k, x), x), key)
 
 
-@functools.partial(jax.jit, static_argnames="at_a_time")
+@functools.partial(jit, static_argnames="at_a_time")
 def _growth(network, keys, x, at_a_time):
     def one(key):
         init_key, loss_key = jax.random.split(key)
@@ -118,7 +119,7 @@ def _growth(network, keys, x, at_a_time):
     return _samples.each(one, keys, at_a_time)
 
 
-@jax.jit
+@jit
 def _correlation(network, params, x):
     def one(y):
         y, _ = _unscaled(y.reshape(y.shape[0], -1))

@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from numdl import checks, precision
+from numdl._compiled import jit
 from numdl.analysis import _samples
 from numdl.records import record
 
@@ -151,7 +152,9 @@ def lyapunov_exponents_along(
     # What the step returns may be wider than the start, which then is carried in that dtype.
     found = jax.eval_shape(step, jax.tree.map(lambda leaf: leaf[0], layers), y)
     wider = jnp.result_type(y.dtype, getattr(found, "dtype", y.dtype))
-    return _lyapunov_along(step, layers, y.astype(wider) if jnp.issubdtype(wider, jnp.floating) else y)
+    if not jnp.issubdtype(wider, jnp.floating):
+        raise checks.BadType(f"step must return real numbers like y, as step(layer, y); got dtype {wider}")
+    return _lyapunov_along(step, layers, y.astype(wider))
 
 
 def _real_dtype(dtype):
@@ -185,7 +188,7 @@ def _strategy(width, draws):
     return 1 if jax.default_backend() == "cpu" else max(1, min(draws, 2**26 // width**2))
 
 
-@functools.partial(jax.jit, static_argnames=("width", "depth", "draws", "at_a_time", "dtype"))
+@functools.partial(jit, static_argnames=("width", "depth", "draws", "at_a_time", "dtype"))
 def _sample(key, step, y, width, depth, draws, at_a_time, dtype):
     def one(key):
         input_key, layers_key = jax.random.split(key)
@@ -227,7 +230,7 @@ def _compensated(total, lost, term):
     return new, jnp.where(jnp.isfinite(lost), lost, jnp.zeros_like(lost))
 
 
-@functools.partial(jax.jit, static_argnames=("width", "depth", "dtype"))
+@functools.partial(jit, static_argnames=("width", "depth", "dtype"))
 def _lyapunov_of_samples(key, sampler, width, depth, dtype):
     def layer(q, key):
         return _reduced(_drawn(sampler, key, width, dtype).T @ q)
@@ -235,7 +238,7 @@ def _lyapunov_of_samples(key, sampler, width, depth, dtype):
     return _exponents(lax.scan(layer, jnp.eye(width, dtype=precision.wide(dtype)), jax.random.split(key, depth))[1])
 
 
-@jax.jit
+@jit
 def _lyapunov_along(step, layers, y):
     def layer(carry, given):
         y, q = carry

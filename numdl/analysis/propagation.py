@@ -24,6 +24,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, Real, Shaped
 
 from numdl import checks, precision
+from numdl._compiled import jit
 from numdl.analysis import _samples
 from numdl.networks import core
 from numdl.records import record
@@ -246,7 +247,7 @@ def _over_seeds(measure, key, network, x, seeds, at_a_time):
     return _sample(network, x, key, measure, seeds, _samples.at_a_time(at_a_time, seeds))
 
 
-@functools.partial(jax.jit, static_argnames=("measure", "seeds", "at_a_time"))
+@functools.partial(jit, static_argnames=("measure", "seeds", "at_a_time"))
 def _sample(network, x, key, measure, seeds, at_a_time):
     example = x.reshape(-1, *x.shape[2:]) if measure is correlations_at else x
 

@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from numdl import checks
+from numdl._compiled import jit
 from numdl.precision import widen
 from numdl.records import record
 
@@ -110,7 +111,13 @@ def _checked(step, params, start, inputs):
     examples = {leaf.shape[0] for leaf in jax.tree.leaves(start)}
     if examples != {inputs.shape[1]}:
         raise checks.BadValue(f"start must have inputs' {inputs.shape[1]} examples along axis 0; got {examples}")
-    after = jax.eval_shape(step, params, start, inputs[0])
+    try:
+        after = jax.eval_shape(step, params, start, inputs[0])
+    except checks.Refused:
+        raise
+    except (TypeError, ValueError) as error:
+        shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(params)]
+        raise checks.BadValue(f"params must fit step(params, carry, x); got shapes {shapes}: {error}") from error
     checks.like("step(params, start, inputs[0])", after, start, of="start")
     return step, params, start, inputs
 
@@ -135,7 +142,7 @@ def _each_example(function, start, inputs):
     return lax.map(lambda pair: function(*pair), (start, jnp.swapaxes(inputs, 0, 1)))
 
 
-@jax.jit
+@jit
 def _through_time(step, params, start, inputs):
     one = _single(step)
 
@@ -162,7 +169,7 @@ def _jacobian(step, params, carry, x):
     return widen(jax.jacfwd(lambda y: ravel_pytree(step(params, back(y), x))[0])(flat))
 
 
-@functools.partial(jax.jit, static_argnames="field")
+@functools.partial(jit, static_argnames="field")
 def _carousel(step, params, start, inputs, field):
     one = _single(step)
 

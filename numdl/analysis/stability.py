@@ -26,6 +26,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from numdl import checks
+from numdl._compiled import jit
 from numdl.krylov import arnoldi
 from numdl.records import record
 
@@ -140,7 +141,7 @@ def _along(field, theta, states):
     return theta, states
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _jacobians(field, theta, states):
     size = int(np.prod(states.shape[2:]))
 
@@ -167,7 +168,7 @@ def _ritz(field, theta, states, steps, key):
     return values.astype(np.complex128), np.abs(residual), log_norm
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
+@functools.partial(jit, static_argnums=(0, 3))
 def _krylov(field, theta, states, steps, key):
     """Hessenberg matrices [L, N, steps + 1, steps] of J and of its symmetric part."""
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike, Float, PyTree
 
 from numdl import checks, precision
+from numdl._compiled import jit
 from numdl.analysis import _softmax
 from numdl.networks import core
 from numdl.records import record, static
@@ -186,7 +187,7 @@ def _one_shape(states):
         raise checks.BadValue(f"network must have states that are token matrices [N, T, d] of one shape; got {shapes}")
 
 
-@jax.jit
+@jit
 def _stream(network, params, x):
     states = network.states(params, x)
     return _stream_of(jnp.concatenate([*_first(x, states), *states]))
@@ -220,7 +221,7 @@ def _between(states, q, examples):
     return (common * examples - 1) / (examples - 1)
 
 
-@jax.jit
+@jit
 def _gradients(network, params, x, loss):
     probes = core.zero_probes(network, params, x)
     first = _first(x, jax.eval_shape(network.states, params, x))

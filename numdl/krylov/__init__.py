@@ -2,8 +2,8 @@
 
 Conjugate gradients, Lanczos, Arnoldi, Golub–Kahan bidiagonalization, stochastic traces. Ground floor: knows no network.
 
-As under `jax.jit`, a function is compiled once for its identity, and what it closes over is read then: where the matrix
-changes between calls, make it an argument, `jax.tree_util.Partial(multiply, matrix)`.
+A function is compiled once for its identity and for what it holds (a matrix that it closes over, say), which is read at
+every call: where that changes between calls, make it an argument, `jax.tree_util.Partial(multiply, matrix)`.
 """
 
 from numdl.lazy import submodules as _submodules

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks
+from numdl._compiled import jit
 from numdl.krylov import _vectors
 from numdl.records import record
 
@@ -70,7 +71,7 @@ def rule(q, matvec, layout, steps, reorthogonalize):
     return np.pad(nodes, empty, mode="edge"), np.pad(turn[0] ** 2, empty)
 
 
-@jax.jit
+@jit
 def _advance(matvec, w, q, before, beta):
     """(next unit vector, alpha, beta) of the three-term recurrence; w is A q, or q if A is still to be applied."""
     w = w if matvec is None else matvec(w)

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from numdl import checks
-from numdl._compiled import as_tree
+from numdl._compiled import as_tree, jit
 from numdl.krylov import _places
 from numdl.records import record, static
 
@@ -131,7 +131,7 @@ def layout(name, like):
 def flat(matvec, like, *, square=True, spread=True):
     """(function of vectors, Layout) of a function of pytrees shaped like `like`; `spread`: over devices as `like` is.
 
-    A plain function is compiled once for its identity and keeps what it closes over; a `jax.tree_util.Partial` or a
+    A plain function is compiled once for its identity and what it holds; a `jax.tree_util.Partial` or a
     callable record hands its arrays to `jit` as arguments. One with an attribute `eager` that is true is not compiled.
     A square one is looked at before any work: what it returns is like what it takes.
     """
@@ -294,7 +294,7 @@ def unit_beside(rows, w, spare=None):
     return coefficients, found, norm
 
 
-@jax.jit
+@jit
 def _apply(matvec, v):
     return matvec(v)
 

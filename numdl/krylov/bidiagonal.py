@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from numdl import checks
-from numdl._compiled import as_tree, compiled
+from numdl._compiled import as_tree, compiled, jit
 from numdl.krylov import _vectors
 from numdl.records import record
 from numdl.typing import Matvec
@@ -158,7 +158,7 @@ def singular_triplets(
     return _triplets(key, matvec.matvec, transpose, layout, outer, k, steps, float(tolerance))
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
+@functools.partial(jit, static_argnums=(3, 4, 5, 6))
 def _triplets(key, matvec, transpose, layout, outer, k, steps, tolerance):
     def forward(v):
         return outer.ravel(matvec(layout.unravel(v)))

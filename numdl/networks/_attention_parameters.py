@@ -5,6 +5,7 @@ import functools
 import jax
 from jax import lax
 
+from numdl._compiled import jit
 from numdl.networks import _affine
 from numdl.networks.initializers import Initializer
 from numdl.records import record, static
@@ -36,7 +37,7 @@ def init(settings, key, x):
     return draw(settings, key, x.shape[-1], dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("width", "dtype"))
+@functools.partial(jit, static_argnames=("width", "dtype"))
 def draw(settings, key, width, dtype):
     """{"layers", "readout"} at random, the leaves of "layers" stacked along depth."""
     layers_key, last_key = jax.random.split(key)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from numdl import checks
+from numdl._compiled import jit
 from numdl.networks import _affine, initializers
 from numdl.networks.initializers import Initializer
 from numdl.records import record, static
@@ -52,7 +53,7 @@ def laws(width, input_weights, recurrent_weights, bias_variance, forget_bias, ac
 def init_cell(draw):
     """(laws, key, features, dtype) -> params, compiled once for each kind of cell."""
 
-    @functools.partial(jax.jit, static_argnames=("features", "dtype"))
+    @functools.partial(jit, static_argnames=("features", "dtype"))
     def drawn(laws, key, features, dtype):
         return draw(laws, key, features, dtype)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from numdl._compiled import jit
 from numdl.networks import _affine
 from numdl.networks.initializers import Initializer
 from numdl.records import record, static
@@ -31,7 +32,7 @@ def init(settings, key, x):
     return draw(settings, key, x.shape[1], dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("features", "dtype"))
+@functools.partial(jit, static_argnames=("features", "dtype"))
 def draw(settings, key, features, dtype):
     """{"first", "hidden", "readout"} at random; gains 1, biases 0."""
     n, first_key, hidden_key, last_key = settings.width, *jax.random.split(key, 3)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from numdl import trees
+from numdl._compiled import jit
 from numdl.networks import _affine, fields
 from numdl.networks.initializers import Initializer
 from numdl.ode import schemes
@@ -39,7 +40,7 @@ class Settings:
     damping: object  # or None
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
+@functools.partial(jit, static_argnames="dtype")
 def draw(settings, key, dtype):
     """Parameters of all stages at random, as `stages` lays them out."""
     bias_key, *keys = jax.random.split(key, 2 * len(settings.depths) + 2)

@@ -20,6 +20,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
 from numdl import checks
+from numdl._compiled import jit
 from numdl.networks import dense
 from numdl.records import record, static
 
@@ -298,7 +299,7 @@ def _penalty(weights, codes):
     return weights[1] * jnp.sum(jnp.abs(codes), axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames="steps")
+@functools.partial(jit, static_argnames="steps")
 def _optimal(autoencoder, params, x, weights, start, steps):
     encoded = autoencoder.encode(params, x)
     begin = encoded if start is None else jnp.asarray(start, encoded.dtype)

@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree, ScalarLike
 
 from numdl import checks, precision
-from numdl._compiled import compiled
+from numdl._compiled import compiled, jit
 from numdl.networks import _affine, initializers
 from numdl.networks._record import Network, probed, probed_alone, split_probes
 from numdl.networks.initializers import Initializer
@@ -114,7 +114,7 @@ def _init(settings, key, x):
     return _draw(settings, key, x.shape[1], dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("features", "dtype"))
+@functools.partial(jit, static_argnames=("features", "dtype"))
 def _draw(settings, key, features, dtype):
     bias_key, first_key, layers_key, last_key = jax.random.split(key, 4)
     width, growth, depth, outputs = settings.width, settings.growth, settings.depth, settings.outputs

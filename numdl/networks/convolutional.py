@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, ScalarLike
 
 from numdl import checks
-from numdl._compiled import compiled
+from numdl._compiled import compiled, jit
 from numdl.networks import _affine
 from numdl.networks._record import Network, probed, run_stretch, split_probes
 from numdl.networks._windows import pool
@@ -260,7 +260,7 @@ def _init(settings, key, x):
     return _draw(settings, key, tuple(x.shape[1:]), dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("picture", "dtype"))
+@functools.partial(jit, static_argnames=("picture", "dtype"))
 def _draw(settings, key, picture, dtype):
     plan = _plan(settings, picture)
     bias_key, *keys = jax.random.split(key, len(plan) + 1)

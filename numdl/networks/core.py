@@ -31,6 +31,7 @@ import jax
 from jaxtyping import Array, ArrayLike, Float, Num, PyTree
 
 from numdl import checks
+from numdl._compiled import jit
 from numdl.networks import _segments
 from numdl.networks._record import (
     Network,
@@ -112,7 +113,7 @@ def jacobian(
     return _jacobian(network, params, x, *segment(jax.eval_shape(network.states, params, x), start, stop))
 
 
-@jax.jit
+@jit
 def _state_gradients(network, params, x, loss):
     def probed(probes):
         return loss(network.readout(params, last_state(network.states(params, x, probes), x)))
@@ -120,7 +121,7 @@ def _state_gradients(network, params, x, loss):
     return jax.grad(probed)(zero_probes(network, params, x))
 
 
-@functools.partial(jax.jit, static_argnames=("start", "stop"))
+@functools.partial(jit, static_argnames=("start", "stop"))
 def _jacobian(network, params, x, start, stop):
     reach, point = _segments.between(network, params, x, start, stop)
     wide = jax.eval_shape(reach, point).size >= point.size

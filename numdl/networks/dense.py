@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ScalarLike
 
 from numdl import checks
-from numdl._compiled import compiled
+from numdl._compiled import compiled, jit
 from numdl.networks import _affine
 from numdl.networks._record import Network, probed, run_stretch, split_probes
 from numdl.networks.initializers import Initializer
@@ -96,7 +96,7 @@ def _init(settings, key, x):
     return _draw(settings, key, dtype)
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
+@functools.partial(jit, static_argnames="dtype")
 def _draw(settings, key, dtype):
     plan = _stretches(settings.widths)
     bias_key, last_key, *keys = jax.random.split(key, len(plan) + 2)

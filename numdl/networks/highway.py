@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
 
 from numdl import checks
-from numdl._compiled import compiled
+from numdl._compiled import compiled, jit
 from numdl.networks import _affine
 from numdl.networks._record import Network, fitting, probed, probed_alone, split_probes
 from numdl.networks.initializers import Initializer
@@ -119,7 +119,7 @@ def _init(settings, key, x):
     return _draw(settings, key, x.shape[1], dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("features", "dtype"))
+@functools.partial(jit, static_argnames=("features", "dtype"))
 def _draw(settings, key, features, dtype):
     bias_key, first_key, layers_key, last_key = jax.random.split(key, 4)
     n, depth = settings.width, settings.depth

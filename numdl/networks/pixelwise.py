@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, DTypeLike, ScalarLike
 
 from numdl import checks
-from numdl._compiled import compiled
+from numdl._compiled import compiled, jit
 from numdl.networks import _affine
 from numdl.networks._record import Network, probed, run_stretch, split_probes
 from numdl.networks.convolutional import convolve
@@ -87,7 +87,7 @@ def _init(settings, key, x):
     return _draw(settings, key, x.shape[-1], dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("channels", "dtype"))
+@functools.partial(jit, static_argnames=("channels", "dtype"))
 def _draw(settings, key, channels, dtype):
     square, width = (settings.window,) * 2, settings.width
     plan = [(1, (*square, channels, width)), (settings.depth - 1, (*square, width, width))]

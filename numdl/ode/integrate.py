@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike, PyTree
 
 from numdl import checks
+from numdl._compiled import jit
 from numdl.ode import _adaptive, _doors, _grids, adjoints, schemes, tableaus
 from numdl.ode.tableaus import Tableau
 from numdl.precision import narrow, widen
@@ -228,7 +229,7 @@ def theta_at(theta: PyTree, time: ArrayLike, *, t0: ArrayLike, t1: ArrayLike, in
 _AT = {name: functools.partial(theta_at, interpolation=name) for name in _doors.INTERPOLATIONS}
 
 
-@functools.partial(jax.jit, static_argnames=("field", "scheme", "steps", "interpolation", "adjoint", "save"))
+@functools.partial(jit, static_argnames=("field", "scheme", "steps", "interpolation", "adjoint", "save"))
 def _solve(y0, theta, t0, t1, field, scheme, steps, interpolation, adjoint, save):
     start = widen(y0)
     shared, drive, times = _grids.grid(theta, t0, t1, steps, interpolation)
@@ -241,7 +242,7 @@ def _solve(y0, theta, t0, t1, field, scheme, steps, interpolation, adjoint, save
     return Trajectory(times, narrow(states, y0), residual, _finite(narrow(last, y0)) & solved)
 
 
-@functools.partial(jax.jit, static_argnames=("field", "scheme", "steps", "interpolation"))
+@functools.partial(jit, static_argnames=("field", "scheme", "steps", "interpolation"))
 def _undo(y1, theta, t0, t1, field, scheme, steps, interpolation):
     shared, drive, _ = _grids.grid(theta, t0, t1, steps, interpolation)
     inverse = _grids.recurrence(field, scheme, interpolation).inverse

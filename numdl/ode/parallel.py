@@ -31,6 +31,7 @@ from jax.sharding import Mesh
 from jaxtyping import ArrayLike, PyTree
 
 from numdl import checks
+from numdl._compiled import jit
 from numdl.ode import _depth, _grids, _multigrid, _plans
 from numdl.ode._plans import Options
 from numdl.precision import narrow, widen
@@ -227,7 +228,7 @@ def _integrate(plan, recurrence, y, shared, drive, save):
     return _depth.integrate(_plans.fitting(plan, _multigrid.length(drive)), recurrence, save, y, shared, drive)
 
 
-@functools.partial(jax.jit, static_argnames=("field", "scheme", "steps", "interpolation", "plan"))
+@functools.partial(jit, static_argnames=("field", "scheme", "steps", "interpolation", "plan"))
 def _solve(y0, theta, t0, t1, field, scheme, steps, interpolation, plan, guess):
     start = widen(y0)
     shared, drive, times = _grids.grid(theta, t0, t1, steps, interpolation)
@@ -237,7 +238,7 @@ def _solve(y0, theta, t0, t1, field, scheme, steps, interpolation, plan, guess):
     return Sliced(times[:: plan.coarsening[0]], narrow(points, y0), count, residuals, converged)
 
 
-@functools.partial(jax.jit, static_argnames=("field", "scheme", "steps", "interpolation", "plan"))
+@functools.partial(jit, static_argnames=("field", "scheme", "steps", "interpolation", "plan"))
 def _differentiate(y0, theta, t0, t1, field, scheme, steps, interpolation, plan, guess, outer, loss):
     start = widen(y0)
     (shared, drive), to_theta = jax.vjp(lambda theta: _grids.grid(theta, t0, t1, steps, interpolation)[:2], theta)

@@ -24,7 +24,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
 
 from numdl import checks, trees
-from numdl._compiled import as_tree, compiled
+from numdl._compiled import as_tree, compiled, jit
 from numdl.optimize import _moving_part
 from numdl.records import record
 
@@ -234,7 +234,7 @@ def successive_approximations(
     return _iterate(Problem(*functions, problem.step), x, theta, penalty, iterations, maximize)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
+@functools.partial(jit, static_argnums=(4, 5))
 def _iterate(problem, x, theta, penalty, iterations, maximize):
     def improve(theta, _):
         value, slope = gradient(problem, x, theta)

@@ -18,7 +18,8 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, PyTree, ScalarLike
 
-from numdl import checks, trees
+from numdl import checks, precision, trees
+from numdl._compiled import jit
 from numdl.krylov import cg
 from numdl.optimize import _moving_part, line_search
 from numdl.records import record
@@ -173,11 +174,14 @@ def lbfgs(
     function = checks.returning("function", function, 1, "function(params)", scalar=True)
     moving, rest = trees.trainable(params)
     function = function if _moving_part.all_move(rest) else _moving_part.of_moving(function, rest)
-    moving, history = _lbfgs(steps, memory, function, moving, tolerance)
-    return rest.params(moving), history
+    # optax's line search keeps one dtype: that of the value, or of a leaf where one is wider.
+    dtype = jnp.result_type(jax.eval_shape(function, moving).dtype, *jax.tree.leaves(moving))
+    function, start = _moving_part.of_wide(function, moving, dtype)
+    end, history = _lbfgs(steps, memory, function, start, tolerance)
+    return rest.params(precision.narrow(end, moving)), history
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jit, static_argnums=(0, 1))
 def _minimize(steps, options, objective, params, numbers, preconditioner):
     dtype = _moving_part.scalar_dtype(params)
     radius, damping, inner_tolerance, tolerance = (jnp.asarray(n, dtype) for n in numbers)
@@ -291,7 +295,7 @@ _MOVES = {
 }
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jit, static_argnums=(0, 1))
 def _lbfgs(steps, memory, function, params, tolerance):
     import optax
 

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key, PyTree
 
 from numdl import checks
+from numdl._compiled import jit
 
 LEAST = 2**10  # entries below which a leaf is not worth dividing
 
@@ -129,7 +130,7 @@ def over_seeds(
 
     Parameters
     ----------
-    function : function         (key, *arguments) -> pytree of arrays; traceable; compiled once for its identity
+    function : function         (key, *arguments) -> pytree of arrays; traceable; compiled once, and for what it holds
     keys : keys [S]             typed
     arguments : pytrees         the same for every key: data
     mesh : Mesh                 of `mesh`, or jax's own
@@ -152,7 +153,7 @@ def over_seeds(
     return jax.tree.map(lambda leaf: _gathered(leaf)[:count], found)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jit, static_argnums=(0, 1))
 def _mapped(function, kind, words, arguments):
     keys = jax.random.wrap_key_data(words, impl=kind)
     return jax.vmap(lambda key: function(key, *arguments))(keys)

@@ -3,11 +3,11 @@
 import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from numdl import checks
+from numdl._compiled import jit
 from numdl.activations import Activation
 from numdl.theory._factors import correlation
 
@@ -39,7 +39,7 @@ def check(x1, x2, depth, window, padding, pooling, activation):
     return Shape(checks.whole("depth", depth), sides, *options, activation)
 
 
-@functools.partial(jax.jit, static_argnames="shape")
+@functools.partial(jit, static_argnames="shape")
 def run(x1, x2, weight_variance, bias_variance, *, shape):
     """(K, Theta), each [N1, N2]."""
     physics = weight_variance, bias_variance

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numdl._compiled import jit
 from numdl.precision import float64
 
 SNAP = 4e-16  # correlations this near to +-1 are +-1: the rounding of a quotient
@@ -27,7 +28,7 @@ def dense(q, weight_variance, bias_variance, depth, activation):
     return _dense_jit(*(jnp.asarray(a, float) for a in (q, weight_variance, bias_variance)), depth, activation)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
+@functools.partial(jit, static_argnums=(3, 4))
 def _dense_jit(q, weight_variance, bias_variance, depth, activation):
     def layer(q, _):
         return weight_variance * activation.mean_square(q) + bias_variance, q
@@ -43,7 +44,7 @@ def residual(steps, numbers, activation):
     return _residual_jit(jnp.asarray(steps), numbers, activation)
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(jit, static_argnums=2)
 def _residual_jit(steps, numbers, activation):
     mean, square, weight_variance, bias_variance, second, keep = numbers
 

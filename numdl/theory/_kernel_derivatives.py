@@ -19,6 +19,7 @@ from jax import lax
 from jaxtyping import ArrayLike
 
 from numdl import checks
+from numdl._compiled import jit
 from numdl.activations import Activation
 from numdl.precision import float64
 from numdl.theory import _convolutional_kernels, _kernel_doors, _kernel_moments, _kernel_pairs
@@ -185,7 +186,7 @@ def _run(x1, x2, physics, pair, fixed, activation, law, bent, bent_at_zero):
     return KernelDerivatives(*_run_jit(*given, numbers, pair, fixed, activation, law, bent, bent_at_zero), ())
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6, 7, 8))
+@functools.partial(jit, static_argnums=(3, 4, 5, 6, 7, 8))
 def _run_jit(x1, x2, physics, pair, fixed, activation, law, bent, bent_at_zero):
     if law is not None:
         moments = functools.partial(_kernel_moments.of_rectifier, law)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from numdl import quadrature
+from numdl._compiled import jit
 from numdl.precision import float64
 from numdl.theory import _roots
 
@@ -29,7 +30,7 @@ def lengths(x_variance, depth, activation, weight_variance, bias_variance):
     return _lengths_jit(*numbers, depth=depth, activation=activation)
 
 
-@functools.partial(jax.jit, static_argnames=("depth", "activation"))
+@functools.partial(jit, static_argnames=("depth", "activation"))
 def _lengths_jit(x_variance, weight_variance, bias_variance, *, depth, activation):
     def layer(q, _):
         return next_length(q, activation, weight_variance, bias_variance), q
@@ -48,7 +49,7 @@ def correlations(c, depth, q, activation, weight_variance, bias_variance, keep_p
     return flat.T.reshape(*c.shape, depth)
 
 
-@functools.partial(jax.jit, static_argnames=("depth", "activation"))
+@functools.partial(jit, static_argnames=("depth", "activation"))
 def _moving_jit(q, weight_variance, bias_variance, *, depth, activation):
     """q and the lengths after it; a fixed point stays where it is, so that rounding does not leave an unstable one."""
 
@@ -59,7 +60,7 @@ def _moving_jit(q, weight_variance, bias_variance, *, depth, activation):
     return jax.lax.scan(layer, q, None, length=depth)[1]
 
 
-@functools.partial(jax.jit, static_argnames="activation")
+@functools.partial(jit, static_argnames="activation")
 def _correlations_jit(c, q, weight_variance, bias_variance, keep, *, activation):
     def layer(c, q):
         square, opposite = activation.mean_square(q), _opposite(activation, q)

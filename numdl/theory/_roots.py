@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import quadrature
+from numdl._compiled import holding, jit
 from numdl.precision import float64
 
 PER_DECADE = 40
@@ -37,7 +38,7 @@ def moments(q, activation):
     return _moments_jit(as_float(q), activation=activation)
 
 
-@functools.partial(jax.jit, static_argnames="activation")
+@functools.partial(jit, static_argnames="activation")
 def _moments_jit(q, *, activation):
     growth = quadrature.expect(lambda x: x * activation.f(x) * activation.slope(x), q, kinks=activation.kinks)
     for place, left, right in activation.jumps:  # E x (f^2)' / 2 at a jump of f^2
@@ -54,7 +55,7 @@ def scaled(weight_variance, slope_square):
 
 
 @functools.lru_cache(maxsize=64)
-def _tables(activation):
+def _tables(activation, _held):
     """(M, S and T over LENGTHS, M and S at 0), by one program."""
     found = np.stack(moments(np.append(LENGTHS, 0.0), activation))
     return found[:, :-1], found[:2, -1]
@@ -62,12 +63,12 @@ def _tables(activation):
 
 def table(activation):
     """[3, lengths]: M, S and T over LENGTHS."""
-    return _tables(activation)[0]
+    return _tables(activation, holding(activation))[0]
 
 
 def at_zero(activation):
     """M(0), S(0) and the limit of T(q) / q."""
-    return *_tables(activation)[1], slope_at_zero(activation, 1.0)
+    return *_tables(activation, holding(activation))[1], slope_at_zero(activation, 1.0)
 
 
 def _excess(weight_variance, bias_variance, mean_square):
@@ -143,7 +144,7 @@ def fixed_correlation(q, chi_1, activation, weight_variance, bias_variance):
     return _fixed_correlation_jit(*map(as_float, (q, weight_variance, bias_variance)), activation=activation)
 
 
-@functools.partial(jax.jit, static_argnames="activation")
+@functools.partial(jit, static_argnames="activation")
 def _fixed_correlation_jit(q, weight_variance, bias_variance, *, activation):
     def slope(c):
         return jnp.where(weight_variance == 0, 0.0, weight_variance * activation.slope_mean_product(q, q, c))

@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import ArrayLike, ScalarLike
 
 from numdl import checks, quadrature
+from numdl._compiled import jit
 from numdl.precision import float64
 from numdl.records import record
 
@@ -147,7 +148,7 @@ def _moments(f, differentiated, m, s2):
     return [np.asarray(values, np.float64).reshape(m.shape) for values in found]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jit, static_argnums=(0, 1))
 def _integrals(f, differentiated, m, s2):
     values = jax.grad(lambda z: f(z).sum()) if differentiated else f
     powers = ((1, 0), (2, 0)) if differentiated else ((1, 0), (1, 1), (1, 2), (2, 2))

@@ -22,13 +22,13 @@ Source: Lee et al. 2018, arXiv:1711.00165; Jacot et al. 2018, arXiv:1806.07572.
 import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import ArrayLike, Float64
 
 from numdl import checks
+from numdl._compiled import jit
 from numdl.activations import Activation
 from numdl.precision import float64
 from numdl.theory import _convolutional_kernels, _kernel_doors
@@ -279,7 +279,7 @@ def _run(layer, x1, x2, depth, activation, weight_variance, bias_variance, scale
     return Kernels(*_run_jit(*numbers, depth=depth, activation=activation, layer=layer))
 
 
-@functools.partial(jax.jit, static_argnames=("depth", "activation", "layer"))
+@functools.partial(jit, static_argnames=("depth", "activation", "layer"))
 def _run_jit(x1, x2, weight_variance, bias_variance, scale, skip, *, depth, activation, layer):
     q1, q2 = (weight_variance * jnp.mean(x**2, axis=1) + bias_variance for x in (x1, x2))
     product = weight_variance * (x1 @ x2.T) / x1.shape[1] + bias_variance

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from numdl import checks
+from numdl._compiled import jit
 from numdl.activations import Activation
 from numdl.precision import float64
 from numdl.records import record
@@ -139,7 +140,7 @@ def _recursion(product, square, gain, weight_variance, bias_variance, depth, act
     return _recursion_jit(*numbers, depth=depth, activation=activation)
 
 
-@functools.partial(jax.jit, static_argnames=("depth", "activation"))
+@functools.partial(jit, static_argnames=("depth", "activation"))
 def _recursion_jit(product, square, gain, weight_variance, bias_variance, *, depth, activation):
     def block(state, _):
         product, square = state

@@ -37,6 +37,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, ArrayLike, PyTree
 
 from numdl import checks, trees
+from numdl._compiled import known
 from numdl.tracing import _inputs
 from numdl.tracing._axes import Follower, data, parameter
 from numdl.tracing._finding import Axes, Finder, Layer, roles
@@ -70,7 +71,7 @@ def trace(apply: Apply, params: PyTree, x: PyTree, *, examples: PyTree = None) -
     """
     apply = checks.returning("apply", apply, 2, "apply(params, x)")
     params, x = checks.leaves("params", params, empty=True), checks.leaves("x", x)
-    closed, outputs = jax.make_jaxpr(apply, return_shape=True)(params, x)
+    closed, outputs = jax.make_jaxpr(known(apply), return_shape=True)(params, x)
     paths = trees.names(params)
     shapes = [tuple(aval.shape) for aval in closed.in_avals]
     axes, count = _inputs.find_axes(x, examples)

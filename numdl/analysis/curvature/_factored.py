@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from numdl import checks, precision, tracing, trees
+from numdl._compiled import jit
 from numdl.analysis import _examples, _site_values
 from numdl.analysis.curvature import _blocks
 
@@ -78,7 +79,7 @@ def _whole(outputs, loss, moving, rest, batch):
     return loss(outputs(rest.params(moving), batch), batch)
 
 
-@jax.jit
+@jit
 def _compared(outputs, loss, moving, rest, batch):
     """((sum, weight) of all, sums [N], weights [N], the rounding unit)."""
 
@@ -97,7 +98,7 @@ def _pair(outcome):
 SETTINGS = ("kind", "samples", "sharing", "reduction", "chunk")
 
 
-@functools.partial(jax.jit, static_argnames=SETTINGS)
+@functools.partial(jit, static_argnames=SETTINGS)
 def factors(outputs, loss, moving, rest, batch, keys, **settings):
     """([(A, G)] of the blocks, [diagonal] of the leaves alone, the least eigenvalue of an H_z over its largest)."""
     problem = Problem(outputs, moving, rest, batch)
@@ -115,7 +116,7 @@ def factors(outputs, loss, moving, rest, batch, keys, **settings):
     return found, [row / total for row in rows], lowest
 
 
-@functools.partial(jax.jit, static_argnames=SETTINGS)
+@functools.partial(jit, static_argnames=SETTINGS)
 def corrected(outputs, loss, moving, rest, batch, keys, bases, **settings):
     """Second moments [parts, inputs, outputs] of the gradients in these eigenbases, for each block."""
     problem = Problem(outputs, moving, rest, batch)

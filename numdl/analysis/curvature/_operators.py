@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks, trees
+from numdl._compiled import jit
 from numdl.analysis import _parts
 from numdl.records import record, static
 from numdl.tracing._programs import bodies
@@ -200,7 +201,7 @@ def examples(batch):
     return checks.length("batch", batch)
 
 
-@jax.jit
+@jit
 def _linearized(operator):
     # The product is linear in v: its derivative at 0 is itself, with everything else already computed.
     return jax.linearize(operator, jax.tree.map(jnp.zeros_like, operator.like))[1]

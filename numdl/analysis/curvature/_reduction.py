@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks, precision
+from numdl._compiled import jit
 from numdl.analysis.curvature import _kinds, _memory
 from numdl.krylov import _vectors
 
@@ -140,6 +141,6 @@ def _weight(piece):
     return jax.jvp(weight, (piece.moving,), (jax.tree.map(jnp.cos, piece.moving),))
 
 
-@jax.jit
+@jit
 def _outcome(operator):
     return operator.kind.outcome(operator.params, operator.batch)

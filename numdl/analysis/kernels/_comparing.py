@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from numdl import checks, trees
+from numdl._compiled import jit
 from numdl.analysis import _examples, _parts
 from numdl.analysis.kernels import _doors, _tangent
 from numdl.precision import widen
@@ -218,7 +219,7 @@ def laziness(
     return _laziness(apply, moving, rest, x, wanted, scales, limit=limit)
 
 
-@jax.jit
+@jit
 def _linearization_error(apply, point0, point, x):
     (moving0, rest0), (moving, rest) = point0, point
     step = jax.tree.map(jnp.subtract, moving, moving0)
@@ -230,7 +231,7 @@ def _linearization_error(apply, point0, point, x):
     return LinearizationError(error, change, relative)
 
 
-@functools.partial(jax.jit, static_argnames="limit")
+@functools.partial(jit, static_argnames="limit")
 def _laziness(apply, moving, rest, x, wanted, scales, limit):
     start = jax.tree.map(lambda leaf: leaf[0], (moving, rest))
 

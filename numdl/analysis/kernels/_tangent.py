@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
 from numdl import checks, precision, tracing, trees
+from numdl._compiled import jit
 from numdl.analysis import _examples, _sites
 from numdl.analysis.kernels import _cost, _doors, _factors
 from numdl.networks import core
@@ -158,10 +159,11 @@ def nngp(
     x2 = x1 if x2 is None else checks.floating("x2", x2, ndim=x1.ndim)
     if x1.shape[1:] != x2.shape[1:]:
         raise checks.BadValue(f"x2 must have examples like x1's, {_doors.forms(x1)}; got {_doors.forms(x2)}")
+    _doors.taken(network, key, x1)
     return _nngp(key, network, x1, x2, seeds=checks.whole("seeds", seeds))
 
 
-@functools.partial(jax.jit, static_argnames="seeds")
+@functools.partial(jit, static_argnames="seeds")
 def _nngp(key, network, x1, x2, seeds):
     def one(key):
         params = network.init(key, x1)
@@ -202,7 +204,7 @@ class _Problem:
         return [index for index in self.real if index not in inside]
 
 
-@functools.partial(jax.jit, static_argnames=("outputs", "method", "limit"))
+@functools.partial(jit, static_argnames=("outputs", "method", "limit"))
 def _kernel(apply, moving, rest, x1, x2, scales, outputs, method, limit):
     problem = _Problem(apply, moving, rest, x1, x2, outputs, method, limit)
     leaves = jax.tree.leaves((moving, rest))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks, trees
+from numdl._compiled import jit, known
 from numdl.audit._measured import programs, views
 
 WATCHED = 256  # examples on which losses and outputs are looked at
@@ -115,8 +116,8 @@ class Case:
     def reads(self):
         """For each target whether the loss depends on its values."""
         out = jax.eval_shape(self.plain, self.moving, self.x)
-        known = jax.make_jaxpr(self.loss)(out, self.y)
-        return programs.read(known)[len(jax.tree.leaves(out)) :]
+        read = jax.make_jaxpr(known(self.loss))(out, self.y)
+        return programs.read(read)[len(jax.tree.leaves(out)) :]
 
     @functools.cached_property
     def work(self):
@@ -133,7 +134,7 @@ class Case:
         cheap = jax.default_backend() == "cpu" and self.parameters < CHEAP
         if jax.default_backend() == "cpu" and programs.convolves(self._costs):
             function = programs.channels_last(function)
-        return jax.jit(function, compiler_options=QUICKLY if cheap else None)
+        return jit(function, compiler_options=QUICKLY if cheap else None)
 
     def call(self, moving, x, key=None):
         if self.stochastic:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks, precision, trees
+from numdl._compiled import jit
 from numdl.analysis import attention, descent, layers
 from numdl.optimize import train
 
@@ -33,9 +34,9 @@ class Programs:
         self.paired = lambda params, batch: (seen(params, batch[0]), batch[1])
         self.cost = lambda pair: loss(*pair)
         self._of_batch = lambda params, batch: loss(seen(params, batch[0]), batch[1])
-        self.attention = jax.jit(lambda params, x: attention.logits(seen, params, x))
-        self.change, self.noise, self.sharpest = map(jax.jit, (self._change, self._noise, self._sharpest))
-        self.value = jax.jit(self._of_batch)
+        self.attention = jit(lambda params, x: attention.logits(seen, params, x))
+        self.change, self.noise, self.sharpest = map(jit, (self._change, self._noise, self._sharpest))
+        self.value = jit(self._of_batch)
 
     def _change(self, moving, kept):
         def rms(leaf):

@@ -10,7 +10,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from numdl import checks, precision, trees
-from numdl._compiled import compiled
+from numdl._compiled import compiled, jit
 from numdl.networks import _affine
 from numdl.networks._record import Network, fitting, probed, split_probes
 from numdl.networks.image._parts import Drawn, Filled, Run
@@ -67,7 +67,7 @@ def _picture(settings, x):
     return tuple(x.shape[1:])
 
 
-@functools.partial(jax.jit, static_argnames=("picture", "dtype"))
+@functools.partial(jit, static_argnames=("picture", "dtype"))
 def _draw(settings, key, picture, dtype):
     """All leaves; what is random comes from one draw, since every generator costs compilation."""
     leaves = _leaves(settings.rows, picture)
@@ -171,7 +171,7 @@ def _check_params(settings, params, x):
         )
 
 
-@jax.jit
+@jit
 def _statistics(settings, params, x):
     return _walk(settings, params, x, None)[1]
 

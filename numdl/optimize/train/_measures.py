@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import ArrayLike, PyTree
 
 from numdl import checks, trees
+from numdl._compiled import jit
 from numdl.optimize import losses
 from numdl.optimize.train._stepping import bound, transformation
 from numdl.records import record
@@ -90,7 +91,7 @@ def accuracy(apply: Apply, x: PyTree, targets: ArrayLike, *, size: int | None = 
     _check_targets(targets)
     length = count if size is None else checks.whole("size", size, most=count)
     x, targets = jax.tree.map(jnp.asarray, (x, targets))
-    share = jax.jit(lambda params, x, targets: losses.accuracy(apply(params, x), targets))
+    share = jit(lambda params, x, targets: losses.accuracy(apply(params, x), targets))
 
     def measure(params):
         parts = [slice(at, min(at + length, count)) for at in range(0, count, length)]
@@ -127,7 +128,7 @@ def gradient_noise(loss: Loss, data: PyTree, *, size: int) -> Callable[[PyTree],
     count = checks.length("data", data) // size
     data = jax.tree.map(jnp.asarray, data)
     data = jax.tree.map(lambda leaf: leaf[: count * size].reshape(count, size, *leaf.shape[1:]), data)
-    run = jax.jit(_gradient_noise)
+    run = jit(_gradient_noise)
     return lambda params: run(loss, params, data, size)
 
 
@@ -148,7 +149,7 @@ def update_ratio(loss: Loss, optimizer: "optax.GradientTransformation", batch: P
     ------
     TypeError, ValueError       a loss that is not a real scalar, not an optax transformation, no arrays
     """
-    run = jax.jit(_update_ratio, static_argnums=1)
+    run = jit(_update_ratio, static_argnums=1)
     loss = checks.returning("loss", bound(loss), 2, "loss(params, batch)", scalar=True)
     transformation("optimizer", optimizer)
     batch = jax.tree.map(jnp.asarray, checks.leaves("batch", batch))

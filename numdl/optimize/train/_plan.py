@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks, trees
+from numdl._compiled import jit
 from numdl.optimize.train import _batches as sources
 from numdl.optimize.train import _measures, _schedule, _stepping
 
@@ -117,7 +118,7 @@ def _loss_dtype(loss, params, batch, key):
     return jax.eval_shape(_value, loss, params, *arguments).dtype
 
 
-@jax.jit
+@jit
 def _value(loss, params, *arguments):
     return loss(params, *arguments)
 

@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from numdl import checks, precision, trees
+from numdl._compiled import jit
 from numdl._hyperparameters import as_data
 from numdl.optimize.train import _stepping
 
@@ -74,7 +75,7 @@ def _small(params, side):
     return jax.tree.unflatten(structure, [leaf(old, index) for index, old in enumerate(leaves)])
 
 
-@jax.jit
+@jit
 def _followed(optimizer, start):
     import optax
 

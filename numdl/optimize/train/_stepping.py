@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
 from numdl import checks, trees
-from numdl._compiled import compiled
+from numdl._compiled import compiled, jit
 from numdl._hyperparameters import as_data
 from numdl.tracing._programs import bodies
 from numdl.typing import Loss
@@ -146,7 +146,7 @@ def _descend(loss, optimizer, moving, rest, batches):
     return moving, losses
 
 
-@functools.partial(jax.jit, static_argnames="gather")
+@functools.partial(jit, static_argnames="gather")
 def _loop(loss, optimizer, gather, state, data, rows, empty, key, first, count):
     def go_on(carry):
         index, _, _, last = carry
@@ -162,7 +162,7 @@ def _loop(loss, optimizer, gather, state, data, rows, empty, key, first, count):
     return state, losses, done, jnp.isfinite(last) & finite(state.params)
 
 
-@functools.partial(jax.jit, static_argnames="gather")
+@functools.partial(jit, static_argnames="gather")
 def _single(loss, optimizer, gather, state, data, row, key, step):
     return _step(loss, optimizer, gather, state, data, row, key, step)
 
@@ -195,7 +195,7 @@ def _convolves(jaxpr):
     )
 
 
-@jax.jit
+@jit
 def _slope(loss, params, *arguments):
     moving, rest = trees.trainable(params)
     return jax.grad(lambda moving: loss(rest.params(moving), *arguments))(moving)
