@@ -5,6 +5,7 @@
 #   make test PYTHON=python3.13   the same on another Python, with the newest jax that it gets
 #   make test-stacks              the oldest versions that pyproject.toml promises, the usual ones, and NEWEST's (python3.13)
 #   make verification             measure every figure of docs/verification.md on this Python (PYTHON=... for the other)
+#   make verification-stacks      both columns of it: this Python, then NEWEST's (ARGS=--missing: what has no figures yet)
 #   make bench                    numdl beside its peers, interleaved; make bench-peers: environments for torch and an old jax
 #   make mutants                  plant faults in the mathematics, one at a time: each must be caught
 PYTHON ?= python3
@@ -20,9 +21,9 @@ CORE := tests/test_trees.py tests/test_statistics.py tests/networks/test_core.py
 	tests/networks/test_initializers.py tests/theory/test_propagation.py tests/theory/test_jacobian.py \
 	tests/analysis/test_propagation.py
 
-.PHONY: help demo test test-all verification mutants test-oldest test-stacks check notebooks docs bench bench-peers clean
+.PHONY: help demo test test-all verification verification-stacks mutants test-oldest test-stacks check notebooks docs bench bench-peers clean
 help:
-	@sed -n '1,10s/^# \{0,1\}//p' Makefile
+	@sed -n '1,11s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.core
 	@$(BIN)/python -m experiments.demo $(ARGS)
@@ -45,6 +46,9 @@ test-stacks: test-oldest
 
 verification: $(VENV)/.test
 	@$(BIN)/python -m tests.verification $(ARGS)
+
+verification-stacks:
+	@for python in $(PYTHON) $(NEWEST); do $(MAKE) --no-print-directory verification PYTHON=$$python || failed=1; done; exit $${failed:-0}
 
 mutants: $(VENV)/.test
 	@$(BIN)/python -m tests.verification.mutants $(ARGS)

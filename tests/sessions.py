@@ -23,6 +23,7 @@ from tests import registry
 PARTS = ("analysis", "theory", "optimize", "krylov", "ode", "networks", "quadrature", "statistics", "trees", "audit")
 LIMIT = 65_530
 ROWS = 3  # examples in the data of the registry
+TOLD = pathlib.Path("/proc/self/statm").exists()  # whether the system tells a process's maps, files and memory
 
 
 def names(parts=PARTS):
@@ -89,6 +90,8 @@ def main(arguments):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--loud", action="store_true", help="the maps after every call, on standard error")
     chosen = parser.parse_args(arguments)
+    if not TOLD:
+        parser.error("this system does not tell what a process takes: it needs /proc, as on Linux")
     jax.config.update("jax_enable_x64", True)
     told = (
         (lambda name, maps: print(f"{maps:6d} {name}", file=sys.stderr, flush=True)) if chosen.loud else lambda *_: None

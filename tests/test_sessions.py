@@ -18,6 +18,7 @@ from numdl.networks import fields
 from tests import sessions
 
 SOURCES = sorted(pathlib.Path(numdl.__file__).parent.rglob("*.py"))
+told = pytest.mark.skipif(not sessions.TOLD, reason="no /proc: the system does not tell what a process takes")
 MAPS = 100  # a call, on the average: 500 analyses stay below the 65,530 that Linux allows
 
 
@@ -27,12 +28,14 @@ def grown(found, *, most):
     return wrong + ([f"{found['files']} files stay open"] if found["files"] > 2 else [])
 
 
+@told
 def test_sixty_predictions_in_one_process():
     found = sessions.session(60, 0, parts=("theory", "statistics", "quadrature", "trees"))
     assert not grown(found, most=MAPS)
     assert found["calls"] == 60 and found["functions"] >= 50
 
 
+@told
 @pytest.mark.slow
 def test_five_hundred_analyses_in_one_process():
     found = sessions.session(500, 0)

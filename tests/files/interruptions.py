@@ -197,11 +197,16 @@ def _started(results):
 
 def _family(pid):
     """The process and its children, as they are now."""
+    return [pid, *children(pid)]
+
+
+def children(pid):
+    """The processes that this one started, as they are now: of /proc, or of pgrep where there is none."""
     try:
-        inner = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        told = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text()
     except OSError:
-        inner = []
-    return [pid, *map(int, inner)]
+        told = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout
+    return [int(number) for number in told.split()]
 
 
 def _kill(pid, number):
@@ -217,10 +222,13 @@ def _gone(pids):
 
 
 def _alive(pid):
-    try:
+    with contextlib.suppress(OSError):
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    try:
+        os.kill(pid, 0)
     except OSError:
         return False
+    return True
 
 
 def _results(reporting, results, report):

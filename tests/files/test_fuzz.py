@@ -1,4 +1,7 @@
-"""Mutated files do no harm: readers return or refuse as documented, in bounded time and memory, and do nothing else."""
+"""Mutated files do no harm: readers return or refuse as documented, in bounded time and memory, and do nothing else.
+
+100,000 files a reader are the study `mutated` of tests/verification, in the long suite.
+"""
 
 import os
 import pathlib
@@ -11,7 +14,6 @@ from tests.files import fuzz, readers
 
 READERS = readers.readers()
 QUICK = 250
-WHOLE = 100_000
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -19,13 +21,6 @@ def test_mutated_files_are_read_or_refused(tmp_path, name):
     report = fuzz.fuzz(READERS[name], QUICK // (5 if READERS[name].heavy else 1), zlib.crc32(name.encode()), tmp_path)
     assert not fuzz.faults(report)
     assert report.read + report.refused == report.calls
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", READERS)
-def test_many_mutated_files_are_read_or_refused(tmp_path, name):
-    report = fuzz.fuzz(READERS[name], WHOLE // (10 if READERS[name].heavy else 1), 1, tmp_path)
-    assert not fuzz.faults(report)
 
 
 class Payload:

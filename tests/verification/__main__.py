@@ -27,12 +27,14 @@ def main(arguments):
     parser = argparse.ArgumentParser(prog="python -m tests.verification", description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="of the Monte Carlo draws")
     parser.add_argument("--page", action="store_true", help="only make the page anew from the figures that are there")
+    parser.add_argument("--missing", action="store_true", help="only the studies that this stack has no figures of")
     known = verification.studies()
     parser.add_argument("studies", nargs="*", choices=[[], *known])
     chosen = parser.parse_args(arguments)
     moments.SEED = chosen.seed
     failed = 0
-    for name in () if chosen.page else chosen.studies or known:
+    there = page.kept() if chosen.missing else ()
+    for name in () if chosen.page else [name for name in chosen.studies or known if name not in there]:
         title, function = known[name]
         start, figures = time.perf_counter(), []
         for figure in function(True):

@@ -2,10 +2,10 @@
 
 import json
 import math
-import os
 import platform
 import time
 
+from numdl import reporting
 from tests.verification import mutants
 
 FOLDER = mutants.FIGURES.parent
@@ -14,8 +14,8 @@ INTRODUCTION = """# Verification
 
 What was measured, beside the threshold that was set before. Every line is a test: a quick part of each study runs in
 the suite of every day (but processes are killed in the long one), the whole in the long one. `make verification` writes
-the page anew with the figures of the Python that runs it, `make mutants` finds the planted faults; the figures lie in
-`docs/verification/`, a file a stack.
+the page anew with the figures of the Python that runs it, `make verification-stacks` both columns, `make mutants` finds
+the planted faults; the figures lie in `docs/verification/`, a file a stack.
 
 A dash stands for what was not run on that stack; a study that is not here was run on none. Where the threshold is "≥"
 the figure must reach it: the test sees a planted fault, or where a promise ends.
@@ -44,6 +44,11 @@ def read(path):
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
+def kept():
+    """The studies that this stack has figures of."""
+    return tuple(read(FOLDER / f"{stack()}.json").get("studies", ()))
+
+
 def keep(name, title, text, figures, seconds):
     """Put one study's figures into the file of this stack."""
     path = FOLDER / f"{stack()}.json"
@@ -55,7 +60,7 @@ def keep(name, title, text, figures, seconds):
     ]
     study = {"title": title, "text": text, "date": time.strftime("%F"), "seconds": round(seconds), "figures": rows}
     known["studies"][name] = study
-    known |= {"versions": versions(), "cpus": len(os.sched_getaffinity(0))}
+    known |= {"versions": versions(), "cpus": reporting.environment()["cpus"]}
     if name == "cpus":
         from tests.verification import agreement
 
