@@ -12,7 +12,6 @@ on u alone. So no derivative by the correlation, infinite there, is taken.
 import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
