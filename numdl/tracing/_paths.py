@@ -7,7 +7,6 @@ normalization, a gate, ... A layer's `Path` is the trail of its data operand. No
 
 import dataclasses
 import itertools
-from typing import Any, NamedTuple
 
 from numdl.tracing._programs import CONTRACTIONS, CUSTOM, REMAT, bodies, flatten, scan_counts
 from numdl.tracing._scalars import evaluate, is_elementwise
@@ -17,6 +16,8 @@ from numdl.tracing._trails import (
     MOVES,
     PARTS,
     Fixed,
+    Found,
+    Path,
     Trail,
     after,
     composed,
@@ -37,24 +38,6 @@ _REDUCTIONS = ("reduce_", "argm", "cum", "select_and_scatter", "select_and_gathe
 _MOST_STEPS = 400  # of one elementwise function: longer ones are followed and not tabulated
 
 
-class Path(NamedTuple):
-    """How a layer's data operand is made."""
-
-    source: Any  # as in `Trail`
-    function: Any  # of the source's value, elementwise, on NumPy arrays; None: the identity
-    between: frozenset  # what else lies between: empty where the operand is that function of that source
-    starts: bool  # no layer comes before
-    first: Any = None  # in a scan, for its first step: the `Path` from outside; None: as the others
-
-
-class Found(NamedTuple):
-    """What was followed, by layer."""
-
-    paths: dict  # layer -> Path
-    weights: dict  # layer -> Fixed: the operand that is made of parameters
-    biases: dict  # layer -> tuple of Fixed: what is added to its output alone
-
-
 def paths(program, layers, parameters):
     """The `Found` of a program; `parameters` are the paths of the leaves that come first among its inputs."""
     walker = _Walker(layers)
@@ -66,7 +49,8 @@ def paths(program, layers, parameters):
     ]
     walker.run(program, inputs)
     found = {index: walker.resolved(trail) for index, trail in walker.operands.items()}
-    return Found(found, walker.weights, {layer: tuple(added.values()) for layer, added in walker.biases.items()})
+    biases = {layer: tuple(added.values()) for layer, added in walker.biases.items()}
+    return Found(found, walker.weights, biases, walker.products, walker.reductions)
 
 
 class _Walker:
@@ -74,6 +58,7 @@ class _Walker:
         self.layers, self.operands, self.weights, self.biases = layers, {}, {}, {}
         self.custom = set()  # layers that are a call with a rule of its own: what else it does is not known
         self.carries = {}  # source -> (what came in, what a step makes of it)
+        self.pairs, self.products, self.reductions = {}, {}, {}  # of sources; the other two as in `Found`
         self.level, self.count, self.small = 0, itertools.count(), {}
 
     def run(self, program, inputs):
@@ -91,6 +76,8 @@ class _Walker:
         for index in program.places.get(slot, ()):
             if self.layers[index].kind != "tap" and isinstance(value, Trail):
                 inside = frozenset({"a custom rule"} if index in self.custom else ())
+                if value.source in self.pairs:
+                    self.products[index] = self.pairs[value.source]
                 value = Trail(index, between=inside, upstream=value.upstream | {index})
         return value
 
@@ -151,7 +138,9 @@ class _Walker:
         if index is None:
             known = any(isinstance(value, Fixed) and value.leaf for value in values)
             label = "attention" if len(trails) > 1 else "a layer not entered" if known else "a fixed matrix"
-            return [self.hiding(values, label)]
+            made = self.hiding(values, label)
+            self.pairs[made.source] = tuple(trails)
+            return [made]
         if step.name not in CONTRACTIONS:
             self.custom.add(index)
         operand = trails[0] if len(trails) == 1 else self.mixed(trails, "several inputs")
@@ -170,6 +159,7 @@ class _Walker:
         if is_elementwise(name):
             return [self.elementwise(program, step, values, trails)]
         if name.startswith(_REDUCTIONS) and len(trails) == 1:
+            self.reductions.setdefault(first.source, (name, first.function))
             form = (*first.form, (name, str(step.params.get("axes", step.params.get("axis"))), next(self.count)))
             reduced = dataclasses.replace(first, form=form, reduced=True, between=first.between | {"pooling"})
             return [reduced for _ in step.writes]

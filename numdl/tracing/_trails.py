@@ -84,6 +84,28 @@ class Trail:
     upstream: frozenset = frozenset()  # all sources it depends on
 
 
+class Path(NamedTuple):
+    """How a layer's data operand is made."""
+
+    source: Any  # as in `Trail`
+    function: Any  # of the source's value, elementwise, on NumPy arrays; None: the identity
+    between: frozenset  # what else lies between: empty where the operand is that function of that source
+    starts: bool  # no layer comes before
+    first: Any = None  # in a scan, for its first step: the `Path` from outside; None: as the others
+
+
+class Found(NamedTuple):
+    """What was followed, by layer."""
+
+    paths: dict  # layer -> Path
+    weights: dict  # layer -> Fixed: the operand that is made of parameters
+    biases: dict  # layer -> tuple of Fixed: what is added to its output alone
+    products: dict  # layer of data with data -> its operands, each a Trail
+    reductions: (
+        dict  # layer -> (primitive, elementwise function): what is first summed over, or maximized, of its state
+    )
+
+
 def after(trail, before):
     """A trail that goes on from where another one ended."""
     if trail.function is None or before.function is None:

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from numdl.networks import initializers, transformer
 from numdl.optimize import scaling
 from tests import widening
 from tests.selection import in_turn
@@ -166,6 +167,146 @@ def test_head_width_that_grows_is_said():
     build = lambda width, seed=0: widening.transformer(width, seed, heads=2)  # noqa: E731
     notes = scaling.roles(build, (NARROW, WIDE), widening.inputs(widening.transformer)).notes
     assert len(notes) == 1 and "the head width grows by 4" in notes[0] and "Adam rate by 0.5" in notes[0]
+
+
+def heads(form, power):
+    """Two heads that widen, scores over that power of their width, relative to NARROW's; said in several ways."""
+
+    def build(width, seed=0):
+        k = jax.random.split(jax.random.key(seed), 5)
+        shapes = {"into": (8, width), "query": (width, width), "key": (width, width), "value": (width, width)}
+        params = {name: widening.normal(one, *shape) for one, (name, shape) in zip(k, shapes.items())}
+        params |= {"out": widening.normal(k[4], width, 4)}
+        side, base = width // 2, NARROW // 2
+        over = base**0.5 * (side / base) ** power
+
+        def apply(p, x):
+            h = jnp.tanh(x @ p["into"])
+            q, key, v = (
+                jnp.moveaxis((h @ p[n]).reshape(*h.shape[:2], 2, side), 2, 1) for n in ("query", "key", "value")
+            )
+            q = q / over if form == "before" else q
+            scores = jnp.einsum("nhtk,nhsk->nhts", q, key)
+            seen = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+            if form == "after":
+                scores = jnp.where(seen[None, None], scores / over, -1e9)
+            elif form == "capped":
+                scores = 3 * jnp.tanh(scores / over / 3)
+            if form == "by hand":
+                made = jnp.exp(scores / over)
+                made = made / made.sum(-1, keepdims=True)
+            else:
+                made = jax.nn.softmax(scores, axis=-1)
+            mixed = jnp.moveaxis(made @ v, 1, 2).reshape(h.shape)
+            return jnp.mean(mixed, axis=1) @ p["out"]
+
+        return apply, params
+
+    return build
+
+
+SLOW = [pytest.param(form, marks=pytest.mark.slow) for form in ("before", "capped")]
+
+
+@pytest.mark.parametrize("form", ["after", "by hand", *SLOW])
+def test_heads_that_widen_over_the_root_train_as_over_the_width(form):
+    """1/sqrt(k) with the queries' factor is the same path as 1/k, by Adam and by gradient descent."""
+    x = jax.random.normal(jax.random.key(3), (3, 5, 8))
+    for optimizer, base in (("adam", optax.adam(0.01, eps=1e-12)), ("sgd", optax.sgd(0.1))):
+        made = []
+        for power in (0.5, 1.0):
+            build = heads(form, power)
+            roles = scaling.roles(build, (NARROW, WIDE), x)
+            assert bool(roles.notes) == (power == 0.5)
+            apply, params = build(WIDE)
+            params = scaling.rescale(params, roles, "mup")
+            step = optax.chain(base, scaling.multipliers(roles, "mup", optimizer))
+            state, slope = step.init(params), jax.grad(lambda p, apply=apply: jnp.sum(apply(p, x) ** 2))
+            for _ in range(2):
+                updates, state = step.update(slope(params), state)
+                params = optax.apply_updates(params, updates)
+            made.append(apply(params, x))
+            assert roles.deviation[roles.path.index("query")] == (-1.0 if power == 0.5 else -0.5)
+        assert np.allclose(*made, rtol=1e-4, atol=1e-6)
+
+
+def of_linen(width, seed=0):
+    nn = pytest.importorskip("flax.linen")
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            h = nn.Dense(width)(x)
+            return nn.Dense(4)((h + nn.MultiHeadDotProductAttention(num_heads=2)(h, h)).mean(1))
+
+    return Model().apply, Model().init(jax.random.key(seed), jnp.ones((1, 5, 8)))
+
+
+def of_equinox(width, seed=0):
+    eqx = pytest.importorskip("equinox")
+    k = jax.random.split(jax.random.key(seed), 3)
+    ends = eqx.nn.Linear(8, width, key=k[0]), eqx.nn.Linear(width, 4, key=k[2])
+    params, rest = eqx.partition((*ends, eqx.nn.MultiheadAttention(2, width, key=k[1])), eqx.is_inexact_array)
+
+    def one(params, x):
+        into, out, mix = eqx.combine(params, rest)
+        h = jax.vmap(into)(x)
+        return out((h + mix(h, h, h)).mean(0))
+
+    return lambda params, x: jax.vmap(lambda x: one(params, x))(x), params
+
+
+def of_numdl(width, seed=0):
+    """Under a scan over the depth."""
+    laws = dict.fromkeys(("query_key_weights", "value_weights"), initializers.variance_scaling(1.0))
+    stack = transformer.blocks(depth=2, heads=2, head_width=width // 2, mlp_width=None, norm="none", **laws)
+    net = transformer.network(stack, outputs=4, readout_weights=laws["value_weights"])
+    into = jax.random.normal(jax.random.key(1), (8, width))
+    inner = net.init(jax.random.key(seed), jnp.ones((1, 5, width)))
+    return lambda p, x: net.apply(p["net"], x @ p["into"]), {"net": inner, "into": into}
+
+
+@pytest.mark.parametrize(
+    "build, leaves",
+    [
+        (of_linen, ["query/bias", "query/kernel"]),
+        (of_equinox, ["query_proj/weight"]),
+        (of_numdl, ["attention/query"]),
+    ],
+)
+def test_the_weights_of_queries_are_found(build, leaves):
+    x = jax.random.normal(jax.random.key(3), (3, 5, 8))
+    found = [leaf for leaf in scaling.roles(widening.broadcasting(build), (NARROW, WIDE), x).leaves if leaf.head]
+    assert [leaf.path[-len(name) :] for leaf, name in zip(found, leaves, strict=True)] == leaves
+    assert all(leaf.undone(leaf.shapes[1]) == 0.5 for leaf in found)
+
+
+def test_heads_at_a_third_width_and_under_other_rules():
+    x = jax.random.normal(jax.random.key(3), (3, 5, 8))
+    build = heads("after", 0.5)
+    roles = scaling.roles(build, (NARROW, WIDE), x)
+    params = build(2 * WIDE)[1]
+    assert np.allclose(scaling.rescale(params, roles, "mup")["query"], params["query"] * (2 * M) ** -0.5, rtol=1e-5)
+    assert np.allclose(scaling.rescale(params, roles, "standard")["query"], params["query"], rtol=1e-5)
+    assert "muP draws and trains query 0.5 times as large" in roles.notes[0]
+
+
+def test_queries_that_are_normalized_are_not_followed():
+    def normalized(width, seed=0):
+        _, params = heads("after", 0.5)(width, seed)
+
+        def apply(p, x):
+            h = x @ p["into"]
+            q, k = (widening.norm(h @ p[name], jnp.ones(width)) for name in ("query", "key"))
+            return (
+                jnp.mean(jax.nn.softmax(q @ jnp.swapaxes(k, 1, 2) / width**0.5) @ (h @ p["value"]), axis=1) @ p["out"]
+            )
+
+        return apply, params
+
+    roles = scaling.roles(normalized, (NARROW, WIDE), jnp.ones((3, 5, 8)))
+    assert len(roles.notes) == 1 and "scores over its square root would change" in roles.notes[0]
+    assert all(leaf.head is None for leaf in roles.leaves)
 
 
 # ---- refused with what helps ----------------------------------------------------------------------------------------

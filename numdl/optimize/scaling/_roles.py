@@ -9,13 +9,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from numdl import checks
-from numdl.optimize.scaling import _laws, _uses
+from numdl.optimize.scaling import _heads, _laws, _uses
 from numdl.records import abridged
-
-_HEADS = (
-    "{}: the head width grows by {:g}: scores over its square root would change as its square root; divide them by the "
-    "head width, or multiply the query weights' deviation and their Adam rate by {:.3g}"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +25,17 @@ class Leaf:
     role: str  # "input" | "hidden" | "output" | "vector" | "embedding" | "fixed"
     why: str
     law: Any  # `_laws.Law`: how the deviation goes as the build draws it
+    head: Any = None  # `_heads.Head` whose growing scores this leaf undoes under muP
+
+    def undone(self, shape):
+        """Factor of the deviation and Adam rate at this shape that undoes growing heads; None if that is not known."""
+        if self.head is None or shape == self.shapes[0]:
+            return 1.0
+        if shape == self.shapes[1]:
+            return self.head.undone
+        ratios = self.ratios(shape)
+        known = ratios is not None and math.isclose(self.m_out, self.head.growth)  # as many heads at every width
+        return ratios[1] ** (self.head.power - 1) if known else None
 
     def ratios(self, shape):
         """(m_in, m_out) at this shape, relative to the narrow width; None if that is not known."""
@@ -79,7 +85,8 @@ class Roles:
     def deviation(self):
         """Power of the width that the deviation has under muP: array [P]; 0, -1/2, -1 where sizes are the width's."""
         log = math.log(self.widths[1] / self.widths[0])
-        return np.array([_rounded(math.log(_laws.mup(leaf.m_in, leaf.m_out)) / log) for leaf in self.leaves])
+        wanted = [_laws.mup(leaf.m_in, leaf.m_out) * leaf.undone(leaf.shapes[1]) for leaf in self.leaves]
+        return np.array([_rounded(math.log(each) / log) for each in wanted])
 
     @property
     def drawn(self):
@@ -131,8 +138,10 @@ def roles(build: Callable[[int], tuple], widths: Sequence[int], x: PyTree, *, em
     if all(leaf.shapes[0] == leaf.shapes[1] for leaf in leaves):
         raise checks.BadValue(f"build must give a wider network for a larger width; got the same shapes at {widths}")
     laws = _laws.named(leaves, widths[1] / widths[0])
-    leaves = tuple(dataclasses.replace(leaf, law=law) for leaf, law in zip(leaves, laws))
-    return Roles(widths, leaves, tuple(_notes(narrow, wide, leaves)))
+    heads = _heads.growing(narrow, wide)
+    undoing = {path: head for head in heads for path in head.leaves}
+    leaves = tuple(dataclasses.replace(leaf, law=law, head=undoing.get(leaf.path)) for leaf, law in zip(leaves, laws))
+    return Roles(widths, leaves, tuple(_notes(narrow, wide, leaves, heads)))
 
 
 def built(build, width):
@@ -175,12 +184,9 @@ def _growth(one, other):
     return f"{one.fan_in:g} -> {other.fan_in:g} inputs, {one.fan_out:g} -> {other.fan_out:g} outputs"
 
 
-def _notes(narrow, wide, leaves):
+def _notes(narrow, wide, leaves, heads):
     """Widths of heads that grow, axes that do not grow as the others, and what was not entered."""
-    heads = [pair for pair in zip(narrow.scores, wide.scores) if pair[0].fan_in != pair[1].fan_in]
-    for one, other in heads:
-        grown = other.fan_in / one.fan_in
-        yield _HEADS.format(one.name, grown, grown**-0.5)
+    yield from map(str, heads)
     m, last = wide.width / narrow.width, narrow.last
     for leaf in leaves:
         if leaf.role == "output" and leaf.path not in last:

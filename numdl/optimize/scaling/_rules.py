@@ -19,9 +19,10 @@ class Rule(NamedTuple):
     deviation: Callable
     adam: Callable
     sgd: Callable
+    heads: bool = False  # whether scores of growing heads are undone, as `_heads` has it
 
 
-_MUP = Rule(_laws.mup, lambda m_in, m_out: 1 / m_in, lambda m_in, m_out: m_out / m_in)
+_MUP = Rule(_laws.mup, lambda m_in, m_out: 1 / m_in, lambda m_in, m_out: m_out / m_in, heads=True)
 RULES = {
     "standard": Rule(_laws.standard, lambda m_in, m_out: 1.0, lambda m_in, m_out: 1.0),
     "ntk": Rule(_laws.standard, lambda m_in, m_out: m_in**-0.5, lambda m_in, m_out: 1 / m_in),
@@ -39,6 +40,7 @@ def rescale(params: PyTree, roles: Roles, rule: str) -> PyTree:
         leaf * deviation(m_in, m_out) / (its size as drawn, over that at the narrow width)
 
     What the build draws is known from `roles`: a leaf that already has the right law (and every leaf of zeros) stays.
+    Under muP a leaf that makes queries of heads that widen by m, with scores over the root of it, gets m^(-1/2) on top.
 
     Parameters
     ----------
@@ -57,10 +59,10 @@ def rescale(params: PyTree, roles: Roles, rule: str) -> PyTree:
     """
     params = _outside_of_jit(checks.leaves("params", params))
     checks.instance("roles", roles, Roles, hint="of scaling.roles(build, widths, x)")
-    deviation = _rule(rule).deviation
+    law = _rule(rule)
     leaves, structure = jax.tree.flatten(params)
     rows = _matched("params", params, roles)
-    factors = [_factor(row, leaf, deviation) for row, leaf in zip(rows, leaves)]
+    factors = [_factor(row, leaf, law) for row, leaf in zip(rows, leaves)]
     _refuse_second(rows, leaves, factors, rule)
     return jax.tree.unflatten(structure, [_times(leaf, factor) for leaf, factor in zip(leaves, factors)])
 
@@ -92,7 +94,8 @@ def multipliers(roles: Roles, rule: str, optimizer: str) -> Any:
 
     checks.instance("roles", roles, Roles, hint="of scaling.roles(build, widths, x)")
     checks.one_of("optimizer", optimizer, ("adam", "sgd"))
-    rate = getattr(_rule(rule), optimizer)
+    law = _rule(rule)
+    rate, power = getattr(law, optimizer), {"adam": 1, "sgd": 2}[optimizer]
 
     def init(params):
         _matched("params", params, roles)
@@ -101,7 +104,8 @@ def multipliers(roles: Roles, rule: str, optimizer: str) -> Any:
     def update(updates, state, params=None):
         leaves, structure = jax.tree.flatten(updates)
         rows = _matched("updates", updates, roles)
-        scaled = [_times(leaf, rate(*_ratios(row, leaf))) for row, leaf in zip(rows, leaves)]
+        factors = [rate(*_ratios(row, leaf)) * _undone(row, leaf, law) ** power for row, leaf in zip(rows, leaves)]
+        scaled = [_times(leaf, factor) for leaf, factor in zip(leaves, factors)]
         return jax.tree.unflatten(structure, scaled), state
 
     return optax.GradientTransformation(init, update)
@@ -137,13 +141,24 @@ def _ratios(row, leaf):
     return ratios
 
 
-def _factor(row, leaf, deviation):
+def _undone(row, leaf, law):
+    """What growing heads ask of the leaf on top."""
+    undone = row.undone(tuple(leaf.shape)) if law.heads else 1.0
+    if undone is None:
+        raise checks.BadValue(
+            f"params must have the shapes of one of the widths of roles, {row.shapes[0]} or {row.shapes[1]} at "
+            f"{row.path!r}; got {tuple(leaf.shape)}: at others the width of its heads is not known"
+        )
+    return undone
+
+
+def _factor(row, leaf, law):
     """What the leaf must be multiplied by."""
     if not math.isnan(row.law.square) and not jax.dtypes.issubdtype(leaf.dtype, np.inexact):
         raise checks.BadType(
             f"params must hold floating-point numbers at {row.path!r}; got dtype {leaf.dtype}, shape {leaf.shape}"
         )
-    wanted = math.log(deviation(*_ratios(row, leaf)))
+    wanted = math.log(law.deviation(*_ratios(row, leaf)) * _undone(row, leaf, law))
     drawn, own = _laws.drawn(row, tuple(leaf.shape)), _uses.mean_square(leaf)[0]
     if not (own > 0 and row.law.square > 0):
         return 1.0

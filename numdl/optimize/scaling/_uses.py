@@ -47,7 +47,7 @@ class Seen:
         self.paths = trees.names(self.params)
         self.values = dict(zip(self.paths, jax.tree.leaves(self.params), strict=True))
         self.shapes = {path: tuple(leaf.shape) for path, leaf in self.values.items()}
-        self.weights = paths(self.traced.program, self.traced.layers, self.traced.parameters).weights
+        self.found = paths(self.traced.program, self.traced.layers, self.traced.parameters)
         self.texts = dict(zip(self.paths, self.traced.uses, strict=True))
 
     def use(self, path):
@@ -56,13 +56,9 @@ class Seen:
         layers = tuple(self.traced.layers[i] for i in holding)
         names = {layer.name for layer in self.traced.layers}
         texts = [text for text in self.texts[path] if text not in names]
-        made = tuple(self.weights[i].made if i in self.weights else "derived" for i in holding)
+        weights = self.found.weights
+        made = tuple(weights[i].made if i in weights else "derived" for i in holding)
         return Use(layers, made, any(text.startswith(_LOOKUPS) for text in texts), ", ".join(texts))
-
-    @property
-    def scores(self):
-        """The products of data with data that sum over features: the first of each pair, queries with keys."""
-        return [layer for layer in self.traced.layers if layer.kind == "attention"]
 
     @property
     def last(self):
