@@ -31,7 +31,7 @@ def jit(
     compiler_options : dict     as of `jax.jit`
     Returns
     -------
-    function                    with `trace` and `eval_shape`
+    function                    with the methods of a compiled one that the package and its tests use
     """
     indices, static = _static(function, _several(static_argnums), _several(static_argnames))
 
@@ -59,7 +59,8 @@ def jit(
         return call
 
     call = calling(run)
-    call.trace, call.eval_shape = calling(run.trace), calling(run.eval_shape)
+    call.trace, call.eval_shape, call.lower = calling(run.trace), calling(run.eval_shape), calling(run.lower)
+    call._cache_size, call.clear_cache = run._cache_size, run.clear_cache
     return call
 
 

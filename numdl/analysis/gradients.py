@@ -179,7 +179,7 @@ def _sample(network, x, key, loss, seeds, at_a_time):
 @functools.partial(jit, static_argnames="seeds")
 def _sample_function(key, apply, init, x, loss, seeds):
     def one(key):
-        params = init(key)
+        params = jax.tree.map(jnp.asarray, init(key))  # of NumPy, jax keeps what another precision made of them
         flow = layers.probe(apply, params, x, loss=loss)
         heads = jax.tree.leaves(jax.grad(loss)(apply(params, x)))
         cotangent = jnp.concatenate([(flow.examples * head).ravel() for head in heads])

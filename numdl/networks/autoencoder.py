@@ -177,7 +177,7 @@ def optimal_codes(
         z <- shrink(z - t dE/dz, t sparsity),    shrink(v, c) = sign(v) max(|v| - c, 0)
 
     Each example has a step t of its own, halved where the energy's quadratic bound fails, so that no energy rises
-    beyond rounding.
+    beyond rounding; below it the bound is taken of the slopes.
 
     Parameters
     ----------
@@ -307,22 +307,33 @@ def _optimal(autoencoder, params, x, weights, start, steps):
     def smooth(codes):
         return _smooth(autoencoder, params, x, encoded, weights[0], codes)
 
-    def step(state, _):
-        codes, size, _ = state
+    def look(codes):
         value, pull = jax.vjp(smooth, codes)
-        (slope,) = pull(jnp.ones_like(value))
-        moved = _shrunk(codes - size[:, None] * slope, size[:, None] * weights[1])
-        way = moved - codes
-        bound = value + jnp.sum(slope * way, axis=-1) + jnp.sum(way**2, axis=-1) / (2 * size)
-        taken = smooth(moved) <= bound + 8 * jnp.finfo(x.dtype).eps * jnp.abs(value)
-        after = jnp.where(taken[:, None], moved, codes)
-        residual = jnp.linalg.norm(way, axis=-1) / size
-        return (after, jnp.where(taken, 1.2 * size, size / 2), residual), value + _penalty(weights, codes)
+        return value, pull(jnp.ones_like(value))[0]
 
-    state = begin, jnp.ones(len(x), encoded.dtype), jnp.zeros(len(x), encoded.dtype)
-    (codes, _, residual), energies = lax.scan(step, state, length=steps)
+    def step(state, _):
+        codes, size, _, (value, slope) = state
+        moved = _shrunk(codes - size[:, None] * slope, size[:, None] * weights[1])
+        found, way = look(moved), moved - codes
+        bend = jnp.sum(way**2, axis=-1) / (2 * size)
+        # A difference of energies below their rounding says nothing; slopes still do (Hager & Zhang 2005, eq. 4.1).
+        blind = bend <= 8 * jnp.finfo(x.dtype).eps * jnp.abs(value)
+        holds = found[0] <= value + jnp.sum(slope * way, axis=-1) + bend
+        taken = jnp.where(blind, jnp.sum((found[1] - slope) * way, axis=-1) <= 2 * bend, holds)
+        codes, at = _taken(taken, (moved, found), (codes, (value, slope)))
+        residual = jnp.linalg.norm(way, axis=-1) / size
+        return (codes, jnp.where(taken, 1.2 * size, size / 2), residual, at), value + _penalty(weights, state[0])
+
+    state = begin, jnp.ones(len(x), encoded.dtype), jnp.zeros(len(x), encoded.dtype), look(begin)
+    (codes, *_, residual, _), energies = lax.scan(step, state, length=steps)
     last = smooth(codes) + _penalty(weights, codes)
     return Codes(codes, jnp.concatenate([energies, last[None]]), residual)
+
+
+def _taken(taken, moved, before):
+    """For each example what is new where it is taken, and what was."""
+    choose = lambda new, old: jnp.where(taken.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
+    return jax.tree.map(choose, moved, before)
 
 
 def _shrunk(values, by):

@@ -307,6 +307,10 @@ def _truncated(key, shape, dtype):
     return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype) / math.sqrt(_TRUNCATED_VARIANCE)
 
 
+def _normal(key, shape, dtype):
+    return jax.random.normal(key, shape, dtype)
+
+
 def _uniform(key, shape, dtype):
     return jax.random.uniform(key, shape, dtype, -math.sqrt(3), math.sqrt(3))
 
@@ -321,7 +325,7 @@ def _signs(key, shape, dtype):
 
 # law: (draws of unit variance, excess kurtosis)
 _LAWS = {
-    "normal": (jax.random.normal, 0.0),
+    "normal": (_normal, 0.0),
     "uniform": (_uniform, -1.2),
     "truncated_normal": (_truncated, _TRUNCATED_KURTOSIS),
     "rademacher": (_signs, -2.0),
