@@ -116,12 +116,15 @@ def update(
     most = checks.positive("most", most, shape=())
     if damping is not None:
         damping = checks.finite("damping", damping, shape=())
-    scale = 1 / jnp.sqrt(jnp.asarray(features.shape[0], features.dtype))
-    a, y = scale * features, scale * targets
+    scale = 1 / jnp.sqrt(jnp.asarray(features.shape[0], state.memory.dtype))
+    a, y = scale * features.astype(scale.dtype), scale * targets.astype(scale.dtype)
     memory = lax.dynamic_update_index_in_dim(state.memory, a, state.count % state.memory.shape[0], 0)
     values, v = _spectrum(memory)
     misfit = a @ state.weights - y
-    batch = _Batch(a @ v, misfit, v.T @ (a.T @ misfit), v.T @ state.weights, values**2, state.total)
+    # A direction that the memory does not see has no slope: what rounding leaves would be divided by tau, 1e-7 or less.
+    seen = values > max(memory.shape[-1], 8) * jnp.finfo(values.dtype).eps * values[0]
+    slope = jnp.where(seen[:, None], v.T @ (a.T @ misfit), 0)
+    batch = _Batch(a @ v, misfit, slope, v.T @ state.weights, values**2, state.total)
     total = _choose(batch, least, most) if damping is None else state.total + jnp.asarray(damping, a.dtype)
     return SlimtikState(state.weights - v @ _move(batch, total), memory, total, state.count + 1)
 
