@@ -157,8 +157,9 @@ def _stacks(boards):
     for board in boards:
         about, versions = board["machine"], board["versions"]
         memory = f", {about['memory_gib']:g} GiB" if about["memory_gib"] else ""
+        sources_of = f" (library {versions['library']})" if "library" in versions else ""
         rows.append((
-            board["finished"][:10], _stack(board), f"numdl {versions['numdl']}, numpy {versions['numpy']}",
+            board["finished"][:10], _stack(board), f"numdl {versions['numdl']}{sources_of}, numpy {versions['numpy']}",
             f"{about['cores']} cores of {about['processor']}{memory}, {about['system']}", board["size"],
             _duration(board["seconds"]), f"stopped by {board['stopped']}" if board["stopped"] else "complete",
         ))  # fmt: skip
