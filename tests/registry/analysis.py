@@ -7,7 +7,7 @@ import numpy as np
 import optax
 
 from numdl import activations
-from numdl.analysis import control, curvature, laplace
+from numdl.analysis import control, curvature, laplace, regularity
 from numdl.networks import recurrent
 from numdl.optimize import losses
 from tests.registry import kinds
@@ -36,6 +36,7 @@ OPERATOR = curvature.hessian(o.loss, o.PARAMS, (o.X, o.TARGETS))
 POSTERIOR = laplace.Posterior(
     OPERATOR, np.ones(1), np.eye(1, OPERATOR.size), *map(np.float64, (0.0, 3.0, 1.0)), np.asarray(True)
 )
+NORMS = [regularity.Norms(depth, *np.full(6, 1.0 / depth)) for depth in (4, 8, 16)]
 MEMORY = recurrent.Memory(np.zeros((2, 4)), np.zeros((2, 4)))
 INPUTS = np.linspace(-1.0, 1.0, 24).reshape(3, 2, 4)
 SPLIT = types.SimpleNamespace(mean=np.ones((2, 2, 4)), deviation=np.ones((2, 2, 3, 4)), log_scale=np.zeros((2, 2)))
@@ -196,6 +197,10 @@ CALLS = {
         "matrices": kinds.Argument([o.MATRIX, o.MATRIX], (None, 3, "text", [], ["text"], [o.MATRIX, np.ones((2, 2))])),
         "left": kinds.real(o.VECTOR[None], np.ones((1, 2))),
         "right": kinds.real(o.VECTOR[None], np.ones((1, 2))),
+    },
+    "analysis.regularity.norms": {"weights": kinds.tree(STACK).also({"w": np.ones((1, 3))}, 3.0)},
+    "analysis.regularity.exponents": {
+        "found": kinds.Argument(NORMS, (None, 3, "text", [], NORMS[0], NORMS[:2], [*NORMS[:2], 3.5], [NORMS[0]] * 3))
     },
     "analysis.generalization.gap": {
         "train_losses": kinds.real(np.array([0.1, 0.2, 0.3])),
