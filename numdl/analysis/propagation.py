@@ -25,7 +25,7 @@ from jaxtyping import Array, ArrayLike, Float, Key, PyTree, Real, Shaped
 
 from numdl import checks, precision
 from numdl._compiled import jit
-from numdl.analysis import _samples
+from numdl.analysis import _pairs, _samples
 from numdl.networks import core
 from numdl.records import record
 
@@ -116,7 +116,7 @@ def correlations(
     Twins: theory.propagation.correlations, theory.residual.correlations, theory.residual.tanh_laws.
     Experiments: a3, a4, b12.
     """
-    x = _pairs(x)
+    x = _pairs.pairs(x)
     return _over_seeds(correlations_at, key, network, x, seeds, at_a_time)
 
 
@@ -141,10 +141,35 @@ def correlations_at(
     Source: Poole et al. 2016, arXiv:1606.05340, sec. 3.
     Twin: theory.propagation.correlations.    Experiment: a3.
     """
-    x = _pairs(x)
+    x = _pairs.pairs(x)
     network, params, rows = core.fitting(network, params, x.reshape(-1, *x.shape[2:]))
     states = network.states(params, rows)
-    return core.per_layer(lambda y: _cosines(_rows(y)), states).reshape(-1, x.shape[0]).T
+    return core.per_layer(_pairs.cosines, states).reshape(-1, x.shape[0]).T
+
+
+def branch_shares(network: core.Network, params: PyTree, x: Float[ArrayLike, "N ..."]) -> Float[Array, "blocks"]:
+    """MEASURED share of the residual branch: of every state's mean square, what the last layer has added.
+
+        share[l] = mean (y_l - y_{l-1})^2 / mean y_l^2,    l = 2..L, over the batch and units
+
+    Parameters
+    ----------
+    network : Network           any whose states have one shape
+    params : pytree             of the network
+    x : array [N, ...]          one batch
+    Returns
+    -------
+    array [L - 1]               nan where a state is exactly 0
+    Raises
+    ------
+    ValueError, TypeError       states of several shapes; not a Network, or one that does not take params and x
+    Source: De & Smith 2020, arXiv:2002.10444.    Twin: theory.residual.branch_shares.    Experiment: b14.
+    """
+    network, params, x = core.fitting(network, params, x)
+    shapes = {stretch.shape[1:] for stretch in jax.eval_shape(network.states, params, x)}
+    if len(shapes) > 1:
+        raise checks.BadValue(f"network must have states of one shape; got {sorted(shapes)}")
+    return _branch_shares(network, params, x)
 
 
 def covariances(
@@ -257,11 +282,13 @@ def _sample(network, x, key, measure, seeds, at_a_time):
     return _samples.each(one, jax.random.split(key, seeds), at_a_time)
 
 
-def _pairs(x):
-    x = checks.floating("x", x, least_ndim=2)
-    if x.shape[1] != 2:
-        raise checks.BadValue(f"x must hold pairs of inputs, of shape (P, 2, ...); got {tuple(x.shape)}")
-    return x
+@jax.jit
+def _branch_shares(network, params, x):
+    states = jnp.concatenate(network.states(params, x))
+    largest = jnp.max(jnp.abs(states), axis=tuple(range(1, states.ndim)))
+    inverse = _wide(1 / largest[1:]).reshape(-1, *(1,) * (states.ndim - 1))
+    mean = functools.partial(jnp.mean, axis=tuple(range(1, states.ndim)))
+    return mean(_square((states[1:] - states[:-1]) * inverse)) / mean(_square(states[1:] * inverse))
 
 
 def _wide(y):
@@ -272,19 +299,8 @@ def _square(y):
     return jnp.abs(_wide(y)) ** 2
 
 
-def _rows(y):
-    return _wide(y).reshape(y.shape[0], -1)
-
-
-def _cosines(rows):
-    """Of rows (0, 1), (2, 3), ...; rows are scaled by their largest entry: no square leaves the dtype's range."""
-    scaled = rows / jnp.max(jnp.abs(rows), axis=1, keepdims=True)
-    units = scaled / jnp.sqrt(jnp.sum(scaled**2, axis=1, keepdims=True))
-    return jnp.sum(units[0::2] * units[1::2], axis=1)
-
-
 def _second_moments(y):
-    rows = _rows(y)
+    rows = _pairs.rows(y)
     return jnp.matmul(rows, rows.T, precision=lax.Precision.HIGHEST) / rows.shape[1]
 
 

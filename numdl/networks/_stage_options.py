@@ -21,6 +21,7 @@ class Motion(NamedTuple):
     layout: Callable  # (width of the state, window) -> {name: (shape, who draws it)}, see `fields.layout`
     pair: bool = False  # the state is two halves, side by side
     damping: object = None  # of the antisymmetric block, a scalar
+    skip: str = "unit"  # what a rule for depth does to the weights, of `_skips.SKIPS`
 
 
 class Options(TypedDict, total=False):
@@ -84,6 +85,7 @@ def settings(motion, widths, depth, bias_variance, adjoint, options):
         dtype=_affine.asked_dtype(options["dtype"]),
         bias_variance=checks.variance("bias_variance", bias_variance, shape=()),
         damping=motion.damping,
+        skip=motion.skip,
         **_laws(options),
         **_clock(options["step"], options["time"]),
     )

@@ -8,7 +8,7 @@ from jax import lax
 
 from numdl import trees
 from numdl._compiled import jit
-from numdl.networks import _affine, fields
+from numdl.networks import _affine, _skips, fields
 from numdl.networks.initializers import Initializer
 from numdl.ode import schemes
 from numdl.records import record, static
@@ -38,6 +38,7 @@ class Settings:
     step: object  # h, or None
     time: object  # T of each stage, or None
     damping: object  # or None
+    skip: str = static()  # of `_skips.SKIPS`: what the number of blocks does to their weights
 
 
 @functools.partial(jit, static_argnames="dtype")
@@ -80,7 +81,12 @@ def _draw_leaves(settings, key, leaves, dtype):
 
 
 def _draw_leaf(settings, key, shape, who, dtype):
-    return jnp.zeros(shape, dtype) if who == fields.BIAS else getattr(settings, who).sample(key, shape, dtype)
+    if who in (fields.BIAS, fields.ZEROS, fields.ONES):
+        return jnp.full(shape, 1 if who == fields.ONES else 0, dtype)
+    _, _, *gains = _skips.SKIPS[settings.skip](sum(settings.depths), 1)
+    gains = dict(zip((fields.WEIGHTS, fields.SECOND), gains, strict=True))
+    weights = getattr(settings, who).sample(key, shape, dtype)
+    return weights * jnp.asarray(gains[who], dtype) if who in gains else weights
 
 
 def _draw_biases(settings, key, params):

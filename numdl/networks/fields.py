@@ -5,6 +5,9 @@
     symmetric       -f(y K + b) K^T                  parabolic: where f' >= 0 its Jacobian has no positive eigenvalue
     antisymmetric    f(y (A - A^T - damping I) + b)
 
+With a normalization, f(norm(y K + b)) stands for f(y K + b) in the first two; with a gate, a trained number stands
+before F.
+
 Kernels are matrices (n, m), y [N, n]; or windows HWIO of odd height and width, y [N, height, width, n], and then y K is
 the convolution with zero padding and y K^T its exact transpose. Pairs of fields, for states (q, p):
 
@@ -13,36 +16,49 @@ the convolution with zero padding and y K^T its exact transpose. Pairs of fields
     coupling                  q' = F_1(p),                p' = F_2(q)           any of the first three
 
 Sources: He et al. 2016, arXiv:1512.03385 (two_layer); Haber & Ruthotto 2017, arXiv:1705.03341 (one_layer,
-antisymmetric, Hamiltonian); Ruthotto & Haber 2018, arXiv:1804.04272 (symmetric); Chang et al. 2018, arXiv:1709.03698.
+antisymmetric, Hamiltonian); Ruthotto & Haber 2018, arXiv:1804.04272 (symmetric); Chang et al. 2018, arXiv:1709.03698;
+De & Smith 2020, arXiv:2002.10444 (the gate).
 """
 
 import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from numdl.networks import _batch_statistics
 from numdl.typing import Field
 
 BLOCKS = ("one_layer", "two_layer", "symmetric", "antisymmetric")
+NORMS = ("none", "batch")
+EPS = 1e-5  # of the batch normalization
 WEIGHTS, SECOND, BIAS = "weights", "second_weights", "bias"  # who draws a leaf
+ZEROS, ONES = "zeros", "ones"  # nobody does
 
 
 @functools.lru_cache(maxsize=256)
-def single(block: str, activation: Callable[[Array], Array]) -> Field:
-    """The field (t, y, theta) -> y' of this block; one function object for each block and activation.
+def single(block: str, activation: Callable[[Array], Array], *, norm: str = "none", gated: bool = False) -> Field:
+    """The field (t, y, theta) -> y' of this block; one function object for each combination.
 
     Parameters
     ----------
     block : str                 of `BLOCKS`
     activation : function       elementwise, hashable
+    norm : str                  none, or batch: before the activation, over all axes but the last
+    gated : bool                theta["gate"], a scalar, times all of it
     Returns
     -------
     function                    (t, y [N, ..., n], theta) -> array like y; theta as `layout` says, and for the
                                 antisymmetric block with a scalar "damping"
     """
-    value = functools.partial(_FIELDS[block], activation)
-    return lambda t, y, theta: value(theta, y)
+    value = _FIELDS[block]
+
+    def field(t, y, theta):
+        active = activation if norm == "none" else functools.partial(_normalized, activation, theta)
+        change = value(active, theta, y)
+        return theta["gate"].astype(change.dtype) * change if gated else change
+
+    return field
 
 
 @functools.lru_cache(maxsize=256)
@@ -87,7 +103,15 @@ def coupling(block: str, activation: Callable[[Array], Array]) -> tuple[Field, F
     )
 
 
-def layout(block: str, width: int, hidden: int | None, window: tuple[int, ...]) -> dict[str, tuple]:
+def layout(
+    block: str,
+    width: int,
+    hidden: int | None,
+    window: tuple[int, ...],
+    *,
+    norm: str = "none",
+    gated: bool = False,
+) -> dict[str, tuple]:
     """What theta holds for one layer.
 
     Parameters
@@ -96,6 +120,7 @@ def layout(block: str, width: int, hidden: int | None, window: tuple[int, ...]) 
     width : int                 n
     hidden : int                inside a two_layer or symmetric block; n if None
     window : tuple              () dense, (height, width) convolutional
+    norm, gated : str, bool     as for `single`
     Returns
     -------
     dict                        {name: (shape, who draws it)}
@@ -104,7 +129,23 @@ def layout(block: str, width: int, hidden: int | None, window: tuple[int, ...]) 
     leaves = {"kernel": ((*window, width, hidden), WEIGHTS), "bias": ((hidden,), BIAS)}
     if block == "two_layer":
         leaves["second"] = ((*window, hidden, width), SECOND)
-    return leaves
+    if norm != "none":
+        leaves |= {"gain": ((hidden,), ONES), "shift": ((hidden,), ZEROS)}
+    return leaves | ({"gate": ((), ZEROS)} if gated else {})
+
+
+def inner(theta: PyTree, y: Float[ArrayLike, "... n"]) -> Float[Array, "... m"]:
+    """y K + b: what a one_layer or two_layer block normalizes, or puts into its activation.
+
+    Parameters
+    ----------
+    theta : dict                of one layer, as `layout` says
+    y : array [..., n]
+    Returns
+    -------
+    array [..., m]
+    """
+    return _add(apply(theta["kernel"], y), theta["bias"])
 
 
 def apply(kernel: Float[ArrayLike, "..."], y: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
@@ -161,8 +202,18 @@ def _add(y, bias):
     return y + jnp.broadcast_to(bias, y.shape)
 
 
+def _normalized(activation, theta, u):
+    """activation(batch norm of u), with the statistics in theta if there are any."""
+    axes = tuple(range(u.ndim - 1))
+    if "mean" in theta:
+        known = _batch_statistics.Statistics(theta["mean"], theta["variance"])
+    else:
+        known = _batch_statistics.statistics(u, axis=axes)
+    return activation(_batch_statistics.normalize(u, known, theta["gain"], theta["shift"], axis=axes, eps=EPS))
+
+
 def _one_layer(activation, theta, y):
-    return activation(_add(apply(theta["kernel"], y), theta["bias"]))
+    return activation(inner(theta, y))
 
 
 def _two_layer(activation, theta, y):

@@ -27,10 +27,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
 
 from numdl import checks
-from numdl.networks import _record, _stage_options, fields, stages
+from numdl.networks import _batch_statistics, _record, _stage_options, fields, stages
 from numdl.networks.stages import Options
 from numdl.ode import adjoints, refinement, schemes, tableaus
 from numdl.ode.tableaus import Tableau
+
+SKIPS = ("unit", "gate", "fixup")
 
 
 def network(
@@ -42,6 +44,8 @@ def network(
     block: str = "one_layer",
     hidden: int | None = None,
     damping: ScalarLike | None = None,
+    norm: str = "none",
+    skip: str = "unit",
     tableau: Tableau = tableaus.euler,
     adjoint: Callable = adjoints.checkpointed,
     **options: Unpack[Options],
@@ -59,6 +63,9 @@ def network(
     block : str                 one_layer, two_layer, symmetric or antisymmetric, see `fields`
     hidden : int                width inside a two_layer or symmetric block, the stage's own if None
     damping : scalar            of the antisymmetric block, >= 0
+    norm : str                  none, or batch before the activation of a one_layer or two_layer block, see `freeze`
+    skip : str                  unit; gate (a trained number before F, 0 at first: SkipInit); fixup (two_layer: first
+                                kernels times (all blocks)^-1/2, second kernels 0)
     tableau : Tableau           explicit
     adjoint : function          how `apply` is differentiated, see `ode.adjoints`
     **options : Options         laws of the weights, step or time, window and more, see `stages.Options`
@@ -69,7 +76,8 @@ def network(
     ------
     TypeError, ValueError       fewer than three widths, an unknown option, an implicit tableau, hidden or damping of
                                 another block, two laws for the weights or none, step and time both or neither
-    Source: He et al. 2016, arXiv:1512.03385; as an equation Haber & Ruthotto 2017, arXiv:1705.03341.
+    Source: He et al. 2016, arXiv:1512.03385; as an equation Haber & Ruthotto 2017, arXiv:1705.03341; De & Smith 2020,
+    arXiv:2002.10444 (gate); Zhang et al. 2019, arXiv:1901.09321 (fixup, m = 2, a bias for every unit).
     """
     checks.accepts("activation", activation, 1, "activation(x)")
     checks.one_of("block", block, fields.BLOCKS)
@@ -77,8 +85,10 @@ def network(
     if not tableau.explicit:
         raise checks.BadValue(f"tableau must be explicit; got {tableau}")
     _check_damping(block, damping)
-    layout = functools.partial(_layout, block, _stage_options.inner_width(block, hidden))
-    motion = stages.Motion(schemes.runge_kutta(tableau), fields.single(block, activation), layout, damping=damping)
+    branch = _branch(block, norm, skip)
+    layout = functools.partial(_layout, branch, block, _stage_options.inner_width(block, hidden))
+    field = fields.single(block, activation, **branch)
+    motion = stages.Motion(schemes.runge_kutta(tableau), field, layout, damping=damping, skip=skip)
     return stages.build(motion, widths=widths, depth=depth, bias_variance=bias_variance, adjoint=adjoint, **options)
 
 
@@ -179,13 +189,62 @@ def with_tableau(network: stages.StagedNetwork, tableau: Tableau) -> stages.Stag
     return stages.from_settings(dataclasses.replace(settings, scheme=schemes.runge_kutta(tableau)))
 
 
+def freeze(network: stages.StagedNetwork, params: PyTree, x: Float[ArrayLike, "N ..."]) -> PyTree:
+    """The parameters with the statistics of this batch written in: every example is then on its own.
+
+    y = network.apply(freeze(network, params, x), x) is network.apply(params, x), up to rounding. Without a batch
+    normalization they are the parameters that were given.
+
+    Parameters
+    ----------
+    network : Network           of this module; with norm="batch" Euler's, the parameters constant on steps
+    params : pytree             of `network.init`
+    x : array [N, ...]          the batch
+    Returns
+    -------
+    pytree                      params with "mean" and "variance" [steps, m] beside gain and shift
+    Raises
+    ------
+    ValueError, TypeError       a network of another builder, tableau or interpolation, params or x that do not fit
+    """
+    settings, params = stages.admitted(network, params)
+    if not any("gain" in theta for theta in params["blocks"]):
+        return params
+    euler = settings.scheme is schemes.runge_kutta(tableaus.euler)
+    if not euler or settings.interpolation != "constant":
+        raise checks.BadValue(
+            "network must have Euler's steps and parameters that are constant on steps; "
+            f"got {settings.scheme.name}, {settings.interpolation}"
+        )
+    flows = [unroll(network, params, x, stage=stage) for stage in range(len(settings.depths))]
+    return {**params, "blocks": tuple(_with_statistics(flow) for flow in flows)}
+
+
+def _with_statistics(flow):
+    def known(theta, y):
+        u = fields.inner(theta, y)
+        return _batch_statistics.statistics(u, axis=tuple(range(u.ndim - 1)))
+
+    found = jax.vmap(known)(flow.theta, flow.states)
+    return {**flow.theta, "mean": found.mean, "variance": found.variance}
+
+
 def _right_hand_side(settings, y, theta):
     slope = settings.scheme.derivative(settings.field, 0.0, stages.split(settings, y), theta)
     return stages.merge(settings, slope)
 
 
-def _layout(block, hidden, width, window):
-    return fields.layout(block, width, hidden, window)
+def _layout(branch, block, hidden, width, window):
+    return fields.layout(block, width, hidden, window, **branch)
+
+
+def _branch(block, norm, skip):
+    """What `fields` is told of the branch."""
+    if checks.one_of("norm", norm, fields.NORMS) != "none" and block not in ("one_layer", "two_layer"):
+        raise checks.BadValue(f"norm must be none unless block is one_layer or two_layer; got {norm!r} for {block}")
+    if checks.one_of("skip", skip, SKIPS) == "fixup" and block != "two_layer":
+        raise checks.BadValue(f"skip must not be fixup unless block is two_layer; got {block}")
+    return {"norm": norm, "gated": skip == "gate"}
 
 
 def _check_damping(block, damping):

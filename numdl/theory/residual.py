@@ -74,7 +74,7 @@ def correlations(
     second_weight_variance : scalar     v = fan_in * Var(V_ij)
     Returns
     -------
-    Correlations                square [L], c shaped c.shape + (L,), float64
+    Correlations                square [L], c shaped c.shape + (L,), float64; nan where the stream has left its range
     Raises
     ------
     ValueError, TypeError       c outside [-1, 1], x_variance not above 0, depth < 1, a bad variance, no Activation
@@ -94,8 +94,62 @@ def correlations(
         c.ravel() * x_variance, x_variance, gain, weight_variance, bias_variance, depth, activation
     )
     square, products = np.asarray(square), np.asarray(products)
-    found = np.where(c.ravel() == 1, 1.0, np.clip(products / square[:, None], -1, 1))
+    with np.errstate(invalid="ignore"):
+        found = np.where(c.ravel() == 1, 1.0, np.clip(products / square[:, None], -1, 1))
     return Correlations(square, found.T.reshape(*c.shape, depth))
+
+
+def branch_shares(
+    *,
+    x_variance: ArrayLike,
+    depth: int,
+    step: ArrayLike,
+    activation: Activation,
+    weight_variance: ArrayLike,
+    second_weight_variance: ArrayLike,
+    bias_variance: ArrayLike,
+    normalized: bool = False,
+) -> np.ndarray:
+    """PREDICTED share of the residual branch in the mean square of the stream after each block y + h f(y K + b) V.
+
+        share[l] = h^2 v E f(u)^2 / p[l],    p[l] = p[l-1] + h^2 v E f(u)^2,    p[0] = x_variance
+        u = y K + b ~ N(0, w p[l-1] + b); normalized over the batch: N(0, 1), so that share[l] = a / (p[0] + a l)
+
+    For relu, h = 1 and v = 2: 1 / (p[0] + l) with batch normalization, and w / (1 + w) in every block without: the
+    stream grows by the same factor each time.
+
+    Parameters
+    ----------
+    x_variance : scalar         mean of x**2 over coordinates, > 0; y_0 = x
+    depth : int                 blocks L >= 1
+    step : scalar               h
+    activation : Activation     f
+    weight_variance, bias_variance : scalar     w = fan_in * Var(K_ij), Var(b_i); normalized: of no effect
+    second_weight_variance : scalar     v = fan_in * Var(V_ij)
+    normalized : bool           batch normalization before f; a large batch, of inputs with mean 0
+    Returns
+    -------
+    array [L]                   float64; nan where the stream has left its range
+    Raises
+    ------
+    ValueError, TypeError       x_variance not above 0, depth < 1, a bad variance, no Activation
+    Source: De & Smith 2020, arXiv:2002.10444.    Twin: analysis.propagation.branch_shares.    Experiment: b14.
+    """
+    square = correlations(
+        1.0,
+        x_variance=x_variance,
+        depth=depth,
+        step=step,
+        activation=activation,
+        weight_variance=weight_variance,
+        second_weight_variance=second_weight_variance,
+        bias_variance=bias_variance,
+    ).square
+    if not checks.flag("normalized", normalized):
+        with np.errstate(invalid="ignore"):
+            return np.diff(square, prepend=float(x_variance)) / square
+    added = step**2 * second_weight_variance * float(_unit_square(activation))
+    return added / (x_variance + added * np.arange(1, depth + 1))
 
 
 def tanh_laws(*, weight_variance: ArrayLike, second_weight_variance: ArrayLike, step: ArrayLike = 1.0) -> TanhLaws:
@@ -127,6 +181,11 @@ def tanh_laws(*, weight_variance: ArrayLike, second_weight_variance: ArrayLike, 
     decay = 1 - 2 / math.pi if gain > 0 else 0.0
     gradient = 4 / 3 * math.sqrt(2 / math.pi) * abs(h) * math.sqrt(float(weight_variance) * v)
     return TanhLaws(np.float64(h**2 * v if gain > 0 else 0.0), np.float64(decay), np.float64(gradient))
+
+
+@float64
+def _unit_square(activation):
+    return activation.mean_square(1.0)
 
 
 def _variances(**variances):

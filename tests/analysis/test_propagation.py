@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from numdl.analysis import propagation
-from numdl.networks import core, dense
+from numdl.networks import core, dense, residual
 
 pytestmark = pytest.mark.float32
 
@@ -218,3 +218,20 @@ def test_bad_pairs_and_windows_are_named(key, x):
         propagation.depth_scale(np.ones((2, 9)), start=0, stop=9)
     with pytest.raises(ValueError, match=r"stop .*5..9; got 4"):
         propagation.depth_scale(np.ones((2, 9)), start=3, stop=4)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-25])
+def test_branch_shares_are_differences_of_states(key, size):
+    """Also where squares are below float32."""
+    net = residual.network(
+        widths=(4, 5, 2), depth=3, activation=jnp.tanh, weight_variance=1.0, bias_variance=0.0, step=1.0
+    )
+    x = size * jax.random.normal(key, (6, 4), jnp.float32)
+    params = net.init(key, x)
+    y = np.concatenate([np.asarray(stretch, float) for stretch in net.states(params, x)])
+    expected = ((y[1:] - y[:-1]) ** 2).mean(axis=(1, 2)) / (y[1:] ** 2).mean(axis=(1, 2))
+    np.testing.assert_allclose(propagation.branch_shares(net, params, x), expected, rtol=1e-4)
+    ragged = dense.network(widths=(4, 5, 6, 2), activation=jnp.tanh, weight_variance=1.0, bias_variance=0.0)
+    params = ragged.init(key, x)
+    with pytest.raises(ValueError, match="network must have states of one shape"):
+        propagation.branch_shares(ragged, params, x)

@@ -195,6 +195,111 @@ def test_state_gradients_and_jacobians_by_whatever_adjoint(key):
     close(gradients[1][1].ravel(), np.asarray(matrix).sum(axis=0), 50)
 
 
+def normalized(u, t):
+    """Over all axes but the last, in float64."""
+    axes = tuple(range(u.ndim - 1))
+    return t["gain"] * (u - u.mean(axis=axes)) / np.sqrt(u.var(axis=axes) + 1e-5) + t["shift"]
+
+
+def varied(params):
+    """Every entry another small number added: gates are not 0, gains not 1."""
+    wave = lambda leaf: 0.3 * jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape)  # noqa: E731
+    return jax.tree.map(lambda leaf: leaf + wave(leaf), params)
+
+
+BRANCHES = {
+    "one_layer": {"norm": "batch"},
+    "two_layer": {"norm": "batch", "skip": "gate"},
+    "symmetric": {"skip": "gate"},
+    "antisymmetric": {"skip": "gate", "damping": 0.3},
+}
+
+
+@pytest.mark.parametrize("block", in_turn(BRANCHES, 1, every=2))
+def test_normalized_and_gated_branches_are_a_plain_loop(key, block):
+    net, x = build((5, 8, 4, 3), (3, 2), block=block, **BRANCHES[block]), inputs(6, 5)
+    params = varied(net.init(key, x))
+
+    def slope(t, y):
+        gate = t.get("gate", 1.0)
+        if "norm" not in BRANCHES[block]:
+            return gate * SLOPES[block](t, y)
+        inner = np.tanh(normalized(y @ t["kernel"] + t["bias"], t))
+        return gate * (inner @ t["second"] if block == "two_layer" else inner)
+
+    expected, outputs = by_hand(params, x, slope, 0.25)
+    states, *ours = both(net, params, x)
+    for computed, theirs in zip(states, expected, strict=True):
+        close(computed, np.stack(theirs))
+    close(ours[0], outputs)
+    close(ours[1], outputs)
+
+
+def test_pictures_are_normalized_over_their_places(key):
+    net, x = build((4, 4, 2), 1, block="one_layer", window=3, norm="batch"), inputs(3, 5, 4, 4)
+    params = varied(net.init(key, x))
+    theta = wide(jax.tree.map(lambda leaf: leaf[0], params["blocks"][0]))
+    u = np.asarray(native(x, params["blocks"][0]["kernel"][0])) + theta["bias"]
+    close(net.states(params, x)[0][0], np.asarray(x) + 0.25 * np.tanh(normalized(u, theta)))
+    frozen = residual.freeze(net, params, x)
+    close(net.apply(frozen, x[:1]), net.apply(params, x)[:1])
+
+
+@pytest.mark.parametrize("skip", ["gate", "fixup"])
+def test_a_start_that_is_the_identity(key, skip):
+    net, x = build((8, 8, 3), 7, block="two_layer", skip=skip), inputs(4, 8)
+    params = net.init(key, x)
+    close(net.states(params, x)[0], np.broadcast_to(x, (7, 4, 8)), 0)
+    slopes = jax.grad(lambda params: net.apply(params, x).sum())(params)["blocks"][0]
+    assert jnp.abs(slopes["gate" if skip == "gate" else "second"]).min(axis=-1).max() > 0, "it can move"
+
+
+@pytest.mark.parametrize("depth, widths", [(25, (40, 40, 3)), ((9, 16), (40, 40, 40, 3))])
+def test_fixup_divides_by_the_root_of_all_blocks(key, depth, widths):
+    """Against the same draw without it: 25 blocks, in one stage or two; connectors and readout are as they were."""
+    x = inputs(2, 40)
+    laws = {"block": "two_layer", "second_weight_variance": 1.0}
+    plain, ours = (build(widths, depth, skip=skip, **laws).init(key, x) for skip in ("unit", "fixup"))
+    for one, other in zip(plain["blocks"], ours["blocks"], strict=True):
+        close(other["kernel"], one["kernel"] / 5)
+        close(other["bias"], one["bias"], 0)
+        assert not other["second"].any()
+    close(ours["readout"]["kernel"], plain["readout"]["kernel"], 0)
+
+
+def test_frozen_statistics_leave_every_example_alone(key):
+    net, x = build((5, 8, 8, 3), (3, 2), block="two_layer", norm="batch"), inputs(6, 5)
+    params = varied(net.init(key, x))
+    frozen = residual.freeze(net, params, x)
+    close(net.apply(frozen, x), net.apply(params, x))
+    close(net.apply(frozen, x[2:3]), net.apply(params, x)[2:3])
+    assert abs(net.apply(params, x[:2]) - net.apply(params, x)[:2]).max() > 0.01
+    plain = build()
+    params = plain.init(key, x)
+    assert jax.tree.structure(residual.freeze(plain, params, x)) == jax.tree.structure(params)
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"block": "symmetric", "norm": "batch"}, "norm must be none unless block"),
+        ({"block": "one_layer", "skip": "fixup"}, "skip must not be fixup unless block is two_layer; got one_layer"),
+        ({"skip": "deepnorm"}, "skip must be one of"),
+        ({"norm": "layer"}, "norm must be one of"),
+    ],
+)
+def test_branches_that_there_are_not(more, message):
+    with pytest.raises(ValueError, match=message):
+        build(**more)
+
+
+@pytest.mark.parametrize("more", [{"tableau": tableaus.rk4}, {"interpolation": "linear"}])
+def test_statistics_within_a_step_cannot_be_frozen(key, more):
+    net, x = build((5, 5, 3), 2, norm="batch", **more), inputs(4, 5)
+    with pytest.raises(ValueError, match="network must have Euler's steps"):
+        residual.freeze(net, net.init(key, x), x)
+
+
 def temporary_memory(depth, **more):
     net, x = build((16, 16, 2), depth, time=1.0, **more), inputs(32, 16)
     params = jax.eval_shape(net.init, jax.random.key(0), x)

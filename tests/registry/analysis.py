@@ -311,6 +311,12 @@ CALLS = {
     "analysis.propagation.lengths_at": OF_NETWORK,
     "analysis.propagation.covariances_at": OF_NETWORK,
     "analysis.propagation.correlations_at": {**OF_NETWORK, "x": kinds.batch(o.PAIRS).also(o.X)},
+    "analysis.propagation.branch_shares": OF_NETWORK,
+    "analysis.shattering.gradient_correlations": {
+        **OF_NETWORK,
+        "x": kinds.batch(o.PAIRS).also(o.X),
+        "cotangent": kinds.floating(np.ones(2), np.ones(3)),
+    },
     "analysis.propagation.depth_scale": {
         "values": kinds.real(np.exp(-np.linspace(0.0, 1.0, 12)).reshape(2, 6), np.ones(6), np.ones((1, 6))),
         "start": kinds.limited(1, most=6),

@@ -239,6 +239,13 @@ CALLS = {
         "x_variance": kinds.positive(1.0),
         "step": kinds.number(0.1),
     },
+    "theory.residual.branch_shares": {"x_variance": kinds.positive(1.0), "step": kinds.number(0.1)},
+    "theory.shattering.dense": {"c": kinds.numbers(0.5, 1.5, -1.5), "x_variance": kinds.positive(1.0)},
+    "theory.shattering.residual": {
+        "c": kinds.numbers(0.5, 1.5, -1.5),
+        "x_variance": kinds.positive(1.0),
+        "step": kinds.number(0.1),
+    },
     "theory.residual.tanh_laws": {"step": kinds.number(0.1)},
     "theory.gradients.dropout_fixed_point": {},
     "theory.gradients.log_norm": {

@@ -84,3 +84,17 @@ def test_laws_of_blocks_that_add_nothing_are_zero(still):
     assert (found.square == 1).all() and np.allclose(found.c, 0.5, rtol=0, atol=1e-15)
     laws = residual.tanh_laws(**known)
     assert laws.length == laws.decay == laws.gradient == 0
+
+
+def test_branch_shares_of_relu():
+    """1 / (p_0 + l) with batch normalization; w v / 2 of what was there without."""
+    physics = {"activation": activations.relu, "weight_variance": 1.5, "second_weight_variance": 2.0, "step": 0.8}
+    stream = {"x_variance": 1.7, "depth": 6, "bias_variance": 0.0}
+    a = 0.64 * np.array([1.0, 1.5])
+    found = residual.branch_shares(normalized=True, **stream, **physics)
+    np.testing.assert_allclose(found, a[0] / (1.7 + a[0] * np.arange(1, 7)), rtol=1e-12)
+    found = residual.branch_shares(**stream, **physics)
+    np.testing.assert_allclose(found, np.full(6, a[1] / (1 + a[1])), rtol=1e-12)
+    beyond = residual.branch_shares(**stream | {"depth": 1300}, **physics)
+    assert np.isnan(beyond[-1])
+    assert beyond[900] == pytest.approx(a[1] / (1 + a[1]))

@@ -8,6 +8,7 @@ from jaxtyping import Array, ArrayLike, ScalarLike
 
 from numdl import checks
 from numdl.networks import _affine
+from numdl.networks._skips import SKIPS
 from numdl.networks.initializers import Initializer
 from numdl.networks.transformer._blocks import Blocks, sublayers
 
@@ -15,16 +16,6 @@ NORMS = ("pre", "post", "sandwich", "none")
 NORMALIZATIONS = ("layer", "rms")
 SCALES = ("root", "width", "qk_norm")
 MASKS = ("full", "causal")
-# (gain of the stream, gain of a branch, factor of a branch's first deviations, of its last) of N blocks of s sublayers.
-SKIPS = {
-    "unit": lambda n, s: (1.0, 1.0, 1.0, 1.0),
-    "depth": lambda n, s: (1.0, (n * s) ** -0.5, 1.0, 1.0),
-    "deepnorm": lambda n, s: ((2 * n) ** 0.25, 1.0, (8 * n) ** -0.25, (8 * n) ** -0.25),
-    "gate": lambda n, s: (1.0, 1.0, 1.0, 1.0),
-    "fixup": lambda n, s: (1.0, 1.0, (n * s) ** -0.5, 0.0),
-    "t_fixup": lambda n, s: (1.0, 1.0, 0.67 * n**-0.25, 0.67 * n**-0.25),
-    "t_fixup_decoder": lambda n, s: (1.0, 1.0, (9 * n) ** -0.25, (9 * n) ** -0.25),
-}
 
 
 def blocks(
