@@ -201,25 +201,21 @@ def _halved(config, result):
 
 
 def _sublinear(config, result):
-    """The exponent of networks as they are, the largest width, from half of the depth to all of it."""
+    """The exponent of networks as they are, the largest width, between half of the depth and all of it.
+
+    Blocks m+1..L take from R(L), the correlation after L blocks, what R(L) has less than R(m): the gradient of y_m.
+    """
     samples, half = result.measured["residual, batch norm"][-1], config.depth // 2
-    behind = np.arange(config.depth - 1, -1, -1)  # blocks that the gradient of y_l has passed
-    mean, n = samples.mean(axis=0), len(samples)
-    span = np.log(behind[0] / behind[half - 1])
-
-    def exponent(mean):
-        return -np.log(mean[0] / mean[half - 1]) / span
-
-    left_out = np.array([exponent((mean * n - sample) / (n - 1)) for sample in samples])
-    error = np.sqrt((n - 1) * np.mean((left_out - left_out.mean()) ** 2))
+    found = mean_and_error(samples[:, half - 1])
+    span = np.log(config.depth / half)
     return Claim(
-        f"residual, batch norm, width {config.widths[-1]}: exponent of the decay between {behind[half - 1]} and "
-        f"{behind[0]} blocks is below 1",
+        f"residual, batch norm, width {config.widths[-1]}: exponent of the decay between {half} and "
+        f"{config.depth} blocks is below 1",
         f"{BALDUZZI}: sublinear with skip connections",
         origin="published",
         expected=1.0,
-        measured=exponent(mean),
-        uncertainty=error,
+        measured=-np.log(found.mean) / span,
+        uncertainty=found.stderr / found.mean / span,
         tolerance=0.0,
         tolerance_from="what sublinear means",
         relation="<=",

@@ -1,4 +1,4 @@
-"""Pairs of inputs, and the cosine between the two arrays that come of each."""
+"""MEASURED: pairs of inputs, and the cosine between the two arrays that come of each."""
 
 import jax.numpy as jnp
 

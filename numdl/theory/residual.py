@@ -116,7 +116,7 @@ def branch_shares(
         u = y K + b ~ N(0, w p[l-1] + b); normalized over the batch: N(0, 1), so that share[l] = a / (p[0] + a l)
 
     For relu, h = 1 and v = 2: 1 / (p[0] + l) with batch normalization, and w / (1 + w) in every block without: the
-    stream grows by the same factor each time.
+    stream grows by the same factor each time. SkipInit's gates, 0 at first, make all shares 0.
 
     Parameters
     ----------

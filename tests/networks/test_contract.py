@@ -128,8 +128,10 @@ ONE_MORE = lambda depth: depth + 1  # noqa: E731
 CASES = {
     "dense": Case(_dense, VECTORS),
     "residual": Case(_residual, VECTORS, ONE_MORE),
-    "residual, batch": Case(functools.partial(_residual, norm="batch", skip="gate"), VECTORS, ONE_MORE, mixes=True),
-    "residual, fixup": Case(functools.partial(_residual, block="two_layer", skip="fixup"), VECTORS, ONE_MORE),
+    "residual, batch": Case(functools.partial(_residual, norm="batch"), VECTORS, ONE_MORE, mixes=True),
+    "residual, fixup": Case(
+        functools.partial(_residual, block="two_layer", skip="fixup"), VECTORS, ONE_MORE, initializer=False
+    ),
     "hamiltonian": Case(_bind(_reversible, reversible.hamiltonian), VECTORS, ONE_MORE),
     "leapfrog": Case(_bind(_reversible, reversible.leapfrog), VECTORS, ONE_MORE),
     "coupling": Case(_bind(_reversible, reversible.coupling), VECTORS, ONE_MORE),
