@@ -27,7 +27,14 @@ limit come of the recursions at depths that no network here has.
 
 Verdict
 -------
-VERDICT
+60 networks of depth 16 for each of four kinds and three widths, 8 pairs each; two CPU cores, shared with other
+programs, 60 CPU seconds. All claims hold. Batch-normalized plain networks halve the correlation layer by layer, by
+exp(-0.699) with standard error 0.038; residual ones have the exponent 0.622 (error 0.006) between 8 and 16 blocks, and
+0.733 in the end. The residual networks without normalization of this seed lie 3.4 standard errors above their recursion
+at y_1, the most of all; 200 more networks of width 256, of other seeds, within one. (3/4)^L is nowhere to be seen: what
+keeps two inputs uncorrelated, batch normalization, also shrinks the share of the block. The paper's 1 / 2^L and
+1 / sqrt(L) are from memory: the abstract and a summary were at hand, its theorems were not. That the recursions of
+unnormalized networks end in L^-3 was known before the limit of the claim was chosen.
 """
 
 import dataclasses
@@ -116,10 +123,10 @@ def _theory(kind, depth):
 
 
 def _far(kind, config):
-    """The stream of residual blocks doubles in each if nothing normalizes: float64 ends after 1000."""
-    gradient = _theory(kind, min(config.far, 1000) if kind == "residual" else config.far).gradient
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return gradient[0] / gradient
+    """Down to where float64 ends: a stream that doubles in each block, a correlation that is halved by each layer."""
+    short = kind in ("plain, batch norm", "residual")
+    gradient = _theory(kind, min(config.far, 1000) if short else config.far).gradient
+    return gradient[0] / gradient
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "width", "config"))
@@ -260,9 +267,10 @@ def figure(config, result):
     for ax in (by_layer, far):
         ax.set_yscale("log")
         ax.set_ylabel("correlation of the gradients at two inputs")
-    by_width.set_ylabel("correlation of the gradients of y_1")
-    for ax in (by_layer, far, by_width):
         ax.legend(fontsize=8, frameon=False)
+    by_width.set_ylabel("correlation of the gradients of y_1")
+    by_width.set_title("colors as in the other two", fontsize=9)
+    for ax in (by_layer, far, by_width):
         plotting.tidy(ax)
     return drawing
 

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from numdl import statistics
 from numdl.networks import core, initializers, transformer
 from numdl.networks.transformer import _blocks
+from numdl.theory import transformer as predicted
 from tests.selection import some_fast
 
 pytestmark = pytest.mark.float32
@@ -52,9 +54,9 @@ def numpy_attention(s, p, x, memory, seen):
     return out
 
 
-def numpy_states(s, layers, x, seen, gains=(1.0, 1.0), memory=None):
-    """States of one example after every sublayer."""
-    states = []
+def numpy_states(s, layers, x, seen, gains=(1.0, 1.0), memory=None, added=None):
+    """States of one example after every sublayer; the mean squares of what they add are appended to a list."""
+    states, added = [], [] if added is None else added
     for l in range(s.depth):
         for name in ("attention", *(("cross",) if memory is not None else ()), *(("mlp",) if s.mlp_width else ())):
             p = jax.tree.map(lambda leaf, l=l: np.asarray(leaf[l], np.float64), layers[name])
@@ -68,7 +70,8 @@ def numpy_states(s, layers, x, seen, gains=(1.0, 1.0), memory=None):
                 mask = np.ones((len(x), len(memory)), bool) if cross else seen
                 made = numpy_attention(s, p, inner, memory if cross else inner, mask)
             made = norm(made, "norm_out") if s.norm == "sandwich" else made
-            x = gains[0] * x + p.get("gate", gains[1]) * made
+            added.append((made**2).mean())
+            x = p.get("skip", gains[0]) * x + p.get("gate", gains[1]) * made
             x = norm(x, "norm") if s.norm == "post" else x
             states.append(x)
     return np.stack(states)
@@ -86,6 +89,7 @@ CASES = {
     "by depth": ({"skip": "depth", "norm": "none"}, {"gains": (1.0, 0.5)}),
     "deepnorm": ({"skip": "deepnorm", "norm": "post"}, {"gains": (4**0.25, 1.0)}),
     "gate": ({"skip": "gate"}, {}),
+    "admin": ({"skip": "admin", "norm": "post"}, {}),
     "fixup": ({"skip": "fixup", "norm": "none"}, {}),
     "pair": ({"skip": (0.5, 2.0)}, {"gains": (0.5, 2.0)}),
 }
@@ -126,6 +130,54 @@ def test_gate_starts_as_the_identity_and_deepnorm_small():
         ratio = scaled["blocks"]["attention"][part] / plain["blocks"]["attention"][part]
         np.testing.assert_allclose(ratio, 16**-0.25, rtol=1e-6)
     np.testing.assert_array_equal(scaled["blocks"]["attention"]["query"], plain["blocks"]["attention"]["query"])
+
+
+def test_admin_sets_what_the_sublayers_before_have_added():
+    """Against a loop over the plain post-norm stack; the gains that were there do not matter."""
+    settings, x = stack(skip="admin", norm="post"), jnp.asarray(tokens(), jnp.float32)
+    net = transformer.network(settings, outputs=2, readout_weights=UNIT)
+    params = net.init(jax.random.key(0), x)
+    found = transformer.admin(net, params, x)
+    squares = np.zeros(2 * settings.depth)
+    for example in tokens():
+        added = []
+        numpy_states(settings, params["blocks"], example, np.ones((T, T), bool), added=added)
+        squares += np.array(added) / N
+    expected = np.sqrt(1 + np.cumsum(squares) - squares).reshape(settings.depth, 2)
+    for place, name in enumerate(("attention", "mlp")):
+        np.testing.assert_allclose(found["blocks"][name]["skip"], expected[:, place, None] * np.ones(D), rtol=2e-4)
+    again = transformer.admin(net, found, x)
+    np.testing.assert_allclose(again["blocks"]["mlp"]["skip"], found["blocks"]["mlp"]["skip"], rtol=1e-6)
+    plain = transformer.network(stack(norm="post"), outputs=2, readout_weights=UNIT)
+    with pytest.raises(TypeError, match='network must be a transformer of blocks with skip="admin"'):
+        transformer.admin(plain, params, x)
+    with pytest.raises(ValueError, match="skip must not be admin unless norm is post; got 'pre'"):
+        stack(skip="admin")
+
+
+@pytest.mark.slow
+def test_admin_of_wide_networks_is_as_predicted():
+    n, tokens_of = 128, 6
+    unit = initializers.variance_scaling(1.0)
+    settings = transformer.blocks(
+        depth=4, heads=16, head_width=16, mlp_width=256, activation=jax.nn.relu, norm="post", normalization="rms",
+        skip="admin", query_key_weights=unit, value_weights=unit, mlp_weights=unit,
+    )  # fmt: skip
+    net = transformer.network(settings, outputs=2, readout_weights=unit)
+    x = np.sqrt(n) * jnp.eye(tokens_of, n, dtype=jnp.float32)[None]
+
+    @jax.jit
+    @jax.vmap
+    def gains(key):
+        layers = transformer.admin(net, net.init(key, x), x)["blocks"]
+        return jnp.stack([layers[name]["skip"][:, 0] for name in ("attention", "mlp")], axis=1).ravel()
+
+    samples = np.asarray(gains(jax.random.split(jax.random.key(0), 60)), np.float64)
+    theory = predicted.admin(blocks=4, tokens=tokens_of, score_gain=1.0, value_gain=1.0, mlp_gain=0.5)
+    np.testing.assert_allclose(samples[:, 0], 1.0)
+    found = statistics.agreement(theory[1:], samples[:, 1:])
+    assert np.abs(found.z).max() < statistics.z_limit(10)
+    assert (found.stderr < 0.01 * theory[1:]).all()
 
 
 RULES = {

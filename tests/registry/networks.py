@@ -152,6 +152,7 @@ CALLS = {
         "rotary": kinds.flag(True),
         "eps": kinds.variance(1e-5),
     },
+    "networks.transformer.admin": of("admin"),
     "networks.transformer.network": {"blocks": kinds.instance(STACK)},
     "networks.transformer.language_model": MODEL,
     "networks.transformer.encoder_decoder": {

@@ -19,6 +19,7 @@ from numdl.networks import (
     recurrent,
     residual,
     sequences,
+    transformer,
 )
 from numdl.networks import reversible as reversible_networks
 
@@ -116,6 +117,25 @@ def built(kind):
         "normalized": lambda: (
             normalization.network(width=4, depth=3, outputs=2, activation=activations.tanh, weight_variance=1.0),
             X,
+        ),
+        "admin": lambda: (
+            transformer.network(
+                transformer.blocks(
+                    depth=2,
+                    heads=2,
+                    head_width=2,
+                    mlp_width=4,
+                    query_key_weights=WEIGHTS,
+                    value_weights=WEIGHTS,
+                    mlp_weights=WEIGHTS,
+                    activation=activations.tanh,
+                    norm="post",
+                    skip="admin",
+                ),
+                outputs=2,
+                readout_weights=WEIGHTS,
+            ),
+            TOKENS,
         ),
         "residual": lambda: (residual.network(bias_variance=0.1, **flow), X),
         "reversible": lambda: (reversible_networks.hamiltonian(bias_variance=0.1, **flow), X),

@@ -146,6 +146,7 @@ CALLS = {
     "theory.transformer.exponents": {
         name: kinds.numbers(1.0, -1.0) for name in ("value_gain", "mlp_gain", "slope_gain")
     },
+    "theory.transformer.admin": {name: kind for name, kind in STACK.items() if name not in ("norm", "skip", "q")},
     "theory.transformer.deepnorm": {"blocks": kinds.numbers(12, 0, 2.5)},
     "theory.transformer.gram_stream": {
         "blocks": kinds.count(2),

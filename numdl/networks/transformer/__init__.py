@@ -22,6 +22,7 @@ those of layer normalization. Parameters: {"blocks", "readout"}, with "embedding
     (2, 5, 11)
 """
 
+from numdl.networks.transformer._admin import admin
 from numdl.networks.transformer._blocks import Blocks
 from numdl.networks.transformer._building import MASKS, NORMALIZATIONS, NORMS, SCALES, SKIPS, blocks
 from numdl.networks.transformer._readouts import POSITIONS, encoder_decoder, language_model, network, vision
@@ -34,6 +35,7 @@ __all__ = [
     "SCALES",
     "SKIPS",
     "Blocks",
+    "admin",
     "blocks",
     "encoder_decoder",
     "language_model",

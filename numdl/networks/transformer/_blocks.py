@@ -26,6 +26,7 @@ class Blocks:
     causal: bool = static()
     gated: bool = static()
     gated_skip: bool = static()
+    trained_skip: bool = static()  # a gain of the stream for each sublayer and feature
     rotary: bool = static()
     mask: object  # [T, T] bool, or None
     skip_gain: object  # of the stream
@@ -67,13 +68,34 @@ def normalized(blocks, params, x):
     return normalization.rms(x, params["gain"], eps=blocks.eps)
 
 
+def squares(blocks, layers, y):
+    """Mean squares of what every sublayer adds, [depth, sublayers]."""
+
+    def step(y, layer):
+        added = []
+        for name in sublayers(blocks):
+            made = _branch(blocks, name, layer[name], y, None)
+            added.append(jnp.mean(made**2))
+            y = _joined(blocks, layer[name], y, made)
+        return y, jnp.stack(added)
+
+    return lax.scan(step, y, layers)[1]
+
+
 def _sublayer(blocks, name, params, y, memory):
+    return _joined(blocks, params, y, _branch(blocks, name, params, y, memory))
+
+
+def _branch(blocks, name, params, y, memory):
     inner = normalized(blocks, params["norm"], y) if blocks.norm in ("pre", "sandwich") else y
     made = _mlp(blocks, params, inner) if name == "mlp" else _attention(blocks, name, params, inner, memory)
-    if blocks.norm == "sandwich":
-        made = normalized(blocks, params["norm_out"], made)
+    return normalized(blocks, params["norm_out"], made) if blocks.norm == "sandwich" else made
+
+
+def _joined(blocks, params, y, made):
     gain = params["gate"] if blocks.gated_skip else jnp.asarray(blocks.branch_gain, y.dtype)
-    total = jnp.asarray(blocks.skip_gain, y.dtype) * y + gain * made
+    skip = params["skip"] if blocks.trained_skip else jnp.asarray(blocks.skip_gain, y.dtype)
+    total = jnp.broadcast_to(skip, y.shape) * y + gain * made
     return normalized(blocks, params["norm"], total) if blocks.norm == "post" else total
 
 
@@ -142,6 +164,8 @@ def _drawn_block(blocks, key, width, dtype, crossed):
             params["norm_out"] = norm_parameters(blocks, width, dtype)
         if blocks.gated_skip:
             params["gate"] = jnp.zeros((), dtype)
+        if blocks.trained_skip:
+            params["skip"] = jnp.ones(width, dtype)
     return made
 
 

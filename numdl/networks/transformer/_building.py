@@ -53,7 +53,8 @@ def blocks(
     skip : str or (a, g)        unit (1, 1); depth (1, sublayers^-1/2); deepnorm ((2 N)^1/4, 1; W_V, W_O, MLP times
                                 (8 N)^-1/4); gate (1, a trained number, 0 at first); fixup (1, 1; the branch's first
                                 weights times sublayers^-1/2, its last 0); t_fixup (1, 1; V, O, MLP times 0.67 N^-1/4),
-                                t_fixup_decoder ((9 N)^-1/4, the embedding's deviation with it)
+                                t_fixup_decoder ((9 N)^-1/4, the embedding's deviation with it); admin (post: trained
+                                gains of the stream, 1 until `transformer.admin` sets them)
     key_value_heads : int       a divisor of heads; heads if None (grouped queries share keys and values)
     gated : bool                the MLP's hidden units times a second linear map
     rotary : bool               queries and keys turned by their places; an even head_width
@@ -63,13 +64,16 @@ def blocks(
     ValueError, TypeError       a size below 1, an unknown name, heads that do not group, an MLP without law
     Source: Xiong et al. 2020, arXiv:2002.04745; Wang et al. 2022, arXiv:2203.00555; Bachlechner et al. 2020,
     arXiv:2003.04887; Zhang et al. 2019, arXiv:1901.09321 (fixup, m = 2, without its biases); Huang et al. 2020, ICML
-    (t_fixup, for norm="none"); Henry et al. 2020, arXiv:2010.04245; Su et al. 2021, arXiv:2104.09864.
+    (t_fixup, for norm="none"); Liu et al. 2020, arXiv:2004.08249 (admin); Henry et al. 2020, arXiv:2010.04245; Su et
+    al. 2021, arXiv:2104.09864.
     """
     sizes = {"depth": depth, "heads": heads, "head_width": head_width}
     n, h, k = (checks.whole(name, value) for name, value in sizes.items())
     shared = h if key_value_heads is None else checks.whole("key_value_heads", key_value_heads)
     if h % shared:
         raise checks.BadValue(f"key_value_heads must divide the {h} heads; got {key_value_heads!r}")
+    if isinstance(skip, str) and skip == "admin" and norm != "post":
+        raise checks.BadValue(f"skip must not be admin unless norm is post; got {norm!r}")
     if checks.flag("rotary", rotary) and k % 2:
         raise checks.BadValue(f"head_width must be even with rotary positions; got {head_width!r}")
     has_mlp = mlp_width is not None
@@ -86,6 +90,7 @@ def blocks(
         isinstance(mask, str) and checks.one_of("mask", mask, MASKS) == "causal",
         checks.flag("gated", gated),
         isinstance(skip, str) and skip == "gate",
+        isinstance(skip, str) and skip == "admin",
         rotary,
         None if isinstance(mask, str) else _mask(mask),
         1.0,

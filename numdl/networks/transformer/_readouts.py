@@ -19,7 +19,7 @@ POSITIONS = ("none", "learned", "sinusoidal")
 
 
 @record
-class _Settings:
+class Settings:
     kind: str = static()  # network, language or vision
     outputs: int = static()
     width: object = static()
@@ -35,8 +35,8 @@ class _Settings:
 
 @record
 class _Pair:
-    source: _Settings
-    target: _Settings
+    source: Settings
+    target: Settings
 
 
 def network(blocks: Blocks, *, outputs: int, readout_weights: Initializer) -> Network:
@@ -203,7 +203,7 @@ def _settings(kind, blocks, outputs, readout, **more):
     fields = {"width": None, "patch": None, "positions": "none", "tied": False, "dtype": None, "embedding": None}
     law = None if more.get("tied") else _affine.checked_law("readout_weights", readout)
     given = fields | {"positions_variance": 0.0} | more
-    return _Settings(kind=kind, outputs=checks.whole("outputs", outputs), blocks=blocks, readout=law, **given)
+    return Settings(kind=kind, outputs=checks.whole("outputs", outputs), blocks=blocks, readout=law, **given)
 
 
 def _made(settings):
@@ -213,7 +213,7 @@ def _made(settings):
 def _init(settings, key, x):
     """{"blocks", "readout"} and, where there are, "embedding", "positions", "final"."""
     checks.key("key", key)
-    x, dtype = _input(settings, x), settings.dtype
+    x, dtype = tokens_of(settings, x), settings.dtype
     dtype = dtype or initializers.float_dtype("x's dtype", x.dtype)
     width = x.shape[-1] if settings.kind == "network" else settings.width
     names = ("blocks", "readout", "embedding", "positions")
@@ -244,7 +244,7 @@ def _gaussian(key, shape, variance, dtype):
 
 @compiled
 def _states(settings, params, x, probes=None):
-    x = _input(settings, x)
+    x = tokens_of(settings, x)
     if settings.kind == "network":
         (probe,) = split_probes(probes, 1)
         width = params["blocks"]["attention"]["query"].shape[-2]
@@ -252,11 +252,11 @@ def _states(settings, params, x, probes=None):
         y = x.astype(jnp.result_type(x, *jax.tree.leaves(params)))
         return (_blocks.run(settings.blocks, params["blocks"], y, probe),)
     first, rest = split_probes(probes, 2)
-    y = probed_alone(_embedded(settings, params, x), first)
+    y = probed_alone(embedded(settings, params, x), first)
     return y[None], _blocks.run(settings.blocks, params["blocks"], y, rest)
 
 
-def _embedded(settings, params, x):
+def embedded(settings, params, x):
     if settings.kind == "language":
         y = params["embedding"][x]
     else:
@@ -279,7 +279,7 @@ def _readout(settings, params, y):
     return (y if settings.kind == "language" else jnp.mean(y, axis=1)) @ head
 
 
-def _input(settings, x):
+def tokens_of(settings, x):
     """Token matrices, token numbers, or pictures cut into patches [N, T, patch * patch * channels]."""
     if settings.kind == "language":
         return _numbers("x", x)
@@ -321,12 +321,12 @@ def _pair_states(pair, params, x, probes=None):
     source, target = _sides(x)
     probes = split_probes(probes, 4)
     encoder, decoder = params["encoder"], params["decoder"]
-    read = probed_alone(_embedded(pair.source, params | encoder, source), probes[0])
+    read = probed_alone(embedded(pair.source, params | encoder, source), probes[0])
     reading = _blocks.run(pair.source.blocks, encoder["blocks"], read, probes[1])
     memory = reading[-1]
     if "final" in encoder:
         memory = _blocks.normalized(pair.source.blocks, encoder["final"], memory)
-    written = probed_alone(_embedded(pair.target, params | decoder, target), probes[2])
+    written = probed_alone(embedded(pair.target, params | decoder, target), probes[2])
     writing = _blocks.run(pair.target.blocks, decoder["blocks"], written, probes[3], memory)
     return read[None], reading, written[None], writing
 

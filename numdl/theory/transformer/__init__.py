@@ -3,7 +3,7 @@
     softmax_moments, joint_softmax_moments    exact means over Gaussian scores; softmax_limits, least_entropy
     attention_map, stream, gram_stream        length and correlation of tokens through attention, MLPs and norms
     gradients, weight_gradients               backwards, by depth; queries and keys beside values
-    exponents, deepnorm, initial_loss         what rules for depth promise; the loss before the first step
+    exponents, deepnorm, admin, initial_loss  what rules for depth promise; the loss before the first step
 
 T tokens that are alike: mean square q and pairwise correlation c. Gaussian weights, infinite width, no biases; gains
 are products of fan_in times entry variances. Depth counts sublayers: a block is an attention and a ReLU MLP.
@@ -18,7 +18,7 @@ Everything is float64 NumPy, natural logarithms.
 """
 
 from numdl.theory.transformer._gradients import Gradients, WeightGradients, gradients, weight_gradients
-from numdl.theory.transformer._rules import DeepNorm, Exponents, deepnorm, exponents, gram_stream
+from numdl.theory.transformer._rules import DeepNorm, Exponents, admin, deepnorm, exponents, gram_stream
 from numdl.theory.transformer._softmax import (
     JointMoments,
     Limits,
@@ -41,6 +41,7 @@ __all__ = [
     "SoftmaxMoments",
     "Stream",
     "WeightGradients",
+    "admin",
     "attention_map",
     "deepnorm",
     "exponents",

@@ -74,6 +74,38 @@ def deepnorm(*, blocks: ArrayLike) -> DeepNorm:
     return DeepNorm(root**0.5, (8 * n) ** -0.25, 1 / (8 * n * root), np.exp(-1 / (4 * root)))
 
 
+def admin(
+    *,
+    blocks: int,
+    tokens: ArrayLike,
+    score_gain: ArrayLike,
+    value_gain: ArrayLike,
+    mlp_gain: ArrayLike,
+    c: ArrayLike = 0.0,
+) -> Float64[np.ndarray, "sublayers ..."]:
+    """PREDICTED gains of the stream that Admin sets in a post-norm stack, sublayer by sublayer.
+
+        skip[i]^2 = 1 + sum over j < i of E f_j^2,    attention: E f^2 = v (c + (1 - c) r),   MLP: E f^2 = m
+
+    c is the correlation of the tokens in the plain post-norm stack, whose stream has length 1: once they are alike,
+    skip^2 grows by v + m in every block.
+
+    Parameters
+    ----------
+    blocks, tokens, score_gain, value_gain, mlp_gain, c : of `stream`; the input's mean square is 1
+    Returns
+    -------
+    array [2 N, ...]            trailing axes as the arguments broadcast
+    Raises
+    ------
+    ValueError, TypeError       as `stream`
+    Source: Liu et al. 2020, arXiv:2004.08249.    Twin: networks.transformer.admin.
+    """
+    given = _stream.setting(blocks, tokens, "post", score_gain, value_gain, mlp_gain, 1.0, 1.0, c)
+    added = np.stack([branch.variance for *_, branch in _stream.walk(given)[:-1]])
+    return np.sqrt(1 + np.cumsum(added, axis=0) - added)
+
+
 def gram_stream(
     *,
     blocks: int,
