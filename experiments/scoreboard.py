@@ -255,13 +255,16 @@ def _sources(boards):
     )
     said += "in a copy of the paper's text; no copy of the others was at hand, and their numbers were not checked."
     found = [
-        (paper["name"], paper["read"], ", ".join(f"{kind} {', '.join(paper[kind])}" for kind in paper if kind in KINDS),
-         paper["found"])
+        (paper["name"], paper["read"], _places(paper), paper["found"])
         for paper in sources.papers()
         if any(paper["key"] in source for source in named)
-    ]  # fmt: skip
+    ]
     parts = [said, _table(("paper", "read", "places", "what is there"), found)]
     return "\n\n".join([*parts, "Not checked:", _table(("source", "places"), missing.items())])
+
+
+def _places(paper):
+    return ", ".join(f"{kind} {', '.join(paper[kind])}" for kind in paper if kind in KINDS) or "none by number"
 
 
 def _table(header, rows):
