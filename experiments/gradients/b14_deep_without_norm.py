@@ -25,7 +25,15 @@ rates for each kind and depth, by the accuracy on the training set. The readout 
 
 Verdict
 -------
-VERDICT
+Shares and gradients of 60 networks, training of 4 networks for each of 4 rates; two CPU cores, shared with other
+programs, 140 CPU seconds. All claims hold. The share's exponent over 999 normalized blocks is -0.9985 with standard
+error 0.0031; the squared gradient of Fixup is 0.499, 0.501 and 0.501 at depths 10, 100 and 1000, of SkipInit 0.58, 6.1
+and 63. Accuracies at depths 10, 100, 1000: plain 0.83, 0.10, 0.10; batch norm 0.95, 0.88, 0.74; SkipInit 0.96, 0.68,
+0.79; Fixup 0.98 at each. Fixup's best rate is 2^-5 at every depth; SkipInit has to go from 2^-5 to 2^-8, as its
+gradients say, and the readout learns less there in 60 steps: what is lost is the rate's, not the depth's. Within 60
+steps the branches stay small: that networks begin to train is shown, not what a thousand trained blocks are good for.
+A first run had 20 networks for the shares, and one block, the fourth, was 4.8 standard errors of 20 off; 600 other
+networks showed no bias of it above 1 %. The texts' theorems were not at hand, but the abstracts and summaries.
 """
 
 import dataclasses
@@ -79,14 +87,15 @@ class Config:
     plain_depth: int = 50  # of the networks without normalization whose shares are measured
     share_width: int = 64
     share_batch: int = 128
-    samples: int = 20  # networks, for shares and gradients
+    samples: int = 60  # networks, for shares and gradients
     seed: int = 0
 
     @classmethod
     def tiny(cls):
         """For the tests: seconds. 2^300 is beyond float32 as well."""
         sizes = {"depths": (300,), "rates": (2.0**-4, 2.0**-8), "steps": 40, "seeds": 3, "digits": 200}
-        return cls(**sizes, update_depths=(10, 50), share_depth=60, plain_depth=12, share_width=32, share_batch=32)
+        sizes |= {"samples": 40, "update_depths": (10, 50)}
+        return cls(**sizes, share_depth=60, plain_depth=12, share_width=32, share_batch=32)
 
 
 @record
