@@ -282,7 +282,7 @@ def _sample(network, x, key, measure, seeds, at_a_time):
     return _samples.each(one, jax.random.split(key, seeds), at_a_time)
 
 
-@jax.jit
+@jit
 def _branch_shares(network, params, x):
     states = jnp.concatenate(network.states(params, x))
     largest = jnp.max(jnp.abs(states), axis=tuple(range(1, states.ndim)))

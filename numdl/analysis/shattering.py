@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from numdl import checks
+from numdl._compiled import jit
 from numdl.analysis import _pairs
 from numdl.networks import core
 
@@ -48,7 +49,7 @@ def gradient_correlations(
     return _correlations(network, params, rows, v.astype(outputs.dtype))
 
 
-@jax.jit
+@jit
 def _correlations(network, params, rows, v):
     def loss(outputs):
         return jnp.sum(outputs * v[None])

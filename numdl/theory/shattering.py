@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from numdl import checks
+from numdl._compiled import jit
 from numdl.activations import Activation
 from numdl.precision import float64
 from numdl.records import record
@@ -152,7 +153,7 @@ def _dense(c, x_variance, w, b, depth, activation, normalized):
     return _dense_jit(*_numbers(c, x_variance, w, b), depth, activation, normalized)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+@functools.partial(jit, static_argnums=(4, 5, 6))
 def _dense_jit(c, x_variance, w, b, depth, activation, normalized):
     def layer(state, _):
         q, c = state
@@ -172,7 +173,7 @@ def _residual(c, x_variance, gain, w, b, depth, activation, normalized):
     return _residual_jit(*_numbers(c, x_variance, gain, w, b), depth, activation, normalized)
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6, 7))
+@functools.partial(jit, static_argnums=(5, 6, 7))
 def _residual_jit(c, x_variance, gain, w, b, depth, activation, normalized):
     def block(state, _):
         square, product = state
