@@ -5,6 +5,7 @@ every call. So what holds a loop is itself one program, known again by the funct
 function compiles nothing, a new one does; so does one that holds other numbers than it did (`_captured`).
 """
 
+import contextvars
 import dataclasses
 import functools
 import inspect
@@ -89,6 +90,14 @@ class _Group:
         """What the functions hold, as the same object where it is the same."""
         if not self.values:
             return _captured.NOTHING
+        read = _READ.get()
+        if read is None:
+            return self._found()
+        if id(self) not in read:
+            read[id(self)] = self, self._found()
+        return read[id(self)][1]
+
+    def _found(self):
         found = _captured.held(self.values)
         for one in self.recent:
             if one == found:
@@ -104,6 +113,7 @@ class _Group:
 
 
 _MOST_RECENT = 1
+_READ = contextvars.ContextVar("what was read in the call that goes on", default=None)
 _NONE = _Group(())
 
 
@@ -160,6 +170,30 @@ def compiled(function: Callable, static: tuple[str, ...] = ()) -> Callable:
     def call(*arguments, **options):
         leaves, structure = jax.tree.flatten(arguments)
         return (program if _hashable(structure) and all(map(_plain, leaves)) else function)(*arguments, **options)
+
+    return call
+
+
+def reading_once(function: Callable) -> Callable:
+    """The function, for whose time what others hold is read once: one that calls a program many times in Python.
+
+    Parameters
+    ----------
+    function : function         of this package
+    Returns
+    -------
+    function                    computing the same
+    """
+
+    @functools.wraps(function)
+    def call(*arguments, **keywords):
+        if _READ.get() is not None:
+            return function(*arguments, **keywords)
+        before = _READ.set({})
+        try:
+            return function(*arguments, **keywords)
+        finally:
+            _READ.reset(before)
 
     return call
 

@@ -33,7 +33,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from numdl import checks
-from numdl._compiled import as_tree, compiled
+from numdl._compiled import as_tree, compiled, reading_once
 from numdl.krylov import _vectors
 from numdl.krylov._search import Search
 from numdl.records import record
@@ -64,6 +64,7 @@ class Tridiagonal:
     count: jax.Array  # []: steps until the space of the start was exhausted; 0 for a start that is 0 or not finite
 
 
+@reading_once
 def eigenpairs(
     key: Key[Array, ""],
     matvec: Matvec,

@@ -19,6 +19,7 @@ from jax import lax
 from jaxtyping import Array, Key, PyTree
 
 from numdl import checks
+from numdl._compiled import reading_once
 from numdl.krylov import _places, _vectors
 from numdl.krylov._gauss_rules import Quadrature, rule, weighted_sums
 from numdl.records import record
@@ -47,6 +48,7 @@ class TraceEstimate:
     matvecs: int
 
 
+@reading_once
 def hutchinson(
     key: Key[Array, ""], matvec: Matvec, like: PyTree, *, num_matvecs: int, law: str = "rademacher"
 ) -> TraceEstimate:
@@ -75,6 +77,7 @@ def hutchinson(
     return _estimate(samples, draws)
 
 
+@reading_once
 def squared_norm(
     key: Key[Array, ""], matvec: Matvec, like: PyTree, *, num_matvecs: int, law: str = "rademacher"
 ) -> TraceEstimate:
@@ -103,6 +106,7 @@ def squared_norm(
     return _estimate(_each(sample, jax.random.split(key, draws), matvec), draws)
 
 
+@reading_once
 def diagonal(key: Key[Array, ""], matvec: Matvec, like: PyTree, *, num_matvecs: int) -> TraceEstimate:
     """Diagonal of A as the mean of z * A z over random signs z, with a standard error for each entry.
 
@@ -137,6 +141,7 @@ def diagonal(key: Key[Array, ""], matvec: Matvec, like: PyTree, *, num_matvecs: 
     return TraceEstimate(layout.unravel(mean), layout.unravel(stderr), None, draws)
 
 
+@reading_once
 def hutch_plus_plus(key: Key[Array, ""], matvec: Matvec, like: PyTree, *, num_matvecs: int) -> TraceEstimate:
     """Trace of A by Hutch++: exactly on the range of A S, S a third of the vectors, and Hutchinson's mean beside it.
 
@@ -167,6 +172,7 @@ def hutch_plus_plus(key: Key[Array, ""], matvec: Matvec, like: PyTree, *, num_ma
     return _estimate(_each(sample, keys[third:], matvec), num_matvecs)
 
 
+@reading_once
 def xtrace(key: Key[Array, ""], matvec: Matvec, like: PyTree, *, num_matvecs: int) -> TraceEstimate:
     """Trace of A, each random vector once for the sketched range and once for what is left beside the others' range.
 
@@ -194,6 +200,7 @@ def xtrace(key: Key[Array, ""], matvec: Matvec, like: PyTree, *, num_matvecs: in
     return _estimate(samples, num_matvecs)
 
 
+@reading_once
 def quadrature(
     key: Key[Array, ""],
     matvec: Matvec,
