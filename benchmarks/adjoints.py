@@ -156,11 +156,11 @@ def numdl_leapfrog(p, adjoint):
 
 
 def leapfrog(state, theta, h):
-    """Half a kick, a drift, half a kick."""
+    """Half a drift, a kick, half a drift."""
     y, v = state
-    v = v + h / 2 * field(0, y, theta)
-    y = y + h * v
-    return y, v + h / 2 * field(0, y, theta)
+    y = y + h / 2 * v
+    v = v + h * field(0, y, theta)
+    return y + h / 2 * v, v
 
 
 def scan_leapfrog(p, reversible):

@@ -6,6 +6,8 @@ import sys
 
 from benchmarks.rows import Run, Side, Workload
 
+ALL = "numdl.analysis.curvature, numdl.theory.propagation, numdl.networks.dense"
+
 
 def importing(p, module):
     """`import module` in a child of this environment's Python."""
@@ -24,16 +26,13 @@ WORKLOADS = (
         "import",
         dict,
         (
-            side("numdl", "numdl"),
-            side(
-                "numdl.analysis, theory, networks",
-                "numdl.analysis.curvature, numdl.theory.propagation, numdl.networks.dense",
-            ),
+            side("numdl.analysis, theory, networks", ALL),
+            side("numdl alone", "numdl"),
             side("limit: jax", "jax"),
             side("optax", "optax"),
             side("flax.nnx", "flax.nnx"),
             side("diffrax", "diffrax"),
-            side("matfree", "matfree"),
+            side("matfree", "matfree.decomp"),
             side("torch", "torch", "torch"),
             side("torchdiffeq", "torchdiffeq", "torch"),
             side("PyHessian", "pyhessian", "torch"),

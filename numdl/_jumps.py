@@ -1,10 +1,12 @@
 """Where a function jumps: an activation's derivative is then no function, and E f'^2 is infinite."""
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from numdl._compiled import jit
 from numdl.precision import float64
 
 REACH, CELLS = 20.0, 8000
@@ -21,7 +23,17 @@ class Jump(NamedTuple):
 
 @float64
 def _values(f, x):
-    return jnp.asarray(f(jnp.asarray(x)), float)
+    try:
+        hash(f)
+    except TypeError:
+        return jnp.asarray(f(jnp.asarray(x)), float)
+    return _evaluated(f, x)
+
+
+@functools.partial(jit, static_argnums=0)
+def _evaluated(f, x):
+    """One program, where each operation of f would be one."""
+    return jnp.asarray(f(x), float)
 
 
 def find(f, slope, kinks):

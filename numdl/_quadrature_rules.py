@@ -2,12 +2,14 @@
 
     z = b asinh(a/b sinh(t)),    steps of size a near a place, of size b = 2 far from it
 
-A weight is that of dz: who integrates multiplies by `density`. All of it is traceable.
+A weight is that of dz: who integrates multiplies by `density`. All of it is traceable; what is known before is NumPy's,
+as each operation of jax's on known numbers is a program of its own, compiled at the first call.
 """
 
 import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,7 +21,7 @@ _FAR = 2.0  # steps in z far from every place are this much larger than steps in
 def rule(kinks, shift, root, scale, trapezoid, count):
     """Nodes and weights on |z| <= REACH for a function of root * (z - shift) with these kinks."""
     if not kinks:
-        return _trapezoid_rule(jnp.clip(shift, -REACH, REACH), scale, trapezoid)
+        return _trapezoid_rule(_module(shift).clip(shift, -REACH, REACH), scale, trapezoid)
     return pieces(places_of({0.0, *kinks}, shift, root), scale, None, count)
 
 
@@ -27,12 +29,12 @@ def places_of(kinks, shift, root):
     """Where root * (z - shift) meets a kink. The callers add zero, where smooth functions vary fastest."""
     kinks = np.asarray(sorted(kinks))
     safe = jnp.where(jnp.abs(root) > jnp.finfo(root.dtype).tiny ** 0.5, root, jnp.finfo(root.dtype).tiny ** 0.5)
-    return jnp.clip(shift + jnp.asarray(kinks, root.dtype) / safe, -REACH, REACH)
+    return jnp.clip(shift + kinks.astype(root.dtype) / safe, -REACH, REACH)
 
 
 def _trapezoid_rule(center, scale, count):
     low, high = _steps(-REACH - center, scale), _steps(REACH - center, scale)
-    share = jnp.asarray(np.linspace(0.0, 1.0, count), scale.dtype)
+    share = np.linspace(0.0, 1.0, count).astype(scale.dtype)
     distance, stretch = _distance(low * (1 - share) + high * share, scale)
     return center + distance, stretch * (high - low) / (count - 1)
 
@@ -43,7 +45,8 @@ def pieces(places, scale, zone, count):
     With a zone, each half is cut once more at that distance, so that a blurred kink is resolved on its own scale.
     """
     places = jnp.sort(places)
-    edges = jnp.concatenate([jnp.full_like(places[:1], -REACH), places, jnp.full_like(places[:1], REACH)])
+    end = np.full((1,), REACH, places.dtype)
+    edges = jnp.concatenate([-end, places, end])
     gaps = jnp.diff(edges)
     inside = gaps[1:-1] / 2
     lengths = jnp.stack([jnp.append(gaps[:1], inside), jnp.append(inside, gaps[-1:])])  # [side, place]
@@ -52,10 +55,10 @@ def pieces(places, scale, zone, count):
     else:
         ends = jnp.stack([jnp.zeros_like(lengths), jnp.minimum(lengths, zone), lengths])
     ends = _steps(ends, scale)  # [ends, side, place]
-    share, weights = (jnp.asarray(a, scale.dtype).reshape(1, 1, 1, -1) for a in _gauss_legendre(count))
+    share, weights = (a.astype(scale.dtype).reshape(1, 1, 1, -1) for a in _gauss_legendre(count))
     low, width = ends[:-1, ..., None], jnp.diff(ends, axis=0)[..., None]
     distance, stretch = _distance(low + width * share, scale)
-    side = jnp.asarray([-1.0, 1.0], scale.dtype).reshape(1, 2, 1, 1)
+    side = np.asarray([-1.0, 1.0], scale.dtype).reshape(1, 2, 1, 1)
     z = places.reshape(1, 1, -1, 1) + side * distance
     return z.ravel(), (stretch * width * weights).ravel()
 
@@ -68,7 +71,12 @@ def _distance(t, scale):
 
 def _steps(z, scale):
     """The inverse t(z) of the map."""
-    return jnp.arcsinh(jnp.sinh(z / _FAR) * (_FAR / scale))
+    return jnp.arcsinh(_module(z).sinh(z / _FAR) * (_FAR / scale))
+
+
+def _module(value):
+    """NumPy for what is known before the trace."""
+    return jnp if isinstance(value, jax.Array) else np
 
 
 @functools.lru_cache

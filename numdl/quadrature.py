@@ -240,7 +240,7 @@ def _plane(f, g, kinks_f, kinks_g, nodes, *arguments):
 def _line_point(f, kinks, nodes, variance):
     root = rules.root_of(variance)
     scale = 1 / jnp.maximum(root, 1)
-    z, weights = rules.rule(kinks, jnp.zeros_like(root), root, scale, nodes[0], nodes[2])
+    z, weights = rules.rule(kinks, np.zeros((), root.dtype), root, scale, nodes[0], nodes[2])
     return jnp.sum(f(root * z) * weights * rules.density(z))
 
 
@@ -261,7 +261,7 @@ def _plane_point(f, g, kinks_f, kinks_g, nodes, variance_f, variance_g, correlat
 def _outer_rule(kinks_f, kinks_g, nodes, root_f, root_g, correlation, s):
     """Nodes for f(root_f z) E[g | z]: cut at f's kinks and, where g has some, at their blurred images."""
     scale = 1 / jnp.maximum(jnp.maximum(root_f, root_g), 1)
-    zero = jnp.zeros_like(root_f)
+    zero = np.zeros((), root_f.dtype)
     if not kinks_g:
         return rules.rule(kinks_f, zero, root_f, scale, nodes[0], nodes[2])
     size = jnp.maximum(jnp.abs(correlation), 1e-6)  # below, the images lie outside the domain or are blurred away

@@ -96,7 +96,7 @@ def product_norm(
     # An Initializer's sampler carries its variance as data: another variance is not compiled again.
     step = Partial(_multiplied, _sampler(sampler), getattr(sampler, "applied", None))
     y = None if y is None else jnp.asarray(y, dtype)
-    return ProductNormSamples(*_sample(key, step, y, width, depth, draws, min(at_a_time, draws), dtype))
+    return ProductNormSamples(*_sample(_keys(key, draws), step, y, width, depth, min(at_a_time, draws), dtype))
 
 
 def lyapunov_exponents(
@@ -188,14 +188,20 @@ def _strategy(width, draws):
     return 1 if jax.default_backend() == "cpu" else max(1, min(draws, 2**26 // width**2))
 
 
-@functools.partial(jit, static_argnames=("width", "depth", "draws", "at_a_time", "dtype"))
-def _sample(key, step, y, width, depth, draws, at_a_time, dtype):
-    def one(key):
-        input_key, layers_key = jax.random.split(key)
+@functools.partial(jax.jit, static_argnames="draws")
+def _keys(key, draws):
+    """[draws, 2]: of the input and of the layers. A program for all laws: every generator costs compilation."""
+    return jax.vmap(jax.random.split)(jax.random.split(key, draws))
+
+
+@functools.partial(jit, static_argnames=("width", "depth", "at_a_time", "dtype"))
+def _sample(keys, step, y, width, depth, at_a_time, dtype):
+    def one(keys):
+        input_key, layers_key = keys
         start = jax.random.normal(input_key, (width,), dtype) if y is None else y
         return _chain(step, start, jax.random.split(layers_key, depth))
 
-    return _samples.each(one, jax.random.split(key, draws), at_a_time)
+    return _samples.each(one, keys, at_a_time)
 
 
 def _chain(step, y, keys):

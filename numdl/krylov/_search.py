@@ -1,5 +1,7 @@
 """The search behind `lanczos.eigenpairs`: a basis that expands, restarts, locks its finds and starts anew beside."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,8 +54,8 @@ class Search:
         """A start beside all rows, random or the caller's; only a random one carries a probability."""
         self.plain, self.counting, self.previous, self.coupling = 0, warm is None, None, 0.0
         for _ in range(3):
-            self.key, key = jax.random.split(self.key)
-            start = _places.normal(key, self.layout) if warm is None else warm
+            self.key, drawn = _drawn(self.key, self.layout)
+            start = drawn if warm is None else warm
             _, self.next, norm = _vectors.orthonormal(self.space, start)
             if norm > 0 and np.isfinite(norm):
                 return
@@ -163,3 +165,10 @@ def _recur(w, q, before, coupling, sign):
     w = sign * w - coupling * before
     alpha = jnp.vdot(q, w, precision="highest")
     return alpha, w - alpha * q
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _drawn(key, layout):
+    """(the next key, a random start): one program, where the first call compiles each."""
+    key, own = jax.random.split(key)
+    return key, _places.normal(own, layout)

@@ -163,14 +163,16 @@ def _fixed_correlation_jit(q, weight_variance, bias_variance, *, activation):
 def critical_candidates(activation, bias_variance):
     """Every w = 1 / S(q) with q - M(q) / S(q) = bias_variance: at q = 1 where all q solve it, at roots, at q = 0."""
 
-    def distance(q):
-        mean_square, slope_square, _ = moments(q, activation)
+    def from_moments(q, mean_square, slope_square, _):
         return q - mean_square / slope_square - bias_variance
+
+    def distance(q):
+        return from_moments(q, *moments(q, activation))
 
     if activation.jumps:  # chi_1 is infinite at every weight variance
         return []
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = distance(LENGTHS)
+        values = from_moments(LENGTHS, *table(activation))
     values = np.where(np.abs(values) <= NOISE * LENGTHS, 0.0, values)
     found = [1.0] if values[ONE] == 0 else []
     known = np.flatnonzero(values)
@@ -235,7 +237,7 @@ def _brackets(mean_square, weight_variance, bias_variances):
     b < under[i]; in between it is rounding. Running extremes of the two turn every search of a first place into a
     binary one, for all b at once.
     """
-    grid = jnp.asarray(LENGTHS)
+    grid = LENGTHS  # NumPy's: what jax computes of known numbers is a program for each operation
     needed = grid - weight_variance * mean_square
     over = jnp.where(jnp.isnan(needed), jnp.inf, needed + NOISE * grid)
     under = jnp.where(jnp.isnan(needed), -jnp.inf, needed - NOISE * grid)
@@ -269,7 +271,8 @@ def _interpolate(table, q):
     first = jnp.clip(jnp.floor(place).astype(int) - STENCIL.size // 2 + 1, 0, LENGTHS.size - STENCIL.size)
     distance = (place - first)[None, None] - STENCIL[None, :]
     ratio = distance / np.where(np.eye(STENCIL.size), 1, STENCIL[:, None] - STENCIL[None, :])
-    weights = jnp.prod(jnp.where(np.eye(STENCIL.size, dtype=bool), 1.0, ratio), axis=1)
+    own = np.eye(STENCIL.size, dtype=bool)
+    weights = jnp.prod(jnp.where(own, own.astype(float), ratio), axis=1)
     values = jax.lax.dynamic_slice_in_dim(table, first, STENCIL.size, axis=1)
     # Weights have both signs: infinite moments, those of a jump, would come out as nan.
     infinite = jnp.isinf(values).any(axis=1)
