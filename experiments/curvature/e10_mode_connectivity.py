@@ -41,16 +41,13 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 from jax.tree_util import Partial
 
-from numdl import activations, data, plotting
+from experiments.curvature import copies
+from numdl import plotting
 from numdl.analysis import landscape
-from numdl.networks import dense
-from numdl.optimize import losses, train
 from numdl.records import record
 from numdl.reporting import Claim
 from numdl.statistics import mean_and_error
@@ -100,65 +97,30 @@ class Result:
 
 def run(config):
     """Pairs at every width, the curve at one, and copies."""
-    sets, keys = _digits(config), jax.random.split(jax.random.key(config.seed), 3)
+    sets, keys = copies.digits(config.seed, config.digits), jax.random.split(jax.random.key(config.seed), 3)
     found = [_pairs(keys, width, sets[0], config) for width in config.widths]
     straight, aligned, curves = zip(*found, strict=True)
-    copies = [_copies(keys, depth, sets, config) for depth in config.depths]
+    pairs = [_copies(keys, depth, sets, config) for depth in config.depths]
     curve = curves[config.widths.index(config.curve_width)]
-    barriers, errors = (np.array([c[i] for c in copies], float) for i in range(2))
+    barriers, errors = (np.array([c[i] for c in pairs], float) for i in range(2))
     return Result(np.array(straight), np.array(aligned), np.array(curve), barriers, errors)
-
-
-def _digits(config):
-    """Training and test digits, (x, labels) each, in random order: the file is sorted by writer."""
-    digits = data.digits()
-    order = np.random.default_rng(config.seed).permutation(len(digits.images))
-    x, y, cut = data.standardize(digits.images[order]), digits.labels[order], config.digits
-    return (jnp.asarray(x[:cut]), jnp.asarray(y[:cut])), (jnp.asarray(x[cut:]), jnp.asarray(y[cut:]))
 
 
 def network(width, depth):
     """A relu network with `depth` hidden layers."""
-    return dense.network(
-        widths=(64, *[width] * depth, 10), activation=activations.relu, weight_variance=2.0, bias_variance=0.0
-    )
-
-
-def cross_entropy(net, params, batch):
-    """The mean over the batch."""
-    x, y = batch
-    return losses.softmax_cross_entropy(net.apply(params, x), y)
-
-
-def error(net, params, batch):
-    """The share of wrong digits."""
-    x, y = batch
-    return 1 - losses.accuracy(net.apply(params, x), y)
-
-
-@jax.jit
-def _trained(net, keys, batches, digits, rate):
-    """The parameters of all seeds, one after the other; batches [seeds, steps, batch]."""
-    x, y = digits
-
-    def one(start):
-        key, batches = start
-        params, taken = net.init(key, x[:1]), (x[batches], y[batches])
-        return train.descend(Partial(cross_entropy, net), params, optax.sgd(rate, momentum=0.9), taken)[0]
-
-    return lax.map(one, (keys, batches))
+    return copies.network((64, *[width] * depth, 10))
 
 
 def _pairs(keys, width, digits, config):
     """Losses on the straight path, the same after alignment, and on the curve (or None)."""
     net, count = network(width, 2), 2 * config.pairs
     batches = jax.random.randint(keys[1], (count, config.steps, config.batch), 0, config.digits)
-    found = _trained(net, jax.random.split(keys[0], count), batches, digits, config.learning_rate)
+    found = copies.trained(net, jax.random.split(keys[0], count), batches, digits, config.learning_rate)
     found = jax.tree.map(np.asarray, found)
     first, second = (jax.tree.map(lambda leaf, i=i: leaf[i::2], found) for i in (0, 1))
-    loss = Partial(cross_entropy, net)
+    loss = Partial(copies.cross_entropy, net)
     ends = (second, _aligned(second, first))
-    straight, aligned = (_paths(loss, first, last, digits, config.points).values for last in ends)
+    straight, aligned = (copies.paths(loss, first, last, digits, config.points).values for last in ends)
     curve = None
     if width == config.curve_width:
         curve = _curves(keys[2], loss, first, second, digits, config)
@@ -177,12 +139,6 @@ def _each(params):
     return [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(count)]
 
 
-@functools.partial(jax.jit, static_argnames="points")
-def _paths(loss, starts, stops, batch, points):
-    """The straight path of every pair."""
-    return lax.map(lambda pair: landscape.interpolation(loss, *pair, batch, points=points), (starts, stops))
-
-
 @functools.partial(jax.jit, static_argnames="config")
 def _curves(key, loss, starts, stops, batch, config):
     def one(pair):
@@ -196,17 +152,13 @@ def _curves(key, loss, starts, stops, batch, config):
 
 def _copies(keys, depth, sets, config):
     """Error barriers and mean errors [shared, pairs] on the test digits."""
-    net, count = network(config.copy_width, depth), config.pairs
-    starts = jnp.concatenate(2 * [jax.random.split(keys[0], count)])
+    net, starts = network(config.copy_width, depth), jax.random.split(keys[0], config.pairs)
     rate = config.learning_rate if depth == 2 else config.deep_rate
-    common, *own = jax.random.randint(keys[1], (3, count, config.steps, config.batch), 0, config.digits)
+    batches = copies.batches(keys[1], (config.pairs, config.steps, config.batch), config.digits)
     barriers, errors = [], []
     for shared in config.shared:
-        early = (jnp.arange(config.steps) < shared)[None, :, None]
-        batches = jnp.concatenate([jnp.where(early, common, batches) for batches in own])
-        found = _trained(net, starts, batches, sets[0], rate)
-        ends = (jax.tree.map(lambda leaf, i=i: leaf[i : i + count], found) for i in (0, count))
-        path = _paths(Partial(error, net), *ends, sets[1], config.points)
+        ends = copies.spawned(net, starts, batches, sets[0], shared, rate)
+        path = copies.paths(Partial(copies.error, net), *ends, sets[1], config.points)
         barriers.append(np.asarray(path.barrier))
         errors.append(np.asarray(path.values[:, 0] + path.values[:, -1]) / 2)
     return barriers, errors

@@ -73,7 +73,8 @@ def interpolation(
     Raises
     ------
     ValueError, TypeError       fewer than three points, stop not like start, a loss that is not a scalar
-    Source: Goodfellow et al. 2015, arXiv:1412.6544; Frankle et al. 2020, arXiv:1912.05671.    Experiments: e9, e10.
+    Source: Goodfellow et al. 2015, arXiv:1412.6544; Frankle et al. 2020, arXiv:1912.05671.
+    Experiments: e9, e10, e14.
     """
     points = checks.whole("points", points, least=3)
     loss, moving, rest, batch = _parts.opened(loss, start, batch, frozen, "start")
