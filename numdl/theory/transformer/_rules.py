@@ -32,7 +32,8 @@ def exponents(*, value_gain: ArrayLike, mlp_gain: ArrayLike, slope_gain: ArrayLi
         gradient = ln((1 + a) / (1 + m)),     angle = gradient - ln(1 + v)
         a = s_1 s_2 E f'(z)^2,   m = s_1 s_2 E f(z)^2:   a = m for ReLU
 
-    Both vanish only as the value gain does.
+    Both vanish only as the value gain does. Skips of gain a: gains over a^2. The trainable depth is of the order of one
+    over the larger of both in size.
 
     Parameters
     ----------
@@ -46,6 +47,7 @@ def exponents(*, value_gain: ArrayLike, mlp_gain: ArrayLike, slope_gain: ArrayLi
     ------
     ValueError, TypeError       a negative gain
     Source: own; the idea of two exponents: Cowsik et al. 2024, arXiv:2403.02579 (normalized otherwise).
+    Experiment: g16.
     """
     v, m = _doors.variances("value_gain", value_gain), _doors.variances("mlp_gain", mlp_gain)
     gradient = np.log1p(_doors.variances("slope_gain", slope_gain)) - np.log1p(m)
