@@ -89,7 +89,7 @@ class Config:
     @classmethod
     def tiny(cls):
         """For the tests: seconds."""
-        return cls(pairs=6, steps=800, shared=(), warm_up=400, points=11)
+        return cls(pairs=4, steps=800, shared=(), warm_up=400, points=11)
 
 
 @record
