@@ -23,6 +23,7 @@ LIFTED = {
     "x": kinds.data(o.X).also(np.ones((0, 4)), None),
 }
 DIRECTION = kinds.like(o.PARAMS)
+SIDES = np.add.outer(np.arange(8), np.arange(8)) < 7
 GRID = kinds.real(np.array([-1.0, 0.0, 1.0]))
 STACK = {name: np.stack([leaf, 2 * leaf, leaf + 1]) for name, leaf in o.PARAMS.items()}
 STATES = kinds.batch(np.linspace(-1.0, 1.0, 12).reshape(3, 4))
@@ -411,6 +412,13 @@ CALLS = {
         for name in ("estimate", "laziness", "linearization_error", "linearize", "ntk", "ntk_scale")
     },
     "analysis.kernels.nngp": {"network": NETWORK, "x1": kinds.data(o.X).also(None, o.X[:0]), "x2": kinds.batch(o.X)},
+    "analysis.landscape.boundary": {
+        "inside": kinds.real(SIDES, np.ones((8, 8)), np.ones((8, 8), int), SIDES[:1], True)
+    },
+    "analysis.landscape.box_dimension": {
+        "marked": kinds.real(SIDES, np.ones((8, 8)), np.ones((8, 8), int), SIDES[:6], True),
+        "sizes": kinds.counts((1, 2, 4)).without(None).also((1,), (2, 1), (1, 2, 9)),
+    },
     "analysis.landscape.align": {
         "reference": DIRECTION,
         "layers": kinds.free(None),
