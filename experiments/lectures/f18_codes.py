@@ -35,12 +35,12 @@ that run one claim failed: with alpha = 0 the angle fell 1.109 (standard error 0
 0.1 allowed. Six starts had 1.00 to 1.09, two 1.37 and 1.41: they have little of component 5 in them, and for twenty
 rounds smaller ratios show. Orthogonal iteration from the same start foretells all eight paths, every round, to 1e-4
 (computed from the kept angles); that is the claim since. With alpha = 1 the factor is 0.694 instead of 0.690, and the
-angle falls 1.036 (0.022) times as fast, of 16 starts, the default since, 1.036 (0.015). All else held: no new codes raised the energy; optimal codes lower the error on
-new images by 12 % after training together, by 26 % after training in turn, which with as many gradient steps ends at
-0.0148 (0.0003), together at 0.0121 (0.0001): 1.22 times. A sparsity of 0.3 puts 44 % of the codes to 0, at 2.4 times
-the error. The linear variational autoencoder comes within 0.013 nats of the likelihood predicted and uses 4 of its 8
-codes, as predicted; with 16 codes and a noise variance between two near eigenvalues it had not dropped the last of them
-after 6000 steps (as found in f4 before).
+angle falls 1.036 (0.022) times as fast, of 16 starts, the default since, 1.036 (0.015). All else held: no new codes
+raised the energy; optimal codes lower the error on new images by 12 % after training together, by 26 % after training
+in turn, which with as many gradient steps ends at 0.0148 (0.0003), together at 0.0121 (0.0001): 1.22 times. A
+sparsity of 0.3 puts 44 % of the codes to 0, at 2.4 times the error. The linear variational autoencoder comes within
+0.013 nats of the likelihood predicted and uses 4 of its 8 codes, as predicted; with 16 codes and a noise variance
+between two near eigenvalues it had not dropped the last of them after 6000 steps (as found in f4 before).
 """
 
 import dataclasses
