@@ -81,7 +81,7 @@ def markdown(content):
         for row in found["rows"]:
             yield _marked(row)
         if aims := verdict(found):
-            yield f"\n{aims[0].upper()}{aims[1:]}."
+            yield f"\n{aims}."
         for law in found.get("growth", ()):
             yield f"\n{growth(law)}".replace("growth", "Growth", 1) + "."
 

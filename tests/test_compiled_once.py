@@ -9,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from numdl import _hyperparameters
+from numdl import _hyperparameters, activations
 from numdl.krylov import cg, lanczos
 from numdl.ode import integrate, tableaus
 from numdl.optimize import train
+from numdl.theory import propagation
 from tests import registry
 from tests.registry import objects as o
 
@@ -127,6 +128,16 @@ def test_the_same_function_compiles_nothing_and_another_one_gives_its_own_number
     with lowered() as programs:
         np.testing.assert_allclose(solved(twice), 1 / 2)
     assert not programs
+
+
+@pytest.mark.slow
+def test_numbers_known_before_a_trace_are_no_programs_of_their_own():
+    """Each operation of jax's on known numbers would be compiled alone: 29 programs where these are few."""
+    jax.clear_caches()
+    grid = {"weight_variances": np.array([1.0, 2.0]), "bias_variances": np.array([0.1])}
+    with lowered() as programs:
+        propagation.phase_diagram(activation=activations.tanh, **grid)
+    assert 0 < len(programs) <= 16
 
 
 def test_what_a_partial_binds_is_data():
