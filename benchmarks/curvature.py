@@ -71,6 +71,17 @@ def numdl_product(p, *, kept=False):
     return Run(lambda: apply(operator, params), lambda v: numbers_of(jax.tree.leaves(v)))
 
 
+def numdl_in_chunks(p):
+    """`curvature.hessian` in pieces of 64 examples, whose activations stay in the cache."""
+    import jax
+
+    from numdl.analysis import curvature
+
+    loss, params, batch = in_jax(p)
+    operator = curvature.hessian(loss, params, batch, chunk=64)
+    return Run(lambda: operator(params), lambda v: numbers_of(jax.tree.leaves(v)))
+
+
 def limit_product(p):
     """jax.linearize once; computed anew where there are convolutions, whose kept activations take longer to read."""
     import jax
@@ -332,6 +343,7 @@ PRODUCT = (
         numdl=numdl_product,
         **{
             "numdl, linearized once": functools.partial(numdl_product, kept=True),
+            "numdl, chunks of 64": numdl_in_chunks,
             "limit: linearized or in chunks": limit_product,
             "jvp of grad": jax_product,
         },
