@@ -20,11 +20,13 @@ logit of both attentions and the loss at the end, at six rates, found by tracing
 
 Verdict
 -------
-256 images, six networks for each rate and scale, 80 steps, 16 x86 cores, 352 CPU
-seconds. Both claims hold. The median of the largest logit is 31 at the best rate 0.016, 2.7e3 two octaves past it and
-1.7e7 six octaves past it; with qk-norm it is 3.97 at most, below sqrt(16) = 4, at every rate. Best losses are the
-same (9e-4). That the sensitivity is smaller with qk-norm was a claim in a first run and is none now: the difference
-is -0.08 nats with standard error 0.08, and in the tiny version +0.28 with 0.12, so it is not resolved at this size.
+256 images, six networks for each rate and scale, 80 steps, 16 x86 cores, 352 CPU seconds. Both claims hold. The
+median of the largest logit is 31 at the best rate 0.016, 2.7e3 two octaves past it and 1.7e7 six octaves past it
+(with jax 0.12 one of the six had a block all of whose logits lay below -5000, as a mask's do, and the claim failed
+for a nan: such a block is left out since, as the claim is a bound from below); with qk-norm it is 3.97 at most, below
+sqrt(16) = 4, at every rate. Best losses are the same (9e-4). That the sensitivity is smaller with qk-norm was a claim
+in a first run and is none now: the difference is -0.08 nats with standard error 0.08, and in the tiny version +0.28
+with 0.12, so it is not resolved at this size.
 """
 
 import dataclasses
@@ -119,7 +121,8 @@ def _trained(net, keys, rates, x, labels, steps):
             return (optax.apply_updates(params, updates), state), None
 
         (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), length=steps)
-        return jnp.max(measured.softmax_moments(net.apply, params, x).logit_max), loss(params)
+        # Where every logit of a block is below a mask's -5000 its largest is not known: that of the others is less.
+        return jnp.nanmax(measured.softmax_moments(net.apply, params, x).logit_max), loss(params)
 
     first = jax.lax.map(lambda key: loss(net.init(key, x)), keys)
     logit, last = jax.lax.map(lambda rate: jax.lax.map(functools.partial(one, rate), keys), rates)
