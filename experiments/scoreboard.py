@@ -110,7 +110,7 @@ def document(boards):
     boards : list of dict   as `read` returns them
     """
     parts = [HEAD, _stacks(boards), "## Claims by where their numbers come from\n\n" + _origins(boards)]
-    parts += [_failing(boards), _missing(boards), "## Every experiment\n\n" + _experiments(boards)]
+    parts += [_failing(boards), _missing(boards), _later(boards), "## Every experiment\n\n" + _experiments(boards)]
     parts += ["## Every claim\n\n" + _claims(boards[0]), "## Sources\n\n" + _sources(boards)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -197,6 +197,13 @@ def _missing(boards):
         if run["problem"]
     ]
     return "## Experiments without a result\n\n" + _table(("stack", "experiment", "problem"), rows) if rows else ""
+
+
+def _later(boards):
+    """What is here and in none of the runs: written since, or not asked for."""
+    ran = {run["name"] for board in boards for run in board["runs"]}
+    rows = [(_code(name), runner.headings(name)["title"]) for name in runner.names() if name not in ran]
+    return "## Experiments that these runs do not have\n\n" + _table(("experiment", "question"), rows) if rows else ""
 
 
 def _experiments(boards):

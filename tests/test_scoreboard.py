@@ -107,7 +107,10 @@ def test_the_document_has_every_run_and_claim_and_what_failed_and_no_path(outcom
     assert "394 standard errors" in failing[0][-1]
     assert re.sub(r"\\(.)", r"\1", failing[0][2]) == HOSTILE
     assert rows(text, "| stack | experiment | problem")[0][-1] == "left no result (record.npz)"
-    experiments = rows(text, "| experiment | question")
+    later = text.partition("## Experiments that these runs do not have")[2].partition("\n## ")[0]
+    assert "`b12_residual_mean_field`" in later
+    assert "`a2_length_map`" not in later
+    experiments = rows(text.partition("## Every experiment")[2], "| experiment | question")
     assert [row[0] for row in experiments] == [f"`{name}`" for name in NAMES]
     assert experiments[0][2:7] == ["2 of 2", "1.0", "3 s", "256 MiB", "900"]
     assert experiments[1][4] == "7 min"
