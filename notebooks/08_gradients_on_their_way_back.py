@@ -13,7 +13,7 @@
 # # Gradients on their way back
 #
 # What the outputs say reaches layer $l$ through the transposed weights of all layers above it. This notebook goes with the
-# experiments of group *gradients* (b1 to b12; `python -m experiments list`) and asks two of their questions:
+# experiments of group *gradients* (b1 to b14; `python -m experiments list`) and asks two of their questions:
 #
 # 1. By which factor does a squared gradient change in every layer?
 # 2. Is that factor the same for every direction, or do a few directions carry everything?

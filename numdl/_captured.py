@@ -103,6 +103,11 @@ def remember_written(before: Held, after: Held) -> None:
                 _WRITTEN[_name(owner)] = owner
 
 
+def forget() -> None:
+    """Let go of what traces wrote to."""
+    _WRITTEN.clear()
+
+
 def _changed(one, other):
     paths = one.places.keys() | other.places.keys()
     return [path for path in paths if not _same(one.places.get(path), other.places.get(path))]

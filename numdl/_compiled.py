@@ -47,12 +47,16 @@ def jit(
         program, static_argnums=static_argnums, static_argnames=tuple(static), compiler_options=compiler_options
     )
 
+    program_run = run
+
     def calling(run):
         @functools.wraps(function)
         def call(*arguments, **keywords):
             group = _group_of(function, indices, static, arguments, keywords)
             found = group.now()
             result = run(found, *arguments, **keywords)
+            if not _KEPT and program_run._cache_size():
+                _KEPT.append(program_run)
             if found.traced:
                 group.look_again(found)
             return result
@@ -124,12 +128,17 @@ def _group_of(function, indices, static, arguments, keywords):
     data = [value for i, value in enumerate(arguments) if i not in indices]
     data += [value for name, value in keywords.items() if name not in static]
     fixed = tuple(value for value in fixed if not isinstance(value, _SIMPLE))
+    if _KEPT and not _KEPT[0]._cache_size():  # jax.clear_caches() was called: let go of what functions held, too
+        _KEPT.clear()
+        _group.cache_clear()
+        _captured.forget()
     try:
         return _group(function, jax.tree.structure(data), fixed)
     except TypeError:
         return _NONE
 
 
+_KEPT = []  # a program that jax keeps until its caches are cleared
 _SIMPLE = (int, float, str, type(None), np.dtype, type)
 
 

@@ -95,6 +95,7 @@ def product_norm(
     at_a_time = _strategy(width, draws) if at_a_time is None else checks.whole("at_a_time", at_a_time)
     # An Initializer's sampler carries its variance as data: another variance is not compiled again.
     step = Partial(_multiplied, _sampler(sampler), getattr(sampler, "applied", None))
+    jax.eval_shape(lambda key: _drawn(step.args[0], key, width, dtype), key)  # refused before a key is split
     y = None if y is None else jnp.asarray(y, dtype)
     return ProductNormSamples(*_sample(_keys(key, draws), step, y, width, depth, min(at_a_time, draws), dtype))
 
