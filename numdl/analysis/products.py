@@ -95,9 +95,10 @@ def product_norm(
     at_a_time = _strategy(width, draws) if at_a_time is None else checks.whole("at_a_time", at_a_time)
     # An Initializer's sampler carries its variance as data: another variance is not compiled again.
     step = Partial(_multiplied, _sampler(sampler), getattr(sampler, "applied", None))
-    jax.eval_shape(lambda key: _drawn(step.args[0], key, width, dtype), key)  # refused before a key is split
     y = None if y is None else jnp.asarray(y, dtype)
-    return ProductNormSamples(*_sample(_keys(key, draws), step, y, width, depth, min(at_a_time, draws), dtype))
+    rest = step, y, width, depth, min(at_a_time, draws), dtype
+    _sample.eval_shape(_keys.eval_shape(key, draws), *rest)  # a sampler is refused before a key is split
+    return ProductNormSamples(*_sample(_keys(key, draws), *rest))
 
 
 def lyapunov_exponents(
