@@ -123,7 +123,8 @@ Every experiment of numdl with its claims: what theory or a paper says, and what
 
 *exact*: the expected number follows from a theorem, a formula or an independent computation. *published*: a paper
 reports the number, or which of two is larger. *own*: the experiment chose the limit. The margin is the distance to the
-limit in standard errors of the measurement; ∞ where nothing is uncertain."""
+limit in standard errors of the measurement; ∞ where nothing is uncertain. Times: of the last call, which does not run
+again what an earlier one finished, and of all runs added up."""
 
 
 def _run(outcome):
@@ -156,14 +157,21 @@ def _stacks(boards):
     rows = []
     for board in boards:
         about, versions = board["machine"], board["versions"]
+        times = board["seconds"], sum(run["seconds"] for run in board["runs"])
         memory = f", {about['memory_gib']:g} GiB" if about["memory_gib"] else ""
         sources_of = f" (library {versions['library']})" if "library" in versions else ""
         rows.append((
             board["finished"][:10], _stack(board), f"numdl {versions['numdl']}{sources_of}, numpy {versions['numpy']}",
             f"{about['cores']} cores of {about['processor']}{memory}, {about['system']}", board["size"],
-            _duration(board["seconds"]), f"stopped by {board['stopped']}" if board["stopped"] else "complete",
+            ", ".join(map(_duration, times)), _state(board),
         ))  # fmt: skip
-    return _table(("date", "stack", "with", "machine", "size", "time", "state"), rows)
+    return _table(("date", "stack", "with", "machine", "size", "time, of all runs", "state"), rows)
+
+
+def _state(board):
+    reused = sum(bool(run.get("reused")) for run in board["runs"])
+    state = f"stopped by {board['stopped']}" if board["stopped"] else "complete"
+    return f"{state}; {reused} of {len(board['runs'])} from earlier calls" if reused else state
 
 
 def _origins(boards):

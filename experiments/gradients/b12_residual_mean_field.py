@@ -38,13 +38,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.claiming import in_errors
 from numdl import activations, plotting
 from numdl.analysis import gradients as measured_gradients
 from numdl.analysis import propagation as measured
 from numdl.networks import residual
 from numdl.records import record
 from numdl.reporting import Claim
-from numdl.statistics import agreement, mean_and_error, z_limit
+from numdl.statistics import agreement, mean_and_error
 from numdl.theory import gradients as predicted_gradients
 from numdl.theory import propagation
 from numdl.theory import residual as predicted
@@ -138,34 +139,20 @@ def claims(config, result):
     return [*made, _decay(config, result), _root(config, result), _power(config, result), _not_exponential(result)]
 
 
-def _z_claim(what, source, z):
-    return Claim(
-        f"{what}: largest |measured - predicted| in standard errors",
-        source,
-        origin="exact",
-        expected=z_limit(z.size),
-        measured=np.abs(z).max(),
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="one false alarm in a million",
-        relation="<=",
-    )
-
-
 def _correlations(result):
     z = agreement(result.far_correlation[:, result.layers - 1], result.correlation).z
-    return _z_claim(f"correlations of two pairs, {len(result.layers)} layers", f"{YANG}: the recursion", z)
+    return in_errors(f"correlations of two pairs, {len(result.layers)} layers", f"{YANG}: the recursion", z)
 
 
 def _lengths(result):
     z = agreement(result.far_length[result.layers - 1], result.length).z
-    return _z_claim(f"squared lengths, {len(result.layers)} layers", f"{YANG}: the recursion", z)
+    return in_errors(f"squared lengths, {len(result.layers)} layers", f"{YANG}: the recursion", z)
 
 
 def _gradients(config, result):
     expected, samples = _growth(config, result), result.gradient[:, :-1]
     z = agreement(np.exp(expected[:-1] - expected[0]), np.exp(samples - expected[0])).z
-    return _z_claim(f"squared gradients, {len(result.layers) - 1} layers", f"{YANG}: the recursion", z)
+    return in_errors(f"squared gradients, {len(result.layers) - 1} layers", f"{YANG}: the recursion", z)
 
 
 def _growth(config, result):

@@ -44,12 +44,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.claiming import in_errors
 from numdl import activations, plotting
 from numdl.analysis import shattering as measured
 from numdl.networks import dense, normalization, residual
 from numdl.records import record
 from numdl.reporting import Claim
-from numdl.statistics import extrapolate, mean_and_error, z_limit
+from numdl.statistics import extrapolate, mean_and_error
 from numdl.theory import shattering as predicted
 
 BALDUZZI = "Balduzzi et al. 2017, arXiv:1702.08591"
@@ -177,18 +178,7 @@ def _against_recursion(config, result, kind):
     mean, error = at_infinite_width(config, result.measured[kind])
     seen = (result.predicted[kind] > VISIBLE) & (result.predicted[kind] < 1)
     z = (mean[seen] - result.predicted[kind][seen]) / error[seen]
-    return Claim(
-        f"{kind}: correlation of gradients, infinite width, {seen.sum()} layers: largest |measured - predicted| in "
-        "standard errors",
-        RECURSION,
-        origin="exact",
-        expected=z_limit(z.size),
-        measured=np.abs(z).max(),
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="one false alarm in a million",
-        relation="<=",
-    )
+    return in_errors(f"{kind}: correlation of gradients, infinite width, {seen.sum()} layers", RECURSION, z)
 
 
 def _halved(config, result):

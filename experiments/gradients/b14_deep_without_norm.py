@@ -44,12 +44,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.claiming import in_errors
 from numdl import activations, data, plotting, trees
 from numdl.analysis import propagation as measured
 from numdl.networks import residual
 from numdl.records import record
 from numdl.reporting import Claim
-from numdl.statistics import agreement, mean_and_error, z_limit
+from numdl.statistics import agreement, mean_and_error
 from numdl.theory import residual as predicted
 
 DE = "De & Smith 2020, arXiv:2002.10444"
@@ -216,20 +217,6 @@ def claims(config, result):
     return [*made, *(_trains(config, result, kind) for kind in BRANCHES)]
 
 
-def _z_claim(what, source, z):
-    return Claim(
-        f"{what}: largest |measured - predicted| in standard errors",
-        source,
-        origin="exact",
-        expected=z_limit(z.size),
-        measured=np.abs(z).max(),
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="one false alarm in a million",
-        relation="<=",
-    )
-
-
 def _places(blocks):
     """Indices of some blocks, evenly spaced in the logarithm."""
     return np.unique(np.geomspace(1, blocks, 16).round().astype(int)) - 1
@@ -238,7 +225,7 @@ def _places(blocks):
 def _share(result, kind):
     at = _places(result.shares[kind].shape[-1])
     z = agreement(result.predicted_shares[kind][at], result.shares[kind][:, at]).z
-    return _z_claim(f"{kind}: share of the branch in {at.size} of {result.shares[kind].shape[-1]} blocks", DE, z)
+    return in_errors(f"{kind}: share of the branch in {at.size} of {result.shares[kind].shape[-1]} blocks", DE, z)
 
 
 def _inverse(result):
@@ -261,7 +248,7 @@ def _inverse(result):
 def _update(config, result, kind):
     expected = np.array([predicted_update(kind, depth, config.width) for depth in config.update_depths])
     z = agreement(expected, result.updates[kind].T).z
-    return _z_claim(f"{kind}: squared gradient of all blocks at depths {config.update_depths}", "the definitions", z)
+    return in_errors(f"{kind}: squared gradient of all blocks at depths {config.update_depths}", "the definitions", z)
 
 
 def _independent(config, result):

@@ -48,12 +48,11 @@ import numpy as np
 import optax
 from jax import lax
 
+from experiments.claiming import near
 from numdl import activations, data, plotting, trees
 from numdl.networks import dense
 from numdl.optimize import losses
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 
 LIU = "Liu, Michaud & Tegmark 2022, arXiv:2210.01117"
 FITS, GENERALIZES = 0.95, 0.85  # accuracies
@@ -218,21 +217,6 @@ def claims(config, result):
     return [*_delayed(config, result), *_times(config, result), *_shapes(config, result)]
 
 
-def _claim(text, source, origin, expected, samples, tolerance, reason, relation="=="):
-    found = mean_and_error(samples)
-    return Claim(
-        text,
-        source,
-        origin=origin,
-        expected=expected,
-        measured=found.mean,
-        uncertainty=found.stderr,
-        tolerance=tolerance,
-        tolerance_from=reason,
-        relation=relation,
-    )
-
-
 def _delayed(config, result):
     names = list(kinds(config))
     found = delays(result.times, result.free, config.every)
@@ -246,7 +230,7 @@ def _delayed(config, result):
         (f"large weights without decay: accuracy on the tests after {config.steps} steps",
          ": a time in inverse proportion to the decay", GENERALIZES, last, "the level that counts", "<="),
     ]  # fmt: skip
-    return [_claim(text, LIU + more, "own", at, found, 0.0, *rest) for text, more, at, found, *rest in rows]
+    return [near(text, LIU + more, "own", at, found, 0.0, *rest) for text, more, at, found, *rest in rows]
 
 
 def _times(config, result):
@@ -267,7 +251,7 @@ def _times(config, result):
         (f"{start} of decay alone to the norm at which held networks do", f"{LIU}: the mechanism", "own", 1.0, bound,
          0.1, "a tenth: that norm is between two that were tried", ">="),
     ]  # fmt: skip
-    return [_claim(*row) for row in rows]
+    return [near(*row) for row in rows]
 
 
 def _shapes(config, result):
@@ -283,7 +267,7 @@ def _shapes(config, result):
         ("L: ln of the training loss, smallest norm minus the best", np.log(10), train[0] - train[bottom], "ten times"),
         ("L: least training accuracy from the best norm on", FITS, worst, "what counts as a fit"),
     ]
-    return [_claim(text, LIU, "own", at, found, 0.0, reason, ">=") for text, at, found, reason in rows]
+    return [near(text, LIU, "own", at, found, 0.0, reason, ">=") for text, at, found, reason in rows]
 
 
 def figure(config, result):

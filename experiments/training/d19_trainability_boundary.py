@@ -50,12 +50,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from experiments.claiming import near
 from numdl import plotting
 from numdl.analysis import landscape
 from numdl.precision import float64
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 from numdl.theory import descent as predicted
 
 SOHL = "Sohl-Dickstein 2024, arXiv:2402.06184"
@@ -250,26 +249,10 @@ def claims(config, result):
     return made
 
 
-def _claim(text, source, origin, expected, samples, tolerance, reason, relation="==", note=""):
-    found = mean_and_error(samples)
-    return Claim(
-        text,
-        source,
-        origin=origin,
-        expected=expected,
-        measured=found.mean,
-        uncertainty=found.stderr,
-        tolerance=tolerance,
-        tolerance_from=reason,
-        relation=relation,
-        note=note,
-    )
-
-
 def _control(samples):
     source = "a level set of an analytic function is a smooth curve"
     reason = "few and small boxes: a slope of counts of some ten is good to a tenth"
-    return _claim("control: dimension of the border", source, "exact", 1.0, samples, 0.1, reason)
+    return near("control: dimension of the border", source, "exact", 1.0, samples, 0.1, reason)
 
 
 def _place(config, result):
@@ -277,18 +260,18 @@ def _place(config, result):
     wrong = (result.trains[CONTROL][:, 0] != result.stable).sum(axis=(1, 2)) / border
     text = "control: cells on another side of the border than theory says, over cells of the border"
     reason = f"half a cell: in {config.steps} steps a slowly growing mode stays below the first loss"
-    return _claim(text, "theory.descent.sharpness_limit", "exact", 0.0, wrong, 0.5, reason)
+    return near(text, "theory.descent.sharpness_limit", "exact", 0.0, wrong, 0.5, reason)
 
 
 def _published(name, samples):
     text = f"{name}: dimension of the border, beside the paper's for width 16 and zooms chosen by hand"
     reason = "chosen: one network and one sequence of zooms in the paper, a median of slopes here and there"
     case, source = CASES[name], f"{SOHL}, table 1"
-    return _claim(text, source, "published", case.dimension, samples, 0.2, reason, note=case.note)
+    return near(text, source, "published", case.dimension, samples, 0.2, reason, note=case.note)
 
 
 def _sign(text, source, samples, note=""):
-    return _claim(text, source, "published", 0.0, samples, 0.0, "the sign", ">=", note)
+    return near(text, source, "published", 0.0, samples, 0.0, "the sign", ">=", note)
 
 
 def figure(config, result):

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from experiments.claiming import in_errors as in_errors
+from experiments.claiming import near as near
 from numdl.analysis import transformer as measured
 from numdl.networks import core, initializers, transformer
-from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 
 
 def like(correlation, *, tokens, width, first=0):
@@ -80,34 +80,3 @@ def at_infinite_width(samples, sides):
     columns = [np.ones(len(sides)), inverse, inverse**2][: max(2, len(sides))]
     weights = np.linalg.pinv(np.stack(columns, axis=1))[0]
     return sum(c * np.asarray(s, np.float64) for c, s in zip(weights, samples, strict=True))
-
-
-def in_errors(text, source, z, limit):
-    """The claim that the largest |measured - predicted| is below the limit, in standard errors."""
-    return Claim(
-        f"{text}: largest |measured - predicted| in standard errors",
-        source,
-        origin="exact",
-        expected=float(limit),
-        measured=float(np.abs(z).max()),
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="one false alarm in a million",
-        relation="<=",
-    )
-
-
-def near(text, source, origin, expected, samples, tolerance, tolerance_from, relation="=="):
-    """The claim that the samples' mean is near a number."""
-    mean = mean_and_error(np.asarray(samples, np.float64))
-    return Claim(
-        text,
-        source,
-        origin=origin,
-        expected=float(expected),
-        measured=float(mean.mean),
-        uncertainty=float(mean.stderr),
-        tolerance=float(tolerance),
-        tolerance_from=tolerance_from,
-        relation=relation,
-    )
