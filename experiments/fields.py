@@ -23,7 +23,7 @@ def configure(name, kind, arguments, *, tiny=False, quick=False):
         expected = next(f.type for f in dataclasses.fields(kind) if f.name == field)
         shown = expected.__name__ if isinstance(expected, type) else expected
         got = _values(group)
-        wrong = f"--{field} must be {shown}; got {' '.join(got) or 'nothing'}"
+        wrong = f"--{field} must be {shown}{_written(shown, default, field)}; got {' '.join(got) or 'nothing'}"
         if shown != "str" and "str" not in str(expected) and not all(_plain(value) for value in got):
             raise UsageError(f"{name}: {wrong}")
         _parse(name, kind, group, default, wrong)
@@ -105,6 +105,15 @@ def _field(name, known, argument):
     close = difflib.get_close_matches(asked, known, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join('--' + c for c in close)}?" if close else f"it has --{', --'.join(known)}"
     raise UsageError(f"{name}: unknown field --{asked}: {hint}")
+
+
+def _written(shown, default, field):
+    """How a value of a type is written where that is not plain, by the default's example."""
+    if shown == "bool":
+        return f", written --{field} or --no-{field.replace('_', '-')}"
+    example = getattr(default, field)
+    plain = isinstance(example, tuple) and example and not isinstance(example[0], tuple)
+    return f", written --{field} {' '.join(map(str, example))}" if plain else ""
 
 
 def _values(group):

@@ -7,7 +7,7 @@ import re
 import jax
 import pytest
 
-from experiments import runner, workers
+from experiments import fields, runner, workers
 from numdl import reporting
 from numdl.networks import dense
 
@@ -62,6 +62,13 @@ def test_docstring_says_question_prediction_measurement_verdict(name):
     assert parts["title"].endswith("?"), "the first line is the question in short"
     for heading in runner.HEADINGS:
         assert len(parts[heading]) > 40, heading
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_options_that_a_docstring_names_are_taken(name):
+    module = runner.load(name)
+    for options in re.findall(r"`(--[^`]*)`", module.__doc__):
+        fields.configure(name, module.Config, options.split())
 
 
 @pytest.mark.parametrize("name", NAMES)

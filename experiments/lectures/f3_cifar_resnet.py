@@ -19,7 +19,7 @@ Measurement
 -----------
 `image.small_resnet`, three stages of one block, 3 x 3 stem, stochastic gradients with Nesterov momentum and weight
 decay, one cycle. Without further files: the bundled digits, enlarged to 16 x 16, shifted but not mirrored. With
-`--source cifar10 --widths 24,48,96 --batch 128 --shift 3 --epochs 7 --seeds 1 --compared false` and NUMDL_DATA: 50,000
+`--source cifar10 --widths 24 48 96 --batch 128 --shift 3 --epochs 7 --seeds 1 --no-compared` and NUMDL_DATA: 50,000
 and 10,000 photographs of 32 x 32. Unless `compared` is false as many steps without augmentation, too. Accuracy on
 images that were not seen, with frozen statistics of 1000 training images and with those of batches of the test.
 

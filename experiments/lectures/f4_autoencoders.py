@@ -19,7 +19,7 @@ variance lambda_j, which the encoder forgets as exp(-lambda_j t) only.)
 
 Measurement
 -----------
-Digits of 8 x 8 pixels (MNIST with --data mnist). Gradient descent of the linear autoencoder on its 4 leading
+Digits of 8 x 8 pixels (MNIST with `--data mnist`). Gradient descent of the linear autoencoder on its 4 leading
 components from balanced and from random starts; one linear, one dense and one deep autoencoder of the same code size
 against principal components on images not seen, the deep one also after greedy pretraining with the same number of
 gradient steps in all. Codes as unknowns of an energy, and the variational one, are in f18.
