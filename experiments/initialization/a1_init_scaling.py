@@ -32,12 +32,12 @@ import dataclasses
 import jax
 import numpy as np
 
+from experiments.claiming import near, one_number
 from numdl import plotting
 from numdl.analysis import jacobian as measured
 from numdl.networks import initializers
 from numdl.records import record
 from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 from numdl.theory import jacobian as predicted
 
 LECTURE = "Ruthotto & Haber, deck 6 (deep networks)"
@@ -163,29 +163,27 @@ def _spread(config, result):
 
 
 def _typical_growth(config, result):
-    deep = mean_and_error(result.sweep["LeCun"][:, -1])
-    return Claim(
+    return near(
         f"LeCun: mean of ln(|z|^2 / |y|^2) after {config.sweep_depth} layers: typical lengths shrink",
         HANIN,
         origin="exact",
         expected=result.sweep_law["LeCun"].log_mean[-1],
-        measured=deep.mean,
-        uncertainty=deep.stderr,
-        tolerance=6 * deep.stderr,
+        samples=result.sweep["LeCun"][:, -1],
+        tolerance=0.0,
+        errors=6,
         tolerance_from="six standard errors",
     )
 
 
 def _behind(config, result):
-    deep = mean_and_error(result.sweep["He"][:, -1])
-    return Claim(
+    return near(
         f"He without its relu: mean of ln(|z|^2 / |y|^2) after {config.sweep_depth} layers, ln 2 a layer",
         HANIN,
         origin="exact",
         expected=result.sweep_law["He"].log_mean[-1],
-        measured=deep.mean,
-        uncertainty=deep.stderr,
-        tolerance=6 * deep.stderr,
+        samples=result.sweep["He"][:, -1],
+        tolerance=0.0,
+        errors=6,
         tolerance_from="six standard errors",
     )
 
@@ -193,13 +191,12 @@ def _behind(config, result):
 def _rounding(config, result):
     worst = np.abs(result.sweep["orthogonal"]).max()
     rounding = float(np.finfo(np.float32).eps) * config.width**0.5 * config.sweep_depth
-    return Claim(
+    return one_number(
         f"orthogonal: largest |ln(|z|^2 / |y|^2)| over {config.sweep_depth} layers and all draws",
         "a product of orthogonal matrices is orthogonal",
         origin="exact",
         expected=0.0,
         measured=worst,
-        uncertainty=0.0,
         tolerance=rounding,
         tolerance_from="rounding, float32 epsilon x sqrt(width) x depth",
     )

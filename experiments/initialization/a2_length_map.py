@@ -29,12 +29,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.claiming import near, within
 from numdl import activations, data, plotting
 from numdl.analysis import propagation as measured
 from numdl.networks import dense
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import agreement, mean_and_error, z_limit
+from numdl.statistics import agreement, z_limit
 from numdl.theory import propagation as predicted
 
 POOLE = "Poole et al. 2016, arXiv:1606.05340, fig. 1"
@@ -99,46 +99,40 @@ def claims(config, result):
 
 def _no_outlier(name, result, limit):
     z = agreement(result.predicted[name], result.samples[name], axis=1).z
-    return Claim(
+    return within(
         f"{name}: largest |measured - predicted| length over layers and inputs, in standard errors",
         POOLE,
-        origin="exact",
-        expected=limit,
-        measured=np.abs(z).max(),
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="one false alarm in a million for all lengths of this experiment together",
-        relation="<=",
+        z,
+        limit=limit,
+        why="one false alarm in a million for all lengths of this experiment together",
     )
 
 
 def _forgotten(name, config, result):
-    last = mean_and_error(result.samples[name][-1, :, -1])
     remembered = abs(result.predicted[name][-1, -1] - result.fixed_points[name].q)
-    return Claim(
+    return near(
         f"{name}: length of layer {config.depth} from the longest input is the fixed point q*",
         POOLE,
         origin="exact",
         expected=result.fixed_points[name].q,
-        measured=last.mean,
-        uncertainty=last.stderr,
-        tolerance=6 * last.stderr + remembered,
+        samples=result.samples[name][-1, :, -1],
+        tolerance=remembered,
+        errors=6,
         tolerance_from="six standard errors and what theory says is still remembered",
     )
 
 
 def _kept(config, result):
-    logs = mean_and_error(np.log(result.samples["relu, critical"][:, :, -1].mean(axis=0)))
     expected = np.log(2 * np.mean(config.input_variances))
     drift = 2.5 * config.depth / config.width
-    return Claim(
+    return near(
         f"relu, critical: ln of the length of layer {config.depth}, averaged over inputs, is that of layer 1",
         "He et al. 2015, arXiv:1502.01852, eq. (10)",
         origin="exact",
         expected=expected,
-        measured=logs.mean,
-        uncertainty=logs.stderr,
-        tolerance=6 * logs.stderr + drift,
+        samples=np.log(result.samples["relu, critical"][:, :, -1].mean(axis=0)),
+        tolerance=drift,
+        errors=6,
         tolerance_from="six standard errors and the typical drift at finite width, half of Var ln q = 5 L / n",
     )
 

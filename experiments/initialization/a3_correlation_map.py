@@ -31,6 +31,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.claiming import near, one_number, within
+from experiments.drawing import dress
 from numdl import activations, data, plotting
 from numdl.analysis import propagation as measured
 from numdl.networks import dense
@@ -136,43 +138,37 @@ def claims(config, result):
 
 def _no_outlier(phase, result, limit):
     z = agreement(result.predicted[phase], result.samples[phase]).z
-    return Claim(
+    return within(
         f"{phase}, weight variance {result.weight_variances[phase]:.4g}: largest |measured - predicted| correlation "
         "over layers and pairs, in standard errors",
         SCHOENHOLZ,
-        origin="exact",
-        expected=limit,
-        measured=np.abs(z).max(),
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="one false alarm in a million for all correlations of this experiment together",
-        relation="<=",
+        z,
+        limit=limit,
+        why="one false alarm in a million for all correlations of this experiment together",
     )
 
 
 def _parted(config, result):
-    last = mean_and_error(result.samples[CHAOTIC][:, :, -1].mean(axis=1))
     remembered = abs(result.predicted[CHAOTIC][:, -1].mean() - result.fixed_points[CHAOTIC].c)
-    return Claim(
+    return near(
         f"chaotic: mean correlation of the pairs at layer {config.depth} is the fixed point c*",
         SCHOENHOLZ,
         origin="exact",
         expected=result.fixed_points[CHAOTIC].c,
-        measured=last.mean,
-        uncertainty=last.stderr,
-        tolerance=6 * last.stderr + remembered,
+        samples=result.samples[CHAOTIC][:, :, -1].mean(axis=1),
+        tolerance=remembered,
+        errors=6,
         tolerance_from="six standard errors and what theory says is still remembered",
     )
 
 
 def _critical_variance(result):
-    return Claim(
+    return one_number(
         "tanh is critical at bias variance 0.05 for this weight variance",
         "root of chi_1 = 1 by mpmath at 20 digits; Schoenholz et al. 2017, fig. 1",
         origin="exact",
         expected=1.7609546396067391316,
         measured=result.weight_variances[CRITICAL],
-        uncertainty=0.0,
         tolerance=1e-10,
         tolerance_from="rounding and quadrature",
     )
@@ -215,10 +211,8 @@ def figure(config, result):
             )
         scale = result.fixed_points[phase].depth_scale_c
         length = f"depth scale {scale:.1f} layers" if np.isfinite(scale) else "no finite depth scale"
-        ax.set_title(f"{phase}: weight variance {result.weight_variances[phase]:.3f}, {length}", fontsize=10)
-        ax.set_ylim(min(-0.3, ax.get_ylim()[0]), 1.05)
-        ax.legend(fontsize=8, frameon=False, loc="lower right" if phase != CHAOTIC else "upper right")
-        plotting.tidy(ax)
+        ax.set(title=f"{phase}: weight variance {result.weight_variances[phase]:.3f}, {length}")
+        dress(ax, ylim=(min(-0.3, ax.get_ylim()[0]), 1.05), loc="lower right" if phase != CHAOTIC else "upper right")
     _draw_rates(axes[3], config, result)
     return drawing
 
@@ -231,8 +225,4 @@ def _draw_rates(ax, config, result):
     line = np.polynomial.Polynomial.fit(inverse, means.mean, 1, w=1 / means.stderr)
     ends = np.array([0, inverse.max()])
     ax.plot(ends, line(ends), color=plotting.COLORS[0], linewidth=1, label="extrapolation")
-    ax.set_xlabel("1 / width")
-    ax.set_ylabel("slope of ln(1 - c) per layer")
-    ax.set_title("ordered: finite width forgets faster", fontsize=10)
-    ax.legend(fontsize=8, frameon=False)
-    plotting.tidy(ax)
+    dress(ax, title="ordered: finite width forgets faster", xlabel="1 / width", ylabel="slope of ln(1 - c) per layer")

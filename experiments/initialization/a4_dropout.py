@@ -39,6 +39,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.claiming import near, within
+from experiments.drawing import dress
 from numdl import activations, plotting
 from numdl.analysis import propagation as measured
 from numdl.networks import core, dense, dropout
@@ -173,30 +175,24 @@ def claims(config, result):
 
 def _curves(result, keep, limit):
     z = agreement(result.predicted[keep][:, 1:], result.samples[keep][:, :, 1:]).z
-    return Claim(
+    return within(
         f"keep {keep:g}, weight variance {result.chosen[keep]:.4g}: largest |measured - predicted| correlation over "
         "both pairs and layers from the second, in standard errors",
         SCHOENHOLZ,
-        origin="exact",
-        expected=limit,
-        measured=np.abs(z).max(),
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="one false alarm in a million for all correlations of this experiment together",
-        relation="<=",
+        z,
+        limit=limit,
+        why="one false alarm in a million for all correlations of this experiment together",
     )
 
 
 def _end(config, result, keep):
-    samples = mean_and_error(result.samples[keep][:, 0, -1])
-    return Claim(
+    return near(
         f"keep {keep:g}: correlation of two passes of one input after {config.depth} layers is at most half way from "
         f"1 to c* = {float(result.fixed_points[keep].c):.3g}",
         f"{SCHOENHOLZ}: c = 1 is no longer a fixed point",
         origin="own",
         expected=(1 + float(result.fixed_points[keep].c)) / 2,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=result.samples[keep][:, 0, -1],
         tolerance=0.0,
         tolerance_from="half of the way to c*",
         relation="<=",
@@ -251,16 +247,13 @@ def figure(config, result):
             right.plot(layers, result.predicted[keep][pair], "--", color=color, linewidth=1)
             label = f"keep {keep:g}" if not pair else None
             right.errorbar(layers, samples.mean[pair], samples.stderr[pair], fmt=marker, ms=3, color=color, label=label)
-    left.set_yscale("log")
-    left.set_ylim(1, 200)
-    left.set_xlabel("weight variance")
-    left.set_ylabel("depth scale xi_c, layers (predicted)")
-    left.set_title("lines: where the networks are measured", fontsize=10)
+    left.set(xlabel="weight variance", ylabel="depth scale xi_c, layers (predicted)", yscale="log", ylim=(1, 200))
+    dress(left, title="lines: where the networks are measured")
     right.plot([], [], "k--", linewidth=1, label="predicted")
-    right.set_xlabel("layer")
-    right.set_ylabel("correlation of two passes")
-    right.set_title("circles: the same input twice; squares: unlike inputs", fontsize=10)
-    for ax in (left, right):
-        ax.legend(fontsize=8, frameon=False)
-        plotting.tidy(ax)
+    right.set(
+        title="circles: the same input twice; squares: unlike inputs",
+        xlabel="layer",
+        ylabel="correlation of two passes",
+    )
+    dress(right)
     return drawing
