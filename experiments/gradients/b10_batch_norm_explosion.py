@@ -36,6 +36,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.drawing import dress
 from numdl import activations, plotting
 from numdl.analysis import normalization as measured
 from numdl.networks import dense, normalization
@@ -227,10 +228,8 @@ def figure(config, result):
         _draw_layers(by_layer, config, result, setting, color)
         _draw_widths(by_width, config, result, setting, color)
     by_width.plot([], [], "k_", markersize=14, markeredgewidth=2, label="predicted, infinite width")
-    by_width.legend(fontsize="small", frameon=False)
+    dress(by_width)
     _draw_batches(by_batch, config, result)
-    for ax in drawing.axes:
-        plotting.tidy(ax)
     return drawing
 
 
@@ -242,7 +241,7 @@ def _draw_layers(ax, config, result, setting, color):
         layers, np.exp(line), np.exp(samples - samples[:, -1:]), ax=ax, label=setting.name, color=color,
         xlabel="layer", ylabel=f"squared gradient, relative to layer {config.depth - 1}", log=True,
     )  # fmt: skip
-    ax.legend(fontsize="small", frameon=False)
+    dress(ax)
     ax.set_title(f"width {config.widths[-1]}, depth {config.depth}", fontsize=10)
 
 
@@ -250,8 +249,7 @@ def _draw_widths(ax, config, result, setting, color):
     means = mean_and_error(rates(result.log_squares[setting.name]), axis=1)
     ax.errorbar(1 / np.asarray(config.widths), means.mean, means.stderr, fmt="o", color=color, label=setting.name)
     ax.plot([0], [np.log(result.growth[setting.name])], "k_", markersize=14, markeredgewidth=2)
-    ax.set_xlabel("1 / width")
-    ax.set_ylabel("ln growth of squared gradients per layer")
+    ax.set(xlabel="1 / width", ylabel="ln growth of squared gradients per layer")
     ax.set_title("finite width", fontsize=10)
 
 
@@ -267,8 +265,5 @@ def _draw_batches(ax, config, result):
         mean, stderr = np.exp(limit.mean), np.exp(limit.mean) * limit.stderr
         ax.errorbar(setting.batch, mean, stderr, fmt="o", color=color, label=setting.name)
     ax.axhline(LIMIT, color="0.6", linewidth=1, label="π / (π - 1)")
-    ax.set_xscale("log")
-    ax.set_xlabel("batch size")
-    ax.set_ylabel("growth of squared gradients per layer")
-    ax.set_title("extrapolated to infinite width", fontsize=10)
-    ax.legend(fontsize="small", frameon=False)
+    ax.set(xlabel="batch size", ylabel="growth of squared gradients per layer", xscale="log")
+    dress(ax, title="extrapolated to infinite width")

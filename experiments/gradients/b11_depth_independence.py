@@ -33,10 +33,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.claiming import one_number
+from experiments.drawing import dress
 from numdl import activations, data, plotting
 from numdl.networks import dense, initializers
 from numdl.records import record
-from numdl.reporting import Claim
 
 SAXE = "Saxe et al. 2014, arXiv:1312.6120, fig. 6"
 LAWS = ("orthogonal", "Gaussian")
@@ -130,18 +131,17 @@ def claims(config, result):
     ratio = {law: np.median(times[:, -1]) / np.median(times[:, 0]) for law, times in result.times.items()}
     span = f"from depth {config.depths[0]} to {config.depths[-1]}"
     return [
-        Claim(
+        one_number(
             f"orthogonal: learning time grows {span} by a factor of no more than",
             SAXE,
             origin="own",
             expected=1.0,
             measured=ratio["orthogonal"],
-            uncertainty=0.0,
             tolerance=1.0,
             tolerance_from="a factor of 2 where depth grows 8-fold: learning rates 1.4 apart, whole steps, width 40",
             relation="<=",
         ),
-        Claim(
+        one_number(
             f"Gaussian at depth {config.depths[-1]} needs at least twice the steps of orthogonal (inf: never learned)",
             SAXE,
             origin="own",
@@ -149,8 +149,6 @@ def claims(config, result):
             measured=min(
                 np.median(result.times["Gaussian"][:, -1]) / np.median(result.times["orthogonal"][:, -1]), 1e6
             ),
-            uncertainty=0.0,
-            tolerance=0.0,
             tolerance_from="the paper's figure shows several times",
             relation=">=",
         ),
@@ -171,15 +169,9 @@ def figure(config, result):
             right.plot(result.excess[law][row], style, color=color, label=f"{law}, depth {depth}")
     left.set_xscale("log", base=2)
     left.set_xticks(config.depths, [str(depth) for depth in config.depths])
-    left.set_ylim(bottom=0)
-    left.set_xlabel("depth (hidden layers)")
-    left.set_ylabel("steps to learn, best learning rate")
-    right.set_yscale("log")
-    right.set_ylim(config.remaining / 3, 3)
+    left.set(xlabel="depth (hidden layers)", ylabel="steps to learn, best learning rate", ylim=(0, None))
+    right.set(yscale="log", ylim=(config.remaining / 3, 3))
     right.axhline(config.remaining, color="0.6", linewidth=1)
-    right.set_xlabel("step of gradient descent")
-    right.set_ylabel("excess loss, share of the start")
-    for ax in (left, right):
-        ax.legend(fontsize="small", frameon=False)
-        plotting.tidy(ax)
+    right.set(xlabel="step of gradient descent", ylabel="excess loss, share of the start")
+    dress(left, right)
     return drawing

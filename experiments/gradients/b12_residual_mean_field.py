@@ -38,7 +38,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.claiming import in_errors
+from experiments.claiming import in_errors, near, one_number
+from experiments.drawing import dress
 from numdl import activations, plotting
 from numdl.analysis import gradients as measured_gradients
 from numdl.analysis import propagation as measured
@@ -168,13 +169,12 @@ def _slope(y, x, start, stop):
 def _decay(config, result):
     laws = predicted.tanh_laws(weight_variance=WEIGHT_VARIANCE, second_weight_variance=WEIGHT_VARIANCE)
     start, logs = config.far // 2, np.log(np.arange(1, config.far + 1))
-    return Claim(
+    return one_number(
         f"recursion, layers {start} to {config.far}: c ~ l^-exponent",
         f"{YANG}: 1 - 2/pi",
         origin="published",
         expected=laws.decay,
         measured=-_slope(np.log(result.far_correlation[1]), logs, start, config.far),
-        uncertainty=0.0,
         tolerance=1 / np.sqrt(start),
         tolerance_from="tanh of a stream of length l is a sign up to terms of order 1/sqrt(l)",
     )
@@ -183,13 +183,12 @@ def _decay(config, result):
 def _root(config, result):
     laws = predicted.tanh_laws(weight_variance=WEIGHT_VARIANCE, second_weight_variance=WEIGHT_VARIANCE)
     start, roots = config.far // 2, np.sqrt(np.arange(1, config.far + 1))
-    return Claim(
+    return one_number(
         f"recursion, layers {start} to {config.far}: slope of ln of squared gradients against sqrt(l)",
         f"{YANG}: (4/3) sqrt(2/pi) for unit variances",
         origin="published",
         expected=laws.gradient,
         measured=_slope(result.far_growth, roots, start, config.far),
-        uncertainty=0.0,
         tolerance=2 / np.sqrt(start),
         tolerance_from="a term B ln l, whose slope against sqrt(l) is 2 B / sqrt(l), with B of order 1",
     )
@@ -221,15 +220,14 @@ def _not_exponential(result):
     """ln g over the whole depth, over that of its last three quarters: sqrt gives 2, an exponential 4/3."""
     quarter = int(np.argmin(np.abs(result.layers - result.layers[-1] / 4)))
     share = result.layers[quarter] / result.layers[-1]
-    ratios = mean_and_error((result.gradient[:, 0] - result.gradient[:, quarter]) / result.gradient[:, 0])
-    return Claim(
+    ratios = (result.gradient[:, 0] - result.gradient[:, quarter]) / result.gradient[:, 0]
+    return near(
         f"networks: share of ln of the growth of squared gradients that falls to the first {share:.2g} of the depth "
         f"(a root: {np.sqrt(share):.2g}, an exponential: {share:.2g})",
         f"{YANG}: subexponential",
         origin="own",
         expected=(share + np.sqrt(share)) / 2,
-        measured=ratios.mean,
-        uncertainty=ratios.stderr,
+        samples=ratios,
         tolerance=0.0,
         tolerance_from="half way between the two laws",
         relation=">=",
@@ -255,23 +253,17 @@ def figure(config, result):
         left.plot(depths, result.far_correlation[index][: config.depth], "k--", linewidth=1)
     seen = result.plain > 1e-3
     left.plot(depths[seen], result.plain[seen], ":", color="0.4", label=f"plain, weight variance {PLAIN:g}")
-    left.set_ylim(0.03, 1.2)
-    left.set_ylabel("correlation c")
+    left.set(ylabel="correlation c", ylim=(0.03, 1.2))
     samples = mean_and_error(result.length)
     middle.errorbar(result.layers, samples.mean, samples.stderr, fmt="o", ms=3, color=plotting.COLORS[0])
     middle.plot(depths, result.far_length[: config.depth], "k--", linewidth=1, label="predicted")
     middle.set_ylabel("mean square of the state")
     for ax in (left, middle):
-        ax.set_xscale("log")
-        ax.set_yscale("log")
-        ax.set_xlabel("layer l")
+        ax.set(xlabel="layer l", xscale="log", yscale="log")
     samples = mean_and_error(result.gradient)
     below = np.sqrt(config.depth) - np.sqrt(result.layers)
     right.errorbar(below, samples.mean, samples.stderr, fmt="o", ms=3, color=plotting.COLORS[0], label="measured")
     right.plot(below, _growth(config, result), "k--", linewidth=1, label="predicted")
-    right.set_xlabel("sqrt(L) − sqrt(l)")
-    right.set_ylabel("ln of squared gradient of y_l over that of y_L")
-    for ax in (left, middle, right):
-        ax.legend(fontsize=8, frameon=False)
-        plotting.tidy(ax)
+    right.set(xlabel="sqrt(L) − sqrt(l)", ylabel="ln of squared gradient of y_l over that of y_L")
+    dress(left, middle, right)
     return drawing

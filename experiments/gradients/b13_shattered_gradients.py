@@ -44,7 +44,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.claiming import in_errors
+from experiments.claiming import in_errors, one_number
+from experiments.drawing import dress
 from numdl import activations, plotting
 from numdl.analysis import shattering as measured
 from numdl.networks import dense, normalization, residual
@@ -222,13 +223,12 @@ def _sublinear(config, result):
 def _power(result, kind, expected):
     far = result.far[kind]
     start = len(far) // 2
-    return Claim(
+    return one_number(
         f"{kind}: the recursion's exponent in depth, layers {start} to {len(far)}",
         RECURSION,
         origin="exact",
         expected=expected,
         measured=-np.log(far[-1] / far[start - 1]) / np.log(len(far) / start),
-        uncertainty=0.0,
         tolerance=10 * np.log(start) / start,
         tolerance_from="the next term, of order ln l / l, with a factor of order 10",
     )
@@ -249,19 +249,14 @@ def figure(config, result):
         by_width.errorbar(inverse, samples.mean, samples.stderr, fmt="o", color=color, label=kind)
         by_width.plot([0], result.predicted[kind][:1], "k_", markersize=14, markeredgewidth=2)
     _draw_rules(by_layer, config)
-    by_layer.set_ylim(VISIBLE / 4, 1.3)
-    by_layer.set_xlabel("layers or blocks that the gradients have passed")
-    far.set_xscale("log")
-    far.set_xlabel("depth of the recursion")
-    by_width.set_xlabel("1 / width (0: predicted)")
+    by_layer.set(xlabel="layers or blocks that the gradients have passed", ylim=(VISIBLE / 4, 1.3))
+    far.set(xlabel="depth of the recursion", xscale="log")
+    by_width.set(xlabel="1 / width (0: predicted)")
     for ax in (by_layer, far):
-        ax.set_yscale("log")
-        ax.set_ylabel("correlation of the gradients at two inputs")
-        ax.legend(fontsize=8, frameon=False)
+        dress(ax, ylabel="correlation of the gradients at two inputs", yscale="log")
     by_width.set_ylabel("correlation of the gradients of y_1")
     by_width.set_title("colors as in the other two", fontsize=9)
-    for ax in (by_layer, far, by_width):
-        plotting.tidy(ax)
+    plotting.tidy(by_width)
     return drawing
 
 

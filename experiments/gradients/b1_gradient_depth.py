@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.claiming import one_number
 from numdl import activations, data, plotting
 from numdl.analysis import gradients as measured
 from numdl.audit import verdicts
@@ -138,14 +139,12 @@ def claims(config, result):
         if weight_variance in config.weight_variances:
             name = f"{weight_variance:g}"
             made.append(
-                Claim(
+                one_number(
                     f"weight variance {name}: the verdict is '{kind}' (0 vanishing, 1 stable, 2 exploding)",
                     SCHOENHOLZ,
                     origin="exact",
                     expected=WORDS.index(kind),
                     measured=result.kinds[name],
-                    uncertainty=0.0,
-                    tolerance=0.0,
                     tolerance_from="a word is right or wrong",
                 )
             )
@@ -168,9 +167,9 @@ def figure(config, result):
         right.errorbar(inverse, means.mean, means.stderr, fmt="o", color=color, label=f"weight variance {name}")
         right.plot([0], [rates(result.predicted[name])], "k_", markersize=14, markeredgewidth=2)
     right.plot([], [], "k_", markersize=14, markeredgewidth=2, label="predicted, infinite width")
-    right.set_ylim(top=right.get_ylim()[1] + 0.25)
-    right.set_xlabel("1 / width")
-    right.set_ylabel("ln growth of squared gradients per layer")
+    right.set(
+        xlabel="1 / width", ylabel="ln growth of squared gradients per layer", ylim=(None, right.get_ylim()[1] + 0.25)
+    )
     right.legend(fontsize="small", framealpha=0.6, edgecolor="none")
     left.set_title(f"width {config.widths[-1]}", fontsize=10)
     right.set_title("finite width shrinks the typical gradient", fontsize=10)

@@ -34,10 +34,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.claiming import one_number
 from numdl import activations, data, plotting
 from numdl.networks import dense
 from numdl.records import record
-from numdl.reporting import Claim
 from numdl.theory import propagation
 
 SCHOENHOLZ = "Schoenholz et al. 2017, arXiv:1611.01232, fig. 5"
@@ -156,13 +156,12 @@ def claims(config, result):
     ):
         if weight_variance < critical():
             made.append(
-                Claim(
+                one_number(
                     f"weight variance {weight_variance:g} (ordered): ln(trainable depth / xi_c)",
                     SCHOENHOLZ,
                     origin="published",
                     expected=np.log(6),
                     measured=np.log(depth / scale),
-                    uncertainty=0.0,
                     tolerance=np.log(3),
                     tolerance_from="a factor of 3 either way: the paper reads the constant 6 off a figure",
                 )
@@ -170,27 +169,23 @@ def claims(config, result):
     compared = result.accuracy[:, config.depths.index(config.compared_depth)]
     peak = config.weight_variances.index(critical())
     made.append(
-        Claim(
+        one_number(
             f"at depth {config.compared_depth} the critical network learns: its training accuracy",
             SCHOENHOLZ,
             origin="own",
             expected=MIDDLE,
             measured=compared[peak],
-            uncertainty=0.0,
-            tolerance=0.0,
             tolerance_from="the middle between chance and one",
             relation=">=",
         )
     )
     made.append(
-        Claim(
+        one_number(
             f"at depth {config.compared_depth} the one with weight variance {config.weight_variances[0]:g} does not",
             SCHOENHOLZ,
             origin="own",
             expected=MIDDLE,
             measured=compared[0],
-            uncertainty=0.0,
-            tolerance=0.0,
             tolerance_from="the middle between chance and one",
             relation="<=",
         )
@@ -205,16 +200,14 @@ def figure(config, result):
     columns = np.arange(len(config.weight_variances))
     mesh = ax.pcolormesh(columns, config.depths, result.accuracy.T, vmin=0, vmax=1, cmap="cividis", shading="nearest")
     drawing.colorbar(mesh, ax=ax).set_label("training accuracy")
-    ax.set_yscale("log")
-    ax.set_ylim(config.depths[0] * 0.7, config.depths[-1] * 1.4)
+    ax.set(yscale="log", ylim=(config.depths[0] * 0.7, config.depths[-1] * 1.4))
     within = np.clip(6 * result.depth_scales, *ax.get_ylim())
     ax.plot(columns, within, "w--", linewidth=2, label="predicted: 6 depth scales (infinite at criticality)")
     ax.plot(columns, result.trainable, "o", color=plotting.COLORS[1], label="measured: accuracy falls through 0.55")
     ax.set_xticks(columns, [f"{w:.3g}" for w in config.weight_variances])
     ax.set_yticks(config.depths, [str(depth) for depth in config.depths], minor=False)
     ax.minorticks_off()
-    ax.set_xlabel("weight variance (critical at 1.76)")
-    ax.set_ylabel("depth (hidden layers)")
+    ax.set(xlabel="weight variance (critical at 1.76)", ylabel="depth (hidden layers)")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=8, facecolor="0.5")
     for text, handle in zip(ax.get_legend().get_texts(), ax.get_legend().legend_handles, strict=True):
         if "predicted" in text.get_text():

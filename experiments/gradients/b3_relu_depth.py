@@ -34,13 +34,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from experiments.claiming import near, one_number, within
 from numdl import activations, data, plotting
 from numdl.analysis import gradients
 from numdl.analysis import propagation as measured
 from numdl.networks import dense, initializers
 from numdl.records import record
 from numdl.reporting import Claim
-from numdl.statistics import agreement, mean_and_error, z_limit
+from numdl.statistics import agreement, mean_and_error
 from numdl.theory import propagation as predicted
 
 HE = "He et al. 2015, arXiv:1502.01852"
@@ -169,16 +170,11 @@ def claims(config, result):
 
 def _lengths(config, name, result):
     z = agreement(result.predicted_lengths[name], result.lengths[name]).z
-    return Claim(
+    return within(
         f"{name}: largest distance of the length of a layer from theory, over {z.size} layers, in standard errors",
         f"{HE}, eq. (9)",
-        origin="exact",
-        expected=z_limit(z.size),
-        measured=np.abs(z).max(),
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="one false alarm in a million over the layers",
-        relation="<=",
+        z,
+        why="one false alarm in a million over the layers",
     )
 
 
@@ -199,13 +195,12 @@ def _halving(config, result):
 
 
 def _arithmetic():
-    return Claim(
+    return one_number(
         "5.9 x 4.2^2 x 2.9^2 x 2.1^4, the paper's ten layers with deviation 0.01",
         f'{HE}, section 2.2, "Comparisons with Xavier initialization"',
         origin="published",
         expected=1.7e4,
         measured=5.9 * 4.2**2 * 2.9**2 * 2.1**4,
-        uncertainty=0.0,
         tolerance=500.0,
         tolerance_from="half a unit of the last printed digit",
     )
@@ -227,14 +222,12 @@ def _ten_layers(result):
 
 
 def _starts(config, result, depth, where):
-    losses = mean_and_error(final(config, result, "He", depth)[:, best(config, result, "He", depth)])
-    return Claim(
+    return near(
         f"He, {depth} layers: loss after {config.steps} steps at the best learning rate; chance is ln 10 = 2.303",
         f"{HE}, {where}",
         origin="own",
         expected=config.started,
-        measured=losses.mean,
-        uncertainty=losses.stderr,
+        samples=final(config, result, "He", depth)[:, best(config, result, "He", depth)],
         tolerance=0.0,
         tolerance_from="the loss that was stated beforehand to count as a start",
         relation="<=",
@@ -243,13 +236,12 @@ def _starts(config, result, depth, where):
 
 def _stays(config, result, depth):
     losses = final(config, result, "Xavier", depth)
-    return Claim(
+    return one_number(
         f"Xavier, {depth} layers: smallest loss after {config.steps} steps, over all learning rates and networks",
         f"{HE}, fig. 3: {depth} layers",
         origin="own",
         expected=CHANCE,
         measured=losses.min(),
-        uncertainty=0.0,
         tolerance=0.05,
         tolerance_from="stated beforehand: 2 % of ln 10",
         relation=">=",
@@ -258,14 +250,13 @@ def _stays(config, result, depth):
 
 def _later(config, result, depth):
     gap = final(config, result, "Xavier", depth)[:, best(config, result, "Xavier", depth)]
-    gap = mean_and_error(gap - final(config, result, "He", depth)[:, best(config, result, "He", depth)])
-    return Claim(
+    gap = gap - final(config, result, "He", depth)[:, best(config, result, "He", depth)]
+    return near(
         f"{depth} layers: Xavier's loss after {config.steps} steps less He's, each at its best learning rate",
         f"{HE}, fig. 2: He's starts reducing the error earlier",
         origin="published",
         expected=0.0,
-        measured=gap.mean,
-        uncertainty=gap.stderr,
+        samples=gap,
         tolerance=0.0,
         tolerance_from="the sign is what is claimed",
         relation=">=",
@@ -310,7 +301,5 @@ def _draw_losses(ax, config, result, depth):
         ax.plot(steps, curves.T, color=colour, linewidth=0.8, alpha=0.5)
         ax.plot(steps, curves.mean(axis=0), color=colour, linewidth=2.2, label=name)
     ax.axhline(CHANCE, color="0.4", linewidth=1, linestyle=":", label="chance, ln 10")
-    ax.set_ylim(0, 2.6)
-    ax.set_xlabel("step")
-    ax.set_ylabel("training loss")
+    ax.set(xlabel="step", ylabel="training loss", ylim=(0, 2.6))
     ax.set_title(f"{depth} layers; rates: {', '.join(rates)}", fontsize=10)

@@ -39,13 +39,14 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
+from experiments.claiming import near, within
 from numdl import activations, data, plotting
 from numdl.analysis import gradients as measured
 from numdl.analysis import propagation
 from numdl.networks import core, dense, initializers
 from numdl.records import record
 from numdl.reporting import Claim
-from numdl.statistics import agreement, mean_and_error, z_limit
+from numdl.statistics import agreement, mean_and_error
 from numdl.theory import gradients as predicted
 
 GLOROT = "Glorot & Bengio 2010"
@@ -222,30 +223,24 @@ def _outlier(name, what, result):
     predictions = getattr(result, f"predicted_{what}")[name]
     kept = slice(None) if what == "lengths" else slice(-1)  # gradients are relative to the last layer's
     z = agreement(predictions[kept], samples[:, kept]).z
-    return Claim(
+    return within(
         f"tanh, {name}: largest distance of the {what} from theory, over {z.size} layers, in standard errors",
         "Schoenholz et al. 2017, arXiv:1611.01232, mean-field theory",
-        origin="exact",
-        expected=z_limit(z.size),
-        measured=np.abs(z).max(),
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="one false alarm in a million over the layers",
-        relation="<=",
+        z,
+        why="one false alarm in a million over the layers",
     )
 
 
 def _third(result):
-    ratio = mean_and_error(result.gradients["standard"][:, -2])
     q = result.predicted_lengths["standard"][-2]
-    return Claim(
+    return near(
         "tanh, standard: factor on the gradients' variance over the last hidden layer, where tanh is nearly linear",
         f"{GLOROT}, eq. (6) with n Var(W) = 1/3, figs. 6 and 7",
         origin="exact",
         expected=1 / 3,
-        measured=ratio.mean,
-        uncertainty=ratio.stderr,
-        tolerance=6 * ratio.stderr + 2 * q / 3,
+        samples=result.gradients["standard"][:, -2],
+        tolerance=2 * q / 3,
+        errors=6,
         tolerance_from=f"six standard errors and tanh's bend: E tanh'(y)^2 >= 1 - 2 q, q = {q:.2g}",
     )
 
@@ -266,14 +261,12 @@ def _fall(name, config, result):
 
 
 def _at(samples, expected, relation, sentence, why):
-    seen = mean_and_error(samples)
-    return Claim(
+    return near(
         sentence,
         f"{GLOROT}, fig. 2",
         origin="own",
         expected=expected,
-        measured=seen.mean,
-        uncertainty=seen.stderr,
+        samples=samples,
         tolerance=0.0,
         tolerance_from=f"a threshold, no law: {why}",
         relation=relation,
@@ -283,14 +276,12 @@ def _at(samples, expected, relation, sentence, why):
 def _sooner(result):
     early = SNAPSHOTS // 4
     slow, fast = (result.trainings[f"tanh, {name}"].loss[:, :early].mean(axis=1) for name in SCHEMES)
-    gap = mean_and_error(slow - fast)
-    return Claim(
+    return near(
         "tanh: mean loss over the first quarter of training, standard less normalised",
         f"{GLOROT}, section 5: normalised initialisation converges faster",
         origin="published",
         expected=0.0,
-        measured=gap.mean,
-        uncertainty=gap.stderr,
+        samples=slow - fast,
         tolerance=0.0,
         tolerance_from="the sign is what is claimed",
         relation=">=",
@@ -335,8 +326,7 @@ def _draw_training(part, config, result):
     for ax, label in zip(
         (left, middle, right), ("mean activation", "share of saturated numbers", "training loss"), strict=True
     ):
-        ax.set_xlabel("step")
-        ax.set_ylabel(label)
+        ax.set(xlabel="step", ylabel=label)
         plotting.tidy(ax)
     left.set_ylim(0, 1)
     middle.set_ylim(-0.03, 1.03)

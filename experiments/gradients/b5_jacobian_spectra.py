@@ -36,6 +36,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.drawing import dress
 from numdl import activations, plotting
 from numdl.analysis import jacobian as measured
 from numdl.networks import dense, initializers
@@ -233,12 +234,15 @@ def figure(config, result):
     for color, (kind, s) in zip(plotting.COLORS, result.spectra.items(), strict=False):
         share = np.arange(1, s.size + 1) / s.size
         left.plot(share, np.where(s > 1e-6 * s.max(), s, np.nan), color=color, linewidth=1.8, label=kind)
-    left.set_yscale("log")
-    left.set_ylim(bottom=1e-3)
-    left.set_xlabel("share of directions, from most to least amplified")
-    left.set_ylabel("singular value of the Jacobian")
-    left.set_title(f"one network each, width {config.widths[-1]}, {config.depth} layers", fontsize=10)
-    left.legend(fontsize="small", frameon=False, loc="lower left")
+    dress(
+        left,
+        title=f"one network each, width {config.widths[-1]}, {config.depth} layers",
+        xlabel="share of directions, from most to least amplified",
+        ylabel="singular value of the Jacobian",
+        yscale="log",
+        ylim=(1e-3, None),
+        loc="lower left",
+    )
     depths = np.asarray(config.edge_depths)
     plotting.prediction_and_measurement(
         depths, result.predicted_edges, result.edges.T, ax=right, label=f"width {config.edge_width}", log="x",
@@ -247,6 +251,5 @@ def figure(config, result):
     right.set_xticks(depths, [str(depth) for depth in depths])
     right.minorticks_off()
     right.set_title("largest s²: about e (L + 1/2)", fontsize=10)
-    for ax in (left, right):
-        plotting.tidy(ax)
+    plotting.tidy(right)
     return drawing

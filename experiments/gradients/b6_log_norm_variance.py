@@ -27,6 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.claiming import one_number
+from experiments.drawing import dress
 from numdl import activations, data, plotting
 from numdl.analysis import gradients as measured
 from numdl.networks import dense
@@ -96,13 +98,12 @@ def claims(config, result):
             )
         )
     made.append(
-        Claim(
+        one_number(
             f"width {config.widths[-1]}: the rule 5 L / n against the exact variance, relative",
             "Hanin 2018, arXiv:1801.03744",
             origin="exact",
             expected=1.0,
             measured=result.rule[-1, 0] / result.variance[-1, 0],
-            uncertainty=0.0,
             tolerance=10 / config.widths[-1],
             tolerance_from="the next term, of relative size a few / width",
         )
@@ -138,11 +139,8 @@ def figure(config, result):
         left.plot(passed, result.rule[row], ":", color="0.5", label="rule 5 L / n" if row == 0 else None)
         right.hist(result.samples[row, :, 0] / np.log(10), bins=40, histtype="step", color=color, linewidth=1.6,
                    density=True, label=f"width {width}")  # fmt: skip
-    left.set_xlabel("layers passed on the way back")
-    left.set_ylabel("variance of ln |g|² over networks")
-    right.set_xlabel("log₁₀ of the squared gradient at layer 1, relative to the outputs'")
-    right.set_ylabel("share of networks (density)")
-    for ax in (left, right):
-        ax.legend(fontsize="small", frameon=False)
-        plotting.tidy(ax)
+    left.set(xlabel="layers passed on the way back", ylabel="variance of ln |g|² over networks")
+    right.set(xlabel="log₁₀ of the squared gradient at layer 1, relative to the outputs'")
+    dress(right, ylabel="share of networks (density)")
+    dress(left)
     return drawing

@@ -35,6 +35,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from experiments.claiming import one_number, within
+from experiments.drawing import dress
 from numdl import activations, plotting
 from numdl.networks import residual
 from numdl.records import record
@@ -145,17 +147,13 @@ def _lengths(config, result, name):
     for depth, samples in zip(config.depths, result.length[name], strict=True):
         mean, variance = growth(depth, BETAS[name], config.width)
         z.append((samples.mean() / mean - 1) / np.sqrt(variance / samples.size))
-    return Claim(
+    return within(
         f"beta = {name}: largest |measured - predicted| mean of |y_L|^2 over depths {config.depths}, in standard "
         "errors",
         f"(1 + h^2 / 2)^L, exact at every width; {MARION}",
-        origin="exact",
-        expected=z_limit(len(BETAS) * len(config.depths)),
-        measured=np.abs(z).max(),
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="one false alarm in a million; the variance of |y_L|^2 is taken from theory",
-        relation="<=",
+        z,
+        limit=z_limit(len(BETAS) * len(config.depths)),
+        why="one false alarm in a million; the variance of |y_L|^2 is taken from theory",
     )
 
 
@@ -178,14 +176,12 @@ def _displacement(config, result, name):
 def _explodes(config, result):
     grown = [np.log(samples.mean()) for samples in result.length["0.25"]]
     least = np.sqrt(config.depths[-1]) / 4
-    return Claim(
+    return one_number(
         f"beta = 0.25: ln of the mean of |y_L|^2 / |y_0|^2 after {config.depths[-1]} layers is at least sqrt(L) / 4",
         MARION,
         origin="own",
         expected=least,
         measured=grown[-1],
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="half of sqrt(L) / 2, to which L ln(1 + 1 / (2 sqrt(L))) tends",
         relation=">=",
     )
@@ -204,17 +200,11 @@ def _gradients(config, result):
             bias_variance=0.0,
         ).chi[0]  # of every block but the first, which log_products leaves to the input
         z.append(agreement(chi**depth, samples).z)
-    return Claim(
+    return within(
         f"beta = 0.5: largest |measured - predicted| mean squared gradient of y_0 over depths {config.depths}, in "
         "standard errors",
         "Yang & Schoenholz 2017, arXiv:1712.08969; exact at every width for this block",
-        origin="exact",
-        expected=z_limit(len(z)),
-        measured=np.abs(z).max(),
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="one false alarm in a million",
-        relation="<=",
+        z,
     )
 
 
@@ -251,8 +241,7 @@ def figure(config, result):
         logs = mean_and_error(np.log(result.one_layer[name]), axis=1)
         right.errorbar(depths, logs.mean, logs.stderr, fmt="o-", color=color, label=f"beta = {name}")
     right.plot(fine, 2 * np.sqrt(fine / (2 * np.pi)), ":", color="k", label="drift at beta = 0.5")
-    left.set_yscale("log")
-    left.set_ylabel("|y_L - y_0| / |y_0|, root mean square")
+    left.set(ylabel="|y_L - y_0| / |y_0|, root mean square", yscale="log")
     left.set_title("two layers: y + h V relu(y K)", fontsize=10)
     right.set_yscale("symlog", linthresh=0.1)
     right.set_ylabel("mean of ln |y_L|² / |y_0|²")
@@ -261,7 +250,5 @@ def figure(config, result):
         ax.set_xscale("log")
         ax.set_xticks(config.depths, [str(depth) for depth in config.depths])
         ax.minorticks_off()
-        ax.set_xlabel("depth L")
-        ax.legend(fontsize=8, frameon=False)
-        plotting.tidy(ax)
+        dress(ax, xlabel="depth L")
     return drawing

@@ -40,12 +40,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import activations, plotting
 from numdl.analysis import recurrent as measured
 from numdl.networks import initializers, recurrent
 from numdl.records import record
 from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 from numdl.theory import recurrent as predicted
 
 PASCANU = "Pascanu et al. 2013, arXiv:1211.5063, section 2.1"
@@ -238,13 +239,12 @@ def claims(config, result):
 
 def _up_to_rounding(config, claim, source, measured, *, expected=0.0, width=None, relation="=="):
     """A claim without chance: a sum of logarithms, one product of matrices a step."""
-    return Claim(
+    return one_number(
         claim,
         source,
         origin="exact",
         expected=expected,
         measured=measured,
-        uncertainty=0.0,
         tolerance=float(np.finfo(np.float32).eps) * (width or config.width) * config.steps,
         tolerance_from="rounding, float32 epsilon x width x steps",
         relation=relation,
@@ -305,13 +305,11 @@ def _jordan_claims(config, result):
             config, f"{block}: ln of the largest |W^k|, {PEAK:.2f}", peak, result.jordan.max(),
             expected=np.log(PEAK), width=len(JORDAN),
         ),
-        Claim(
+        one_number(
             f"{block}: the k of the largest |W^k|",
             peak, origin="exact",
             expected=9,
             measured=1 + result.jordan.argmax(),
-            uncertainty=0.0,
-            tolerance=0.0,
             tolerance_from="a whole number",
         ),
         _up_to_rounding(config, text, f"{TREFETHEN}; powers in float64", result.jordan[-1], **last),
@@ -320,30 +318,28 @@ def _jordan_claims(config, result):
 
 def _carousel_identity(config, result):
     largest_sum = config.memory_steps * max(1.0, -result.predicted_memory.min())
-    return Claim(
+    return one_number(
         "LSTM with recurrent weights: ln of the gradient along the cell is the sum of ln of the forget gates; largest "
         "difference over units, steps and forget biases",
         LSTM,
         origin="exact",
         expected=0.0,
         measured=result.gate_error.max(),
-        uncertainty=0.0,
         tolerance=16 * float(np.finfo(np.float32).eps) * largest_sum,
         tolerance_from="rounding, 16 float32 epsilon x the largest predicted sum of logarithms, at least the steps",
     )
 
 
 def _memory(config, result, index):
-    mean = mean_and_error(result.memories["inputs only"][index])
-    return Claim(
+    return near(
         f"LSTM, forget bias {config.forget_biases[index]:g}, gates driven by inputs: change of ln dc_k/dc_0 per step "
         f"(a memory of {-1 / result.predicted_memory[index]:.3g} steps)",
         LSTM,
         origin="exact",
         expected=result.predicted_memory[index],
-        measured=mean.mean,
-        uncertainty=mean.stderr,
-        tolerance=6 * mean.stderr,
+        samples=result.memories["inputs only"][index],
+        tolerance=0.0,
+        errors=6,
         tolerance_from="six standard errors",
     )
 
@@ -357,8 +353,6 @@ def figure(config, result):
         ax.set_title(f"tanh, {title}: dashed is the bound, (γσ) to the lag", fontsize=10)
     _draw_jordan(block, config, result)
     _draw_memory(memory, config, result)
-    for ax in drawing.axes:
-        plotting.tidy(ax)
     return drawing
 
 
@@ -372,9 +366,7 @@ def _draw_plain(ax, config, result, variance):
             ax.plot(lags, samples.mean(axis=0), color=color, linewidth=2.5, label=label)
             ax.fill_between(lags, samples.min(axis=0), samples.max(axis=0), color=color, alpha=0.18, linewidth=0)
         ax.plot(lags, result.bounds[name], "k--", linewidth=1.2, label="bound" if level == "above" else "_")
-    ax.set_xlabel("lag T - t (steps)")
-    ax.set_ylabel("ln |dh_T/dh_t|")
-    ax.legend(fontsize="small", frameon=False)
+    dress(ax, xlabel="lag T - t (steps)", ylabel="ln |dh_T/dh_t|")
 
 
 def _draw_jordan(ax, config, result):
@@ -382,11 +374,8 @@ def _draw_jordan(ax, config, result):
     ax.plot(lags, np.exp(result.jordan_predicted), "k--", label="predicted, |W^k|", zorder=4)
     ax.plot(lags[::3], np.exp(result.jordan[::3]), "o", color=plotting.COLORS[0], markersize=4, label="measured")
     ax.plot(lags, 0.9**lags, color="0.6", label="its eigenvalue, 0.9^k")
-    ax.set_yscale("log")
-    ax.set_xlabel("lag k (steps)")
-    ax.set_ylabel("|dh_T/dh_(T-k)|")
-    ax.set_title("Jordan block of radius 0.9: grows 3.9-fold, then vanishes", fontsize=10)
-    ax.legend(fontsize="small", frameon=False)
+    ax.set(xlabel="lag k (steps)", ylabel="|dh_T/dh_(T-k)|", yscale="log")
+    dress(ax, title="Jordan block of radius 0.9: grows 3.9-fold, then vanishes")
 
 
 def _draw_memory(ax, config, result):
@@ -397,8 +386,5 @@ def _draw_memory(ax, config, result):
         size = 5 if marker == "o" else 10
         steps = -1 / samples.mean(axis=1)
         ax.plot(config.forget_biases, steps, marker, color=color, markerfacecolor=inside, markersize=size, label=label)
-    ax.set_yscale("log")
-    ax.set_xlabel("forget bias")
-    ax.set_ylabel("memory (steps until 1/e)")
-    ax.set_title("LSTM: gradient along the cell state", fontsize=10)
-    ax.legend(fontsize="small", frameon=False)
+    ax.set(xlabel="forget bias", ylabel="memory (steps until 1/e)", yscale="log")
+    dress(ax, title="LSTM: gradient along the cell state")

@@ -40,12 +40,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import activations, plotting
 from numdl.analysis import attention as measured
 from numdl.networks import attention, initializers
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import mean_and_error, slope
+from numdl.statistics import slope
 from numdl.theory import attention as predicted
 
 DONG = "Dong et al. 2021, arXiv:2103.03404, theorem 2.2"
@@ -184,13 +185,12 @@ def claims(config, result):
 
 def _bounded(name, config, result):
     excess = np.nanmax(result.diameters[name][:, 1:] - result.bounds[name][:, 1:])
-    return Claim(
+    return one_number(
         f"{name}: largest ln(diameter / bound) over layers, networks and examples",
         DONG_MLP if "MLP" in name else DONG,
         origin="exact",
         expected=0.0,
         measured=excess,
-        uncertainty=0.0,
         tolerance=float(np.finfo(np.float32).eps) * config.width * config.depth,
         tolerance_from="rounding, float32 epsilon x width x depth",
         relation="<=",
@@ -209,28 +209,25 @@ def exponents(log_diameters):
 
 
 def _cube(result):
-    mean = mean_and_error(exponents(result.diameters["pure"]))
-    return Claim(
+    return near(
         "pure: slope of ln D of a layer against that of the layer before, where ln D < -100: the cube",
         DONG,
         origin="exact",
         expected=3.0,
-        measured=mean.mean,
-        uncertainty=mean.stderr,
-        tolerance=6 * mean.stderr,
+        samples=exponents(result.diameters["pure"]),
+        tolerance=0.0,
+        errors=6,
         tolerance_from="six standard errors over networks",
     )
 
 
 def _hidden(config, result):
-    return Claim(
+    return one_number(
         f"MLP without skips: share of token sets that are equal up to rounding after {config.depth} layers",
         DONG_MLP,
         origin="exact",
         expected=1.0,
         measured=np.isnan(result.residuals["MLP"][:, -1]).mean(),
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="a cube leaves nothing above the rounding of float32",
     )
 
@@ -244,15 +241,14 @@ def means_over_deviations(log_residuals):
 def _doubling(config, result):
     # Layer by layer: the product over all layers is so skewed that few networks give neither its mean nor its error.
     ratio = np.expm1(-2 * result.residuals[DOUBLING])
-    growth = mean_and_error((ratio[:, 1:] / ratio[:, :-1]).mean(axis=(1, 2)))
-    return Claim(
+    return near(
         "skip, small tokens: growth of 1 / r^2 - 1 per layer, mean over layers",
         SKIPS,
         origin="exact",
         expected=2.0,
-        measured=growth.mean,
-        uncertainty=growth.stderr,
-        tolerance=6 * growth.stderr + 1e-3,
+        samples=(ratio[:, 1:] / ratio[:, :-1]).mean(axis=(1, 2)),
+        tolerance=1e-3,
+        errors=6,
         tolerance_from="six standard errors, and 1e-3 for attention that is not quite even",
     )
 
@@ -260,15 +256,14 @@ def _doubling(config, result):
 def _kept(config, result):
     logs = result.residuals["skip"]
     least = -np.log1p(np.expm1(-2 * logs[:, 0]) * 2**config.depth) / 2
-    more = mean_and_error((logs[:, -1] - least).mean(axis=-1))
-    return Claim(
+    return near(
         f"skip: mean over networks of ln(r / least) after {config.depth} layers, least being what small tokens keep",
         f"{SKIPS}; uneven attention adds deviation",
         origin="exact",
         expected=0.0,
-        measured=more.mean,
-        uncertainty=more.stderr,
-        tolerance=6 * more.stderr,
+        samples=(logs[:, -1] - least).mean(axis=-1),
+        tolerance=0.0,
+        errors=6,
         tolerance_from="six standard errors",
         relation=">=",
     )
@@ -302,11 +297,8 @@ def _draw_residuals(ax, layers, result):
     shown = layers[2:]
     line = end * 3.0 ** (shown - layers[-1])
     ax.plot(shown, line, "k--", linewidth=1.6, label="predicted, factor 3 a layer", zorder=4)
-    ax.set_yscale("log")
-    ax.set_xlabel("layer (0: input)")
-    ax.set_ylabel("-ln r, r = |res(X)| / |X|")
-    ax.set_title("MLP without skips ends in rounding (float32)", fontsize=10)
-    ax.legend(fontsize="small", frameon=False)
+    ax.set(xlabel="layer (0: input)", ylabel="-ln r, r = |res(X)| / |X|", yscale="log")
+    dress(ax, title="MLP without skips ends in rounding (float32)")
 
 
 def _draw_bound(ax, layers, result):
@@ -316,8 +308,5 @@ def _draw_bound(ax, layers, result):
     ax.plot(layers, least.mean(axis=1), "k--", linewidth=1.6, label="predicted, at least", zorder=4)
     ax.plot(layers, rows.mean(axis=1), "o", color=plotting.COLORS[0], markersize=4, label=f"measured, {name}")
     ax.fill_between(layers, rows.min(axis=1), rows.max(axis=1), color=plotting.COLORS[0], alpha=0.18, linewidth=0)
-    ax.set_yscale("log")
-    ax.set_xlabel("layer (0: input)")
-    ax.set_ylabel("-ln of the largest distance of two tokens")
-    ax.set_title("the bound on the diameter", fontsize=10)
-    ax.legend(fontsize="small", frameon=False)
+    ax.set(xlabel="layer (0: input)", ylabel="-ln of the largest distance of two tokens", yscale="log")
+    dress(ax, title="the bound on the diameter")
