@@ -42,6 +42,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.drawing import dress
 from numdl import activations, data, plotting
 from numdl.networks import dense, highway, residual
 from numdl.optimize import train
@@ -218,14 +219,11 @@ def figure(config, result):
         right.plot(np.repeat(config.depths, loss.shape[1]), loss.ravel(), ".", ms=3, color=color, alpha=0.5)
     left.axhline(0.9, color="0.6", linewidth=1, linestyle=":")
     left.text(config.depths[0], 0.88, "guessing", fontsize=8, color="0.4", va="top")
-    left.set_ylabel("training error, mean and standard error")
-    right.set_yscale("log")
-    right.set_ylabel("training cross entropy, seeds and median")
+    left.set(ylabel="training error, mean and standard error")
+    right.set(ylabel="training cross entropy, seeds and median", yscale="log")
     for ax in (left, right):
         ax.set_xscale("log")
         ax.set_xticks(config.depths, [str(depth) for depth in config.depths])
         ax.minorticks_off()
-        ax.set_xlabel("depth (layers)")
-        ax.legend(frameon=False, fontsize=8, loc="center left" if ax is left else "upper left")
-        plotting.tidy(ax)
+        dress(ax, xlabel="depth (layers)", loc="center left" if ax is left else "upper left")
     return drawing

@@ -46,12 +46,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.claiming import near
+from experiments.drawing import dress
 from numdl import activations, data, plotting
 from numdl.networks import residual
 from numdl.ode import tableaus
 from numdl.optimize import train
 from numdl.records import record
-from numdl.reporting import Claim
 from numdl.statistics import mean_and_error
 
 HABER = "Haber & Ruthotto 2017, arXiv:1705.03341"
@@ -187,44 +188,38 @@ def _refine(net, params, images, labels, factors, truth):
 def claims(config, result):
     """Every N trains, refinement costs nothing and converges, and h = 1 does not go on for ever."""
     deepest, made = config.steps_in_time[-1], []
-    worst = mean_and_error(result.fixed_time[np.argmin(result.fixed_time.mean(axis=1))])
     made.append(
-        Claim(
+        near(
             f"fixed T: smallest mean accuracy over N = {config.steps_in_time}, one learning rate",
             f"{HABER}, section 4",
             origin="own",
             expected=config.bar,
-            measured=worst.mean,
-            uncertainty=worst.stderr,
+            samples=result.fixed_time[np.argmin(result.fixed_time.mean(axis=1))],
             tolerance=0.0,
             tolerance_from="the bar was set before the run, after networks with other seeds",
             relation=">=",
         )
     )
-    lacking = mean_and_error(result.fixed_time[0] - result.fixed_time[-1])
     made.append(
-        Claim(
+        near(
             f"fixed T: accuracy with N = {config.steps_in_time[0]} minus that with N = {deepest}, mean over seeds",
             f"{HABER}, section 4",
             origin="published",
             expected=0.0,
-            measured=lacking.mean,
-            uncertainty=lacking.stderr,
+            samples=result.fixed_time[0] - result.fixed_time[-1],
             tolerance=config.spread,
             tolerance_from="set before the run: about one standard error of a difference of two means over three seeds",
             relation="<=",
         )
     )
     at_deepest = result.refined[list(result.factors).index(deepest // config.trained)]
-    drop = mean_and_error(result.refined[0] - at_deepest)
     made.append(
-        Claim(
+        near(
             f"trained at N = {config.trained}, refined to {deepest}: loss of accuracy",
             f"{CHANG}, section 4",
             origin="own",
             expected=0.0,
-            measured=drop.mean,
-            uncertainty=drop.stderr,
+            samples=result.refined[0] - at_deepest,
             tolerance=config.drop,
             tolerance_from="twice what two networks with other seeds lost",
             relation="<=",
@@ -232,28 +227,24 @@ def claims(config, result):
     )
     finest = config.trained * result.factors[-1]
     cut = np.log(result.factors[-1] / result.factors[-2])
-    order = mean_and_error(np.log(result.error[-2] / result.error[-1]) / cut)
     made.append(
-        Claim(
+        near(
             "order of convergence of the refined outputs, from the last cut of h",
             "Euler's method is of order 1",
             origin="exact",
             expected=1.0,
-            measured=order.mean,
-            uncertainty=order.stderr,
+            samples=np.log(result.error[-2] / result.error[-1]) / cut,
             tolerance=0.15,
             tolerance_from=f"the next term is of relative size h = {config.time / finest:g}",
         )
     )
-    gap = mean_and_error(result.fixed_time[-1] - result.fixed_step[-1])
     made.append(
-        Claim(
+        near(
             f"N = {deepest}: accuracy at fixed T minus accuracy at h = 1",
             f"{HABER}, section 2: stability",
             origin="published",
             expected=0.0,
-            measured=gap.mean,
-            uncertainty=gap.stderr,
+            samples=result.fixed_time[-1] - result.fixed_step[-1],
             tolerance=0.0,
             tolerance_from="the sign is the claim",
             relation=">=",
@@ -276,8 +267,7 @@ def figure(config, result):
         found = mean_and_error(accuracy, axis=1)
         left.errorbar(steps, found.mean, found.stderr, fmt="o-", ms=4, color=color, label=label)
     left.axhline(config.bar, color="0.6", linewidth=1, linestyle=":", label="claimed")
-    left.set_ylim(0, 1.02)
-    left.set_ylabel("accuracy on digits not seen")
+    left.set(ylabel="accuracy on digits not seen", ylim=(0, 1.02))
     right.plot(finer, result.error, "o", ms=4, color=plotting.COLORS[2])
     middle = np.exp(np.log(result.error[-1]).mean())
     right.plot(finer, middle * finer[-1] / finer, "--", color="k", linewidth=1, label="order 1")
@@ -288,7 +278,5 @@ def figure(config, result):
         ax.set_xscale("log")
         ax.set_xticks(config.steps_in_time, [str(n) for n in config.steps_in_time])
         ax.minorticks_off()
-        ax.set_xlabel("steps N")
-        ax.legend(frameon=False, fontsize=8)
-        plotting.tidy(ax)
+        dress(ax, xlabel="steps N")
     return drawing

@@ -43,6 +43,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.drawing import dress
 from numdl import activations, data, plotting
 from numdl.networks import fields, residual
 from numdl.ode import integrate, parallel, stability, tableaus
@@ -386,10 +387,8 @@ def figure(config, result):
     speed.set_yticks([0.2, 0.5, 1, 2, 5, 10], ["0.2", "0.5", "1", "2", "5", "10"])
     speed.minorticks_off()
     speed.set(xlabel="devices", ylabel="speed-up of one FCF cycle, model")
-    for ax in (modes, training, speed):
-        ax.legend(frameon=False, fontsize=8)
-    for ax in (modes, states, training, speed):
-        plotting.tidy(ax)
+    dress(modes, training, speed)
+    plotting.tidy(states)
     return drawing
 
 

@@ -46,6 +46,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.drawing import dress
 from numdl import activations, plotting
 from numdl.analysis import regularity
 from numdl.networks import residual
@@ -309,9 +310,7 @@ def figure(config, result):
         ax.set_yscale("log")
         ax.set_xticks(config.depths, [str(depth) for depth in config.depths])
         ax.set_xlabel("depth L")
-    right.set_xlabel(f"layer k of {config.depths[-1]}")
-    right.set_ylabel(r"one entry of $L\,\delta_k A_k$")
+    right.set(xlabel=f"layer k of {config.depths[-1]}", ylabel=r"one entry of $L\,\delta_k A_k$")
     for ax in (left, middle, right):
-        ax.legend(frameon=False, fontsize=7, loc="best" if ax is right else "lower left")
-        plotting.tidy(ax)
+        dress(ax, fontsize=7, loc="best" if ax is right else "lower left")
     return drawing

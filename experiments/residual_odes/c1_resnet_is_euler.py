@@ -44,6 +44,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from experiments.drawing import dress
 from numdl import activations, plotting, quadrature
 from numdl.networks import residual
 from numdl.ode import convergence, tableaus
@@ -307,8 +308,7 @@ def figure(config, result):
     _draw_displacements(right, config, result)
     for ax in (left, right):
         ax.minorticks_off()
-        ax.legend(fontsize=8, frameon=False)
-        plotting.tidy(ax)
+        dress(ax)
     return drawing
 
 
@@ -322,11 +322,9 @@ def _draw_errors(ax, config, result):
         anchor = np.flatnonzero(found.used)[0]
         line = found.errors[anchor] * (depths / depths[anchor]) ** -float(CURVES[name][2])
         ax.plot(depths, line, "--", color="k", linewidth=1, label="predicted" if name == "RK4, sampled" else None)
-    ax.set_yscale("log")
-    ax.set_ylim(1e-14, None)
+    ax.set(yscale="log", ylim=(1e-14, None))
     ax.set_xticks(config.depths, [str(depth) for depth in config.depths])
-    ax.set_xlabel("depth N")
-    ax.set_ylabel("|y_N - y(1)| / |y(1)|")
+    ax.set(xlabel="depth N", ylabel="|y_N - y(1)| / |y(1)|")
     ax.set_title("weights are a function of time", fontsize=10)
 
 
@@ -341,6 +339,5 @@ def _draw_displacements(ax, config, result):
     ax.plot(depths, np.full_like(depths, level), ":", color="k", linewidth=1, label="does not depend on L")
     ax.set_yscale("log")
     ax.set_xticks(config.random_depths, [str(depth) for depth in config.random_depths])
-    ax.set_xlabel("depth L")
-    ax.set_ylabel("|y_L - y_0| / |y_0|, root mean square")
+    ax.set(xlabel="depth L", ylabel="|y_L - y_0| / |y_0|, root mean square")
     ax.set_title("weights of every layer independent", fontsize=10)

@@ -40,12 +40,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.claiming import one_number
+from experiments.drawing import dress
 from numdl import activations, plotting
 from numdl.networks import residual, reversible
 from numdl.ode import convergence, stability, tableaus
 from numdl.precision import float64
 from numdl.records import record
-from numdl.reporting import Claim
 
 HABER = "Haber & Ruthotto 2017, arXiv:1705.03341, fig. 1"
 MATRICES = {
@@ -227,13 +228,12 @@ def claims(config, result):
 def _area(name, result):
     eigenvalue = np.linalg.eigvals(MATRICES[name])[0]
     gain = np.abs(stability.amplification(tableaus.euler, STEP * eigenvalue))
-    return Claim(
+    return one_number(
         f"{name}: rate at which the network spreads what is close to the origin, ln |det| / 2 per time",
         f"ln |1 + h lambda| / h; {HABER}",
         origin="exact",
         expected=np.log(gain) / STEP,
         measured=result.area[list(MATRICES).index(name)],
-        uncertainty=0.0,
         tolerance=1e-10,
         tolerance_from="exact; rounding",
     )
@@ -247,13 +247,12 @@ def _symmetric(name, result):
     moved = STEP / CUT * (speed[1:] + speed[:-1]).sum(axis=0) / 2
     low, high = np.linalg.eigvalsh((matrix + matrix.T) / 2)
     outside = np.maximum(low - change / moved, change / moved - high)
-    return Claim(
+    return one_number(
         f"{name}: how far the change of H per integral of |f|^2 leaves [{low:.0f}, {high:.0f}], largest over starts",
         "dH/dt = f K f^T lies between the eigenvalues of the symmetric part times |f|^2",
         origin="exact",
         expected=0.0,
         measured=outside.max(),
-        uncertainty=0.0,
         tolerance=1e-3,
         tolerance_from="the trapezoidal rule for the integral, O(h^2) at the equation's small step",
         relation="<=",
@@ -263,13 +262,12 @@ def _symmetric(name, result):
 def _conserved(result):
     index = list(MATRICES).index("K0")
     values = energy(result.exact[index], MATRICES["K0"])
-    return Claim(
+    return one_number(
         "K0: the equation's largest relative change of H",
         f"an antisymmetric K has f K f^T = 0; {HABER}",
         origin="exact",
         expected=0.0,
         measured=np.abs(values / values[0] - 1).max(),
-        uncertainty=0.0,
         tolerance=1e-8,
         tolerance_from="RK4 at h / 16, O(h^4)",
     )
@@ -277,13 +275,12 @@ def _conserved(result):
 
 def _distances(result):
     excess = result.growth - result.bound
-    return Claim(
+    return one_number(
         "all three: largest excess of ln |dy(T)/dy(0)| over the integral of the logarithmic norm",
         "Dahlquist 1959; Hairer, Norsett & Wanner I, theorem I.10.6",
         origin="exact",
         expected=0.0,
         measured=excess.max(),
-        uncertainty=0.0,
         tolerance=result.slack.max(),
         tolerance_from="total variation of the logarithmic norm times the step: error of the integral",
         relation="<=",
@@ -292,14 +289,12 @@ def _distances(result):
 
 def _contraction(result):
     largest = result.growth[list(MATRICES).index("K-")].max()
-    return Claim(
+    return one_number(
         "K-: the largest ln |dy(T)/dy(0)| over all starts is negative: every small distance shrinks",
         HABER,
         origin="published",
         expected=0.0,
         measured=largest,
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="the sign is the claim",
         relation="<=",
     )
@@ -307,13 +302,12 @@ def _contraction(result):
 
 def _drift_order(config, result):
     found = convergence.observed_order(result.drift, config.drift_layers, high=1.0)
-    return Claim(
+    return one_number(
         "K0: order in h of what Euler adds to H in one round",
         "dH/dt = h/2 f H'' f + O(h^2)",
         origin="exact",
         expected=1.0,
         measured=found.value,
-        uncertainty=0.0,
         tolerance=0.1,
         tolerance_from="what is left of the next order",
     )
@@ -321,13 +315,12 @@ def _drift_order(config, result):
 
 def _drift_constant(result):
     ratios = result.drift / result.drift_predicted
-    return Claim(
+    return one_number(
         "K0: what Euler adds to H in one round relative to h/2 times the integral of f H'' f, extrapolated to h = 0",
         "dH/dt = h/2 f H'' f + O(h^2)",
         origin="exact",
         expected=1.0,
         measured=float(convergence.richardson(ratios[-2], ratios[-1], order=1).value),
-        uncertainty=0.0,
         tolerance=1e-3,
         tolerance_from="O(h^2) after the extrapolation, h about 0.01",
     )
@@ -336,13 +329,12 @@ def _drift_constant(result):
 def _bounded(config, result):
     tenth = config.long_layers // 10
     first, last = (np.abs(part).max() for part in (result.verlet[:tenth], result.verlet[-tenth:]))
-    return Claim(
+    return one_number(
         f"K0: Verlet's largest deviation of H in the last tenth of {config.long_layers} layers over the first tenth's",
         "Hairer, Lubich & Wanner, theorem IX.8.1",
         origin="exact",
         expected=1.0,
         measured=last / first,
-        uncertainty=0.0,
         tolerance=0.05,
         tolerance_from="which phases of a round the layers meet",
     )
@@ -369,11 +361,9 @@ def _portrait(ax, name, states, exact):
         label = None if start else "network, h = 0.1"
         ax.plot(*states[:, start].T, "o", color=plotting.COLORS[0], markersize=2, label=label)
         ax.plot(*states[0, start], "o", color=plotting.COLORS[1], markersize=4, label=None if start else "start")
-    ax.set_xlim(-2.5, 2.5)
-    ax.set_ylim(-2.5, 2.5)
+    ax.set(xlim=(-2.5, 2.5), ylim=(-2.5, 2.5))
     ax.set_aspect("equal")
-    ax.set_xlabel("y_1")
-    ax.set_ylabel("y_2")
+    ax.set(xlabel="y_1", ylabel="y_2")
     ax.set_title(TITLES[name], fontsize=10)
 
 
@@ -383,10 +373,5 @@ def _draw_energy(ax, config, result):
         ax.plot(times, np.maximum.accumulate(np.abs(values[1:])), color=color, linewidth=1.5, label=label)
     rate = result.drift_predicted[0] / (ROUND / config.drift_layers[0]) / ROUND * STEP
     ax.plot(times, rate * times, "--", color="k", linewidth=1, label="predicted, first rounds")
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_xlabel("time h l")
-    ax.set_ylabel("|H / H(0) - 1|, largest so far")
-    ax.set_title("K0, h = 0.1: who conserves H", fontsize=10)
-    ax.legend(fontsize=8, frameon=False)
-    plotting.tidy(ax)
+    ax.set(xlabel="time h l", ylabel="|H / H(0) - 1|, largest so far", xscale="log", yscale="log")
+    dress(ax, title="K0, h = 0.1: who conserves H")

@@ -44,6 +44,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from experiments.claiming import near, one_number
 from numdl import activations, plotting
 from numdl.analysis import stability as measured
 from numdl.networks import residual
@@ -226,14 +227,12 @@ def _course_gap(config, result):
 
 def _orders(config, result):
     coarse, fine = (result.gap[config.sweep.index(layers)] for layers in (COARSE, FINE))
-    samples = mean_and_error(np.log10(coarse / fine))
-    return Claim(
+    return near(
         "orders of magnitude between the largest |training - test| with 5 and with 100 layers, mean over draws",
         COURSE,
         origin="published",
         expected=5.0,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=np.log10(coarse / fine),
         tolerance=0.0,
         tolerance_from="five orders is the claim",
         relation=">=",
@@ -241,27 +240,25 @@ def _orders(config, result):
 
 
 def _worst_step(result):
-    return Claim(
+    return one_number(
         "layers that the most demanding weights ask for: T over the smallest of the largest stable steps",
         "Euler is stable while |1 + h lambda| <= 1; lambda = -6 at a = b = 2",
         origin="exact",
         expected=30.0,
         measured=TIME / result.limits.min(),
-        uncertainty=0.0,
         tolerance=1e-8,
         tolerance_from="exact; rounding",
     )
 
 
 def _bounded(config, result):
-    return Claim(
+    return one_number(
         f"wherever the step is stable: largest loss over half the squared deviation from the means, {config.sweep} "
         "layers, all draws",
         "|1 + h lambda| <= 1 and K is normal, so deviations do not grow",
         origin="exact",
         expected=1.0,
         measured=np.nanmax(result.excess),
-        uncertainty=0.0,
         tolerance=0.1,
         tolerance_from="the cubic term of tanh at points of size 0.1 to 0.3 moves the mean by percents",
         relation="<=",
@@ -270,14 +267,12 @@ def _bounded(config, result):
 
 def _escapes(config, result):
     unstable, stable = (result.gap[config.sweep.index(layers)] for layers in (20, 30))
-    samples = mean_and_error(np.log10(unstable / stable))
-    return Claim(
+    return near(
         "log10 of the largest |training - test| with 20 layers over that with 30, the first stable number",
         "below 30 layers some weights are unstable: |1 + h lambda| = 2 at the corner with 20",
         origin="own",
         expected=1.0,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=np.log10(unstable / stable),
         tolerance=0.0,
         tolerance_from="an order of magnitude is the claim",
         relation=">=",
@@ -285,13 +280,12 @@ def _escapes(config, result):
 
 
 def _along(result):
-    return Claim(
+    return one_number(
         "a = b = 1, 100 layers: largest stable step measured along the network's own trajectory",
         "2 / 3, since lambda = -3 tanh'(z) with tanh' -> 1 as the points settle",
         origin="exact",
         expected=2 / 3,
         measured=float(result.spectrum[FINE].largest_step),
-        uncertainty=0.0,
         tolerance=1e-3,
         tolerance_from="what is left of the deviation after T = 10: exp(-30)",
     )
@@ -322,8 +316,7 @@ def _draw_gap(ax, config, result, layers, losses):
         ax.contour(values, values, result.limits.T, [step], colors="white", linestyles="--")
         ax.plot([], [], "--", color="0.6", label="predicted: stable below")
     ax.plot(*TRUE_WEIGHTS, "o", color=plotting.COLORS[1], label="true weights")
-    ax.set_xlabel("weight a")
-    ax.set_ylabel("weight b")
+    ax.set(xlabel="weight a", ylabel="weight b")
     ax.set_aspect("equal")
     ax.set_title(f"{layers} layers, h = {step:g}", fontsize=10)
     ax.legend(fontsize=8, loc="upper right")
@@ -338,12 +331,9 @@ def _draw_sweep(ax, config, result):
         ax.plot(steps, np.median(samples, axis=1), "o-", color=color, markersize=4, label=label)
         ax.fill_between(steps, samples.min(axis=1), samples.max(axis=1), color=color, alpha=0.2, linewidth=0)
     ax.axvline(result.limits.min(), linestyle="--", color="k", label="predicted: stable to the left")
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+    ax.set(xscale="log", yscale="log")
     ax.set_xticks(steps, [f"{step:.2g}" for step in steps])
     ax.minorticks_off()
-    ax.set_xlabel("step h = 10 / layers")
-    ax.set_ylabel("loss: median, and all draws")
-    ax.set_ylim(None, 1e5)
+    ax.set(xlabel="step h = 10 / layers", ylabel="loss: median, and all draws", ylim=(None, 1e5))
     ax.legend(fontsize=8, loc="upper left", framealpha=1, edgecolor="none")
     plotting.tidy(ax)

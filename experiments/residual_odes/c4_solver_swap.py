@@ -42,6 +42,8 @@ import numpy as np
 import optax
 from jax import lax
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import activations, data, plotting
 from numdl.analysis import refinement
 from numdl.audit import verdicts
@@ -50,8 +52,6 @@ from numdl.ode import tableaus
 from numdl.optimize import train
 from numdl.precision import float64
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 
 QUEIRUGA = "Queiruga et al. 2020, arXiv:2008.02389; Ott et al. 2021, arXiv:2007.15386"
 TIME = 4.0
@@ -181,14 +181,12 @@ def _compared(config):
 
 
 def _learned(result, name):
-    samples = mean_and_error(result.training[name])
-    return Claim(
+    return near(
         f"{name}: accuracy on the training points, mean over initializations",
         "without it there is nothing to lose",
         origin="own",
         expected=0.9,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=result.training[name],
         tolerance=0.0,
         tolerance_from="chance is 0.5",
         relation=">=",
@@ -196,14 +194,12 @@ def _learned(result, name):
 
 
 def _collapses(result, name):
-    samples = mean_and_error(result.studies[name].accuracy[:, -1, 0])
-    return Claim(
+    return near(
         f"{name}: accuracy on new points after its steps are taken by RK4, mean over initializations",
         QUEIRUGA,
         origin="own",
         expected=0.75,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=result.studies[name].accuracy[:, -1, 0],
         tolerance=0.0,
         tolerance_from="the middle between chance and one",
         relation="<=",
@@ -213,14 +209,12 @@ def _collapses(result, name):
 def _survives(result, name, allowed):
     """The most that any exchange costs, solvers and steps; a gain is no loss."""
     accuracy = result.studies[name].accuracy
-    samples = mean_and_error((accuracy[:, :1, :1] - accuracy).max(axis=(1, 2)))
-    return Claim(
+    return near(
         f"{name}: the most accuracy that any of the other steps and solvers costs, mean over initializations",
         QUEIRUGA,
         origin="own",
         expected=allowed,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=(accuracy[:, :1, :1] - accuracy).max(axis=(1, 2)),
         tolerance=0.0,
         tolerance_from="chosen: points on the border between the classes",
         relation="<=",
@@ -230,14 +224,12 @@ def _survives(result, name, allowed):
 def _survives_cuts(result, name, allowed):
     """The most that finer steps of its own solver cost."""
     accuracy = result.studies[name].accuracy[:, 0]
-    samples = mean_and_error((accuracy[:, :1] - accuracy).max(axis=1))
-    return Claim(
+    return near(
         f"{name}: the most accuracy that finer steps of its own solver cost, mean over initializations",
         QUEIRUGA,
         origin="own",
         expected=allowed,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=(accuracy[:, :1] - accuracy).max(axis=1),
         tolerance=0.0,
         tolerance_from="chosen: points on the border between the classes",
         relation="<=",
@@ -246,14 +238,12 @@ def _survives_cuts(result, name, allowed):
 
 def _order(result, name, expected):
     differences = result.studies[name].differences[:, 0]
-    samples = mean_and_error(np.log2(differences[:, -2] / differences[:, -1]))
-    return Claim(
+    return near(
         f"{name}: order at which the outputs change less with the finest cuts, mean over initializations",
         QUEIRUGA,
         origin="exact",
         expected=expected,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=np.log2(differences[:, -2] / differences[:, -1]),
         tolerance=0.2,
         tolerance_from="what is left of higher orders at these steps",
     )
@@ -261,14 +251,12 @@ def _order(result, name, expected):
 
 def _verdicts(result, name, expected, relation):
     share = result.survives[name].mean()
-    return Claim(
+    return one_number(
         f"{name}: share of the networks that `analysis.refinement` calls an ODE",
         QUEIRUGA,
         origin="published",
         expected=expected,
         measured=share,
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="every initialization",
         relation=relation,
     )
@@ -305,10 +293,7 @@ def _draw_exchange(ax, config, result):
         mean = exact[:, solver, 0].mean()
         ax.plot([config.rk4_depth], [mean], mark, color=plotting.COLORS[2], label=f"trained by RK4: {label}")
     ax.axhline(0.5, color="0.6", linestyle=":", label="chance")
-    ax.set_xlabel("steps N in training")
-    ax.set_ylim(0.1, 1.04)
-    ax.set_ylabel("accuracy on new points")
-    ax.legend(fontsize=8, frameon=False, loc="lower right")
+    dress(ax, xlabel="steps N in training", ylabel="accuracy on new points", ylim=(0.1, 1.04), loc="lower right")
     ax.set_title("the solver is exchanged", fontsize=10)
 
 
@@ -328,6 +313,5 @@ def _draw_distance(ax, config, result):
         ax.plot(factors[kept], np.median(found.distance[:, 0], axis=0)[kept], "o-", color=color, markersize=4)
     ax.plot(factors, 0.05 / factors, "--", color="k", linewidth=1, label="order 1")
     ax.plot(factors, 1e-3 * factors**-4.0, ":", color="k", linewidth=1, label="order 4")
-    ax.set_yscale("log")
-    ax.set_ylabel("|outputs - limit| / |limit|, median")
+    ax.set(ylabel="|outputs - limit| / |limit|, median", yscale="log")
     ax.set_title("distance from the equation", fontsize=10)

@@ -43,6 +43,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.claiming import near
+from experiments.drawing import dress
 from numdl import activations, plotting
 from numdl.data import synthetic
 from numdl.networks import core, residual, reversible
@@ -254,15 +256,13 @@ def _accurate(config, result, problem, architecture):
 def _tamer(config, result, problem, architecture):
     """Distortion relative to that of the plain network, before training: the keys are shared."""
     row = np.log10(result.condition_before[config.problems.index(problem), :, -1])
-    samples = mean_and_error(row[0] - row[architecture])
-    return Claim(
+    return near(
         f"{problem}, {config.depths[-1]} steps, before training: log10 of the condition number of dy_N/dy_0 of the "
         f"ResNet over that of the {ARCHITECTURES[architecture]} network, mean over starts",
         f"{HABER.split(', section')[0]}, section 3",
         origin="own",
         expected=MARGIN[ARCHITECTURES[architecture]],
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=row[0] - row[architecture],
         tolerance=0.0,
         tolerance_from="the sign is claimed; a factor of ten where volume is preserved exactly",
         relation=">=",
@@ -271,15 +271,13 @@ def _tamer(config, result, problem, architecture):
 
 def _better(config, result, architecture):
     row = result.accuracy[config.problems.index("swiss roll"), :, -1]
-    samples = mean_and_error(row[architecture] - row[0])
-    return Claim(
+    return near(
         f"swiss roll, {config.depths[-1]} steps: validation accuracy of the {ARCHITECTURES[architecture]} network "
         "above that of the ResNet, mean over seeds",
         HABER,
         origin="own",
         expected=0.05,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=row[architecture] - row[0],
         tolerance=0.0,
         tolerance_from="five points: as much as the stable networks may lack",
         relation=">=",
@@ -310,8 +308,7 @@ def _draw_regions(ax, config, result, problem, architecture):
     limits = {"vmin": 0, "vmax": 4, "cmap": colors}
     ax.imshow(result.regions[p, a], origin="lower", extent=(-half, half, -half, half), alpha=0.35, **limits)
     ax.scatter(*result.points[p].T, c=result.labels[p], s=2.5, linewidths=0, **limits)
-    ax.set_xlim(-half, half)
-    ax.set_ylim(-half, half)
+    ax.set(xlim=(-half, half), ylim=(-half, half))
     ax.set_xticks([])
     ax.set_yticks([])
     ax.set_title(f"{problem}: {result.accuracy[p, a, -1, 0]:.1%}", fontsize=9)
@@ -326,10 +323,8 @@ def _draw_accuracies(ax, config, result):
         color = plotting.COLORS[i]
         ax.bar(shifted, samples.mean, 0.24, yerr=samples.stderr, color=color, label=architecture, ecolor="0.2")
     ax.set_xticks(places, names, fontsize=8)
-    ax.set_ylim(0.5, 1.0)
-    ax.set_ylabel(f"validation accuracy, mean of {config.seeds} seeds")
-    plotting.tidy(ax)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=3, frameon=False, fontsize=9)
+    ax.set(ylabel=f"validation accuracy, mean of {config.seeds} seeds", ylim=(0.5, 1.0))
+    dress(ax, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=3)
 
 
 def _draw_conditions(ax, config, result):
@@ -345,9 +340,7 @@ def _draw_conditions(ax, config, result):
             ax.plot(x, samples.ravel(), "o", color=color, markerfacecolor=fill, markersize=4)
     for fill, label in (("white", "before training"), ("0.3", "after training")):
         ax.plot([], [], "o", color="0.3", markerfacecolor=fill, label=label)
-    ax.set_yscale("log")
-    ax.set_ylim(1, 3 / LOST)
+    ax.set(yscale="log", ylim=(1, 3 / LOST))
     ax.set_xticks(places, config.problems)
-    ax.set_ylabel(f"condition number of dy_N/dy_0, N = {config.depths[-1]}")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.13), ncols=2, frameon=False, fontsize=9)
-    plotting.tidy(ax)
+    ax.set(ylabel=f"condition number of dy_N/dy_0, N = {config.depths[-1]}")
+    dress(ax, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 1.13), ncols=2)

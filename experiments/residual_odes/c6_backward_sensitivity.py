@@ -42,6 +42,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import activations, plotting
 from numdl.data import synthetic
 from numdl.networks import core, dense, residual, reversible, stages
@@ -49,8 +51,6 @@ from numdl.ode import adjoints, schemes
 from numdl.optimize import train
 from numdl.precision import float64
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 
 GALIMBERTI = "Galimberti et al. 2021, arXiv:2105.13205"
 HABER = "Haber & Ruthotto 2017, arXiv:1705.03341"
@@ -246,13 +246,12 @@ def claims(config, result):
 def _not_below_one(config, result, name):
     variants = "both variances" + (" and trained" if name in config.trained else "")
     reasons = {"Haber & Ruthotto": f"{HABER}; |det S| = 1", "antisymmetric": "|det S| >= 1 for Euler without damping"}
-    return Claim(
+    return one_number(
         f"{name}: least norm of S_l, as log10, over {config.depth - 1} l, {config.seeds} seeds, {variants}",
         reasons.get(name, GALIMBERTI),
         origin="exact",
         expected=0.0,
         measured=result.log10_norm[name].min(),
-        uncertainty=0.0,
         tolerance=config.depth * config.width * EPSILON,
         tolerance_from="a theorem; rounding of as many factors",
         relation=">=",
@@ -260,27 +259,24 @@ def _not_below_one(config, result, name):
 
 
 def _not_above(config, result, name):
-    return Claim(
+    return one_number(
         f"{name}: largest log10 of |S_l| above its bound h sum (|K_1|^2 + |K_2|^2) / ln 10",
         "product of the factors' norms; the bound of Galimberti et al. 2021, arXiv:2105.13205, is of this kind",
         origin="exact",
         expected=0.0,
         measured=(result.log10_norm[name] - result.log10_bound[name]).max(),
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="an inequality",
         relation="<=",
     )
 
 
 def _symplectic(config, result, name):
-    return Claim(
+    return one_number(
         f"{name}: largest |S^T J S - J| / |S|^2 over all l, seeds and variants, in units of rounding",
         GALIMBERTI,
         origin="exact",
         expected=0.0,
         measured=result.defect[name].max() / EPSILON,
-        uncertainty=0.0,
         tolerance=config.depth * config.width,
         tolerance_from="width times depth roundings",
     )
@@ -288,13 +284,12 @@ def _symplectic(config, result, name):
 
 def _pairs(config, result, name):
     certain = result.condition[name] * EPSILON < 1e-4
-    return Claim(
+    return one_number(
         f"{name}: singular values s and 1/s, largest |ln(s_i s_(n+1-i))| / (|S| |S^-1|), in units of rounding",
         "S^T J S = J",
         origin="exact",
         expected=0.0,
         measured=result.unpaired[name][certain].max(),
-        uncertainty=0.0,
         tolerance=config.depth * config.width,
         tolerance_from="width times depth roundings; where s_1 / s_n leaves four digits",
     )
@@ -304,27 +299,24 @@ def _volume(config, result):
     name = "Haber & Ruthotto"
     certain = result.condition[name] * EPSILON < 1e-4
     units = np.abs(result.log_determinant[name]) / (result.condition[name] * EPSILON)
-    return Claim(
+    return one_number(
         f"{name}: |ln |det S_l|| / (|S| |S^-1|), largest, in units of rounding",
         HABER,
         origin="exact",
         expected=0.0,
         measured=units[certain].max(),
-        uncertainty=0.0,
         tolerance=config.depth * config.width,
         tolerance_from="width times depth roundings; where s_1 / s_n leaves four digits",
     )
 
 
 def _not_symplectic(result):
-    return Claim(
+    return one_number(
         "Haber & Ruthotto: largest |S^T J S - J| / |S|^2, not symplectic in (q, p)",
         "f'(p K + b) K^T is not symmetric",
         origin="own",
         expected=0.01,
         measured=result.defect["Haber & Ruthotto"].max(),
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="twelve orders of magnitude above rounding",
         relation=">=",
     )
@@ -345,14 +337,12 @@ def _dense(config, result):
             "a hundred over 255 layers",
         ),
     ):
-        mean = mean_and_error(samples)
-        yield Claim(
+        yield near(
             f"dense, weight variance {config.weight_variances[samples is not ordered]:g}: {text}",
             source,
             origin="own",
             expected=expected,
-            measured=mean.mean,
-            uncertainty=mean.stderr,
+            samples=samples,
             tolerance=0.0,
             tolerance_from=f"{why}: chosen as what is no accident",
             relation=relation,
@@ -380,7 +370,7 @@ def figure(config, result):
     axes[0].set_ylabel("log10 of the norm of dy_N/dy_l: mean, range")
     axes[0].set_yscale("symlog", linthresh=1.0)
     axes[0].yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-    axes[0].legend(fontsize=8, frameon=False, loc="lower left")
+    dress(axes[0], loc="lower left")
     return drawing
 
 

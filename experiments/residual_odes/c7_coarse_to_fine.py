@@ -41,6 +41,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import activations, plotting
 from numdl.data import synthetic
 from numdl.networks import reversible
@@ -232,40 +234,34 @@ def claims(config, result):
 
 
 def _saved(config, result):
-    return Claim(
+    return one_number(
         "share of layer evaluations that coarse-to-fine training saves against the same iterations at full depth",
         CHANG,
         origin="published",
         expected=0.4,
         measured=1 - result.cost[0] / result.cost[1],
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="more than 40 % of the training time in the paper; counted, not timed",
         relation=">=",
     )
 
 
 def _as_good(config, result):
-    accuracy = mean_and_error(result.accuracy[0] - result.accuracy[1])
-    yield Claim(
+    yield near(
         "validation accuracy, coarse to fine minus from scratch with the same iterations, mean over seeds",
         CHANG,
         origin="own",
         expected=0.0,
-        measured=accuracy.mean,
-        uncertainty=accuracy.stderr,
+        samples=result.accuracy[0] - result.accuracy[1],
         tolerance=0.01,
         tolerance_from="one point is 'about equal'",
         relation=">=",
     )
-    loss = mean_and_error(np.log(result.loss[0] / result.loss[1]))
-    yield Claim(
+    yield near(
         "ln of the validation loss over that from scratch with the same iterations, mean over seeds",
         CHANG,
         origin="own",
         expected=0.0,
-        measured=loss.mean,
-        uncertainty=loss.stderr,
+        samples=np.log(result.loss[0] / result.loss[1]),
         tolerance=np.log(1.25),
         tolerance_from="a quarter; at the same cost from scratch it was worse by 40 % in a trial with another seed",
         relation="<=",
@@ -304,15 +300,13 @@ def _jumps(config, result):
         relation=">=",
     )
     last, first = (np.abs(jumps[config.chosen, :, place]).mean() for place in (-1, 0))
-    yield Claim(
+    yield one_number(
         f"alpha = {config.smoothness[config.chosen]:g}: mean |jump of ln(training loss)| at the last refinement over "
         "that at the first",
         "the jump is the error of the coarse steps: Verlet's scheme has order 2",
         origin="own",
         expected=0.5 ** (len(config.levels) - 2),
         measured=last / first,
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="a half for every refinement, first order: the loss below the jump falls, too",
         relation="<=",
     )
@@ -342,11 +336,8 @@ def figure(config, result):
         right.errorbar(places, jump.mean, jump.stderr, fmt="o-", color=color, label=f"alpha = {alpha:g}")
     right.axhline(0, color="k", linewidth=1)
     right.set_xticks(places, [f"{n} to {m}" for n, m in zip(config.levels[:-1], config.levels[1:], strict=True)])
-    right.set_xlabel("refinement: steps before and after")
-    right.set_ylabel("jump of ln(training loss)")
-    right.legend(fontsize=8, frameon=False)
-    for ax in (left, middle, right):
-        plotting.tidy(ax)
+    dress(right, xlabel="refinement: steps before and after", ylabel="jump of ln(training loss)")
+    plotting.tidy(middle)
     return drawing
 
 
@@ -364,7 +355,5 @@ def _draw_curves(ax, config, result):
         ax.plot(cost, mean, color=color, linewidth=1.5, label=label)
     for boundary in np.cumsum(np.asarray(config.levels[:-1]) * config.iterations) / 1000:
         ax.axvline(boundary, color="0.7", linestyle=":", linewidth=1)
-    ax.set_yscale("log")
-    ax.set_xlabel("cost in thousands of layer evaluations (dotted: refinements)")
-    ax.set_ylabel("training loss with penalty, mean of seeds")
-    ax.legend(fontsize=8, frameon=False)
+    ax.set(xlabel="cost in thousands of layer evaluations (dotted: refinements)")
+    dress(ax, ylabel="training loss with penalty, mean of seeds", yscale="log")

@@ -43,6 +43,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from experiments.drawing import dress
 from numdl import activations, data, plotting
 from numdl.networks import fields, residual
 from numdl.ode import adjoint_audit, adjoints, integrate, stability, tableaus
@@ -328,9 +329,7 @@ def figure(config, result):
     _draw_inputs(left, config, result)
     _draw_gradients(middle, config, result)
     _draw_training(right, result)
-    for ax in (left, middle, right):
-        ax.legend(fontsize=7.5, frameon=False)
-        plotting.tidy(ax)
+    dress(left, middle, right, fontsize=7.5)
     return drawing
 
 
@@ -342,11 +341,13 @@ def _draw_inputs(ax, config, result):
     ax.plot(config.rates, result.kinked, "D", color=plotting.COLORS[3], ms=4, mfc="w", label="euler, y' = -max(0, λy)")
     ax.plot([], [], "k--", linewidth=1, label="predicted, linear")
     ax.axhline(1, color="0.6", linewidth=0.8)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_ylim(1e-13, 1e27)
-    ax.set_xlabel(f"rate λ (T = 1, {config.scalar_steps} steps)")
-    ax.set_ylabel("relative error of the recovered input")
+    ax.set(
+        xlabel=f"rate λ (T = 1, {config.scalar_steps} steps)",
+        ylabel="relative error of the recovered input",
+        xscale="log",
+        yscale="log",
+        ylim=(1e-13, 1e27),
+    )
     ax.set_title("one number, forth and back", fontsize=10)
 
 
@@ -363,12 +364,10 @@ def _draw_gradients(ax, config, result):
     ax.plot([], [], ":", color="0.5", linewidth=1, label="error of the solution itself")
     ax.axhline(adjoint_audit.LIMIT, color="0.6", linewidth=0.8)
     ax.text(config.steps[-1], 1.3 * adjoint_audit.LIMIT, "flagged above", fontsize=7.5, ha="right", color="0.4")
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+    ax.set(xscale="log", yscale="log")
     ax.set_xticks(config.steps, [str(n) for n in config.steps])
     ax.minorticks_off()
-    ax.set_xlabel("steps")
-    ax.set_ylabel("relative error of the gradient")
+    ax.set(xlabel="steps", ylabel="relative error of the gradient")
     ax.set_title("continuous adjoint of a contracting block", fontsize=10)
 
 
@@ -377,8 +376,5 @@ def _draw_training(ax, result):
         ax.plot(losses.T, color=color, linewidth=0.4, alpha=0.35)
         ax.plot(np.median(losses, axis=0), color=color, linewidth=1.8, label=f"{name} adjoint, median")
     ax.axhline(np.log(2), color="0.6", linewidth=0.8, label="guessing")
-    ax.set_yscale("log")
-    ax.set_ylim(5e-3, 30)
-    ax.set_xlabel("step of training")
-    ax.set_ylabel("training loss (nats)")
+    ax.set(xlabel="step of training", ylabel="training loss (nats)", yscale="log", ylim=(5e-3, 30))
     ax.set_title("the same training twice", fontsize=10)
