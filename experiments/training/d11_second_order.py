@@ -46,13 +46,13 @@ import numpy as np
 import optax
 from jax import lax
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import plotting
 from numdl.data import synthetic
 from numdl.optimize import gauss_newton, least_squares, train, varpro
 from numdl.precision import float64
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 
 NEWMAN = "Newman, Ruthotto, Hart & van Bloemen Waanders 2020, arXiv:2007.13171"
 PRODUCT, VALUE = 4 / 3, 1 / 3  # work, in gradients
@@ -238,30 +238,26 @@ def claims(config, result):
 
 def _fewer(config, name, problem):
     counts = iterations(problem)
-    return Claim(
+    return one_number(
         f"{name}: share of the starts in which VarPro needs fewer than {config.steps} steps to the loss of full "
         f"Gauss-Newton after {config.steps} (median: {np.median(counts):g})",
         f"{NEWMAN}, section 4: fewer iterations",
         origin="published",
         expected=0.5,
         measured=np.mean(counts < config.steps),
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="most starts",
         relation=">=",
     )
 
 
 def _cheaper(problem, method, budgets, relation, origin, source, expected=0.0):
-    gain = mean_and_error(advantage(problem, method, budgets))
-    return Claim(
+    return near(
         f"surrogate: log10 of Adam's training loss over that of {method}, Adam with {budgets} times the work of "
         "Gauss-Newton, mean over starts",
         source,
         origin=origin,
         expected=expected,
-        measured=gain.mean,
-        uncertainty=gain.stderr,
+        samples=advantage(problem, method, budgets),
         tolerance=0.0,
         tolerance_from="a quarter is called level" if expected else "the sign is the claim",
         relation=relation,
@@ -269,28 +265,24 @@ def _cheaper(problem, method, budgets, relation, origin, source, expected=0.0):
 
 
 def _least_work(problem):
-    return Claim(
+    return one_number(
         "surrogate: work of VarPro over that of Gauss-Newton, median over starts: less than Adam was given",
         "for the fairness of the claims about Adam",
         origin="own",
         expected=MORE,
         measured=np.median(problem["work"]["VarPro"][:, -1]) / problem["budget"],
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="as counted, VarPro's products double",
         relation="<=",
     )
 
 
 def _validates(result):
-    gain = mean_and_error(np.log10(result.validation["Adam"] / result.validation["VarPro"]))
-    return Claim(
+    return near(
         f"surrogate: log10 of Adam's validation loss with {MORE} times the work over that of VarPro, mean over starts",
         f"{NEWMAN}, section 4: lower validation loss, too",
         origin="published",
         expected=0.0,
-        measured=gain.mean,
-        uncertainty=gain.stderr,
+        samples=np.log10(result.validation["Adam"] / result.validation["VarPro"]),
         tolerance=0.0,
         tolerance_from="the sign is the claim",
         relation=">=",
@@ -310,15 +302,11 @@ def figure(config, result):
         _draw(right, plotting.COLORS[2], np.arange(adam.shape[1]), adam, "Adam, best so far")
         right.axvline(problem["budget"], color="0.6", linewidth=1, linestyle=":", label="the work of Gauss-Newton")
         right.set_xscale("symlog", linthresh=10)
-        right.set_xlim(0, adam.shape[1])
-        left.set_xlabel("steps")
-        right.set_xlabel("work (gradients of the loss)")
+        right.set(xlabel="work (gradients of the loss)", xlim=(0, adam.shape[1]))
+        left.set(xlabel="steps")
         for ax in (left, right):
-            ax.set_yscale("log")
-            ax.set_ylabel("training loss with penalty")
-            ax.set_title(f"{name}: median and range of {adam.shape[0]} starts", fontsize=10)
-            ax.legend(fontsize=8, frameon=False)
-            plotting.tidy(ax)
+            ax.set(ylabel="training loss with penalty", yscale="log")
+            dress(ax, title=f"{name}: median and range of {adam.shape[0]} starts")
     return drawing
 
 

@@ -45,13 +45,15 @@ import numpy as np
 import optax
 from jax import lax
 
-from numdl import activations, data, plotting
-from numdl.networks import dense
-from numdl.optimize import least_squares, losses, train
+from experiments.claiming import in_errors, near, one_number
+from experiments.drawing import dress
+from experiments.training import remedies
+from experiments.training.remedies import REMEDIES
+from numdl import plotting
+from numdl.optimize import least_squares, train
 from numdl.precision import float64
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import agreement, mean_and_error, z_limit
+from numdl.statistics import agreement, mean_and_error
 
 ALI = "Ali, Kolter & Tibshirani 2019, arXiv:1810.10082"
 NOISE = 0.1  # variance, polynomials
@@ -59,8 +61,6 @@ POINTS, DEGREES = 20, 13  # polynomials of degree 0 to 12
 EXAMPLES, DIMENSIONS = 30, (5, 10, 15, 20, 40, 50, 60, 90)  # isotropic; noise variance 1
 STRENGTH = 4.0  # |w_true|^2
 KEEP = 0.7  # dropout in linear regression
-REMEDIES = {"none": (0.0, 0.0), "weight decay": (0.0, 0.02), "dropout": (0.5, 0.0)}  # share dropped, strength
-LABELS_BY_LOT = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,9 @@ class Result:
 
 def run(config):
     """All parts."""
-    return Result(_polynomials(config), _isotropic(config), _stopping(config.seed), _dropout(config), _network(config))
+    return Result(
+        _polynomials(config), _isotropic(config), _stopping(config.seed), _dropout(config), remedies.trained(config)
+    )
 
 
 def truth(x):
@@ -237,49 +239,6 @@ def _replicas(key, x, y, rate, replicas):
     return train.descend(loss, start, optax.sgd(rate), jax.random.split(key, 60))[0]
 
 
-def _network(config):
-    digits = data.digits()
-    x = jnp.asarray(digits.images.reshape(len(digits.images), -1), jnp.float32)
-    remedies = jnp.asarray(list(REMEDIES.values()), jnp.float32)
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    rows = _remedied(config, remedies, keys, 2 * (x - jnp.mean(x)), jnp.asarray(digits.labels))
-    return dict(zip(("loss", "accuracy", "held_out"), (np.asarray(r, np.float64) for r in rows), strict=True))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _remedied(config, remedies, keys, x, labels):
-    return lax.map(lambda r: lax.map(lambda key: _one(config, r[0], r[1], key, x, labels), keys), remedies)
-
-
-def _one(config, dropped, decay, key, x, labels):
-    """Losses on new and on held-out examples after every round, one program for all remedies."""
-    split, init, draw, steps = jax.random.split(key, 4)
-    places = jax.random.permutation(split, x.shape[0])
-    given, held, new = places[:200], places[200:400], places[400:]
-    lot = jax.random.uniform(draw, (200,), x.dtype) < LABELS_BY_LOT
-    targets = jnp.where(lot, jax.random.randint(jax.random.fold_in(draw, 1), (200,), 0, 10), labels[given])
-    net = dense.network(
-        widths=(64, config.width, 10), activation=activations.relu, weight_variance=2.0, bias_variance=0.0
-    )
-
-    def loss(params, key):
-        hidden = jax.nn.relu(net.states(params, x[given])[-1][-1])
-        kept = jax.random.uniform(key, hidden.shape, hidden.dtype) >= dropped
-        hidden = jnp.where(kept, hidden / (1 - dropped), jnp.zeros_like(hidden))
-        outputs = hidden @ params["readout"]["kernel"] + params["readout"]["bias"][None, :]
-        kernels = (params["hidden"][0]["kernel"], params["readout"]["kernel"])
-        return losses.softmax_cross_entropy(outputs, targets) + decay / 2 * sum(jnp.sum(k**2) for k in kernels)
-
-    def turn(params, keys):
-        params, _ = train.descend(loss, params, optax.sgd(0.1), keys)
-        seen = [(net.apply(params, x[part]), labels[part]) for part in (new, held)]
-        misfit = [losses.softmax_cross_entropy(*pair) for pair in seen]
-        return params, (misfit[0], losses.accuracy(*seen[0]), misfit[1])
-
-    keys = jax.random.split(steps, (config.rounds, 50))
-    return lax.scan(turn, net.init(init, x[:1]), keys)[1]
-
-
 def remedied(result):
     """remedy -> (loss, accuracy) on new examples, each [seeds]; "early stopping" is the best held-out round of none."""
     loss, accuracy, held = (result.network[name] for name in ("loss", "accuracy", "held_out"))
@@ -297,45 +256,26 @@ def claims(config, result):
 
 
 def _exact_risks(result):
-    poly = result.polynomial
+    poly, even = result.polynomial, result.isotropic
     pairs = {
         "polynomials of degree 0 to 12, risk on new points": (poly["bias"] + poly["variance"], poly["samples"]),
         "polynomials of degree 0 to 12, training error": (poly["fit"], poly["fits"]),
-        f"isotropic, {EXAMPLES} examples in {DIMENSIONS} dimensions": (
-            result.isotropic["risk"],
-            result.isotropic["samples"],
-        ),
+        f"isotropic, {EXAMPLES} examples in {DIMENSIONS} dimensions": (even["risk"], even["samples"]),
     }
-    return [_in_errors(text, "exact, see Prediction", *pair) for text, pair in pairs.items()]
-
-
-def _in_errors(text, source, predicted, samples):
-    z = agreement(predicted, samples).z
-    return Claim(
-        f"{text}: largest |measured - predicted| in standard errors",
-        source,
-        origin="exact",
-        expected=z_limit(z.size),
-        measured=np.abs(z).max(),
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="one false alarm in a million",
-        relation="<=",
-    )
+    return [in_errors(text, "exact, see Prediction", agreement(*pair).z) for text, pair in pairs.items()]
 
 
 def _second_descent(result):
-    near, far = (result.isotropic["samples"][:, DIMENSIONS.index(p)] for p in (40, 90))
-    samples = mean_and_error(near - far)
+    low, high = (result.isotropic["samples"][:, DIMENSIONS.index(p)] for p in (40, 90))
     exact = result.isotropic["risk"]
-    return Claim(
+    return near(
         "isotropic: risk in 40 dimensions minus risk in 90, both with no training error",
         "Hastie et al. 2022, arXiv:1903.08560: beyond p = n the risk falls again",
         origin="exact",
         expected=exact[DIMENSIONS.index(40)] - exact[DIMENSIONS.index(90)],
-        measured=samples.mean,
-        uncertainty=samples.stderr,
-        tolerance=6 * samples.stderr,
+        samples=low - high,
+        tolerance=0.0,
+        errors=6,
         tolerance_from="six standard errors",
     )
 
@@ -345,35 +285,31 @@ def _stops(result):
     when, values = stopping["observed"]
     gap = np.abs(values / stopping["path"][when] - 1).max()
     return [
-        Claim(
+        one_number(
             "linear problem: largest relative difference of the risk along `train.fit` from that by filters",
             "1 - (1 - h l)^k",
             origin="exact",
             expected=0.0,
             measured=gap,
-            uncertainty=0.0,
             tolerance=1e-3,
             tolerance_from="float32, 2000 steps",
         ),
-        Claim(
+        one_number(
             "step at which early stopping keeps the weights",
             "the least of the path by filters, every ten steps",
             origin="exact",
             expected=10 * np.argmin(stopping["path"][::10]),
             measured=stopping["chosen"],
-            uncertainty=0.0,
             tolerance=10.0,
             tolerance_from="one validation",
         ),
-        Claim(
+        one_number(
             "largest Bayes risk of k steps over that of ridge at alpha = 1 / (h k), h l <= 1/2, k <= 1e5, signal to "
             "noise 1e-3 to 1e3",
             f"{ALI}, theorem 3 (gradient flow)",
             origin="exact",
             expected=1.6862,
             measured=stopping["ratio"].max(),
-            uncertainty=0.0,
-            tolerance=0.0,
             tolerance_from="the proved constant",
             relation="<=",
         ),
@@ -381,33 +317,28 @@ def _stops(result):
 
 
 def _penalty(result):
-    return _in_errors(
+    return in_errors(
         f"linear regression, dropout keeping {KEEP:g}: mean weights after 60 steps against descent on the penalty",
         "Srivastava et al. 2014, section 9.1; exact, as the gradient is linear in the weights",
-        result.dropout["exact"],
-        result.dropout["samples"],
+        agreement(result.dropout["exact"], result.dropout["samples"]).z,
     )
 
 
 def _gains(result):
     rows = remedied(result)
-    made = []
-    for name in ("early stopping", "weight decay", "dropout"):
-        gain = mean_and_error(rows["none"][0] - rows[name][0])
-        made.append(
-            Claim(
-                f"digits with labels by lot, {name}: cross-entropy of new examples, fall against none, mean over seeds",
-                "Srivastava et al. 2014 and textbooks: the remedy narrows the gap",
-                origin="published",
-                expected=0.0,
-                measured=gain.mean,
-                uncertainty=gain.stderr,
-                tolerance=0.0,
-                tolerance_from="the sign is the claim",
-                relation=">=",
-            )
+    return [
+        near(
+            f"digits with labels by lot, {name}: cross-entropy of new examples, fall against none, mean over seeds",
+            "Srivastava et al. 2014 and textbooks: the remedy narrows the gap",
+            origin="published",
+            expected=0.0,
+            samples=rows["none"][0] - rows[name][0],
+            tolerance=0.0,
+            tolerance_from="the sign is the claim",
+            relation=">=",
         )
-    return made
+        for name in ("early stopping", "weight decay", "dropout")
+    ]
 
 
 def figure(config, result):
@@ -418,8 +349,6 @@ def figure(config, result):
     _draw_isotropic(axes[0, 1], result.isotropic)
     _draw_stopping(axes[1, 0], result.stopping)
     _draw_network(axes[1, 1], config, result)
-    for ax in axes.flat:
-        plotting.tidy(ax)
     return drawing
 
 
@@ -431,11 +360,8 @@ def _draw_polynomials(ax, poly):
     plotting.prediction_and_measurement(degrees, poly["fit"], poly["fits"], ax=ax, label="training points", log="y")
     ax.plot(degrees, poly["bias"], ":", color="0.5", label="bias squared")
     ax.plot(degrees, poly["variance"], "-.", color="0.5", label="variance")
-    ax.set_ylim(1e-3, 3)
-    ax.set_xlabel("degree of the polynomial")
-    ax.set_ylabel("mean squared error")
-    ax.set_title("20 points, noise variance 0.1", fontsize=10)
-    ax.legend(fontsize=8, frameon=False)
+    ax.set(xlabel="degree of the polynomial", ylabel="mean squared error", ylim=(1e-3, 3))
+    dress(ax, title="20 points, noise variance 0.1")
 
 
 def _draw_isotropic(ax, isotropic):
@@ -445,12 +371,8 @@ def _draw_isotropic(ax, isotropic):
     samples = mean_and_error(isotropic["samples"])
     ax.errorbar(DIMENSIONS, samples.mean, samples.stderr, fmt="o", color=plotting.COLORS[0], label="measured")
     ax.axvline(EXAMPLES, color="0.7", linewidth=1)
-    ax.set_yscale("log")
-    ax.set_ylim(0.1, 40)
-    ax.set_xlabel("dimensions p (30 examples)")
-    ax.set_ylabel("|w - w_true|², mean ± standard error")
-    ax.set_title("Gaussian examples, shortest solution: the risk falls twice", fontsize=10)
-    ax.legend(fontsize=8, frameon=False)
+    ax.set(xlabel="dimensions p (30 examples)", ylabel="|w - w_true|², mean ± standard error")
+    dress(ax, title="Gaussian examples, shortest solution: the risk falls twice", yscale="log", ylim=(0.1, 40))
 
 
 def _draw_stopping(ax, stopping):
@@ -459,11 +381,8 @@ def _draw_stopping(ax, stopping):
     ax.plot(np.arange(len(stopping["path"])), stopping["path"], "k--", linewidth=1.2, label="predicted: filters")
     ax.axvline(stopping["chosen"], color=plotting.COLORS[1], label="kept by early stopping")
     ax.set_xscale("symlog", linthresh=10)
-    ax.set_xlim(0, 2000)
-    ax.set_xlabel("steps of gradient descent")
-    ax.set_ylabel("|w - w_true|²")
-    ax.set_title("linear problem: stopping is ridge regression by other means", fontsize=10)
-    ax.legend(fontsize=8, frameon=False)
+    ax.set(xlabel="steps of gradient descent", ylabel="|w - w_true|²", xlim=(0, 2000))
+    dress(ax, title="linear problem: stopping is ridge regression by other means")
 
 
 def _draw_network(ax, config, result):
@@ -474,7 +393,5 @@ def _draw_network(ax, config, result):
         ax.fill_between(steps, rows.min(axis=0), rows.max(axis=0), color=color, alpha=0.15, linewidth=0)
     loss, accuracy = (row.mean() for row in remedied(result)["early stopping"])
     ax.axhline(loss, color="k", linestyle=":", label=f"early stopping (accuracy {accuracy:.1%})")
-    ax.set_xlabel("steps of gradient descent")
-    ax.set_ylabel("cross-entropy of new examples")
-    ax.set_title("200 digits, 30 % of labels by lot", fontsize=10)
-    ax.legend(fontsize=8, frameon=False)
+    ax.set(xlabel="steps of gradient descent", ylabel="cross-entropy of new examples")
+    dress(ax, title="200 digits, 30 % of labels by lot")

@@ -42,6 +42,8 @@ import numpy as np
 import optax
 from jax import lax
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import activations, data, plotting
 from numdl.networks import dense
 from numdl.optimize import losses
@@ -150,41 +152,37 @@ def claims(config, result):
 
 
 def _fitted(result):
-    return Claim(
+    return one_number(
         "largest training accuracy of a run, the smallest over all shares of random labels and all seeds",
         f"{ZHANG}, table 1: 100 %",
         origin="published",
         expected=1.0,
         measured=result.training.max(axis=-1).min(),
-        uncertainty=0.0,
         tolerance=1e-6,
         tolerance_from="no label may be wrong; rounding of the mean",
     )
 
 
 def _chance(result):
-    samples = mean_and_error(result.test[-1, :, -1])
-    return Claim(
+    return near(
         "test accuracy after training on random labels only, mean over seeds",
         "exact: the labels carry no information, and all classes are alike",
         origin="exact",
         expected=1 / CLASSES,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
-        tolerance=6 * samples.stderr,
+        samples=result.test[-1, :, -1],
+        tolerance=0.0,
+        errors=6,
         tolerance_from="six standard errors between seeds",
     )
 
 
 def _true(result):
-    samples = mean_and_error(result.test[0, :, -1])
-    return Claim(
+    return near(
         "test accuracy after training on true labels: the same network generalizes",
         ZHANG,
         origin="own",
         expected=0.8,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=result.test[0, :, -1],
         tolerance=0.0,
         tolerance_from="far from the chance of 0.1, whatever the number of examples",
         relation=">=",
@@ -209,18 +207,16 @@ def _falls(config, result):
 
 def _slower(config, result):
     logs = np.log(epochs_to_fit(result))
-    ratio = mean_and_error(logs[-1] - logs[0])
     rising = [share for share in config.shares if share <= max(0.5, config.shares[1])]
     growth = mean_and_error(np.diff(logs[: len(rising)], axis=0), axis=1)
     least = np.argmin(growth.mean)
     return [
-        Claim(
+        near(
             "ln of epochs until all labels are fitted, random over true, mean over seeds",
             f"{ZHANG}, figure 1b: noise takes longer",
             origin="published",
             expected=0.0,
-            measured=ratio.mean,
-            uncertainty=ratio.stderr,
+            samples=logs[-1] - logs[0],
             tolerance=0.0,
             tolerance_from="the sign is the claim",
             relation=">=",
@@ -247,13 +243,8 @@ def figure(config, result):
     for color, share, rows in zip(plotting.COLORS, config.shares, result.training, strict=False):
         left.plot(epochs, rows.mean(axis=0), color=color, label=f"{share:.0%} random")
         left.fill_between(epochs, rows.min(axis=0), rows.max(axis=0), color=color, alpha=0.15, linewidth=0)
-    left.set_xscale("log")
-    left.set_xlabel("epoch")
-    left.set_ylabel("training accuracy (mean and range of seeds)")
-    left.legend(fontsize=8, frameon=False, loc="lower right")
+    dress(left, xlabel="epoch", ylabel="training accuracy (mean and range of seeds)", xscale="log", loc="lower right")
     _draw_ends(right, config, result)
-    for ax in (left, right):
-        plotting.tidy(ax)
     return drawing
 
 
@@ -268,7 +259,5 @@ def _draw_ends(ax, config, result):
         samples = mean_and_error(values, axis=1)
         ax.errorbar(config.shares, samples.mean, samples.stderr, fmt=style, color=color, markersize=4, label=label)
     ax.axhline(1 / CLASSES, linestyle="--", color="k", linewidth=1, label="predicted for noise: chance")
-    ax.set_ylim(0, 1.05)
-    ax.set_xlabel("share of random labels")
-    ax.set_ylabel("after training (mean ± standard error)")
-    ax.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0.1, 0.11))
+    ax.set(xlabel="share of random labels", ylabel="after training (mean ± standard error)", ylim=(0, 1.05))
+    dress(ax, loc="lower left", bbox_to_anchor=(0.1, 0.11))

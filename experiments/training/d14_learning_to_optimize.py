@@ -46,6 +46,8 @@ import numpy as np
 import optax
 from jax import lax
 
+from experiments.claiming import near
+from experiments.drawing import dress
 from numdl import plotting
 from numdl.optimize import train
 from numdl.records import record
@@ -268,20 +270,18 @@ def _beyond(config, result):
     horizon, longer = config.horizon, config.longer
     early = result.rivals["Adam"][:, horizon] - result.learned[..., horizon]
     late = result.tuned_longer["Adam"][:, longer] - result.learned[..., longer]
-    change = mean_and_error((late - early).mean(axis=0))
-    gain = mean_and_error((result.tuned_longer["momentum"][:, longer] - result.learned[..., longer]).mean(axis=0))
+    gain = result.tuned_longer["momentum"][:, longer] - result.learned[..., longer]
     rows = {
-        f"ln f of Adam minus the learned rule: change from {horizon} to {longer} steps": change,
+        f"ln f of Adam minus the learned rule: change from {horizon} to {longer} steps": late - early,
         f"ln f after {longer} steps: momentum minus the learned rule": gain,
     }
     return [
-        Claim(
+        near(
             f"{text} (tuned for as many), mean over problems and meta-trainings",
             "not promised: the rule was trained for the shorter time",
             origin="own",
             expected=0.0,
-            measured=samples.mean,
-            uncertainty=samples.stderr,
+            samples=samples.mean(axis=0),
             tolerance=0.0,
             tolerance_from="the sign is the claim: the advantage does not last",
             relation="<=",
@@ -304,17 +304,13 @@ def figure(config, result):
         steps, patient, "--", color=plotting.COLORS[2], linewidth=1.2, label=f"momentum tuned for {config.longer}"
     )
     left.axvline(config.horizon, color="0.5", linestyle=":", label="trained and tuned for")
-    left.set_xlabel("steps")
-    left.set_ylabel("ln f, median of unseen problems")
-    left.set_ylim(min(patient[-1], *(np.median(v, axis=0)[-1] for v in rows.values())) - 0.5, 5)
-    left.legend(fontsize=8, frameon=False)
+    left.set(xlabel="steps", ylabel="ln f, median of unseen problems")
+    dress(left, ylim=(min(patient[-1], *(np.median(v, axis=0)[-1] for v in rows.values())) - 0.5, 5))
     window = max(1, config.meta_steps // 50)
     for color, losses in zip(plotting.COLORS, result.meta_loss, strict=False):
         smooth = losses[: losses.size // window * window].reshape(-1, window).mean(axis=1)
         right.plot(window * (0.5 + np.arange(smooth.size)), smooth, color=color)
-    right.set_xlabel("meta-step")
-    right.set_ylabel(f"mean of ln f over {config.horizon} steps")
+    right.set(xlabel="meta-step", ylabel=f"mean of ln f over {config.horizon} steps")
     right.set_title("training the rule", fontsize=10)
-    for ax in (left, right):
-        plotting.tidy(ax)
+    plotting.tidy(right)
     return drawing

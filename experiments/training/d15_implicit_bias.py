@@ -47,11 +47,12 @@ import numpy as np
 import optax
 from jax import lax
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import plotting
 from numdl.precision import float64
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import mean_and_error, slope
+from numdl.statistics import slope
 
 SOUDRY = "Soudry et al. 2018, arXiv:1710.10345"
 RULES = ("gradient_descent", "normalized", "adam")
@@ -245,31 +246,27 @@ def _growth(result):
     logs = np.log(result.times["gradient_descent"][late])
     along = np.einsum("dti,di->dt", result.weights["gradient_descent"][:, late], result.widest)
     along /= np.sum(result.widest**2, axis=1)[:, None]
-    samples = mean_and_error([slope(logs, row).value for row in along])
-    return Claim(
+    return near(
         "slope of the weights' part along w* against ln t over the last decade, in units of |w*| (the inverse "
         "widest margin), mean over draws",
         f"{SOUDRY}, theorem 3",
         origin="exact",
         expected=1.0,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=[slope(logs, row).value for row in along],
         tolerance=0.02,
         tolerance_from="what is left of the start, t^-1/2 or less",
     )
 
 
 def _constant(result):
-    gap = result.weights["gradient_descent"][:, -1] - predicted_path(result)[:, -1]
-    return Claim(
+    last = result.weights["gradient_descent"][:, -1]
+    gap = np.linalg.norm(last - predicted_path(result)[:, -1], axis=1)
+    return one_number(
         "largest |w - (w* ln t + v)| / |w| at the end, over draws",
         f"{SOUDRY}, theorem 4",
         origin="exact",
         expected=0.0,
-        measured=(
-            np.linalg.norm(gap, axis=1) / np.linalg.norm(result.weights["gradient_descent"][:, -1], axis=1)
-        ).max(),
-        uncertainty=0.0,
+        measured=(gap / np.linalg.norm(last, axis=1)).max(),
         tolerance=0.01,
         tolerance_from="what is left of the start falls like t^-1/2 at least: below a percent after 1e5 steps",
     )
@@ -281,14 +278,13 @@ def _direction(result):
     away = angle(result.weights["gradient_descent"], result.widest[:, None])[:, late]
     shift = _shift(result)[:, None]
     falls = [slope(np.log(logs + s), np.log(np.tan(row))).value for s, row in zip(shift, away, strict=True)]
-    return Claim(
+    return one_number(
         "power of (ln t + w*.v / |w*|^2) with which the tangent of the angle to w* falls over the last decade, "
         "median of draws",
         f"{SOUDRY}, theorem 5: the direction converges like 1 / ln t",
         origin="exact",
         expected=-1.0,
         measured=np.median(falls),
-        uncertainty=0.0,
         tolerance=0.05,
         tolerance_from="what is left of the start, beside an angle that may be small by chance",
     )
@@ -301,14 +297,12 @@ def _shift(result):
 
 def _loss(result):
     scaled = losses(result)[:, -1] * result.rate * result.times["gradient_descent"][-1]
-    samples = mean_and_error(scaled / np.sum(result.widest**2, axis=1))
-    return Claim(
+    return near(
         "loss h t / |w*|^2 at the end, mean over draws",
         f"{SOUDRY}, theorem 5 and the constant from theorem 4: a_n sum to |w*|^2",
         origin="exact",
         expected=1.0,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=scaled / np.sum(result.widest**2, axis=1),
         tolerance=0.05,
         tolerance_from="what is left of the start",
     )
@@ -345,17 +339,7 @@ def _others(result):
 
 
 def _at_most(text, source, measured, bound, reason):
-    return Claim(
-        text,
-        source,
-        origin="own",
-        expected=bound,
-        measured=measured,
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from=reason,
-        relation="<=",
-    )
+    return one_number(text, source, "own", bound, measured, tolerance_from=reason, relation="<=")
 
 
 def figure(config, result):
@@ -381,12 +365,8 @@ def _draw_points(ax, result):
     for color, style, w, label in lines:
         across = np.array([-w[1], w[0]]) / np.linalg.norm(w) * reach
         ax.plot([-across[0], across[0]], [-across[1], across[1]], style, color=color, label=label, linewidth=1.6)
-    ax.set_xlim(-reach, reach)
-    ax.set_ylim(-reach, reach)
-    ax.set_aspect("equal")
-    ax.set_title("one draw, and where the descents ended", fontsize=10)
-    ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)
-    plotting.tidy(ax)
+    ax.set(title="one draw, and where the descents ended", xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    dress(ax, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
 
 
 def _draw_growth(ax, result):
@@ -397,12 +377,7 @@ def _draw_growth(ax, result):
         ax.plot(times, length[draw], "o", color=color, markersize=3, label="measured" if draw == 0 else None)
         seen = times >= 100
         ax.plot(times[seen], expected[draw][seen], "k--", linewidth=1, label="predicted" if draw == 0 else None)
-    ax.set_xscale("log")
-    ax.set_xlabel("step t")
-    ax.set_ylabel("|w|")
-    ax.set_title("gradient descent: |w* ln t + v|, four draws", fontsize=10)
-    ax.legend(fontsize=8, frameon=False)
-    plotting.tidy(ax)
+    dress(ax, title="gradient descent: |w* ln t + v|, four draws", xlabel="step t", ylabel="|w|", xscale="log")
 
 
 def _draw_margins(ax, result):
@@ -412,14 +387,8 @@ def _draw_margins(ax, result):
         ax.plot(result.times[rule], np.median(gap, axis=0), color=color, label=label)
     times = result.times["gradient_descent"]
     ax.plot(times[5:], np.median(_margin_of_prediction(result), axis=0)[5:], "k--", linewidth=1.2, label="predicted")
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_ylim(1e-6, 2)
-    ax.set_xlabel("step t")
-    ax.set_ylabel("1 - margin / widest margin, median of draws")
-    ax.set_title("who finds which margin", fontsize=10)
-    ax.legend(fontsize=8, frameon=False, loc="lower left")
-    plotting.tidy(ax)
+    ax.set(xlabel="step t", ylabel="1 - margin / widest margin, median of draws")
+    dress(ax, title="who finds which margin", xscale="log", yscale="log", ylim=(1e-6, 2), loc="lower left")
 
 
 def _margin_of_prediction(result):

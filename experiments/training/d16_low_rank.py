@@ -38,12 +38,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import plotting
 from numdl.optimize import losses, train
 from numdl.precision import float64
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 
 ARORA = "Arora et al. 2019, arXiv:1905.13655"
 GUNASEKAR = "Gunasekar et al. 2017, arXiv:1705.09280"
@@ -173,19 +173,20 @@ def claims(config, result):
     """Depth sharpens; norm is not what is minimised; and all of it at a fit."""
     made = [_fits(config, result), _lower(result, "error", 2, 1), _lower(result, "error", 3, 2)]
     made += [_lower(result, "rank", 3, 2), _lower(result, "rank", 3, CONVEX), _lower(result, "error", 3, CONVEX)]
-    return [*made, _above_the_least(result), _conjecture(result)]
+    larger = f"{ARORA}: lower rank at a larger norm", 0.0, "larger is what the paper reports", ">="
+    why = "chosen: weights do not vanish, entries of the first product are 1e-3"
+    least = f"{GUNASEKAR}: the least norm for vanishing weights", 0.02, why, "=="
+    return [*made, _over_the_least(result, FEW, 3, *larger), _over_the_least(result, MANY, 2, *least)]
 
 
 def _fits(config, result):
     worst = max(np.max(values) for (_, how), values in result.loss.items() if how != CONVEX)
-    return Claim(
+    return one_number(
         f"largest relative misfit of the given entries after {config.steps} steps",
         f"{ARORA}: all depths fit",
         origin="own",
         expected=0.01,
         measured=worst,
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="1 % is a fit",
         relation="<=",
     )
@@ -197,49 +198,24 @@ def _name(how):
 
 def _lower(result, what, one, other):
     values = getattr(result, what)
-    ratio = mean_and_error(np.log(values[FEW, one] / values[FEW, other]))
     words = {"error": "error of the entries that are not given", "rank": "effective rank"}
     source = ARORA if (what, other) != ("error", 1) else f"{ARORA}; depth 1 leaves zeros where nothing is given"
-    return Claim(
+    return near(
         f"few entries: mean of ln({words[what]}, {_name(one)} over {_name(other)})",
         source,
         origin="published",
         expected=0.0,
-        measured=ratio.mean,
-        uncertainty=ratio.stderr,
+        samples=np.log(values[FEW, one] / values[FEW, other]),
         tolerance=0.0,
         tolerance_from="lower is what the paper reports",
         relation="<=",
     )
 
 
-def _above_the_least(result):
-    ratio = mean_and_error(result.norm[FEW, 3] / result.norm[FEW, CONVEX])
-    return Claim(
-        "few entries: nuclear norm at depth 3 over the least one",
-        f"{ARORA}: lower rank at a larger norm",
-        origin="published",
-        expected=1.0,
-        measured=ratio.mean,
-        uncertainty=ratio.stderr,
-        tolerance=0.0,
-        tolerance_from="larger is what the paper reports",
-        relation=">=",
-    )
-
-
-def _conjecture(result):
-    ratio = mean_and_error(result.norm[MANY, 2] / result.norm[MANY, CONVEX])
-    return Claim(
-        "many entries: nuclear norm at depth 2 over the least one",
-        f"{GUNASEKAR}: the least norm for vanishing weights",
-        origin="published",
-        expected=1.0,
-        measured=ratio.mean,
-        uncertainty=ratio.stderr,
-        tolerance=0.02,
-        tolerance_from="chosen: weights do not vanish, entries of the first product are 1e-3",
-    )
+def _over_the_least(result, name, depth, source, tolerance, why, relation):
+    ratio = result.norm[name, depth] / result.norm[name, CONVEX]
+    text = f"{name} entries: nuclear norm at depth {depth} over the least one"
+    return near(text, source, "published", 1.0, ratio, tolerance, why, relation)
 
 
 def figure(config, result):
@@ -256,24 +232,21 @@ def figure(config, result):
             ax.plot(places, middle_value, "o", color=color, label=f"{count} of {config.size**2} given")
         ax.set_yscale("log")
         ax.set_xticks(places, labels)
-        ax.set_xlabel("depth D")
-        ax.set_ylabel(words)
-    left.set_ylim(1e-4, 5)
-    left.set_title("least norm, many given: many are exact", fontsize=9)
+        ax.set(xlabel="depth D", ylabel=words)
+    left.set(title="least norm, many given: many are exact", ylim=(1e-4, 5))
     middle.set_yticks((2, 3, 5, 10), ("2", "3", "5", "10"))
     middle.minorticks_off()
     middle.axhline(config.rank, linestyle="--", color="k", linewidth=1, label="rank of the matrix")
     for ax, depth in zip(panels, (2, 3), strict=True):
         steps = config.every * np.arange(1, len(result.path[depth]) + 1)
         ax.plot(steps, result.path[depth][:, :5], "-")
-        ax.set_xscale("log")
-        ax.set_yscale("log")
-        ax.set_ylim(1e-4, 2)
-        ax.set_xlabel("step")
-        ax.set_ylabel("five largest singular values")
-        ax.set_title(f"depth {depth}, {config.given[0]} given", fontsize=10)
-    for ax in (left, middle, *panels):
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize=8, frameon=False)
-        plotting.tidy(ax)
+        ax.set(
+            title=f"depth {depth}, {config.given[0]} given",
+            xlabel="step",
+            ylabel="five largest singular values",
+            xscale="log",
+            yscale="log",
+            ylim=(1e-4, 2),
+        )
+    dress(left, middle, *panels)
     return drawing

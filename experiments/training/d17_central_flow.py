@@ -46,14 +46,14 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
+from experiments.claiming import near
+from experiments.drawing import dress
 from numdl import activations, plotting
 from numdl.analysis import descent as measured
 from numdl.networks import dense
 from numdl.optimize import losses
 from numdl.precision import float64
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 from numdl.theory.central_flow import central_flow
 
 COHEN = "Cohen et al. 2025, arXiv:2410.24206"
@@ -172,14 +172,12 @@ def _after(result, values):
 
 def _closer(result):
     far = _after(result, result.distance[GRADIENT])
-    ratio = mean_and_error(_after(result, result.distance[CENTRAL]) / far)
-    return Claim(
+    return near(
         "distance of the averaged weights from the central flow over that from gradient flow, second half",
         f"{COHEN}: the central flow is followed where gradient flow is left",
         origin="own",
         expected=0.5,
-        measured=ratio.mean,
-        uncertainty=ratio.stderr,
+        samples=_after(result, result.distance[CENTRAL]) / far,
         tolerance=0.0,
         tolerance_from="twice as near is called followed",
         relation="<=",
@@ -187,14 +185,13 @@ def _closer(result):
 
 
 def _near(result):
-    ratio = mean_and_error([row[-1] / way[-1] for row, way in zip(result.distance[CENTRAL], result.way, strict=True)])
-    return Claim(
+    ratio = [row[-1] / way[-1] for row, way in zip(result.distance[CENTRAL], result.way, strict=True)]
+    return near(
         "in the end: distance of the averaged weights from the central flow over their way since the start",
         COHEN,
         origin="own",
         expected=0.1,
-        measured=ratio.mean,
-        uncertainty=ratio.stderr,
+        samples=ratio,
         tolerance=0.0,
         tolerance_from="a tenth of the way is called near",
         relation="<=",
@@ -206,15 +203,13 @@ def _total(result, what):
         "loss": (result.loss, result.mean_loss[CENTRAL]),
         "variance": (result.variance, result.flow_variance),
     }[what]
-    ratio = mean_and_error(_after(result, found) / _after(result, expected))
     words = {"loss": "average loss", "variance": "variance of the oscillation"}
-    return Claim(
+    return near(
         f"{words[what]} of gradient descent over that of the central flow, means over the second half",
         f"{COHEN}: loss + trace Sigma / learning_rate" if what == "loss" else f"{COHEN}: trace Sigma",
         origin="exact",
         expected=1.0,
-        measured=ratio.mean,
-        uncertainty=ratio.stderr,
+        samples=_after(result, found) / _after(result, expected),
         tolerance=0.2,
         tolerance_from="chosen: the flow leaves out cycles of the oscillation's size and orders above the third",
     )
@@ -222,28 +217,24 @@ def _total(result, what):
 
 def _held(config, result):
     last = result.sharpness[AVERAGED][:, -len(result.step) // 4 :] / config.limit
-    samples = mean_and_error(last.mean(axis=1))
-    return Claim(
+    return near(
         "sharpness at the averaged weights over 2 / learning_rate, last quarter",
         f"{COHEN}: at the limit",
         origin="published",
         expected=1.0,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=last.mean(axis=1),
         tolerance=0.05,
         tolerance_from="5 % is called at the limit",
     )
 
 
 def _sharper(config, result):
-    samples = mean_and_error(result.sharpness[GRADIENT][:, -1] / config.limit)
-    return Claim(
+    return near(
         "sharpness where gradient flow is in the end, over 2 / learning_rate",
         f"{COHEN}: gradient flow goes on to sharpen",
         origin="own",
         expected=1.25,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=result.sharpness[GRADIENT][:, -1] / config.limit,
         tolerance=0.0,
         tolerance_from="a quarter above the limit is called sharper",
         relation=">=",
@@ -264,19 +255,15 @@ def figure(config, result):
         panels[1].plot(result.step, values.T, "-", color=colors[name], linewidth=0.8)
         panels[1].plot([], [], "-", color=colors[name], label=f"from {name}")
     panels[1].plot(result.step, result.way[0], ":", color="0.5", label="way since the start, first run")
-    panels[1].set_yscale("log")
-    panels[1].set_ylabel("distance of the averaged weights")
+    panels[1].set(ylabel="distance of the averaged weights", yscale="log")
     panels[2].plot(result.curve, "-", color="0.8", linewidth=0.6, label="gradient descent, each step")
     panels[2].plot(result.step, result.loss[0], "o", ms=3, color=colors[AVERAGED], label="its average")
     for name, values in result.mean_loss.items():
         panels[2].plot(result.step, values[0], "--", color=colors[name], label=name)
-    panels[2].set_yscale("log")
-    panels[2].set_ylabel("loss, first run")
+    panels[2].set(ylabel="loss, first run", yscale="log")
     panels[3].plot(result.step, result.variance[0], "o", ms=3, color=colors[AVERAGED], label="measured")
     panels[3].plot(result.step, result.flow_variance[0], "--", color=colors[CENTRAL], label="trace Sigma")
     panels[3].set_ylabel("variance of the oscillation, first run")
     for ax in panels:
-        ax.set_xlabel("step")
-        ax.legend(fontsize=7, frameon=False)
-        plotting.tidy(ax)
+        dress(ax, xlabel="step", fontsize=7)
     return drawing

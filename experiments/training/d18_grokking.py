@@ -49,6 +49,7 @@ import optax
 from jax import lax
 
 from experiments.claiming import near
+from experiments.drawing import dress
 from numdl import activations, data, plotting, trees
 from numdl.networks import dense
 from numdl.optimize import losses
@@ -278,9 +279,7 @@ def figure(config, result):
     _draw_norm(panels[1], config, result)
     _draw_losses(panels[2], config, result)
     _draw_delays(panels[3], config, result)
-    for ax in panels:
-        ax.legend(fontsize=7, frameon=False)
-        plotting.tidy(ax)
+    dress(*panels, fontsize=7)
     return drawing
 
 
@@ -290,9 +289,7 @@ def _draw_accuracy(ax, config, result):
         ax.plot(steps, result.free.accuracy[k].mean(axis=0), ":", color=color)
         ax.plot(steps, result.free.test_accuracy[k].mean(axis=0), "-", color=color, label=name)
     ax.plot([], [], "k:", label="on the training digits")
-    ax.set_xscale("log")
-    ax.set_xlabel("step")
-    ax.set_ylabel("accuracy, mean over seeds")
+    ax.set(xlabel="step", ylabel="accuracy, mean over seeds", xscale="log")
 
 
 def _draw_norm(ax, config, result):
@@ -304,8 +301,7 @@ def _draw_norm(ax, config, result):
         np.nanmean(critical_norm(config, result)), color="0.6", linestyle=":", label="held networks generalize below"
     )
     ax.set_yscale("log", base=2)
-    ax.set_xlabel("step")
-    ax.set_ylabel("norm / standard norm")
+    ax.set(xlabel="step", ylabel="norm / standard norm")
 
 
 def _draw_losses(ax, config, result):
@@ -314,9 +310,7 @@ def _draw_losses(ax, config, result):
     ):
         ax.plot(config.norms, loss.min(axis=-1).mean(axis=1), "o-", color=color, label=f"{name} loss")
     ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
-    ax.set_xlabel("held norm / standard norm")
-    ax.set_ylabel("least loss reached")
+    ax.set(xlabel="held norm / standard norm", ylabel="least loss reached", yscale="log")
 
 
 def _draw_delays(ax, config, result):
@@ -334,5 +328,4 @@ def _draw_delays(ax, config, result):
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.yaxis.set_minor_formatter("")
-    ax.set_xlabel("held norm / standard norm")
-    ax.set_ylabel("steps, each seed")
+    ax.set(xlabel="held norm / standard norm", ylabel="steps, each seed")

@@ -51,6 +51,7 @@ import numpy as np
 from jax import lax
 
 from experiments.claiming import near
+from experiments.drawing import dress
 from numdl import plotting
 from numdl.analysis import landscape
 from numdl.precision import float64
@@ -320,5 +321,4 @@ def _draw_counts(ax, result, name):
     ax.set_xlabel("edge of a box, in cells", fontsize=8)
     ax.set_ylabel("boxes with border", fontsize=8)
     ax.tick_params(labelsize=7)
-    ax.legend(fontsize=7, frameon=False)
-    plotting.tidy(ax)
+    dress(ax, fontsize=7)

@@ -35,28 +35,24 @@ its own: changed after seeing that no interval could be three of them wide on bo
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.tree_util import Partial
 
-from numdl import activations, plotting
-from numdl.optimize import gauss_newton, least_squares
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
+from experiments.training import archie
+from experiments.training.archie import ABSOLUTE_NOISE, LAW, LEVEL, RELATIVE_NOISE
+from numdl import plotting
+from numdl.optimize import least_squares
 from numdl.precision import float64
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 
 TIMES, HEIGHTS = np.arange(4.0), np.array([0.0, 4.9, 20.1, 44.1])  # seconds, metres
 GRAVITY, FALL_NOISE = 9.81, 0.07  # m / s^2; variance in m^2
 LATE = 10.0  # seconds: where the models are extrapolated to
 FALLS = ("law", "1", "2", "3")  # models of the fall; a number is the degree of a polynomial in t
-LAW = np.array([np.log(0.62), 2.15, 2.0])  # ln a, m, n of the rock; sigma_w = 1
-RELATIVE_NOISE, ABSOLUTE_NOISE = 0.01, 1e-6  # variances: of ln sigma; of sigma / sigma_w
-LEVEL = 0.95
 BJORCK = "Bjorck 1996, section 1.1"
 
 
@@ -128,7 +124,7 @@ def _fall(config):
     fits = {name: np.asarray(fit) for name, fit in _fall_fits(jnp.asarray(columns)).items()}
     g = fits["law"][0]
     residual = columns - TIMES[:, None] ** 2 / 2 * g[None, :]
-    half = _student(3) * np.sqrt(np.sum(residual**2, axis=0) / 3 / np.sum(TIMES**4 / 4))
+    half = archie.student(3) * np.sqrt(np.sum(residual**2, axis=0) / 3 / np.sum(TIMES**4 / 4))
     truth = GRAVITY * LATE**2 / 2
     at = {name: _fall_features(name, np.array([LATE]))[0] for name in fits}
     return Fall(
@@ -158,26 +154,22 @@ def _fall_variance(name, at):
     return FALL_NOISE * at @ np.linalg.inv(a.T @ a) @ at
 
 
-def _student(freedom):
-    from scipy.special import stdtrit
-
-    return stdtrit(freedom, (1 + LEVEL) / 2)
-
-
 @float64
 def _rock(config):
     random = np.random.default_rng(config.seed + 1)
-    x, inside, outside = (_rocks(random, *a) for a in ((config.samples, 0.1, 0.3), (200, 0.1, 0.3), (200, 0.3, 0.5)))
+    x, inside, outside = (
+        archie.rocks(random, *a) for a in ((config.samples, 0.1, 0.3), (200, 0.1, 0.3), (200, 0.3, 0.5))
+    )
     porosity = np.linspace(0.05, 0.5, 91)
     line = np.stack([porosity, np.full(91, 0.8)], axis=1)
     noise = random.standard_normal((2, config.rocks, config.samples))
-    logs = log_law(LAW, x)[None] + np.sqrt(RELATIVE_NOISE) * noise[0]
-    values = np.exp(log_law(LAW, x))[None] + np.sqrt(ABSOLUTE_NOISE) * noise[1]
-    linear, nonlinear = _linear(x, logs), _nonlinear(x, values)
+    logs = archie.log_law(LAW, x)[None] + np.sqrt(RELATIVE_NOISE) * noise[0]
+    values = np.exp(archie.log_law(LAW, x))[None] + np.sqrt(ABSOLUTE_NOISE) * noise[1]
+    linear, nonlinear = archie.linear(x, logs), archie.nonlinear(x, values)
     probes = np.concatenate([inside, outside, line])
-    blind = _blind(jax.random.key(config.seed), *map(jnp.asarray, (x, values, probes)), config.hidden)
-    models = [np.exp(nonlinear[0] @ _features(probes).T), *(np.asarray(m) for m in blind)]
-    truth = np.exp(log_law(LAW, probes))
+    blind = archie.blind(jax.random.key(config.seed), *map(jnp.asarray, (x, values, probes)), config.hidden)
+    models = [np.exp(nonlinear[0] @ archie.features(probes).T), *(np.asarray(m) for m in blind)]
+    truth = np.exp(archie.log_law(LAW, probes))
     squares = np.stack([(m - truth[None]) ** 2 for m in models], axis=1)[:, :, :400].reshape(-1, 3, 2, 200)
     errors = np.sqrt(squares.mean(axis=-1) / ABSOLUTE_NOISE)
     return Rock(
@@ -192,77 +184,6 @@ def _rock(config):
         curves=np.stack([truth[400:], *(m[0, 400:] for m in models)]),
         data=np.stack([x[:, 0], values[0] * (0.8 / x[:, 1]) ** LAW[2]]),
     )
-
-
-def _rocks(random, count, low, high):
-    """Porosity and saturation, [count, 2]."""
-    return random.uniform([low, 0.5], [high, 1.0], (count, 2))
-
-
-def _features(x):
-    """Columns of ln sigma = -ln a + m ln phi + n ln S."""
-    return np.concatenate([-np.ones_like(x[..., :1]), np.log(x)], axis=-1)
-
-
-def log_law(constants, x):
-    """ln(sigma / sigma_w) of Archie's law at x [..., 2]."""
-    return _features(x) @ constants
-
-
-def _linear(x, logs):
-    """Estimates and whether their intervals cover, from logarithms [draws, N]."""
-    a = _features(x)
-    fit = np.asarray(least_squares.qr(jnp.asarray(a), jnp.asarray(logs.T)).solution).T
-    return fit, _covers(fit, logs - fit @ a.T, np.linalg.inv(a.T @ a)[None])
-
-
-def _covers(fit, residual, inverse):
-    freedom = residual.shape[1] - fit.shape[1]
-    variance = np.sum(residual**2, axis=1)[:, None] / freedom * np.diagonal(inverse, axis1=1, axis2=2)
-    return np.abs(fit - LAW[None, :]) <= _student(freedom) * np.sqrt(variance)
-
-
-@jax.jit
-def _gauss_newton(features, values):
-    """Constants, residuals and the Jacobian for each draw, from ln a = 0, m = n = 1.5."""
-
-    def residual(constants, features, y):
-        return (jnp.exp(features @ constants) - y) / np.sqrt(ABSOLUTE_NOISE)
-
-    def one(y):
-        start = jnp.array([0.0, 1.5, 1.5], y.dtype)
-        bound = Partial(residual, features=features, y=y)
-        objective = gauss_newton.least_squares(bound)
-        fit, history = gauss_newton.minimize(objective, start, steps=30, tolerance=1e-9)
-        return fit, bound(fit), jax.jacfwd(bound)(fit), history.converged
-
-    return lax.map(one, values)
-
-
-def _nonlinear(x, values):
-    found = _gauss_newton(jnp.asarray(_features(x)), jnp.asarray(values))
-    fit, residual, jacobian, converged = (np.asarray(a) for a in found)
-    inverse = np.linalg.inv(np.swapaxes(jacobian, 1, 2) @ jacobian)
-    return fit, _covers(fit, residual, inverse), converged
-
-
-@functools.partial(jax.jit, static_argnames="hidden")
-def _blind(key, x, values, probes, hidden):
-    """What a cubic polynomial and a random network, fitted to the same numbers, say at the probes: [draws, points]."""
-    cubic = least_squares.qr(_cubic(_scaled(x)), values.T).solution
-    net = least_squares.extreme_learning_machine(
-        key, _scaled(x), values.T, width=hidden, activation=activations.tanh, weight_variance=1.0, bias_variance=1.0
-    )
-    return (_cubic(_scaled(probes)) @ cubic).T, net.apply(_scaled(probes)).T
-
-
-def _scaled(x):
-    """The range of the data to [-1, 1]."""
-    return (x - jnp.array([[0.2, 0.75]], x.dtype)) / jnp.array([[0.1, 0.25]], x.dtype)
-
-
-def _cubic(x):
-    return jnp.stack([x[:, 0] ** i * x[:, 1] ** j for i in range(4) for j in range(4 - i)], axis=1)
 
 
 def claims(config, result):
@@ -282,41 +203,38 @@ def claims(config, result):
 
 
 def _four_points(fall):
-    return Claim(
+    return one_number(
         "g from the four points, m/s^2",
         "normal equation: g = 2 * 482.2 / 98, by hand",
         origin="exact",
         expected=9.8408163265306,
         measured=fall.g,
-        uncertainty=0.0,
         tolerance=1e-12,
         tolerance_from="rounding",
     )
 
 
 def _contains(fall):
-    return Claim(
+    return one_number(
         "the 95 % interval of g from the four points contains 9.81 m/s^2: its middle",
         BJORCK,
         origin="published",
         expected=GRAVITY,
         measured=fall.g,
-        uncertainty=0.0,  # four given numbers; what they leave open is the interval
         tolerance=fall.half,
         tolerance_from="half of the interval, Student with 3 degrees of freedom",
     )
 
 
 def _mean(label, source, expected, samples, *, slack=0.0, slack_from=""):
-    found = mean_and_error(np.asarray(samples, float))
-    return Claim(
+    return near(
         f"mean of {label}",
         source,
         origin="exact",
         expected=expected,
-        measured=found.mean,
-        uncertainty=found.stderr,
-        tolerance=6 * found.stderr + slack,
+        samples=np.asarray(samples, float),
+        tolerance=slack,
+        errors=6,
         tolerance_from="six standard errors" + slack_from,
     )
 
@@ -345,28 +263,24 @@ def _extrapolation(fall, name):
 
 
 def _all_converge(rock):
-    return Claim(
+    return one_number(
         "share of draws in which Gauss-Newton converges from ln a = 0, m = n = 1.5",
         "Nocedal & Wright 2006, chapter 10",
         origin="own",
         expected=1.0,
         measured=rock.converged.mean(),
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="every draw",
     )
 
 
 def _inside(rock):
     for index, name in enumerate(MODELS):
-        found = mean_and_error(rock.inside[:, index])
-        yield Claim(
+        yield near(
             f"{name}: rms error inside the range of the data, in standard deviations of one measurement",
             "P constants from N samples: about sqrt(P / N), below 1",
             origin="own",
             expected=1.0,
-            measured=found.mean,
-            uncertainty=found.stderr,
+            samples=rock.inside[:, index],
             tolerance=0.0,
             tolerance_from="better than a single measurement",
             relation="<=",
@@ -375,14 +289,12 @@ def _inside(rock):
 
 def _outside(rock):
     for index, name in enumerate(MODELS[1:], start=1):
-        found = mean_and_error(np.log10(rock.outside[:, index] / rock.outside[:, 0]))
-        yield Claim(
+        yield near(
             f"{name}: log10 of its rms error at porosity 0.3 to 0.5 over that of the law",
             "lecture: a phenomenological model does not extrapolate",
             origin="own",
             expected=np.log10(3),
-            measured=found.mean,
-            uncertainty=found.stderr,
+            samples=np.log10(rock.outside[:, index] / rock.outside[:, 0]),
             tolerance=0.0,
             tolerance_from="a factor of three",
             relation=">=",
@@ -397,11 +309,9 @@ def figure(config, result):
     left.set_title(f"g = {result.fall.g:.2f} ± {result.fall.half:.2f} m/s² (95 %)", fontsize=10)
     _draw_fall(middle, result.fall, np.linspace(0, LATE, 100))
     middle.plot([LATE], [GRAVITY * LATE**2 / 2], "k*", markersize=9, label="truth at 10 s")
-    middle.set_title("the same models, extrapolated", fontsize=10)
-    middle.legend(fontsize=8, frameon=False)
+    dress(middle, title="the same models, extrapolated")
     _draw_rock(right, result.rock)
-    for ax in (left, middle, right):
-        plotting.tidy(ax)
+    plotting.tidy(left)
     return drawing
 
 
@@ -410,8 +320,7 @@ def _draw_fall(ax, fall, times):
     for color, (name, label) in zip(plotting.COLORS, labels.items(), strict=False):
         ax.plot(times, _fall_features(name, times) @ fall.constants[name], color=color, linewidth=1.5, label=label)
     ax.plot(TIMES, HEIGHTS, "ko", markersize=5, zorder=4, label="measured")
-    ax.set_xlabel("time t, s")
-    ax.set_ylabel("distance x, m")
+    ax.set(xlabel="time t, s", ylabel="distance x, m")
 
 
 def _draw_rock(ax, rock):
@@ -422,7 +331,5 @@ def _draw_rock(ax, rock):
         ax.plot(
             rock.porosity, curve, color=color, linewidth=1.5, label=name if name != "law" else "Archie's law, fitted"
         )
-    ax.set_xlabel("porosity phi (saturation S = 0.8)")
-    ax.set_ylabel("conductivity sigma / sigma_w")
-    ax.set_title("rock: data at porosity 0.1 to 0.3 (shaded)", fontsize=10)
-    ax.legend(fontsize=8, frameon=False)
+    ax.set(xlabel="porosity phi (saturation S = 0.8)", ylabel="conductivity sigma / sigma_w")
+    dress(ax, title="rock: data at porosity 0.1 to 0.3 (shaded)")

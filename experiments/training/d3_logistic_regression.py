@@ -39,12 +39,13 @@ import optax
 from jax import lax
 from jax.tree_util import Partial
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import data, plotting
 from numdl.optimize import losses, newton_cg, train
 from numdl.precision import float64
 from numdl.records import record
 from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 from numdl.theory import descent
 
 PROBLEMS = {"circles": data.synthetic.circles, "ellipses": data.synthetic.ellipses}
@@ -215,15 +216,13 @@ def claims(config, result):
 
 
 def _accuracy(result, problem, model):
-    found = mean_and_error(result.accuracy[problem, model])
     line = MODELS[model] == "linear"
-    return Claim(
+    return near(
         f"{list(PROBLEMS)[problem]}, {MODELS[model]} features: accuracy on test points",
         "a disc in a ring: " + ("symmetric about every line through its middle" if line else "an ellipse separates"),
         origin="exact" if line else "own",
         expected=0.5 if line else 0.98,
-        measured=found.mean,
-        uncertainty=found.stderr,
+        samples=result.accuracy[problem, model],
         tolerance=0.1 if line else 0.0,
         tolerance_from=(
             "a line that cuts off a piece of the ring is a little better than chance"
@@ -237,27 +236,24 @@ def _accuracy(result, problem, model):
 def _newton_order(result):
     """From the last three gradients above rounding."""
     g = result.newton[result.newton > 1e-12]
-    return Claim(
+    return one_number(
         "overlapping ellipses: order of Newton's method, ln(g_{k+1} / g_k) / ln(g_k / g_{k-1}) of its last gradients",
         f"quadratic; {HASTIE}; Nocedal & Wright 2006, theorem 3.5",
         origin="exact",
         expected=2.0,
         measured=np.log(g[-1] / g[-2]) / np.log(g[-2] / g[-3]),
-        uncertainty=0.0,
         tolerance=0.35,
         tolerance_from="two ratios of gradients that are not yet small; a linear method has 1, a cubic one 3",
     )
 
 
 def _newton_needs(result):
-    return Claim(
+    return one_number(
         "overlapping ellipses: steps of Newton's method to |gradient| < 1e-10",
         HASTIE,
         origin="own",
         expected=15,
         measured=np.argmax(result.newton < 1e-10) if (result.newton < 1e-10).any() else np.inf,
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="a few steps from the origin to the region of quadratic convergence, and five inside",
         relation="<=",
     )
@@ -267,27 +263,25 @@ def _descent_rate(result):
     """The geometric mean of the factor over the last stretch above rounding."""
     g = result.descent[result.descent > 1e-11]
     last, before = len(g) - 1, len(g) - 1 - len(g) // 5
-    return Claim(
+    return one_number(
         f"overlapping ellipses, k = {result.condition:.3g}: ln of gradient descent's factor per step over ln "
         "((k - 1) / (k + 1))",
         "Lessard, Recht & Packard 2016, proposition 1, at the minimum's Hessian",
         origin="exact",
         expected=1.0,
         measured=np.log(g[last] / g[before]) / (last - before) / np.log(result.rate),
-        uncertainty=0.0,
         tolerance=0.01,
         tolerance_from="what is left of the Hessian's change on the way",
     )
 
 
 def _recovered(result):
-    return Claim(
+    return one_number(
         "soft target c = [0, .3, 0, .7]: largest |p - c| at the minimum",
         "Gibbs' inequality",
         origin="exact",
         expected=0.0,
         measured=np.abs(result.probabilities - TARGET).max(),
-        uncertainty=0.0,
         tolerance=1e-6,
         tolerance_from="a probability of 0 is the limit of an output that goes to minus infinity, one per Newton step",
         relation="<=",
@@ -295,13 +289,12 @@ def _recovered(result):
 
 
 def _least(result):
-    return Claim(
+    return one_number(
         "soft target: least cross-entropy minus the entropy 0.6109 of c",
         "Gibbs' inequality",
         origin="exact",
         expected=0.0,
         measured=result.excess[-1],
-        uncertainty=0.0,
         tolerance=1e-6,
         tolerance_from="a probability of 0 is the limit of an output that goes to minus infinity, one per Newton step",
     )
@@ -330,8 +323,6 @@ def figure(config, result):
         _draw_problem(ax, name, result, index)
     _draw_training(axes[2], result)
     _draw_soft(axes[3], result)
-    for ax in axes:
-        plotting.tidy(ax)
     return drawing
 
 
@@ -348,10 +339,7 @@ def _draw_problem(ax, name, result, index):
     ax.plot([], [], "k-", label=f"quadratic: {rates[1]:.1%} right")
     ax.set_ylim(-reach[1], 1.6 * reach[1])
     ax.set_aspect("equal")
-    ax.set_xlabel("x_1")
-    ax.set_ylabel("x_2")
-    ax.set_title(f"{name}: where p = 1/2", fontsize=10)
-    ax.legend(fontsize=7, ncols=2, frameon=False, loc="upper center")
+    dress(ax, title=f"{name}: where p = 1/2", xlabel="x_1", ylabel="x_2", fontsize=7, ncols=2, loc="upper center")
 
 
 def _draw_training(ax, result):
@@ -368,13 +356,8 @@ def _draw_training(ax, result):
     anchor = np.flatnonzero(result.descent > 1e-11)[-1]
     line = result.descent[anchor] * result.rate ** (steps - 1.0 - anchor)
     ax.plot(steps, line, "k--", linewidth=1, label="predicted rate")
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_ylim(1e-20, 10)
-    ax.set_xlabel("step + 1")
-    ax.set_ylabel("|gradient|")
-    ax.set_title("overlapping ellipses", fontsize=10)
-    ax.legend(fontsize=7, frameon=False, loc="lower left")
+    ax.set(xlabel="step + 1", ylabel="|gradient|", xscale="log", yscale="log", ylim=(1e-20, 10))
+    dress(ax, title="overlapping ellipses", fontsize=7, loc="lower left")
 
 
 def _draw_soft(ax, result):
@@ -382,6 +365,4 @@ def _draw_soft(ax, result):
     ax.bar(places - 0.2, TARGET, 0.4, color="0.75", label="target c")
     ax.bar(places + 0.2, result.probabilities, 0.4, color=plotting.COLORS[0], label="recovered p")
     ax.set_xticks(places, [f"class {i}" for i in places])
-    ax.set_ylabel("probability")
-    ax.set_title("soft target: least loss = entropy", fontsize=10)
-    ax.legend(fontsize=7, frameon=False, loc="upper left")
+    dress(ax, title="soft target: least loss = entropy", ylabel="probability", fontsize=7, loc="upper left")

@@ -48,9 +48,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from scipy.special import erf
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
+from experiments.training import memories
+from experiments.training.memories import CAPACITY, KEPT
 from numdl import activations, plotting
-from numdl.networks import dense, hopfield
+from numdl.networks import dense
 from numdl.optimize import losses, train
 from numdl.records import record
 from numdl.reporting import Claim
@@ -62,9 +67,6 @@ FEATURES, EXAMPLES = 10, 100  # of the perceptrons' sets
 NOVIKOFF = "Novikoff 1962; Minsky & Papert 1969, theorem 11.1"
 COVER = "Cover 1965: 2 sum over k <= 2 of binomial(3, k) = 14 of 16"
 AMIT = "Amit, Gutfreund & Sompolinsky 1985, fig. 1"
-CAPACITY = 0.137905566  # largest alpha of the formula
-MIDDLE = 1.5112186  # the y of that alpha
-KEPT = 0.9  # overlap from which on a pattern counts as recalled; 0.967 at capacity
 FEW = 0.12  # loads up to this one are held against the formula
 
 
@@ -123,7 +125,7 @@ class Result:
 def run(config):
     """Four questions."""
     mistakes, bounds, clean = _perceptrons(config)
-    overlaps, kept, settled = _recalls(config)
+    overlaps, kept, settled = memories.recalls(config)
     return Result(
         mistakes=mistakes,
         bounds=bounds,
@@ -135,7 +137,7 @@ def run(config):
         overlaps=overlaps,
         kept=kept,
         settled=settled,
-        energy=_energies(config),
+        energy=memories.energies(config),
     )
 
 
@@ -233,63 +235,6 @@ def _train(keys, x, y, width, steps):
     return jax.vmap(one)(keys)
 
 
-def _recalls(config):
-    """Mean overlap with the patterns, share recalled, and share that came to rest: [units, loads, memories] each."""
-    keys = jax.random.split(jax.random.key(config.seed), config.memories)
-    found = []
-    for units in config.units:
-        counts = np.array([_patterns(load, units) for load in config.loads], np.int32)
-        recalled = min(config.recalled, int(counts.min()))
-        found.append(_recall(keys, jnp.asarray(counts), int(counts.max()), units, recalled, config.recall_steps))
-    return tuple(np.array([np.asarray(f[i]) for f in found], float) for i in range(3))
-
-
-def _patterns(load, units):
-    return round(load * units)
-
-
-@functools.partial(jax.jit, static_argnames=("most", "units", "recalled", "steps"))
-def _recall(keys, counts, most, units, recalled, steps):
-    """One program for all loads: patterns beyond the count are rows of zeros, which add nothing to the weights."""
-
-    def one(count, key):
-        drawn = jax.random.rademacher(key, (most, units), jnp.float32)
-        stored = jnp.where(jnp.arange(most)[:, None] < count, drawn, jnp.zeros_like(drawn))
-        start = drawn[:recalled]
-        found = hopfield.synchronous(hopfield.hebbian(stored), start, steps=steps)
-        overlaps = hopfield.overlap(start, found.state)
-        return tuple(jnp.mean(a.astype(jnp.float32)) for a in (overlaps, overlaps >= KEPT, found.settled))
-
-    return lax.map(lambda count: lax.map(lambda key: one(count, key), keys), counts)
-
-
-def _energies(config):
-    """Energy after every single update, from a random state. 128 units: fields are exact in binary."""
-    key_stored, key_start, key_order = jax.random.split(jax.random.key(config.seed + 1), 3)
-    weights = hopfield.hebbian(jax.random.rademacher(key_stored, (12, 128), jnp.float32))
-    order = hopfield.sweeps(key_order, 128, 6).reshape(-1, 1)
-    found = hopfield.asynchronous(weights, jax.random.rademacher(key_start, (128,), jnp.float32), order)
-    return np.asarray(found.energies, float)
-
-
-def stored_overlap(load):
-    """PREDICTED overlap of the retrieval state below capacity, from the larger of the two y."""
-    from scipy.optimize import brentq
-
-    return _erf(brentq(lambda y: load_of(y) - load, MIDDLE, 10.0))
-
-
-def load_of(y):
-    """alpha(y) of the formula above."""
-    return (_erf(y) / y - 2 / np.sqrt(np.pi) * np.exp(-(y**2))) ** 2 / 2
-
-
-def _erf(y):
-    from scipy.special import erf
-
-    return erf(y)
-
-
 def claims(config, result):
     """The bound; what a line cannot; two layers; the memory."""
     made = [_bound(result), _stops(result), _never_stops(result), _dichotomies(result), _best_line(result)]
@@ -297,61 +242,51 @@ def claims(config, result):
     return [*made, _overlap(config, result), _capacity(config, result), _descends(result)]
 
 
-def _plain(
-    claim, source, expected, measured, relation="==", *, uncertainty=0.0, tolerance=0.0, reason="exact", origin="exact"
-):
-    return Claim(
-        claim,
-        source,
-        origin=origin,
-        expected=expected,
-        measured=measured,
-        uncertainty=uncertainty,
-        tolerance=tolerance,
-        tolerance_from=reason,
-        relation=relation,
-    )
-
-
 def _bound(result):
     label = f"largest mistakes / (R / g)^2 over {result.mistakes.size} separable sets"
-    return _plain(label, NOVIKOFF, 1.0, (result.mistakes / result.bounds).max(), "<=", reason="a theorem")
+    worst = (result.mistakes / result.bounds).max()
+    return one_number(label, NOVIKOFF, "exact", 1.0, worst, tolerance_from="a theorem", relation="<=")
 
 
 def _stops(result):
-    return _plain("share of separable sets that end without a mistake", NOVIKOFF, 1.0, result.clean.mean())
+    label = "share of separable sets that end without a mistake"
+    return one_number(label, NOVIKOFF, "exact", 1.0, result.clean.mean())
 
 
 def _never_stops(result):
     label = "mistakes of a perceptron on XOR in its last pass of four"
-    return _plain(label, "Minsky & Papert 1969", 1, result.xor_last, ">=", reason="a pass without mistakes separates")
+    source, why = "Minsky & Papert 1969", "a pass without mistakes separates"
+    return one_number(label, source, "exact", 1, result.xor_last, tolerance_from=why, relation=">=")
 
 
 def _dichotomies(result):
-    return _plain("labellings of four corners that a line separates", COVER, 14, result.separable.sum())
+    label = "labellings of four corners that a line separates"
+    return one_number(label, COVER, "exact", 14, result.separable.sum())
 
 
 def _best_line(result):
     agreeing = [np.sum(_bits(i) == XOR) for i in range(16) if result.separable[i]]
-    return _plain("corners of XOR that the best line gets right", "Minsky & Papert 1969", 3, max(agreeing))
+    label = "corners of XOR that the best line gets right"
+    return one_number(label, "Minsky & Papert 1969", "exact", 3, max(agreeing))
 
 
 def _exact(result):
     wrong = np.abs(result.handmade - XOR).sum()
-    return _plain("handmade OR and not AND: sum of |output - XOR| over the corners", "by construction", 0, wrong)
+    label = "handmade OR and not AND: sum of |output - XOR| over the corners"
+    return one_number(label, "by construction", "exact", 0, wrong)
 
 
 def _one_unit(config, result):
     rate = result.learnt[config.widths.index(1)].mean()
     label = f"one hidden unit: share of {config.starts} trainings that get XOR right"
-    return _plain(label, "a monotone function of one line's coordinate", 0.0, rate, reason="a theorem")
+    source = "a monotone function of one line's coordinate"
+    return one_number(label, source, "exact", 0.0, rate, tolerance_from="a theorem")
 
 
 def _wide(config, result):
-    found = mean_and_error(result.learnt[-1].astype(float))
     label = f"{config.widths[-1]} hidden units: share of {config.starts} trainings that get XOR right"
     source = "lecture: more units than needed make training easy"
-    return _plain(label, source, 0.95, found.mean, ">=", uncertainty=found.stderr, reason="19 of 20", origin="own")
+    return near(label, source, "own", 0.95, result.learnt[-1], 0.0, "19 of 20", ">=")
 
 
 def _overlap(config, result):
@@ -359,52 +294,43 @@ def _overlap(config, result):
     units = config.units[-1]
     chosen = [i for i, load in enumerate(config.loads) if load <= FEW]
     found = mean_and_error(result.overlaps[-1, chosen], axis=1)
-    gaps = found.mean - [stored_overlap(_patterns(config.loads[i], units) / units) for i in chosen]
+    gaps = found.mean - [memories.stored_overlap(memories.patterns(config.loads[i], units) / units) for i in chosen]
     worst = np.abs(gaps).argmax()
-    return _plain(
+    return Claim(
         f"memory of {units} units: measured minus predicted overlap, the largest of {len(chosen)} loads up to {FEW}",
         AMIT,
-        0.0,
-        gaps[worst],
+        origin="exact",
+        expected=0.0,
+        measured=gaps[worst],
         uncertainty=found.stderr[worst],
         tolerance=6 * found.stderr[worst] + 10 / units,
-        reason="six standard errors, and ten units for n that is not infinite",
+        tolerance_from="six standard errors, and ten units for n that is not infinite",
     )
 
 
 def _capacity(config, result):
     """Finite memories hold more; the limit is taken in n^-1/2."""
-    found = [crossing(config.loads, kept) for kept in result.kept]
+    found = [memories.crossing(config.loads, kept) for kept in result.kept]
     values, errors = (np.array(a) for a in zip(*found, strict=True))
     limit = extrapolate(np.array(config.units) ** -0.5, values, errors)
     sizes = ", ".join(f"{v:.3f}" for v in values)
-    return _plain(
+    return Claim(
         f"load at which the share of patterns that come back with overlap {KEPT} falls through one half, {sizes} for "
         f"n = {', '.join(map(str, config.units))}, extrapolated in n^-1/2",
         f"{AMIT}; Crisanti, Amit & Gutfreund 1986",
-        CAPACITY,
-        limit.mean,
+        origin="exact",
+        expected=CAPACITY,
+        measured=limit.mean,
         uncertainty=limit.stderr,
         tolerance=0.0065 + 3 * limit.stderr,
-        reason="three standard errors, and 0.144 instead of 0.138 where replica symmetry is broken",
+        tolerance_from="three standard errors, and 0.144 instead of 0.138 where replica symmetry is broken",
     )
-
-
-def crossing(loads, kept):
-    """The load at which the mean over memories [loads, memories] falls through one half, and its jackknife error."""
-
-    def place(shares):
-        last = min(np.flatnonzero(shares > 0.5)[-1], len(loads) - 2)
-        return np.interp(-0.5, -shares[last : last + 2], loads[last : last + 2])
-
-    count = kept.shape[1]
-    without = [place(np.delete(kept, i, axis=1).mean(axis=1)) for i in range(count)]
-    return place(kept.mean(axis=1)), np.sqrt((count - 1) * np.var(without))
 
 
 def _descends(result):
     label = "largest rise of the energy in a single update"
-    return _plain(label, "Hopfield 1982, eq. (8)", 0.0, np.diff(result.energy).max(), "<=", reason="a theorem")
+    rise = np.diff(result.energy).max()
+    return one_number(label, "Hopfield 1982, eq. (8)", "exact", 0.0, rise, tolerance_from="a theorem", relation="<=")
 
 
 def figure(config, result):
@@ -415,8 +341,7 @@ def figure(config, result):
     _draw_xor(axes[1])
     _draw_training(axes[2], config, result)
     _draw_memory(axes[3], config, result)
-    for ax in axes:
-        plotting.tidy(ax)
+    plotting.tidy(axes[1])
     return drawing
 
 
@@ -427,12 +352,8 @@ def _draw_mistakes(ax, config, result):
         ax.plot(bounds, mistakes, "o", color=color, markersize=3, label=f"margin at least {margin:g}")
     ends = np.array([result.bounds.min(), result.bounds.max()])
     ax.plot(ends, ends, "k--", linewidth=1, label="bound (R / g)²")
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_xlabel("(R / g)²")
-    ax.set_ylabel("mistakes until none is left")
-    ax.set_title("perceptron on separable sets", fontsize=10)
-    ax.legend(fontsize=7, frameon=False)
+    ax.set(xlabel="(R / g)²", ylabel="mistakes until none is left", xscale="log", yscale="log")
+    dress(ax, title="perceptron on separable sets", fontsize=7)
 
 
 def _draw_xor(ax):
@@ -444,11 +365,7 @@ def _draw_xor(ax):
         ax.text(level / 2 - 0.05, level / 2 - 0.05, name, rotation=-45, ha="center", va="center", fontsize=9)
     for label, color in enumerate(plotting.COLORS[:2]):
         ax.plot(*CORNERS[label == XOR].T, "o", color=color, markersize=8, label=f"XOR = {label}")
-    ax.set_xlim(-0.4, 1.4)
-    ax.set_ylim(-0.4, 1.4)
-    ax.set_aspect("equal")
-    ax.set_xlabel("x_1")
-    ax.set_ylabel("x_2")
+    ax.set(xlabel="x_1", ylabel="x_2", xlim=(-0.4, 1.4), ylim=(-0.4, 1.4), aspect="equal")
     ax.set_title("XOR = OR and not AND (grey)", fontsize=10)
     ax.legend(fontsize=7, loc="upper right")
 
@@ -459,22 +376,24 @@ def _draw_training(ax, config, result):
     ax.set_xscale("log")
     ax.set_xticks(config.widths, [str(width) for width in config.widths])
     ax.minorticks_off()
-    ax.set_ylim(-0.05, 1.05)
-    ax.set_xlabel("hidden units")
-    ax.set_ylabel("share of trainings that learn XOR")
-    ax.set_title(f"tanh networks, {config.starts} starts each", fontsize=10)
+    ax.set(xlabel="hidden units", ylabel="share of trainings that learn XOR", ylim=(-0.05, 1.05))
+    dress(ax, title=f"tanh networks, {config.starts} starts each")
 
 
 def _draw_memory(ax, config, result):
-    y = np.linspace(MIDDLE, 6, 400)
-    ax.plot(load_of(y), _erf(y), "k--", linewidth=1.2, label="predicted, n to infinity")
+    y = np.linspace(memories.MIDDLE, 6, 400)
+    ax.plot(memories.load_of(y), erf(y), "k--", linewidth=1.2, label="predicted, n to infinity")
     ax.axvline(CAPACITY, color="0.6", linewidth=0.8)
     for color, units, overlaps in zip(plotting.COLORS, config.units, result.overlaps, strict=False):
         found = mean_and_error(overlaps, axis=1)
         ax.errorbar(config.loads, found.mean, found.stderr, fmt="o", color=color, markersize=3.5, label=f"n = {units}")
-    ax.set_xlim(0, 1.05 * max(config.loads))
-    ax.set_ylim(0, 1.03)
-    ax.set_xlabel("load: patterns / units (line: 0.138)")
-    ax.set_ylabel("overlap after recall")
-    ax.set_title("Hopfield memory started at its patterns", fontsize=10)
-    ax.legend(fontsize=7, frameon=False, loc="lower left")
+    dress(
+        ax,
+        title="Hopfield memory started at its patterns",
+        xlabel="load: patterns / units (line: 0.138)",
+        ylabel="overlap after recall",
+        xlim=(0, 1.05 * max(config.loads)),
+        ylim=(0, 1.03),
+        fontsize=7,
+        loc="lower left",
+    )

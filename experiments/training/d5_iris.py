@@ -43,13 +43,13 @@ import optax
 from jax import lax
 from jax.tree_util import Partial
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import activations, data, plotting
 from numdl.networks import dense
 from numdl.optimize import least_squares, losses, newton_cg, train
 from numdl.precision import float64
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 
 COLUMNS = {"all four": (1.0, 1.0, 1.0, 1.0), "petal": (0.0, 0.0, 1.0, 1.0), "sepal": (1.0, 1.0, 0.0, 0.0)}
 MODELS = ("softmax regression", "tanh network", "random network")
@@ -192,14 +192,12 @@ def claims(config, result):
 
 def _accuracy(result, model):
     samples = result.accuracy[0, :, model]
-    found = mean_and_error(samples)
-    return Claim(
+    return near(
         f"{MODELS[model]}, all four lengths: accuracy on test flowers, mean over splits",
         FISHER,
         origin="own",
         expected=0.95,
-        measured=found.mean,
-        uncertainty=found.stderr,
+        samples=samples,
         tolerance=corrected_error(samples, result.tested, result.trained),
         tolerance_from="one standard error for other flowers: 50 test flowers a split cannot tell 0.95 from 0.97",
         relation=">=",
@@ -208,14 +206,12 @@ def _accuracy(result, model):
 
 def _petals(result, model):
     lost = result.accuracy[0, :, model] - result.accuracy[1, :, model]
-    found = mean_and_error(lost)
-    return Claim(
+    return near(
         f"{MODELS[model]}: accuracy lost, on the same splits, if only petals are measured",
         "the species differ mostly in their petals; " + FISHER,
         origin="own",
         expected=0.0,
-        measured=found.mean,
-        uncertainty=found.stderr,
+        samples=lost,
         tolerance=0.01 + 2 * corrected_error(lost, result.tested, result.trained),
         tolerance_from="half a flower of a test set, and two standard errors for other flowers",
         relation="<=",
@@ -224,14 +220,12 @@ def _petals(result, model):
 
 def _sepals(result):
     lost = result.accuracy[0, :, 0] - result.accuracy[2, :, 0]
-    found = mean_and_error(lost)
-    return Claim(
+    return near(
         "softmax regression: accuracy lost, on the same splits, if only sepals are measured",
         "the species differ mostly in their petals; " + FISHER,
         origin="own",
         expected=0.1,
-        measured=found.mean,
-        uncertainty=found.stderr,
+        samples=lost,
         tolerance=corrected_error(lost, result.tested, result.trained),
         tolerance_from="one standard error for other flowers",
         relation=">=",
@@ -241,13 +235,12 @@ def _sepals(result):
 def _confused(result):
     counts = result.confusion[0, :2].sum(axis=0)
     wrong = counts.sum() - np.trace(counts)
-    return Claim(
+    return one_number(
         f"softmax regression and tanh network: share of their {wrong} mistakes between versicolor and virginica",
         FISHER,
         origin="own",
         expected=0.98,
         measured=(counts[1, 2] + counts[2, 1]) / wrong,
-        uncertainty=0.0,
         tolerance=1 / wrong,
         tolerance_from="one mistake: one setosa (number 42) has sepals unlike the others'",
         relation=">=",
@@ -256,28 +249,22 @@ def _confused(result):
 
 def _setosa(result):
     counts = result.confusion[1, 0]
-    return Claim(
+    return one_number(
         "softmax regression on petals: share of setosa that it recognizes",
         "petals alone separate setosa: lengths up to 1.9 cm against at least 3.0 cm",
         origin="exact",
         expected=1.0,
         measured=counts[0, 0] / counts[0].sum(),
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="exact",
     )
 
 
 def _new(config, result):
-    return Claim(
+    return one_number(
         f"a new flower of {', '.join(f'{v:g}' for v in NEW)} cm: share of models and splits that call it setosa",
         "its petals are as short as setosa's",
         origin="own",
         expected=1.0,
         measured=(result.new == 0).mean(),
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="exact",
     )
 
 
@@ -299,11 +286,8 @@ def _draw_accuracy(ax, result):
         ax.errorbar(places + 0.15 * (model - 1), rows.mean(axis=1), errors, fmt="o", color=color, capsize=3, label=name)
     ax.axhline(0.95, color="k", linestyle="--", linewidth=1, label="claimed for all four")
     ax.set_xticks(places, list(COLUMNS))
-    ax.set_xlabel("lengths that are given")
-    ax.set_ylabel("accuracy on test flowers, ± error for others")
-    ax.set_title(f"{result.accuracy.shape[1]} splits, {result.trained} for training", fontsize=10)
-    ax.legend(fontsize=8, frameon=False, loc="lower left")
-    plotting.tidy(ax)
+    ax.set(xlabel="lengths that are given", ylabel="accuracy on test flowers, ± error for others")
+    dress(ax, title=f"{result.accuracy.shape[1]} splits, {result.trained} for training", loc="lower left")
 
 
 def _draw_confusion(ax, result):
@@ -317,8 +301,7 @@ def _draw_confusion(ax, result):
             ax.text(j, i, f"{shares[i, j]:.1%}", ha="center", va="center", color=shade)
     ax.set_xticks(range(3), names)
     ax.set_yticks(range(3), names, rotation=90, va="center")
-    ax.set_xlabel("predicted")
-    ax.set_ylabel("true")
+    ax.set(xlabel="predicted", ylabel="true")
     ax.set_title(f"{MODELS[0]}, all four lengths", fontsize=10)
 
 
@@ -331,8 +314,5 @@ def _draw_petals(ax, result):
         ax.plot(*flowers.features[flowers.labels == species, 2:].T, "o", color=color, markersize=3, label=name)
     certain = result.new_probabilities[:, 0].mean()
     ax.plot(*NEW[2:], "k*", markersize=11, label=f"new flower: setosa, p = {certain:.2f}")
-    ax.set_xlabel("petal length, cm")
-    ax.set_ylabel("petal width, cm")
-    ax.set_title(f"{MODELS[0]} on petals, one split", fontsize=10)
-    ax.legend(fontsize=8, frameon=False, loc="upper left")
-    plotting.tidy(ax)
+    ax.set(xlabel="petal length, cm", ylabel="petal width, cm")
+    dress(ax, title=f"{MODELS[0]} on petals, one split", loc="upper left")

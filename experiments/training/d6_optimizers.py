@@ -44,6 +44,8 @@ import numpy as np
 import optax
 from jax import lax
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import activations, data, plotting, statistics
 from numdl.analysis import descent as measured
 from numdl.networks import dense
@@ -232,14 +234,13 @@ def _train(keys, x, labels, rates, name, config):
 
 def claims(config, result):
     """Theory's paths and rates, the basis, the saddle, the digits."""
-    made = [_path(result, name) for name in METHODS]
-    made += [_rate(config, result, name) for name in METHODS]
-    made += [_rotation(result, name) for name in (*METHODS, "AdaGrad")]
-    made.append(_adam_turned(result))
-    made += [_time(config, result, name) for name in METHODS]
-    made += [_indifferent(result, name) for name in ("RMSProp", "Adam")]
     return [
-        *made,
+        *(_path(result, name) for name in METHODS),
+        *(_rate(config, result, name) for name in METHODS),
+        *(_rotation(result, name) for name in (*METHODS, "AdaGrad")),
+        _adam_turned(result),
+        *(_time(config, result, name) for name in METHODS),
+        *(_indifferent(result, name) for name in ("RMSProp", "Adam")),
         _crowd(result),
         _includes(result, "momentum", "gradient descent"),
         _includes(result, "Adam", "RMSProp"),
@@ -249,13 +250,12 @@ def claims(config, result):
 def _path(result, name):
     gap = np.abs(result.path[name] - result.theory[name]) / result.theory[name]
     seen = result.theory[name] > 1e-8 * result.theory[name][0]
-    return Claim(
+    return one_number(
         f"quadratic, {name}: largest relative difference of |x| from the predicted path, down to 1e-8 of its start",
         LESSARD,
         origin="exact",
         expected=0.0,
         measured=gap[seen].max(),
-        uncertainty=0.0,
         tolerance=1e-6,
         tolerance_from="rounding in float64, multiplied by the transient growth of momentum",
     )
@@ -265,13 +265,12 @@ def _rate(config, result, name):
     window = slice(len(result.path[name]) // 2, None)
     step = np.arange(len(result.path[name]))[window]
     settings = predicted.tuning(METHODS[name], least=LEAST, largest=LARGEST)
-    return Claim(
+    return one_number(
         f"quadratic, {name} at the best settings for condition 100: ln of the error's factor per step",
         LESSARD,
         origin="exact",
         expected=np.log(settings.rate),
         measured=statistics.slope(step, np.log(result.path[name][window])).value,
-        uncertainty=0.0,
         tolerance=1.5 / step[0],
         tolerance_from="a double root makes it k rate^k, whose logarithm is steeper by 1 / k than it will be",
     )
@@ -280,13 +279,12 @@ def _rate(config, result, name):
 def _rotation(result, name):
     ratio = result.reach[name][1] / result.reach[name][0]
     plain = name in PLAIN
-    return Claim(
+    return one_number(
         f"quadratic, {name}: steps to 1e-4 of the loss, rotated basis over axes, best learning rates",
         LESSARD if plain else DUCHI,
         origin="exact" if plain else "own",
         expected=1.0 if plain else 1.5,
         measured=ratio,
-        uncertainty=0.0,
         tolerance=0.02 if plain else 0.0,
         tolerance_from="exact but for rounding" if plain else "half as many again is what is called a loss",
         relation="==" if plain else ">=",
@@ -294,13 +292,12 @@ def _rotation(result, name):
 
 
 def _adam_turned(result):
-    return Claim(
+    return one_number(
         "quadratic, Adam: steps to 1e-4 of the loss, rotated basis over axes, best learning rates: no loss was found",
         "this experiment; a loss was expected",
         origin="own",
         expected=1.0,
         measured=result.reach["Adam"][1] / result.reach["Adam"][0],
-        uncertainty=0.0,
         tolerance=0.25,
         tolerance_from="a quarter, fixed after the first run had shown no loss",
     )
@@ -324,14 +321,12 @@ def _time(config, result, name):
 
 
 def _indifferent(result, name):
-    return Claim(
+    return one_number(
         f"saddle, {name}: steps from the smallest distance over those from 1e-1",
         f"{DUCHI}: steps do not depend on the size of the gradient",
         origin="own",
         expected=2.0,
         measured=result.escape[name][-1] / result.escape[name][0],
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="twice, where gradient descent takes several times as many",
         relation="<=",
     )
@@ -354,15 +349,14 @@ def _crowd(result):
 
 
 def _includes(result, larger, smaller):
-    gap = mean_and_error(result.accuracy[larger] - result.accuracy[smaller])
-    return Claim(
+    return near(
         f"digits: test accuracy of {larger} minus that of {smaller}, which it includes as a special case",
         CHOI,
         origin="published",
         expected=0.0,
-        measured=gap.mean,
-        uncertainty=gap.stderr,
-        tolerance=0.005 + 3 * gap.stderr,
+        samples=result.accuracy[larger] - result.accuracy[smaller],
+        tolerance=0.005,
+        errors=3,
         tolerance_from="three standard errors, and half a point for its momentum not having been tuned",
         relation=">=",
     )
@@ -376,13 +370,13 @@ def figure(config, result):
         path.plot(result.path[name], "-", color=color, label=name)
         path.plot(result.theory[name], "k--", linewidth=1, label="predicted" if name == "Nesterov" else None)
     path.set(xlabel="step", ylabel="distance from the minimum", yscale="log", ylim=(1e-12, 1e2))
-    path.set_title("quadratic of condition 100, theory's best settings", fontsize=10)
+    dress(path, title="quadratic of condition 100, theory's best settings")
     at = np.arange(len(MAKERS))
     for offset, basis, label in ((-0.2, 0, "along the axes"), (0.2, 1, "rotated")):
         heights = [result.reach[name][basis] for name in MAKERS]
         turn.bar(at + offset, heights, 0.38, color=plotting.COLORS[basis], label=label)
     turn.set(ylabel="steps to 1e-4 of the loss", yscale="log")
-    turn.set_title("the same quadratic, best of a grid of learning rates, momentum 0.9", fontsize=10)
+    dress(turn, title="the same quadratic, best of a grid of learning rates, momentum 0.9")
     for color, name in zip(plotting.COLORS, MAKERS, strict=True):
         distances = 10.0 ** -np.arange(1, config.distances + 1)
         saddle.plot(distances, result.escape[name], "o-", color=color, ms=4, label=name)
@@ -390,14 +384,9 @@ def figure(config, result):
         digits.errorbar([list(MAKERS).index(name)], samples.mean, samples.stderr, fmt="o", color=color)
         digits.plot(np.full(config.seeds, list(MAKERS).index(name)), 100 * result.accuracy[name], "_", color=color)
     saddle.set(xlabel="distance from y = 0 at the start", ylabel="steps to leave the saddle", xscale="log")
-    saddle.set_title("saddle: η = 0.1, with scaled gradients 0.02", fontsize=10)
+    dress(saddle, title="saddle: η = 0.1, with scaled gradients 0.02", ylim=(0, 200), ncols=3)
     digits.set_ylabel("test accuracy (%): seeds, mean, standard error")
-    digits.set_title(f"digits, {config.steps} steps, learning rate by validation", fontsize=10)
+    dress(digits, title=f"digits, {config.steps} steps, learning rate by validation")
     for ax in (turn, digits):
         ax.set_xticks(at, [name.replace(" ", "\n") for name in MAKERS], fontsize=8)
-    saddle.set_ylim(0, 200)
-    for ax, columns in ((path, 1), (turn, 1), (saddle, 3)):
-        ax.legend(fontsize=8, frameon=False, ncols=columns)
-    for ax in (path, turn, saddle, digits):
-        plotting.tidy(ax)
     return drawing

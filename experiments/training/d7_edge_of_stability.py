@@ -42,13 +42,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import activations, plotting
 from numdl.analysis import descent as measured
 from numdl.networks import dense
 from numdl.optimize import losses
 from numdl.records import record
 from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 from numdl.theory import descent as predicted
 
 COHEN = "Cohen et al. 2021, arXiv:2103.00065"
@@ -180,16 +181,14 @@ def _title(name, result):
 
 
 def _edge(config, result, name):
-    samples = mean_and_error(last_quarter(result.sharpness[name]))
     adam = name.startswith("adam")
-    return Claim(
+    return near(
         f"{_title(name, result)}: {'preconditioned ' if adam else ''}sharpness over the limit {name.split()[1]}, mean "
         f"over the last quarter of {config.steps} steps and over seeds",
         ADAM if adam else COHEN,
         origin="published",
         expected=1.0,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=last_quarter(result.sharpness[name]),
         tolerance=0.1,
         tolerance_from="the sharpness hovers about the limit; 10 % was fixed beforehand",
     )
@@ -213,14 +212,12 @@ def _stays_below(result, name):
 
 def _sharpens(result, name):
     start = result.sharpness[name][:, 0]
-    return Claim(
+    return one_number(
         f"{_title(name, result)}: sharpness over the limit at the start, largest over seeds",
         f"{COHEN}: progressive sharpening, the limit is reached from below",
         origin="own",
         expected=0.8,
         measured=start.max(),
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="a fifth below the limit is clearly below it",
         relation="<=",
     )
@@ -237,14 +234,12 @@ def _falls(config, result, name):
         np.log10(row[-quarter:].mean() / row[_crossing(result, name, seed) :][: config.every].mean())
         for seed, row in enumerate(result.loss[name])
     ]
-    samples = mean_and_error(logs)
-    return Claim(
+    return near(
         f"{_title(name, result)}: log10 of the mean loss in the last quarter over that where the limit was reached",
         f"{COHEN}: the loss goes on falling at the edge",
         origin="own",
         expected=-0.3,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=logs,
         tolerance=0.0,
         tolerance_from="a half is what is called falling",
         relation="<=",
@@ -257,15 +252,13 @@ def _rises(result, name):
         at, rising = _crossing(result, name, seed), np.diff(row) > 0
         shares.append((rising[: max(at // 2, 1)].mean(), rising[at:].mean()))
     before, after = np.array(shares).T
-    samples = mean_and_error(after - before)
-    return Claim(
+    return near(
         f"{_title(name, result)}: share of steps that raise the loss, after the limit was reached minus in the first "
         "half of the way to it",
         f"{COHEN}: not monotone at the edge, monotone below",
         origin="own",
         expected=0.1,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=after - before,
         tolerance=0.0,
         tolerance_from="a tenth of the steps is what is called not monotone",
         relation=">=",
@@ -284,19 +277,18 @@ def figure(config, result):
             ax.plot(result.step, result.sharpness[name].T, "-", color=color, linewidth=0.7)
             ax.plot([], [], "-", color=color, label=f"η = {result.rate[name]:.2g}: limit {limit:.3g}")
         ax.axhline(1, linestyle="--", color="k", linewidth=1, label="predicted")
-        ax.set_ylim(0, 1.6)
-        ax.set_title(METHODS[method][-1], fontsize=10)
-        ax.set_ylabel(("preconditioned " if method == "adam" else "") + "sharpness / limit")
+        ax.set(
+            title=METHODS[method][-1],
+            ylabel=("preconditioned " if method == "adam" else "") + "sharpness / limit",
+            ylim=(0, 1.6),
+        )
     for color, limit in zip(plotting.COLORS, config.descent, strict=False):
         losses_ = result.loss[f"descent {limit:g}"][0]
         last.plot(losses_, "-", color=color, linewidth=0.7, label=f"limit {limit:g}")
         last.axvline(_crossing(result, f"descent {limit:g}", 0), color=color, linestyle=":")
     last.plot([], [], "k:", label="limit reached")
-    last.set_yscale("log")
-    last.set_ylabel("loss")
+    last.set(ylabel="loss", yscale="log")
     last.set_title("gradient descent, one seed", fontsize=10)
     for ax in (*panels, last):
-        ax.set_xlabel("step")
-        ax.legend(fontsize=8, frameon=False)
-        plotting.tidy(ax)
+        dress(ax, xlabel="step")
     return drawing

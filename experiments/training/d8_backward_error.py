@@ -38,6 +38,8 @@ import numpy as np
 import optax
 from jax import lax
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import activations, plotting
 from numdl.analysis import descent as measured
 from numdl.networks import dense
@@ -45,8 +47,6 @@ from numdl.ode import convergence, integrate, tableaus
 from numdl.optimize import losses, train
 from numdl.precision import float64
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 from numdl.theory import descent as predicted
 
 SOURCE = "Barrett & Dherin 2021, arXiv:2009.11162; Hairer, Lubich & Wanner, chapter IX"
@@ -208,16 +208,14 @@ def claims(config, result):
 
 
 def _order(config, result, name, expected):
-    samples = mean_and_error(result.order[name])
     whose = {"flow": "E", "modified": "E + (h / 4) |E'|^2"}[name]
-    return Claim(
+    return near(
         f"observed order in h of the distance of gradient descent from the flow of {whose} at a fixed time, mean over "
         f"{config.seeds} starts",
         SOURCE,
         origin="exact",
         expected=expected,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=result.order[name],
         tolerance=0.1,
         tolerance_from="the next power of h, at steps of h = T / n with n from "
         f"{config.counts[-ASYMPTOTIC]} to {config.counts[-1]}",
@@ -225,14 +223,12 @@ def _order(config, result, name, expected):
 
 
 def _explained(config, result):
-    share = mean_and_error(result.modified[:, -1] / result.flow[:, -1])
-    return Claim(
+    return near(
         f"{config.counts[-1]} steps: distance from the modified flow over that from the flow of E, mean over starts",
         SOURCE,
         origin="own",
         expected=0.05,
-        measured=share.mean,
-        uncertainty=share.stderr,
+        samples=result.modified[:, -1] / result.flow[:, -1],
         tolerance=0.0,
         tolerance_from="the ratio is O(h); 5 % is what makes the modified flow worth its name at the smallest step",
         relation="<=",
@@ -242,29 +238,25 @@ def _explained(config, result):
 def _loss(config, result):
     gap = result.loss["flow"][:, None] - result.loss["descent"]
     predicted_gap = result.loss["flow"][:, None] - result.loss["modified"]
-    ratio = mean_and_error(predicted_gap[:, -1] / gap[:, -1])
-    return Claim(
+    return near(
         f"{config.counts[-1]} steps: change of E(theta(T)) by the modification over the change by gradient descent, "
         "mean over starts",
         SOURCE,
         origin="exact",
         expected=1.0,
-        measured=ratio.mean,
-        uncertainty=ratio.stderr,
+        samples=predicted_gap[:, -1] / gap[:, -1],
         tolerance=0.05,
         tolerance_from="the ratio is 1 + O(h)",
     )
 
 
 def _reference(config, result):
-    return Claim(
+    return one_number(
         "largest change of a flow by halving RK4's steps, over the distance that is measured with it",
         "RK4 is of order 4: its error is a fifteenth of that change",
         origin="own",
         expected=0.01,
         measured=(result.reference / result.modified)[:, -ASYMPTOTIC:].max(),
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="one percent of a distance moves no order by more than 0.01",
         relation="<=",
     )
@@ -294,9 +286,5 @@ def figure(config, result):
     for ax in (left, right):
         ax.axvspan(2 / result.sharpness.max(), 2 / result.sharpness.min(), color="0.9", linewidth=0, zorder=0)
         ax.plot([], [], color="0.9", linewidth=8, label="2 / sharpness at the start")
-        ax.set_xscale("log")
-        ax.set_yscale("log")
-        ax.set_xlabel(f"learning rate h = {config.time:g} / steps")
-        ax.legend(fontsize=8, frameon=False)
-        plotting.tidy(ax)
+        dress(ax, xlabel=f"learning rate h = {config.time:g} / steps", xscale="log", yscale="log")
     return drawing

@@ -41,13 +41,14 @@ import numpy as np
 import optax
 from jax import lax
 
+from experiments.claiming import near, near_ratio, one_number
+from experiments.drawing import dress
 from numdl import plotting, statistics
 from numdl.analysis import descent as measured
 from numdl.networks import initializers
 from numdl.optimize import losses, train
 from numdl.precision import float64
 from numdl.records import record
-from numdl.reporting import Claim
 from numdl.statistics import mean_and_error
 from numdl.theory import descent as predicted
 
@@ -198,13 +199,12 @@ def claims(config, result):
 
 def _curve(config, result, depth):
     gap = np.abs(result.balanced[depth] - result.theory[depth]) / np.asarray(VALUES)
-    return Claim(
+    return one_number(
         f"depth {depth}, balanced: largest |u - predicted| / s over all steps and modes",
         f"{SAXE}, eqs. (12) and (16)",
         origin="exact",
         expected=0.0,
         measured=gap.max(),
-        uncertainty=0.0,
         tolerance=0.02,
         tolerance_from="about twice Euler's error for the strongest mode: learning_rate s ln(s / u_0) / 8 = "
         f"{config.learning_rate * VALUES[0] * np.log(VALUES[0] / STARTS[depth]) / 8:.2g} for depth 2",
@@ -213,17 +213,15 @@ def _curve(config, result, depth):
 
 def _times(config, result):
     slopes = [statistics.slope(np.log(VALUES), np.log(row)).value for row in result.half]
-    samples = mean_and_error(slopes)
     start = WIDTH / 2 * config.small_variance  # (W_1 + W_2') / 2 grows: entries of half the variance, WIDTH of them
     times = [predicted.learning_time(singular_value=s, start=start, end=s / 2, depth=2) for s in VALUES]
-    return Claim(
+    return near(
         f"depth 2, small random weights: slope of ln(time to half strength) against ln s, mean over {config.seeds} "
         "starts",
         f"{SAXE}: time ~ 1 / s; -1 but for ln(s / u_0)",
         origin="exact",
         expected=statistics.slope(np.log(VALUES), np.log(times)).value,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=slopes,
         tolerance=0.1,
         tolerance_from="the logarithm of an unknown u_0: a factor of 10 in it moves the slope by less than 0.03",
     )
@@ -235,15 +233,13 @@ def _stages(result):
         for row, half in zip(result.random, result.half, strict=True)
         for mode in range(len(VALUES) - 1)
     ]
-    return Claim(
+    return one_number(
         "depth 2, small random weights: when a mode reaches half its strength, that of the next stronger one over its "
         "final value, least over modes and starts",
         f"{SAXE}: stage-like learning, figure 3",
         origin="own",
         expected=0.95,
         measured=np.min(before),
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="95 % is what makes it a stage",
         relation=">=",
     )
@@ -251,15 +247,13 @@ def _stages(result):
 
 def _depth(config, result, law, expected, relation):
     first, last = config.depths[0], config.depths[-1]
-    ratio = mean_and_error(np.log(result.steps[law][-1] / result.steps[law][0]))
     words = {"<=": "no more than half as many again is called independent", ">=": "twice as many is called dependent"}
-    return Claim(
+    return near_ratio(
         f"{law} weights: steps to {GOAL:g} of the loss at the best learning rate, depth {last} over depth {first}",
         f"{SAXE}, figure 6",
         origin="own",
         expected=expected,
-        measured=np.exp(ratio.mean),
-        uncertainty=np.exp(ratio.mean) * ratio.stderr,
+        ratios=result.steps[law][-1] / result.steps[law][0],
         tolerance=0.0,
         tolerance_from=words[relation],
         relation=relation,
@@ -281,8 +275,7 @@ def figure(config, result):
     left.set_title(f"balanced start, depth {depth}", fontsize=10)
     middle.set_title(f"small Gaussian weights, depth 2, {config.seeds} starts", fontsize=10)
     for ax in (left, middle):
-        ax.set_xlabel("time = learning rate · steps")
-        ax.set_ylabel("strength u of the mode")
+        ax.set(xlabel="time = learning rate · steps", ylabel="strength u of the mode")
     for color, law in zip(plotting.COLORS[3:], LAWS, strict=False):
         samples = mean_and_error(result.steps[law], axis=1)
         right.errorbar(config.depths, samples.mean, samples.stderr, fmt="o-", color=color, ms=4, label=law)
@@ -290,9 +283,6 @@ def figure(config, result):
     right.set_xscale("log", base=2)
     right.set_yscale("log")
     right.set_xticks(config.depths, [str(depth) for depth in config.depths])
-    right.set_xlabel("depth D")
-    right.set_ylabel(f"steps to {GOAL:g} of the loss, best learning rate")
-    for ax in (left, middle, right):
-        ax.legend(fontsize=8, frameon=False)
-        plotting.tidy(ax)
+    right.set(xlabel="depth D", ylabel=f"steps to {GOAL:g} of the loss, best learning rate")
+    dress(left, middle, right)
     return drawing
