@@ -45,7 +45,9 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
+from experiments.claiming import near
 from experiments.curvature import copies
+from experiments.drawing import dress
 from numdl import plotting
 from numdl.analysis import landscape
 from numdl.records import record
@@ -217,14 +219,12 @@ def _curve_is_low(config, curve, straight):
 
 
 def _connected(config, result, depth, shared):
-    found = mean_and_error(result.copies[depth][shared])
-    return Claim(
+    return near(
         f"{config.depths[depth]} hidden layers, {config.shared[shared]} common steps: error barrier on test digits",
         f"{FRANKLE}, figs. 2 and 3",
         origin="published",
         expected=STABLE,
-        measured=found.mean,
-        uncertainty=found.stderr,
+        samples=result.copies[depth][shared],
         tolerance=0.0,
         tolerance_from="2 % is the source's threshold",
         relation="<=",
@@ -253,9 +253,7 @@ def figure(config, result):
     _draw_paths(left, config, result)
     _draw_widths(middle, config, result)
     _draw_copies(right, config, result)
-    for ax in (left, middle, right):
-        ax.legend(frameon=False, fontsize=8)
-        plotting.tidy(ax)
+    dress(left, middle, right)
     return drawing
 
 
@@ -265,8 +263,7 @@ def _draw_paths(ax, config, result):
     for color, (label, values) in zip(plotting.COLORS, paths.items(), strict=False):
         ax.plot(t, values.T, color=color, linewidth=0.7, alpha=0.4)
         ax.plot(t, values.mean(axis=0), color=color, linewidth=2, label=label)
-    ax.set_xlabel("position on the path")
-    ax.set_ylabel("training cross entropy: pairs and mean")
+    ax.set(xlabel="position on the path", ylabel="training cross entropy: pairs and mean")
     ax.set_title(f"two initializations, width {config.curve_width}", fontsize=10)
 
 
@@ -277,9 +274,7 @@ def _draw_widths(ax, config, result):
         ax.errorbar(config.widths, found.mean, found.stderr, fmt="o-", ms=4, color=color, label=label)
     ax.set_xscale("log", base=2)
     ax.set_xticks(config.widths, [str(width) for width in config.widths])
-    ax.set_ylim(0, None)
-    ax.set_xlabel("width of both hidden layers")
-    ax.set_ylabel("barrier of the training cross entropy")
+    ax.set(xlabel="width of both hidden layers", ylabel="barrier of the training cross entropy", ylim=(0, None))
     ax.set_title("two initializations", fontsize=10)
 
 
@@ -294,7 +289,5 @@ def _draw_copies(ax, config, result):
     ax.set_xlim(-2, None)
     ax.set_xticks(config.shared, [str(shared) for shared in config.shared])
     ax.minorticks_off()
-    ax.set_ylim(0, None)
-    ax.set_xlabel("common steps k")
-    ax.set_ylabel("error barrier on test digits (%)")
+    ax.set(xlabel="common steps k", ylabel="error barrier on test digits (%)", ylim=(0, None))
     ax.set_title("one initialization, other batches", fontsize=10)

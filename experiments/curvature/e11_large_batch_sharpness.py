@@ -42,6 +42,8 @@ import numpy as np
 import optax
 from jax import lax
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import activations, data, plotting, trees
 from numdl.analysis import curvature, landscape
 from numdl.networks import dense
@@ -175,15 +177,12 @@ def claims(config, result):
 
 
 def _reached(config, result):
-    return Claim(
+    return one_number(
         f"largest training loss at the end of all runs, over the {config.loss:g} at which they were to stop",
         "the comparison is at one training loss",
         origin="own",
         expected=1.0,
         measured=result.losses.max() / config.loss,
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="exact",
         relation="<=",
     )
 
@@ -224,43 +223,36 @@ def _cause(result):
 
 
 def _stable(result):
-    return Claim(
+    return one_number(
         "large batch: largest eigenvalue times rate, the largest of the seeds",
         "gradient descent is stable where lambda_1 < 2 / rate",
         origin="exact",
         expected=2.0,
         measured=RATE * result.sharpness[1].max(),
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="the linear limit",
         relation="<=",
     )
 
 
 def _accuracy(result):
-    samples = mean_and_error(100 * (result.accuracy[0] - result.accuracy[1]))
-    return Claim(
+    return near(
         "test accuracy, small minus large batch, in percent, mean over seeds: no gap of percents at this size",
         f"not {KESKAR}, Table 2, where it is 0.2 to 5.3 %",
         origin="own",
         expected=0.0,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=100 * (result.accuracy[0] - result.accuracy[1]),
         tolerance=1.0,
         tolerance_from="one percent",
     )
 
 
 def _certified(result):
-    return Claim(
+    return one_number(
         "share of the runs whose largest eigenvalue is certified",
         "Lanczos with restarts and residual bounds, `krylov.lanczos`",
         origin="own",
         expected=1.0,
         measured=result.certified.mean(),
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="exact",
     )
 
 
@@ -269,8 +261,7 @@ def figure(config, result):
     drawing = plotting.figure(width=13, height=4.2)
     eigenvalues, slices, accuracies = drawing.subplots(1, 3)
     _draw_runs(eigenvalues, result.sharpness)
-    eigenvalues.set_ylabel("largest Hessian eigenvalue")
-    eigenvalues.set_ylim(0, None)
+    eigenvalues.set(ylabel="largest Hessian eigenvalue", ylim=(0, None))
     _draw_runs(accuracies, 100 * result.accuracy)
     accuracies.set_ylabel("test accuracy (%)")
     for color, arm, values in zip(plotting.COLORS, ARMS, result.slices, strict=False):
@@ -278,10 +269,7 @@ def figure(config, result):
         low, high = np.quantile(values, (0.1, 0.9), axis=0)
         slices.plot(result.positions, middle, color=color, label=arm)
         slices.fill_between(result.positions, low, high, color=color, alpha=0.2, linewidth=0)
-    slices.set_xlabel("distance along the steepest direction")
-    slices.set_ylabel("training loss: median, 80 % of the seeds")
-    slices.legend(fontsize=8, frameon=False)
-    plotting.tidy(slices)
+    dress(slices, xlabel="distance along the steepest direction", ylabel="training loss: median, 80 % of the seeds")
     return drawing
 
 

@@ -54,6 +54,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from experiments.drawing import dress
 from numdl import activations, plotting
 from numdl.analysis import information
 from numdl.networks import dense
@@ -317,10 +318,12 @@ def _draw_plane(ax, inputs, labels):
         ax.plot(inputs[:, layer], labels[:, layer], "-", color=color, linewidth=1.2, label=f"layer {layer + 1}")
         ax.plot(inputs[0, layer], labels[0, layer], "o", color=color, ms=6, mfc="white")
         ax.plot(inputs[-1, layer], labels[-1, layer], "o", color=color, ms=6)
-    ax.set_xlim(0, 12.5)
-    ax.set_ylim(0, 1.08)
-    ax.set_xlabel("I(X; T) in bits, mean over seeds")
-    ax.set_ylabel("I(Y; T) in bits, mean over seeds")
+    ax.set(
+        xlabel="I(X; T) in bits, mean over seeds",
+        ylabel="I(Y; T) in bits, mean over seeds",
+        xlim=(0, 12.5),
+        ylim=(0, 1.08),
+    )
     plotting.tidy(ax)
 
 
@@ -330,8 +333,4 @@ def _draw_compression(ax, config, result):
         ax.errorbar(config.bins, found.mean, found.stderr, fmt="o-", ms=4, color=color, label=name)
     ax.axvline(USUAL, color="0.6", linestyle=":", linewidth=1)
     ax.axhline(0, color="0.6", linewidth=1)
-    ax.set_xscale("log")
-    ax.set_xlabel("width of the bins (dotted: 1/15)")
-    ax.set_ylabel("largest minus last I(X; T) in bits")
-    ax.legend(frameon=False, fontsize=8)
-    plotting.tidy(ax)
+    dress(ax, xlabel="width of the bins (dotted: 1/15)", ylabel="largest minus last I(X; T) in bits", xscale="log")

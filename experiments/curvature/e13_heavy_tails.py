@@ -43,6 +43,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import activations, data, plotting
 from numdl.analysis import spectra
 from numdl.networks import dense
@@ -156,14 +158,12 @@ def claims(config, result):
 
 
 def _trained(result):
-    return Claim(
+    return one_number(
         "largest share of training images that are wrong in the end",
         "otherwise nothing would be said about trained weights",
         origin="own",
         expected=0.01,
         measured=max(float(values.max()) for values in result.train_error.values()),
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="1 % is called trained",
         relation="<=",
     )
@@ -185,14 +185,12 @@ def _random(config, result):
 
 
 def _range(result, name):
-    found = mean_and_error(result.exponent[name])
-    return Claim(
+    return near(
         f"batches of {name}: exponent alpha, mean over networks, from the middle of 2 to 6",
         f"{MARTIN}: trained layers have 2 to 6",
         origin="published",
         expected=4.0,
-        measured=found.mean,
-        uncertainty=found.stderr,
+        samples=result.exponent[name],
         tolerance=2.0,
         tolerance_from="the range of the paper",
     )
@@ -240,12 +238,8 @@ def figure(config, result):
     for color, name, label in zip(plotting.COLORS, names, labels, strict=False):
         values = np.sort(result.eigenvalues[name])[::-1]
         left.plot(values, np.arange(1, len(values) + 1) / len(values), "-", color=color, label=label)
-    left.set_xscale("log")
-    left.set_yscale("log")
-    left.set_xlim(left=0.05)
-    left.set_xlabel("eigenvalue of W'W, first network")
-    left.set_ylabel("share of eigenvalues above")
-    left.legend(fontsize=8, frameon=False)
+    left.set(xlabel="eigenvalue of W'W, first network", ylabel="share of eigenvalues above")
+    dress(left, xscale="log", yscale="log", xlim=(0.05, None))
     for place, (color, name) in enumerate(zip(plotting.COLORS, names, strict=False)):
         spread = place + np.linspace(-0.2, 0.2, len(result.p[name]))
         middle.plot(spread, result.exponent[name], "o", ms=4, color=color)
@@ -253,11 +247,8 @@ def figure(config, result):
     middle.axhspan(2, 6, color="0.9", zorder=0)
     middle.set_ylabel("exponent alpha (grey: 2 to 6)")
     right.axhline(0.1, linestyle="--", color="k", linewidth=1, label="below: no power law")
-    right.set_ylim(-0.005, 0.13)
-    right.set_ylabel("p of the fit")
-    right.legend(fontsize=8, frameon=False, loc="upper left")
+    dress(right, ylabel="p of the fit", ylim=(-0.005, 0.13), loc="upper left")
     for ax in (middle, right):
         ax.set_xticks(range(len(names)), labels, fontsize=8)
-    for ax in (left, middle, right):
-        plotting.tidy(ax)
+    plotting.tidy(middle)
     return drawing

@@ -41,10 +41,11 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
+from experiments.claiming import near
 from experiments.curvature import copies
+from experiments.drawing import dress
 from numdl import checks, data, plotting
 from numdl.records import record
-from numdl.reporting import Claim
 from numdl.statistics import mean_and_error
 
 FRANKLE = "Frankle et al. 2020, arXiv:1912.05671"
@@ -172,14 +173,12 @@ def claims(config, result):
 
 
 def _claim(text, place, samples, relation):
-    found = mean_and_error(samples)
-    return Claim(
+    return near(
         f"{text}, mean over pairs",
         f"{FRANKLE}, {place}",
         origin="published",
         expected=STABLE,
-        measured=found.mean,
-        uncertainty=found.stderr,
+        samples=samples,
         tolerance=0.0,
         tolerance_from="2 % is the source's threshold",
         relation=relation,
@@ -187,29 +186,25 @@ def _claim(text, place, samples, relation):
 
 
 def _together(network, shared, samples):
-    found = mean_and_error(samples)
-    return Claim(
+    return near(
         f"{network}: instability on training digits minus that on test digits, where it is farthest from 0 "
         f"({shared} common steps)",
         f"{FRANKLE}, section 3: one goes with the other",
         origin="own",
         expected=0.0,
-        measured=found.mean,
-        uncertainty=found.stderr,
+        samples=samples,
         tolerance=0.05,
         tolerance_from="set before the run: a test set of some hundred digits, whose ends are not errorless",
     )
 
 
 def _warmed(network, plain, warm):
-    found = mean_and_error(plain - instability(warm))
-    return Claim(
+    return near(
         f"{network}, no common step: instability at a constant rate minus that with one that rises, mean over pairs",
         f"{FRANKLE} trains such variants; where SGD is least noisy at first, copies part less",
         origin="own",
         expected=0.0,
-        measured=found.mean,
-        uncertainty=found.stderr,
+        samples=plain - instability(warm),
         tolerance=0.0,
         tolerance_from="the sign is the claim",
         relation=">=",
@@ -222,9 +217,7 @@ def figure(config, result):
     left, right = drawing.subplots(1, 2)
     _draw_lines(left, config, result)
     _draw_instability(right, config, result)
-    for ax in (left, right):
-        ax.legend(frameon=False, fontsize=8)
-        plotting.tidy(ax)
+    dress(left, right)
     return drawing
 
 
@@ -239,9 +232,11 @@ def _draw_lines(ax, config, result):
     for color, (label, values) in zip(plotting.COLORS, lines.items(), strict=False):
         ax.plot(t, 100 * values.T, color=color, linewidth=0.6, alpha=0.4)
         ax.plot(t, 100 * values.mean(axis=0), color=color, linewidth=2, label=label)
-    ax.set_ylim(0, None)
-    ax.set_xlabel("position on the line between two copies")
-    ax.set_ylabel("error on test digits (%): pairs and mean")
+    ax.set(
+        xlabel="position on the line between two copies",
+        ylabel="error on test digits (%): pairs and mean",
+        ylim=(0, None),
+    )
     ax.set_title("no common step", fontsize=10)
 
 
@@ -255,7 +250,9 @@ def _draw_instability(ax, config, result):
     ax.set_xscale("symlog", linthresh=config.common[1])
     ax.set_xticks(config.common, [str(shared) for shared in config.common])
     ax.minorticks_off()
-    ax.set_ylim(0, None)
-    ax.set_xlabel(f"common steps k of {config.steps}")
-    ax.set_ylabel("instability (% of error), mean and standard error")
+    ax.set(
+        xlabel=f"common steps k of {config.steps}",
+        ylabel="instability (% of error), mean and standard error",
+        ylim=(0, None),
+    )
     ax.set_title("one initialization, other batches after k", fontsize=10)

@@ -46,13 +46,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.claiming import near, one_number
 from numdl import activations, data, plotting, trees
 from numdl.analysis import curvature
 from numdl.networks import dense
 from numdl.optimize import losses, train
 from numdl.records import record
 from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 
 SAGUN = "Sagun et al. 2017, arXiv:1706.04454"
 PAPYAN = "Papyan 2019, arXiv:1901.08244"
@@ -205,15 +205,13 @@ def _count(config, result, name, shift, least):
     kept = [i for i, classes in enumerate(config.classes) if classes >= least] or range(len(config.classes))
     off = [counts[name][i] - config.classes[i] - shift for counts in (result.count, result.part_count) for i in kept]
     listed = ", ".join(str(config.classes[i]) for i in kept)
-    samples = mean_and_error(np.concatenate(off))
     right = "C" if shift == 0 else "C - 1"
-    return Claim(
+    return near(
         f"{name} clusters, C = {listed}: outliers minus ({right}), mean over networks of Hessian and Gauss-Newton part",
         f"{SAGUN}; {PAPYAN}",
         origin="published",
         expected=0.0,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=np.concatenate(off),
         tolerance=0.5,
         tolerance_from="the nearest whole number",
     )
@@ -221,14 +219,12 @@ def _count(config, result, name, shift, least):
 
 def _without(config, result):
     ratios = [left / _at(values, classes) for left, values, classes in _rows(config, result, "touching")]
-    samples = mean_and_error(np.concatenate(ratios))
-    return Claim(
+    return near(
         "touching clusters: largest eigenvalue without the C - 1 differences of class gradients, over lambda_C",
         "Fort & Ganguli 2019, arXiv:1910.05929; class gradients span the steep directions",
         origin="published",
         expected=1.0,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=np.concatenate(ratios),
         tolerance=0.25,
         tolerance_from="half of the gap of 1.5 by which outliers are told",
     )
@@ -236,13 +232,12 @@ def _without(config, result):
 
 def _exceeds(config, result):
     ratios = [left / _at(values, c) for name in SETS for left, values, c in _rows(config, result, name)]
-    return Claim(
+    return one_number(
         "all sets: the least of that ratio over all networks",
         "Cauchy: without C - 1 directions the largest eigenvalue is at least lambda_C",
         origin="exact",
         expected=1.0,
         measured=np.concatenate(ratios).min(),
-        uncertainty=0.0,
         tolerance=1e-3,
         tolerance_from="ten times the tolerance of the eigenvalues, 1e-4 of the largest",
         relation=">=",
@@ -251,14 +246,12 @@ def _exceeds(config, result):
 
 def _random(result):
     kept = [a / v[:, 0] for name in SETS for a, v in zip(result.left_random[name], result.values[name], strict=True)]
-    return Claim(
+    return one_number(
         "all sets: largest eigenvalue without C - 1 random directions, over lambda_1: the least",
         "a random direction of P parameters has 1 / P of any other",
         origin="own",
         expected=0.95,
         measured=np.concatenate(kept).min(),
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="(C - 1) / P is below 0.01",
         relation=">=",
     )
@@ -287,14 +280,12 @@ def _digits_gap(config, result):
     gaps = [
         np.maximum(_at(v, c - 1) / _at(v, c), _at(v, c) / _at(v, c + 1)) for _, v, c in _rows(config, result, "digits")
     ]
-    samples = mean_and_error(np.concatenate(gaps))
-    return Claim(
+    return near(
         "digits: the wider of the gaps below lambda_(C-1) and lambda_C, as a ratio: no such gap as the clusters have",
         f"not {SAGUN}: the count by a gap fails",
         origin="own",
         expected=1.5,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=np.concatenate(gaps),
         tolerance=0.0,
         tolerance_from="the ratio by which outliers are told",
         relation="<=",
@@ -303,14 +294,12 @@ def _digits_gap(config, result):
 
 def _digits_without(result):
     ratios = [a / v[:, 0] for a, v in zip(result.left["digits"], result.values["digits"], strict=True)]
-    samples = mean_and_error(np.concatenate(ratios))
-    return Claim(
+    return near(
         "digits: largest eigenvalue without the C - 1 differences of class gradients, over lambda_1",
         "Fort & Ganguli 2019, arXiv:1910.05929; class gradients span the steep directions",
         origin="own",
         expected=2 / 3,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=np.concatenate(ratios),
         tolerance=0.0,
         tolerance_from="a fall by the ratio 1.5 by which outliers are told",
         relation="<=",
@@ -319,15 +308,12 @@ def _digits_without(result):
 
 def _certified(result):
     shares = np.concatenate([np.ravel(row) for name in SETS for row in result.converged[name]])
-    return Claim(
+    return one_number(
         "share of the networks with all 2 C + 3 eigenvalues certified",
         "Lanczos with restarts and residual bounds, `krylov.lanczos`",
         origin="own",
         expected=1.0,
         measured=shares.mean(),
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="exact",
     )
 
 
@@ -366,8 +352,7 @@ def _draw_values(ax, config, result, name):
         predicted = classes if name == "apart" else classes - 1
         ax.axvline(predicted + 0.5, linestyle="--", color=color, linewidth=1)
     ax.plot([], [], "--", color="k", linewidth=1, label="predicted gap: C - 1, or C if apart")
-    ax.set_yscale("log")
-    ax.set_xlabel("number of the eigenvalue")
+    ax.set(xlabel="number of the eigenvalue", yscale="log")
     plotting.tidy(ax)
 
 
@@ -378,7 +363,5 @@ def _draw_density(ax, config, result, name):
     ax.plot(density.grid / values[0], density.density * values[0], color=plotting.COLORS[0], label="density")
     ticks = {"color": plotting.COLORS[1], "markersize": 10, "label": "certified eigenvalues"}
     ax.plot(shown / values[0], np.full(len(shown), 3e-3), "|", **ticks)
-    ax.set_yscale("log")
-    ax.set_ylim(1e-3, 300)
-    ax.set_xlabel(f"eigenvalue / largest, C = {classes}")
+    ax.set(xlabel=f"eigenvalue / largest, C = {classes}", yscale="log", ylim=(1e-3, 300))
     plotting.tidy(ax)

@@ -45,6 +45,8 @@ import numpy as np
 import optax
 from jax import lax
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import activations, data, plotting, trees
 from numdl.analysis import curvature
 from numdl.networks import dense
@@ -181,15 +183,13 @@ def _late(config, result):
 
 
 def _most(config, result):
-    samples = mean_and_error(_late(config, result)[0])
-    return Claim(
+    return near(
         f"rate {RATE}: share of the gradient in the {CLASSES} steepest directions, mean over steps from {LATE} on and "
         f"networks; a random vector has {CLASSES / result.size:.4f}",
         GUR_ARI,
         origin="own",
         expected=0.5,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=_late(config, result)[0],
         tolerance=0.0,
         tolerance_from="most of the gradient",
         relation=">=",
@@ -240,14 +240,12 @@ def _chance(result):
 
 def _settles(config, result):
     before, after = config.steps.index(100), config.steps.index(200)
-    samples = mean_and_error(result.overlap[0, :, before, after])
-    return Claim(
+    return near(
         f"rate {RATE}: overlap of the spans at steps 100 and 200, mean over networks",
         f"{GUR_ARI}: the top subspace is preserved for long",
         origin="own",
         expected=0.5,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=result.overlap[0, :, before, after],
         tolerance=0.0,
         tolerance_from="most of the span",
         relation=">=",
@@ -255,14 +253,12 @@ def _settles(config, result):
 
 
 def _known(result):
-    return Claim(
+    return one_number(
         "sine of the largest angle between the span found and the exact one: the median of the bounds",
         "Davis & Kahan 1970: at most residual / gap",
         origin="own",
         expected=0.1,
         measured=np.median(result.angle),
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="changes a share by at most a tenth of its root",
         relation="<=",
     )
@@ -288,12 +284,8 @@ def _draw_along(ax, config, result):
     ax.set_xscale("symlog", linthresh=times[1])
     ax.set_xticks(times, [f"{time:g}" for time in times], fontsize=8)
     ax.minorticks_off()
-    ax.set_xlim(-0.3, 1.2 * times[-1])
-    ax.set_ylim(0, 1)
-    ax.set_xlabel("steps * rate")
-    ax.set_ylabel(f"share of the gradient in {CLASSES} directions")
-    ax.legend(fontsize=8, frameon=False, loc="upper left")
-    plotting.tidy(ax)
+    ax.set(xlabel="steps * rate", ylabel=f"share of the gradient in {CLASSES} directions")
+    dress(ax, xlim=(-0.3, 1.2 * times[-1]), ylim=(0, 1), loc="upper left")
 
 
 def _draw_directions(ax, config, result):
@@ -304,11 +296,7 @@ def _draw_directions(ax, config, result):
         ax.errorbar(number, mean.mean, mean.stderr, fmt="o" + style, ms=3, color=plotting.COLORS[0], label=label)
     ax.plot(number, number / result.size, "--", color="k", label="predicted: random vector")
     ax.axvline(CLASSES, color="0.6", linewidth=1, label="number of classes")
-    ax.set_ylim(0, 1)
-    ax.set_xlabel("number k of steepest directions")
-    ax.set_ylabel(f"share of the gradient, rate {RATE:g}")
-    ax.legend(fontsize=8, frameon=False)
-    plotting.tidy(ax)
+    dress(ax, xlabel="number k of steepest directions", ylabel=f"share of the gradient, rate {RATE:g}", ylim=(0, 1))
 
 
 def _draw_spans(ax, config, result):
@@ -318,6 +306,5 @@ def _draw_spans(ax, config, result):
     ax.figure.colorbar(mesh, ax=ax).set_label(f"overlap of the spans of {CLASSES} directions")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_ticks(places, [str(step) for step in config.steps])
-    ax.set_xlabel(f"step, rate {RATE:g}")
-    ax.set_ylabel("step")
+    ax.set(xlabel=f"step, rate {RATE:g}", ylabel="step")
     ax.set_aspect("equal")

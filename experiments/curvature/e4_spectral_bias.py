@@ -41,6 +41,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import activations, plotting
 from numdl.analysis import kernels as measured
 from numdl.networks import dense
@@ -203,27 +205,24 @@ def _asymptotic():
     x, _ = circle(8192)
     spectrum = np.fft.rfft(tangent_kernel(x[:1], x, 1.0)[0]).real
     k = np.arange(32, 129)
-    return Claim(
+    return one_number(
         "exponent of lambda_k in k from 32 to 128, with biases",
         BASRI + ", section 4.1",
         origin="exact",
         expected=-2.0,
         measured=slope(np.log(k), np.log(spectrum[k])).value,
-        uncertainty=0.0,
         tolerance=0.01,
         tolerance_from="the next order is smaller by 1 / k^2: 0.001 at k = 32",
     )
 
 
 def _order(times):
-    return Claim(
+    return one_number(
         "share of neighbouring pairs of frequencies, over all seeds, of which the lower is learned first",
         "Rahaman et al. 2019, arXiv:1806.08734",
         origin="published",
         expected=1.0,
         measured=np.mean(np.diff(times, axis=1) > 0),
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="every pair",
     )
 
@@ -249,16 +248,15 @@ def _exponent(config, result, times, frequencies):
     logs = np.log(frequencies[steep])
     fits = [slope(logs, np.log(one[steep])).value for one in times]
     kernel = -slope(logs, np.log(result.spectrum[frequencies[steep]])).value
-    samples = mean_and_error(fits)
-    return Claim(
+    return near(
         f"exponent of the learning time in k from {config.steep} to {frequencies[-1]}, mean over seeds; the kernel "
         f"says {kernel:.3f} for these k, and 2 in the limit",
         BASRI + ", figure 3",
         origin="exact",
         expected=2.0,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
-        tolerance=6 * samples.stderr + abs(kernel - 2),
+        samples=fits,
+        tolerance=abs(kernel - 2),
+        errors=6,
         tolerance_from="six standard errors, and what the kernel itself lacks to 2 at these k",
     )
 
@@ -268,33 +266,30 @@ def _odd(config, result, frequencies):
     text = "without biases: largest change of the residual's share at odd k >= 3, "
     proof = BASRI + ", section 4.1; relu(z) = z / 2 + |z| / 2"
     zero = np.abs(result.spectrum_without[frequencies[odd]]).max() / result.spectrum_without[1]
-    yield Claim(
+    yield one_number(
         "without biases: largest lambda_k over lambda_1, odd k >= 3",
         proof,
         origin="exact",
         expected=0.0,
         measured=zero,
-        uncertainty=0.0,
         tolerance=1e-12,
         tolerance_from="exact; rounding of the Fourier transform",
     )
-    yield Claim(
+    yield one_number(
         text + f"after {config.steps // 3} steps, all seeds",
         proof,
         origin="exact",
         expected=0.0,
         measured=np.abs(result.odd[:, -1, odd] - 1).max(),
-        uncertainty=0.0,
         tolerance=1e-9,
         tolerance_from="exact at every width; rounding of outputs of size 1 against a target of size 1e-3",
     )
-    yield Claim(
+    yield one_number(
         "without biases: largest share left of k = 1 and 2, all seeds",
         proof,
         origin="own",
         expected=0.0,
         measured=np.abs(result.odd[:, -1, :2]).max(),
-        uncertainty=0.0,
         tolerance=0.05,
         tolerance_from="learned: a twentieth, chosen; what is left of other frequencies leaks in at finite width",
         relation="<=",
@@ -327,11 +322,9 @@ def _draw_residuals(ax, config, result, residuals, shown):
             ax.plot(result.times, result.flow[:, column], "k--", linewidth=1)
     if residuals is result.residuals:
         ax.plot([], [], "k--", linewidth=1, label="predicted")
-    ax.set_xscale("log")
-    ax.set_xlim(1, None)
-    ax.set_ylim(-0.05, 1.1)
-    ax.set_xlabel("step")
-    ax.set_ylabel("share of the amplitude not yet learned")
+    ax.set(
+        xlabel="step", ylabel="share of the amplitude not yet learned", xscale="log", xlim=(1, None), ylim=(-0.05, 1.1)
+    )
     ax.legend(fontsize=8, framealpha=0.85, edgecolor="none", loc="lower left")
     plotting.tidy(ax)
 
@@ -342,11 +335,7 @@ def _draw_times(ax, config, result):
     ax.plot(k, expected, "k--", label="predicted: gradient flow with the kernel")
     ax.errorbar(k, times.mean, times.stderr, fmt="o", markersize=4, color=plotting.COLORS[0], label="measured, mean")
     ax.plot(k, expected[-1] * (k / k[-1]) ** 2.0, ":", color="0.5", label="k²")
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+    ax.set(xscale="log", yscale="log")
     ax.set_xticks(k, [str(one) for one in k], fontsize=8)
     ax.minorticks_off()
-    ax.set_xlabel("frequency k")
-    ax.set_ylabel("steps until half is learned")
-    ax.legend(fontsize=8, frameon=False)
-    plotting.tidy(ax)
+    dress(ax, xlabel="frequency k", ylabel="steps until half is learned")

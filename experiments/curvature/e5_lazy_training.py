@@ -42,6 +42,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import activations, plotting, trees
 from numdl.analysis import kernels
 from numdl.networks import dense
@@ -177,28 +179,27 @@ def claims(config, result):
 def _exponent(config, values, text):
     lazy = np.asarray(config.scales) >= config.lazy
     logs = np.log(np.asarray(config.scales)[lazy])
-    samples = mean_and_error([slope(logs, np.log(one[lazy])).value for one in values])
-    return Claim(
+    samples = [slope(logs, np.log(one[lazy])).value for one in values]
+    return near(
         f"exponent of the {text} in a, from a = {config.lazy:g} to {config.scales[-1]:g}, mean over seeds",
         f"{CHIZAT}, theorem 2.3",
         origin="exact",
         expected=-1.0,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
-        tolerance=6 * samples.stderr + 0.05,
+        samples=samples,
+        tolerance=0.05,
+        errors=6,
         tolerance_from="six standard errors; the next order is 1 / a smaller, at a = 10 and up",
     )
 
 
 def _limiting(config, result):
     ratio = config.scales[-1] * result.movement[:, -1] / result.predicted
-    return Claim(
+    return one_number(
         f"a = {config.scales[-1]:g}: a |w - w_0| over that of the linear model, the seed farthest from 1",
         "gradient descent on the linear model: the formula above",
         origin="exact",
         expected=1.0,
         measured=ratio[np.abs(ratio - 1).argmax()],
-        uncertainty=0.0,
         tolerance=10 / config.scales[-1],
         tolerance_from="O(1 / a), factor chosen as 10",
     )
@@ -221,14 +222,12 @@ def _richer(config, result):
 
 def _worse_as_lazy(config, result):
     """The linear model is the end of the scale: nothing changes any more."""
-    samples = mean_and_error(np.log(result.test[:, -1] / result.test[:, -2]))
-    return Claim(
+    return near(
         f"ln of the test error at a = {config.scales[-1]:g} over that at a = {config.scales[-2]:g}, mean over seeds",
         f"{CHIZAT}, theorem 2.2: the path tends to that of the linear model",
         origin="exact",
         expected=0.0,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=np.log(result.test[:, -1] / result.test[:, -2]),
         tolerance=10 / config.scales[-2],
         tolerance_from="O(1 / a), factor chosen as 10",
     )
@@ -249,11 +248,7 @@ def figure(config, result):
     _draw(right, scales, result.train, "training", plotting.COLORS[0])
     right.set_ylabel("squared error over that of 0")
     for ax in (left, middle, right):
-        ax.set_xscale("log")
-        ax.set_yscale("log")
-        ax.set_xlabel("scale a of the outputs")
-        ax.legend(fontsize=8, frameon=False)
-        plotting.tidy(ax)
+        dress(ax, xlabel="scale a of the outputs", xscale="log", yscale="log")
     return drawing
 
 

@@ -47,6 +47,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from experiments.claiming import near, one_number
 from numdl import activations, data, plotting, trees
 from numdl.analysis import generalization
 from numdl.networks import core, dense, normalization
@@ -207,14 +208,12 @@ def claims(config, result):
 
 def _perfect(config, result):
     late = np.nanmax(firsts(config, result)) if np.isfinite(firsts(config, result)).all() else np.inf
-    return Claim(
+    return one_number(
         "latest seed's first measured point without a training error, as a share of training",
         PAPYAN + ", section 1: most of training is after zero error",
         origin="own",
         expected=0.5,
         measured=late / config.points,
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="half of training must be left to see anything",
         relation="<=",
     )
@@ -222,14 +221,12 @@ def _perfect(config, result):
 
 def _falls(config, result, name, factor, place, text):
     before, after = _before_and_after(config, result, name)
-    samples = mean_and_error(np.log(before / after))
-    return Claim(
+    return near(
         f"{place.split(',')[0]}: ln of the factor by which {text} falls after zero error",
         f"{PAPYAN}, {place}",
         origin="own",
         expected=np.log(factor),
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=np.log(before / after),
         tolerance=0.0,
         tolerance_from=f"at least a factor of {factor:g}",
         relation=">=",
@@ -237,14 +234,12 @@ def _falls(config, result, name, factor, place, text):
 
 
 def _ends(config, result, name, tolerance, place, text):
-    samples = mean_and_error(_before_and_after(config, result, name)[1])
-    return Claim(
+    return near(
         f"{place.split(',')[0]}: {text} at the end",
         f"{PAPYAN}, {place}",
         origin="published",
         expected=0.0,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=_before_and_after(config, result, name)[1],
         tolerance=tolerance,
         tolerance_from="read off the paper's figure for its easiest data, after 350 epochs" if tolerance else "exact",
         relation="<=",
@@ -276,15 +271,14 @@ def _others(config, result):
 
 def _test_error(config, result):
     errors, first = result.test_errors[0], np.nan_to_num(firsts(config, result)).astype(int)
-    samples = mean_and_error(errors[:, -1] - errors[np.arange(config.seeds), first])
-    return Claim(
+    return near(
         "share of errors on the test set, end less first point without a training error: it does not rise",
         PAPYAN + ", table 1",
         origin="published",
         expected=0.0,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
-        tolerance=3 * samples.stderr + 1e-3,
+        samples=errors[:, -1] - errors[np.arange(config.seeds), first],
+        tolerance=1e-3,
+        errors=3,
         tolerance_from="three standard errors; a thousandth where all seeds agree",
         relation="<=",
     )
@@ -315,7 +309,5 @@ def _draw(ax, config, values, ylabel, dashed=False):
         label = None if dashed else NAMES[variant]
         ax.plot(steps, np.median(samples, axis=0), "--" if dashed else "-", color=color, label=label)
         ax.fill_between(steps, samples.min(axis=0), samples.max(axis=0), color=color, alpha=0.18, linewidth=0)
-    ax.set_yscale("log")
-    ax.set_xlabel("step")
-    ax.set_ylabel(ylabel)
+    ax.set(xlabel="step", ylabel=ylabel, yscale="log")
     plotting.tidy(ax)

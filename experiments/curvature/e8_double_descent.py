@@ -44,6 +44,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from experiments.claiming import near, one_number, within
+from experiments.drawing import dress
 from numdl import activations, data, plotting
 from numdl.optimize import least_squares
 from numdl.precision import float64
@@ -205,29 +207,22 @@ def _exact(config, samples, source, name):
         p = config.sizes[i]
         total = p if name == "D = p" else config.sizes[-1]
         z.append(agreement(risk(p, total, config.examples), samples[i, :, 0]).z)
-    return Claim(
+    return within(
         f"{name}: largest |measured - exact| mean risk over p with |p - n| >= {config.margin}, in standard errors",
         source,
-        origin="exact",
-        expected=z_limit(2 * len(z)),
-        measured=np.abs(z).max(),
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="one false alarm in a million",
-        relation="<=",
+        z,
+        limit=z_limit(2 * len(z)),
     )
 
 
 def _peak(sizes, examples, samples, name, source, origin):
     medians = np.median(samples[:, :, 0], axis=1)
-    return Claim(
+    return one_number(
         f"{name}: the number of features with the largest median error, without damping",
         source,
         origin=origin,
         expected=examples,
         measured=sizes[medians.argmax()],
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="exact on the grid of sizes",
     )
 
@@ -253,13 +248,12 @@ def _damped(config, result):
     for p, samples in zip(config.sizes, result.full[:, :, 1], strict=True):
         compared = agreement(damped_risk(p, p, config.examples), samples)
         far.append(abs(compared.relative) - 6 * compared.stderr / compared.predicted)
-    return Claim(
+    return one_number(
         "D = p, best damping: largest |measured / asymptotic risk - 1| beyond six standard errors, over all p",
         HASTIE + ", corollary 6",
         origin="exact",
         expected=0.0,
         measured=max(far),
-        uncertainty=0.0,
         tolerance=1 / config.examples,
         tolerance_from="the law of the eigenvalues is approached as 1 / n",
         relation="<=",
@@ -269,13 +263,12 @@ def _damped(config, result):
 def _no_harm(samples, name, source, origin):
     logs = np.log(samples[:, :, 1])
     rises = [agreement(0.0, later - now).z for now, later in zip(logs, logs[1:])]
-    return Claim(
+    return one_number(
         f"{name}, damped: largest rise of the mean ln error from one p to the next, in standard errors",
         source,
         origin=origin,
         expected=0.0,
         measured=max(rises),
-        uncertainty=0.0,
         tolerance=6.0,
         tolerance_from="six standard errors",
         relation="<=",
@@ -285,14 +278,12 @@ def _no_harm(samples, name, source, origin):
 def _better_digits(config, result):
     few = [i for i, p in enumerate(config.digit_sizes) if p < config.digits]
     best = result.errors[few, :, 0].mean(axis=1).min()
-    last = mean_and_error(result.errors[-1, :, 0])
-    return Claim(
+    return near(
         f"digits: share of errors with {config.digit_sizes[-1]} features, at most the least over p < n",
         FEATURES,
         origin="published",
         expected=best,
-        measured=last.mean,
-        uncertainty=last.stderr,
+        samples=result.errors[-1, :, 0],
         tolerance=0.0,
         tolerance_from="a comparison on the same splits",
         relation="<=",
@@ -308,14 +299,12 @@ def figure(config, result):
         _draw(ax, config.sizes, config.examples, samples)
         total = (lambda p: p) if samples is result.full else (lambda _: config.sizes[-1])
         _draw_theory(ax, config, total)
-        ax.set_title(title, fontsize=10)
-        ax.set_ylabel("squared error of a prediction")
-        ax.set_ylim(1, 2e3)
+        ax.set(title=title, ylabel="squared error of a prediction", ylim=(1, 2e3))
     _draw(axes[2], config.digit_sizes, config.digits, result.digits)
     axes[2].set_title(f"random relu features, {config.digits} digits", fontsize=10)
     axes[2].set_ylabel("|outputs - class|², test")
     for ax in axes:
-        ax.legend(fontsize=8, frameon=False, loc="lower left" if ax is axes[1] else "upper left")
+        dress(ax, loc="lower left" if ax is axes[1] else "upper left")
     return drawing
 
 
@@ -325,13 +314,11 @@ def _draw(ax, sizes, examples, samples):
         ax.plot(ratio, np.median(fits, axis=1), "o", color=color, markersize=4, label=f"{label}: median, 80 %")
         ax.fill_between(ratio, *np.quantile(fits, (0.1, 0.9), axis=1), color=color, alpha=0.18, linewidth=0)
     ax.axvline(1.0, color="0.6", linewidth=0.8, zorder=0)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+    ax.set(xscale="log", yscale="log")
     shown = [r for r in (0.1, 0.2, 0.5, 1, 2, 5) if ratio[0] * 0.9 < r < ratio[-1] * 1.1]
     ax.set_xticks(shown, [f"{r:g}" for r in shown])
     ax.minorticks_off()
     ax.set_xlabel("features / examples, p / n")
-    plotting.tidy(ax)
 
 
 def _draw_theory(ax, config, total):

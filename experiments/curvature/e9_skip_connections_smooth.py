@@ -57,6 +57,7 @@ import optax
 from jax import lax
 from jax.tree_util import Partial
 
+from experiments.claiming import near, one_number
 from numdl import activations, data, plotting
 from numdl.analysis import landscape
 from numdl.networks import dense, residual
@@ -236,13 +237,12 @@ def claims(config, result):
             LI,
             steep["plain"][-1] - steep["residual"][-1],
         ),
-        Claim(
+        one_number(
             "straight line from start to solution, all but the deep plain networks: largest rise over initial loss",
             GOODFELLOW,
             origin="published",
             expected=0.0,
             measured=lines.max(),
-            uncertainty=0.0,
             tolerance=1e-3,
             tolerance_from="rounding of single precision, far below any barrier",
             relation="<=",
@@ -251,15 +251,14 @@ def claims(config, result):
 
 
 def _steepness(config, result, kind, i):
-    depth, found = config.depths[i], mean_and_error(exponent(result.planes[kind][i]))
+    depth = config.depths[i]
     expected = exponent(walls(kind, depth, factors(config.grid)))
-    return Claim(
+    return near(
         f"{kind}, {depth} layers: exponent d ln loss / d ln (1 + r^2) beyond r = 0.7, mean over seeds",
         "1 + r^2 more signal behind every map, and wrong outputs' cross entropy goes like the outputs",
         origin="exact",
         expected=expected,
-        measured=found.mean,
-        uncertainty=found.stderr,
+        samples=exponent(result.planes[kind][i]),
         tolerance=expected / (5 if depth > min(config.depths) else 3),
         tolerance_from="one fifth, because trained weights pass the signal better or worse than random ones of their "
         "size; one third where there are few maps to average over",
@@ -267,14 +266,12 @@ def _steepness(config, result, kind, i):
 
 
 def _above(claim, source, samples):
-    found = mean_and_error(samples)
-    return Claim(
+    return near(
         f"{claim}, mean over seeds",
         source,
         origin="published",
         expected=0.0,
-        measured=found.mean,
-        uncertainty=found.stderr,
+        samples=samples,
         tolerance=0.0,
         tolerance_from="the sign is the claim",
         relation=">=",
@@ -293,8 +290,7 @@ def figure(config, result):
         _draw_walls(axes[2], config, result.planes[kind][i], kind, config.depths[i], color)
         _draw_line(axes[3], config, result.lines[kind][i], f"{kind}, {config.depths[i]} layers", color)
     _label(axes[2], "1 + r$^2$", "cross entropy at distance r, seeds and mean", "dashed: predicted slope")
-    axes[2].set_xscale("log")
-    axes[2].set_yscale("log")
+    axes[2].set(xscale="log", yscale="log")
     axes[2].set_xticks([1, 1.5, 2, 3], ["1", "1.5", "2", "3"])
     axes[2].minorticks_off()
     _label(axes[3], "from initialization (0) to solution (1)", "training cross entropy, seeds and mean", None)
@@ -302,8 +298,7 @@ def figure(config, result):
 
 
 def _label(ax, xlabel, ylabel, title):
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.legend(frameon=False, fontsize=8, title=title, title_fontsize=8)
     plotting.tidy(ax)
 
@@ -314,8 +309,7 @@ def _draw_plane(ax, config, result, kind):
     drawn = ax.contourf(places, places, plane.T, levels, cmap="cividis", extend="both")
     ax.contour(places, places, plane.T, levels, colors="white", linewidths=0.4)
     ax.set_aspect("equal")
-    ax.set_xlabel("along u, in the filters' sizes")
-    ax.set_ylabel("along v, in the filters' sizes")
+    ax.set(xlabel="along u, in the filters' sizes", ylabel="along v, in the filters' sizes")
     share = nonconvex(result.planes[kind])[-1, 0]
     ax.set_title(f"{kind}, {config.depths[-1]} layers: {100 * share:.0f} % non-convex", fontsize=10)
     return drawn
