@@ -44,12 +44,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import plotting
 from numdl.networks import core, initializers, recurrent, sequences
 from numdl.optimize import losses, train
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 from numdl.theory import recurrent as predicted
 
 PASCANU = "Pascanu et al. 2013, arXiv:1211.5063, section 2.1; theory.recurrent"
@@ -233,18 +233,17 @@ def claims(config, result):
 
 def _bounded(result, way):
     above = (result.gradient[way] - result.bound[:, None]).max()
-    return Claim(
+    return one_number(
         f"{way}, untrained plain cells: largest ln of |dloss/dh_t| over |dloss/dh_T| sigma^(T - t), all t and examples",
-        PASCANU, origin="exact", expected=0.0, measured=above, uncertainty=0.0, tolerance=1e-4,
+        PASCANU, origin="exact", expected=0.0, measured=above, tolerance=1e-4,
         tolerance_from="rounding in float32 of a sum of as many logarithms as steps", relation="<=",
     )  # fmt: skip
 
 
 def _mean(text, source, samples, limit, relation):
-    found = mean_and_error(samples)
-    return Claim(
+    return near(
         f"{text}, mean over networks", source, origin="own",
-        expected=limit, measured=found.mean, uncertainty=found.stderr,
+        expected=limit, samples=samples,
         tolerance=0.0, tolerance_from="the limit was set before the run", relation=relation,
     )  # fmt: skip
 
@@ -265,13 +264,9 @@ def figure(config, result):
     course.set_xlabel("step of Adam")
     for ax in (by_length, course):
         ax.axhline(1, color="k", ls=":", lw=1)
-        ax.set_ylabel("loss over that of knowing nothing")
-        ax.set_yscale("log")
-        ax.legend(fontsize=7, frameon=False)
+        dress(ax, ylabel="loss over that of knowing nothing", yscale="log", fontsize=7)
     _draw_gradients(gradient, config, result)
     _draw_looks(looks, result)
-    for ax in (by_length, course, gradient):
-        plotting.tidy(ax)
     return drawing
 
 
@@ -282,15 +277,12 @@ def _draw_gradients(ax, config, result):
         ax.plot(t, flat.mean(axis=1), color=color, lw=2, label=f"{way.removesuffix(', plain')}, plain cells")
         ax.fill_between(t, flat.min(axis=1), flat.max(axis=1), color=color, alpha=0.2, lw=0)
     ax.plot(t, result.bound, "k--", lw=1, label=f"bound of theory.recurrent, sigma = {SIGMA:g}")
-    ax.set_xlabel("time t of the state that is read")
-    ax.set_ylabel("ln of |dloss/dh_t| / |dloss/dh_S|")
-    ax.legend(fontsize=8, frameon=False)
+    dress(ax, xlabel="time t of the state that is read", ylabel="ln of |dloss/dh_t| / |dloss/dh_S|")
 
 
 def _draw_looks(ax, result):
     size = len(result.alignment)
     shown = ax.imshow(result.alignment, cmap="Blues", vmin=0, vmax=1, extent=(0.5, size + 0.5, size + 0.5, 0.5))
     ax.figure.colorbar(shown, ax=ax, label="weight")
-    ax.set_xlabel("symbol that is read")
-    ax.set_ylabel("symbol that is written")
+    ax.set(xlabel="symbol that is read", ylabel="symbol that is written")
     ax.set_title("reversed, attention: mean over 64 sequences", fontsize=10)

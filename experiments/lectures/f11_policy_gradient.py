@@ -54,13 +54,14 @@ import numpy as np
 from jax import lax
 from scipy.linalg import solve_discrete_are
 
+from experiments.claiming import in_errors, near
+from experiments.drawing import dress
 from experiments.lectures import choices
 from numdl import plotting
 from numdl.analysis import control as measured
 from numdl.precision import float64
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import agreement, mean_and_error, slope, z_limit
+from numdl.statistics import agreement, slope
 from numdl.theory import control as predicted
 
 FAZEL = "Fazel et al. 2018, arXiv:1801.05039; theory.control"
@@ -267,28 +268,28 @@ def _of_moments(config, result):
     for gain, means, variances, name in zip(result.gains, result.means, result.variances, GAINS, strict=True):
         made = [predicted.policy_gradient(problem, gain, variance=VARIANCE, baseline=b) for b in BASELINES]
         exact = np.concatenate([one.mean[0] for one in made])
-        yield _in_errors(f"{name}: mean of the estimate, three baselines", FAZEL, exact, np.hstack(means))
+        yield in_errors(f"{name}: mean of the estimate, three baselines", FAZEL, agreement(exact, np.hstack(means)).z)
         spread = np.array([np.trace(one.covariance) for one in made])
-        yield _in_errors(f"{name}: variance of the estimate, three baselines", FORMS, spread, variances.T)
+        yield in_errors(f"{name}: variance of the estimate, three baselines", FORMS, agreement(spread, variances.T).z)
         ratios = variances[0] / variances[2]
-        yield _near(
-            f"{name}: ratio of variances, no baseline to exact value", FORMS, spread[0] / spread[2],
-            mean_and_error(ratios), 0.1 * spread[0] / spread[2], "tails of a polynomial of degree eight"
+        yield near(
+            f"{name}: ratio of variances, no baseline to exact value", FORMS, "exact", spread[0] / spread[2],
+            ratios, 0.1 * spread[0] / spread[2], "tails of a polynomial of degree eight"
         )  # fmt: skip
     for rows, name in zip(result.misfit, TARGETS, strict=True):
         lines = [slope(np.log(config.fitted), np.log(rows[:, i])).value for i in range(config.fits)]
-        yield _near(
-            f"value by {name}: power of the number of episodes in its error", "least squares", -0.5,
-            mean_and_error(lines), 0.1, "terms of the next order in 1 / episodes, and smallest sizes"
+        yield near(
+            f"value by {name}: power of the number of episodes in its error", "least squares", "exact", -0.5,
+            lines, 0.1, "terms of the next order in 1 / episodes, and smallest sizes"
         )  # fmt: skip
 
 
 def _of_descent(config, result):
     for rows, baseline in zip(result.excess, BASELINES, strict=True):
-        found, exact = mean_and_error(rows[config.descent // 2 :].mean(axis=0)), stationary(config, baseline)
-        yield _near(
-            f"descent, {baseline}: cost above Riccati's, second half", f"{FAZEL}; the law of C, see Prediction", exact,
-            found, 0.35 * exact, "cost and noise are not quadratic and constant; the value is fitted"
+        found, exact = rows[config.descent // 2 :].mean(axis=0), stationary(config, baseline)
+        yield near(
+            f"descent, {baseline}: cost above Riccati's, second half", f"{FAZEL}; the law of C, see Prediction",
+            "exact", exact, found, 0.35 * exact, "cost and noise are not quadratic and constant; the value is fitted"
         )  # fmt: skip
 
 
@@ -296,55 +297,31 @@ def _of_attention(config, result):
     limit = choices.selection(choices.MARK, config.items)
     rows = np.hstack(result.attention_means[1:3])
     source = "Williams 1992; sums over the items"
-    yield _in_errors("hard attention: mean of the score functions less exact", source, np.zeros(rows.shape[1]), rows)
+    yield in_errors("hard attention: mean of the score functions less exact", source, agreement(0.0, rows).z)
     for way, variances, right in zip(WAYS, result.attention_variances, result.right, strict=True):
         if "score" in way:
             gaps = variances[:, 0] - variances[:, 1]
-            yield _in_errors(f"{way}: variance less that of the sum over items", source, np.zeros(1), gaps[:, None])
-        yield Claim(
+            yield in_errors(f"{way}: variance less that of the sum over items", source, agreement(0.0, gaps).z)
+        yield near(
             f"{way}: probability of selecting the marked item, last quarter of training",
             "the best any linear score can do, see Prediction",
             origin="exact",
             expected=limit,
-            measured=(last := mean_and_error(right[3 * config.training // 4 :].mean(axis=0))).mean,
-            uncertainty=last.stderr,
+            samples=right[3 * config.training // 4 :].mean(axis=0),
             tolerance=0.02,
             tolerance_from="the step's own noise, at most two points in a hundred",
         )
-    slower = mean_and_error(
-        choices.steps_to(result.right[1], 0.95 * limit) / choices.steps_to(result.right[0], 0.95 * limit).mean()
-    )
-    yield Claim(
+    slower = choices.steps_to(result.right[1], 0.95 * limit) / choices.steps_to(result.right[0], 0.95 * limit).mean()
+    yield near(
         "steps to 95% of the best selection: hard by the plain score function over soft",
         "a noisier gradient of the same size at the start",
         origin="own",
         expected=1.0,
-        measured=slower.mean,
-        uncertainty=slower.stderr,
+        samples=slower,
         tolerance=0.0,
         tolerance_from="none: slower or not",
         relation=">=",
     )
-
-
-def _in_errors(text, source, exact, samples):
-    z = agreement(exact, samples).z
-    return Claim(
-        f"{text}: largest |measured - predicted| in standard errors",
-        source,
-        origin="exact",
-        expected=z_limit(z.size),
-        measured=np.abs(z).max(),
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="one false alarm in a million",
-        relation="<=",
-    )
-
-
-def _near(text, source, exact, found, tolerance, why):
-    numbers = {"expected": exact, "measured": found.mean, "uncertainty": found.stderr, "tolerance": tolerance}
-    return Claim(text, source, origin="exact", **numbers, tolerance_from=why)
 
 
 def figure(config, result):
@@ -363,8 +340,7 @@ def figure(config, result):
     axes[0, 2].set(xlabel="step", ylabel="cost above Riccati's (dashed: predicted end)")
     _attention(axes[1], config, result)
     for ax in axes.flat:
-        ax.legend(fontsize=8, frameon=False, loc="upper left" if ax is axes[1, 1] else "best")
-        plotting.tidy(ax)
+        dress(ax, loc="upper left" if ax is axes[1, 1] else "best")
     return drawing
 
 

@@ -46,12 +46,13 @@ import numpy as np
 import optax
 from jax import lax
 
+from experiments.claiming import near, one_number, within
+from experiments.drawing import dress
 from numdl import data, plotting
 from numdl.networks import boltzmann
 from numdl.precision import float64
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import agreement, mean_and_error, z_limit
+from numdl.statistics import agreement
 
 HINTON = "Hinton, Osindero & Teh 2006, Neural Computation 18, 1527"
 FISCHER = "Fischer & Igel 2011, Neural Computation 23, 664"
@@ -243,51 +244,41 @@ def claims(config, result):
 
 def _claims(config, result):
     z = agreement(result.expected, result.drawn).z
-    yield Claim(
+    yield within(
         f"CD-{DRAWN}: mean of draws against the law of the chain, largest difference in standard errors",
         "networks.boltzmann.transition: exact by enumeration",
-        origin="exact",
-        expected=z_limit(z.size),
-        measured=np.abs(z).max(),
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="one false alarm in a million",
-        relation="<=",
+        z,
     )
     steps = 2 ** np.arange(DOUBLINGS + 1)
     for name, bias, second in zip(("late", "early"), (result.bias, result.bias_early), result.eigenvalue, strict=True):
         at = np.flatnonzero(bias > 1e-9)[-1]
-        yield Claim(
+        yield one_number(
             f"{name}: ln of the bias of CD-k a step, k = {steps[at - 1]} to {steps[at]}, over ln lambda_2",
             f"{FISCHER}; lambda_2 = {second:.4f}",
             origin="exact",
             expected=1.0,
             measured=np.log(bias[at] / bias[at - 1]) / (steps[at] - steps[at - 1]) / np.log(second),
-            uncertainty=0.0,
             tolerance=0.05,
             tolerance_from="the third eigenvalue, which is not gone at this k",
         )
     final = {way: rows[-1] for way, rows in result.likelihood.items()}
     for way in ("CD-10", "CD-1"):
-        gap = mean_and_error(final["exact"] - final[way])
-        yield Claim(
+        yield near(
             f"bars and stripes: ln p with the exact gradient less that with {way}",
             "the exact gradient climbs what is measured",
             origin="own",
             expected=0.0,
-            measured=gap.mean,
-            uncertainty=gap.stderr,
+            samples=final["exact"] - final[way],
             tolerance=0.0,
             tolerance_from="no gain",
             relation=">=",
         )
-    yield Claim(
+    yield one_number(
         "bars and stripes: best mean ln p of all, no more than -ln 14",
         "Gibbs' inequality",
         origin="exact",
         expected=-np.log(14),
         measured=max(rows.max() for rows in result.likelihood.values()),
-        uncertainty=0.0,
         tolerance=1e-4,
         tolerance_from="float32",
         relation="<=",
@@ -296,28 +287,25 @@ def _claims(config, result):
 
 
 def _of_digits(result):
-    yield Claim(
+    yield one_number(
         "digits: bound of the net whose top is the lower machine turned round, less that machine's ln p, largest",
         f"{HINTON}, section 4: equal",
         origin="exact",
         expected=0.0,
         measured=np.abs(result.start - result.lower).max(),
-        uncertainty=0.0,
         tolerance=2e-3,
         tolerance_from="float32 sums over 4096 states",
     )
-    slack, gain = mean_and_error(result.deep - result.bound), mean_and_error(result.bound - result.start)
     for text, samples, origin in (
-        ("ln p of the net less its bound", slack, "exact"),
-        ("what the top machine adds to the bound", gain, "published"),
+        ("ln p of the net less its bound", result.deep - result.bound, "exact"),
+        ("what the top machine adds to the bound", result.bound - result.start, "published"),
     ):
-        yield Claim(
+        yield near(
             f"digits: {text}, nats for each new digit",
             HINTON,
             origin=origin,
             expected=0.0,
-            measured=samples.mean,
-            uncertainty=samples.stderr,
+            samples=samples,
             tolerance=0.0,
             tolerance_from="the sign",
             relation=">=",
@@ -333,8 +321,7 @@ def figure(config, result):
         left.plot(at, rows, color=color, linewidth=0.6, alpha=0.5)
         left.plot(at, rows.mean(axis=1), color=color, linewidth=2, label=way)
     left.axhline(-np.log(14), color="k", linestyle="--", linewidth=1, label="-ln 14")
-    left.set(xlabel="step", ylabel="mean ln p of a pattern")
-    left.set_title("bars and stripes, 8 hidden units", fontsize=10)
+    left.set(title="bars and stripes, 8 hidden units", xlabel="step", ylabel="mean ln p of a pattern")
     steps = 2.0 ** np.arange(DOUBLINGS + 1)
     rows = zip(("trained", "early"), (result.bias, result.bias_early), result.eigenvalue, plotting.COLORS, strict=False)
     for name, bias, second, color in rows:
@@ -343,8 +330,7 @@ def figure(config, result):
         middle.loglog(steps[keep], bias[keep], "o-", color=color, ms=4, label=name)
         line = bias[last] * second ** (steps - steps[last])
         middle.loglog(steps, np.where(line < 3 * bias[0], line, np.nan), "k--", linewidth=1)
-    middle.set(xlabel="k", ylabel="|E CD-k - gradient|", ylim=(1e-12, 10))
-    middle.set_title("bias; dashed: second eigenvalue^k", fontsize=10)
+    middle.set(title="bias; dashed: second eigenvalue^k", xlabel="k", ylabel="|E CD-k - gradient|", ylim=(1e-12, 10))
     tiles = np.pad(1 - result.images, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=0.6)
     right.imshow(np.concatenate([np.concatenate(list(row), axis=1) for row in tiles]), cmap="gray", vmin=0, vmax=1)
     names = (
@@ -354,7 +340,5 @@ def figure(config, result):
     )
     right.set_yticks([5, 15, 25], names, fontsize=8)
     right.set_xticks([])
-    for ax in (left, middle):
-        ax.legend(fontsize=8, frameon=False)
-        plotting.tidy(ax)
+    dress(left, middle)
     return drawing

@@ -44,11 +44,12 @@ import optax
 from jax import lax
 
 from experiments import f12_boltzmann_machine
+from experiments.claiming import near, one_number, within
+from experiments.drawing import dress
 from numdl import plotting
 from numdl.networks import boltzmann, helmholtz
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import agreement, mean_and_error, z_limit
+from numdl.statistics import agreement, z_limit
 
 HINTON = "Hinton, Dayan, Frey & Neal 1995, Science 268, 1158"
 WAYS = ("wake-sleep", "bound", "likelihood")
@@ -159,61 +160,49 @@ def claims(config, result):
 def _claims(config, result):
     for name, phase in (("generative", "wake: gradient of the bound"), ("recognition", "sleep: of KL(p | q)")):
         z = agreement(result.means[name], result.drawn[name]).z
-        yield Claim(
+        yield within(
             f"{phase}: mean of draws against the exact sum, largest difference in standard errors",
             HINTON,
-            origin="exact",
-            expected=z_limit(z.size),
-            measured=np.abs(z).max(),
-            uncertainty=0.0,
-            tolerance=0.0,
-            tolerance_from="one false alarm in a million",
-            relation="<=",
+            z,
         )
     z = agreement(result.bound_slope, result.drawn["recognition"]).z
-    yield Claim(
+    yield one_number(
         "sleep: mean of draws against the gradient of the bound, largest difference in standard errors: not equal",
         HINTON,
         origin="published",
         expected=z_limit(z.size),
         measured=np.abs(z).max(),
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="one false alarm in a million",
         relation=">=",
     )
     final = {way: rows[-1] for way, rows in result.likelihood.items()}
-    gap = mean_and_error(final["likelihood"] - final["wake-sleep"])
     slack = min((result.likelihood[way] - result.bound[way]).min() for way in WAYS)
-    yield Claim(
+    yield near(
         "mean ln p with its exact gradient less that after wake-sleep",
         "the exact gradient climbs what is measured",
         origin="own",
         expected=0.0,
-        measured=gap.mean,
-        uncertainty=gap.stderr,
+        samples=final["likelihood"] - final["wake-sleep"],
         tolerance=0.0,
         tolerance_from="no gain",
         relation=">=",
     )
-    yield Claim(
+    yield one_number(
         "ln p less its bound: smallest of all looks, seeds and ways",
         "a Kullback-Leibler divergence",
         origin="exact",
         expected=0.0,
         measured=slack,
-        uncertainty=0.0,
         tolerance=1e-4,
         tolerance_from="float32",
         relation=">=",
     )
-    yield Claim(
+    yield one_number(
         "best mean ln p of all, no more than -ln 14",
         "Gibbs' inequality",
         origin="exact",
         expected=-np.log(14),
         measured=max(rows.max() for rows in result.likelihood.values()),
-        uncertainty=0.0,
         tolerance=1e-4,
         tolerance_from="float32",
         relation="<=",
@@ -236,21 +225,18 @@ def figure(config, result):
         left.plot(at, result.likelihood[way].mean(axis=1), color=color, linewidth=2, label=name)
         left.plot(at, result.bound[way].mean(axis=1), ":", color=color, linewidth=1.5)
     left.axhline(-np.log(14), color="k", linestyle="--", linewidth=1, label="-ln 14")
-    left.set(xlabel="step", ylabel="nats for each pattern", ylim=(-6, -2.4))
-    left.set_title("mean ln p; dotted: its bound", fontsize=10)
+    left.set(title="mean ln p; dotted: its bound", xlabel="step", ylabel="nats for each pattern", ylim=(-6, -2.4))
     found = result.drawn["recognition"].mean(axis=0)
     middle.plot(result.means["recognition"], found, "o", ms=3, color=plotting.COLORS[0], label="gradient of KL(p | q)")
     middle.plot(result.bound_slope, found, "o", ms=3, color=plotting.COLORS[1], label="gradient of the bound")
     middle.axline((0, 0), slope=1, color="k", linestyle="--", linewidth=1)
     middle.set(xlabel="exact", ylabel="sleep phase, mean of draws")
-    middle.set_title(f"recognition net; cosine with the bound's {angle(result):.2f}", fontsize=10)
+    dress(middle, title=f"recognition net; cosine with the bound's {angle(result):.2f}")
     tiles = np.pad(1 - result.dreams, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=0.6)
     grid = [np.concatenate(list(half), axis=1) for one in tiles for half in np.split(one, 2)]
     right.imshow(np.concatenate(grid), cmap="gray", vmin=0, vmax=1)
     right.set_yticks([4.5, 14.5], ["wake-sleep", "exact ln p"], fontsize=8)
     right.set_xticks([])
     right.set_title("dreams after training", fontsize=10)
-    for ax in (left, middle):
-        ax.legend(fontsize=8, frameon=False)
-        plotting.tidy(ax)
+    dress(left)
     return drawing

@@ -47,14 +47,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import activations, plotting
 from numdl.analysis import games as measured
 from numdl.networks import dense
 from numdl.optimize import games
 from numdl.precision import float64
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 from numdl.theory import games as predicted
 
 MESCHEDER = "Mescheder, Geiger & Nowozin 2018, arXiv:1801.04406"
@@ -243,12 +243,12 @@ def _mixture(config, method, penalty, seen):
     train = functools.partial(_trained, config, nets, method, penalty)
     players, points = jax.jit(jax.vmap(train))(keys)
     points = np.asarray(points, float)
-    near = np.linalg.norm(points[:, :, None] - _centres(), axis=-1) < NEAR
-    covered = (near.mean(axis=1) > 0.1 / MODES).sum(axis=1)
+    close = np.linalg.norm(points[:, :, None] - _centres(), axis=-1) < NEAR
+    covered = (close.mean(axis=1) > 0.1 / MODES).sum(axis=1)
     first = jax.tree.map(lambda leaf: leaf[0], players)
     batch, losses = _batch(jax.random.key(config.seed + 1), 512), _losses(*nets, penalty, lambda batch: batch)
     values = measured.spectrum(losses, first, batch).eigenvalues if seen else None
-    return {"covered": covered, "quality": near.any(axis=2).mean(axis=1), "points": points[0], "eigenvalues": values}
+    return {"covered": covered, "quality": close.any(axis=2).mean(axis=1), "points": points[0], "eigenvalues": values}
 
 
 def _trained(config, nets, method, penalty, key):
@@ -270,25 +270,23 @@ def _claims(config, result):
     turning = 1j * result.strengths
     for method in METHODS:
         exact = [predicted.growth(turning, learning_rate=h, **_options(method)) for h in result.rates]
-        yield Claim(
+        yield one_number(
             f"bilinear, {method}: factor of a step, the mode and step farthest from prediction",
             "theory.games; roots of the step's polynomial",
             origin="exact",
             expected=0.0,
             measured=np.abs(result.growth[method] - exact).max(),
-            uncertainty=0.0,
             tolerance=1e-3,
             tolerance_from="rounding of a product of 40 steps, where other modes grow meanwhile",
         )
     for method in METHODS:
         limit = predicted.largest_step(turning, **_options(method)) * result.strengths[0]
-        yield Claim(
+        yield one_number(
             f"bilinear, {method}: largest h s that does not diverge in {50 * POWER} steps",
             "theory.games.largest_step; 0: none",
             origin="exact",
             expected=limit,
             measured=result.limits[method] * result.strengths[0],
-            uncertainty=0.0,
             tolerance=limit * np.log(30) / config.grid,
             tolerance_from="the grid of steps",
         )
@@ -298,52 +296,46 @@ def _claims(config, result):
 
 def _of_dirac(result):
     exact = PENALTY / 2 + np.sqrt(complex(PENALTY**2 - 1)) / 2 * np.array([1, -1])
-    yield Claim(
+    yield one_number(
         f"Dirac-GAN, penalty {PENALTY}: farthest eigenvalue of the field at the equilibrium",
         f"{MESCHEDER}, lemma 2.3 and section 4",
         origin="exact",
         expected=0.0,
         measured=np.abs(np.sort_complex(result.dirac) - np.sort_complex(exact)).max(),
-        uncertainty=0.0,
         tolerance=1e-12,
         tolerance_from="float64",
     )
     jacobian = np.array([[0.0, -0.5], [0.5, PENALTY]])
     for method in METHODS:
         matrix = predicted.step_matrix(jacobian, sizes=(1, 1), learning_rate=RATE, **_options(method))
-        yield Claim(
+        yield one_number(
             f"Dirac-GAN, {method}: factor of a step near the equilibrium",
             "theory.games.step_matrix of the Jacobian written down",
             origin="exact",
             expected=np.abs(np.linalg.eigvals(matrix)).max(),
             measured=result.dirac_growth[method],
-            uncertainty=0.0,
             tolerance=1e-6,
             tolerance_from="the game is not linear: 1e-6 from the equilibrium",
         )
 
 
 def _of_mixture(config, result):
-    covered = mean_and_error(result.covered["alternating, penalty"])
-    yield Claim(
+    yield near(
         f"mixture, alternating with a penalty: modes of {MODES} covered",
         f"{MESCHEDER}: training with the penalty converges",
         origin="own",
         expected=MODES - 1.0,
-        measured=covered.mean,
-        uncertainty=covered.stderr,
+        samples=result.covered["alternating, penalty"],
         tolerance=0.0,
         tolerance_from="one mode may be lost",
         relation=">=",
     )
-    alone = mean_and_error(result.covered["simultaneous"])
-    yield Claim(
+    yield near(
         "mixture, simultaneous without a penalty: modes covered: more than half",
         "a plain network does not collapse to one mode at this size",
         origin="own",
         expected=MODES / 2,
-        measured=alone.mean,
-        uncertainty=alone.stderr,
+        samples=result.covered["simultaneous"],
         tolerance=0.0,
         tolerance_from="collapse covers one or two",
         relation=">=",
@@ -362,8 +354,8 @@ def figure(config, result):
         ax.plot(*result.points[way].T, ".", ms=1.5, color=plotting.COLORS[0])
         ax.plot(*_centres().T, "k+", ms=9)
         ax.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
-        covered, near = result.covered[way].mean(), result.quality[way].mean()
-        ax.set_title(f"{way}\n{covered:.1f} modes, {near:.0%} near one", fontsize=10)
+        covered, close = result.covered[way].mean(), result.quality[way].mean()
+        ax.set_title(f"{way}\n{covered:.1f} modes, {close:.0%} near one", fontsize=10)
     return drawing
 
 
@@ -379,10 +371,8 @@ def _growth(ax, result):
             found, exact = result.growth[method], predicted.growth(1j * line, learning_rate=1.0, method=method)
         ax.plot(np.ravel(at), np.ravel(found), "o", color=color, ms=3, label=method)
         ax.plot(line, exact, "k--", linewidth=1)
-    ax.set(xlim=(0, 2.5), ylim=(0.3, 2.2), xlabel="h s", ylabel="factor of one step")
-    ax.set_title("min max x'Ay, dashed: predicted", fontsize=10)
-    ax.legend(fontsize=8, frameon=False, loc="lower left")
-    plotting.tidy(ax)
+    ax.set(xlabel="h s", ylabel="factor of one step", xlim=(0, 2.5), ylim=(0.3, 2.2))
+    dress(ax, title="min max x'Ay, dashed: predicted", loc="lower left")
 
 
 def _orbits(ax, result):
@@ -390,9 +380,7 @@ def _orbits(ax, result):
         ax.plot(*result.orbits[method].T, ".-", color=color, ms=3, linewidth=0.8, label=method)
     ax.set(xlabel="generator θ", ylabel="discriminator ψ")
     ax.set_aspect("equal", adjustable="datalim")
-    ax.set_title("Dirac-GAN, no penalty: 60 steps", fontsize=10)
-    ax.legend(fontsize=7, frameon=False)
-    plotting.tidy(ax)
+    dress(ax, title="Dirac-GAN, no penalty: 60 steps", fontsize=7)
 
 
 def _spectrum(ax, values, name):

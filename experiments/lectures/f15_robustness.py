@@ -47,6 +47,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.drawing import dress
 from numdl import activations, data, plotting
 from numdl.analysis import generalization
 from numdl.analysis import robustness as measured
@@ -292,22 +293,18 @@ def figure(config, result):
         left.plot(radii, result.error[:, i].T, color=color, linewidth=0.6, alpha=0.5)
         left.plot(radii, result.error[:, i].mean(axis=0), "o-", ms=4, color=color, label=way)
     left.plot(radii, result.linear.mean(axis=0), "k--", linewidth=1.2, label="predicted: linear outputs")
-    left.set_xlabel("radius, largest change of a pixel (white 0, black 1)")
-    left.set_ylabel("share of new digits misread")
-    left.legend(fontsize=8, frameon=False)
+    dress(left, xlabel="radius, largest change of a pixel (white 0, black 1)", ylabel="share of new digits misread")
     certified, ok = _certified(result), np.isfinite(result.distance) & (result.margin > 0)
     for color, x, y in zip(plotting.COLORS, certified, result.distance, strict=False):
         keep = np.isfinite(y) & (x > 0)
         right.loglog(x[keep], y[keep], ".", ms=3, color=color)
     line = np.array([certified[ok].min(), result.distance[ok].max()])
     right.loglog(line, line, "k--", linewidth=1.2, label="no point may lie below")
-    right.set_xlabel("certified radius: margin / (√2 · product of spectral norms)")
-    right.set_ylabel("distance of the attack (DeepFool)")
+    right.set(
+        xlabel="certified radius: margin / (√2 · product of spectral norms)", ylabel="distance of the attack (DeepFool)"
+    )
     local = (result.bound / result.slope.max(axis=1)).mean()
-    right.set_title(f"one color a network; the bound is {local:.1f} times the steepest local slope", fontsize=10)
-    right.legend(fontsize=8, frameon=False)
-    for ax in (left, right):
-        plotting.tidy(ax)
+    dress(right, title=f"one color a network; the bound is {local:.1f} times the steepest local slope")
     return drawing
 
 

@@ -52,6 +52,8 @@ import numpy as np
 import optax
 
 from experiments import f2_digits
+from experiments.claiming import near
+from experiments.drawing import dress
 from numdl import activations, data, plotting
 from numdl.analysis import curvature, laplace
 from numdl.networks import dense
@@ -114,17 +116,17 @@ def run(config):
     points, labels = moons(config)
     plane = network((2, config.width, config.width, 2)), (jnp.asarray(points), jnp.asarray(labels))
     images, net = _digits(config), network((64, config.hidden, SEEN))
-    (first, near), (second, read) = (
+    (first, flat_prior), (second, read) = (
         _chosen(config, plane[0], keys[0], plane[1]),
         _chosen(config, net, keys[0], images["batch"]),
     )
-    flat = [_moons(config, *plane, key, near) for key in keys]
+    flat = [_moons(config, *plane, key, flat_prior) for key in keys]
     sets = [_probabilities(config, net, key, images["batch"], read, images["sets"]) for key in keys]
     rows = [_judged(one[0], images["new labels"]) for one in sets]
     return Result(
         evidence=np.array([first, second]),
         short=np.array([(one[2], other[2]) for one, other in zip(flat, sets, strict=True)]),
-        precision=np.array([near, read]),
+        precision=np.array([flat_prior, read]),
         confidence=np.array([row[0] for row in flat]),
         plane=flat[0][1],
         points=points,
@@ -344,8 +346,7 @@ def _of_evidence(result):
 
 
 def _mean(text, source, expected, samples, relation, why, tolerance=0.0, *, origin="own"):
-    found = mean_and_error(samples)
-    return Claim(text, source, expected, found.mean, found.stderr, tolerance, why, relation, origin=origin)
+    return near(text, source, origin, expected, samples, tolerance, why, relation)
 
 
 def figure(config, result):
@@ -373,10 +374,8 @@ def _draw_far(ax, result):
         found = mean_and_error(result.confidence[:, i])
         ax.errorbar(FAR, found.mean, found.stderr, fmt="o-", ms=4, color=color, label=way)
     ax.set_xscale("log", base=2)
-    ax.set_ylim(0.45, 1.02)
-    ax.set_xlabel("distance from the middle of the moons")
-    ax.set_ylabel("mean confidence on a circle")
-    ax.legend(fontsize=8, frameon=False, loc="center right", bbox_to_anchor=(1.0, 0.65))
+    ax.set(xlabel="distance from the middle of the moons", ylabel="mean confidence on a circle", ylim=(0.45, 1.02))
+    dress(ax, loc="center right", bbox_to_anchor=(1.0, 0.65))
 
 
 def _draw_calibration(ax, result):
@@ -384,8 +383,7 @@ def _draw_calibration(ax, result):
         sure, right = result.bins[:, i].mean(axis=1)
         ax.plot(sure, right, "o-", ms=4, color=color, label=f"{way}: {result.misfit[:, i].mean():.3f}")
     ax.plot([0.3, 1], [0.3, 1], "k--", linewidth=1, label="calibrated")
-    ax.set_xlabel("mean confidence of a tenth of the new digits")
-    ax.set_ylabel("share that is right")
+    ax.set(xlabel="mean confidence of a tenth of the new digits", ylabel="share that is right")
     ax.legend(fontsize=8, frameon=False, title="cross-entropy", title_fontsize=8)
 
 
@@ -395,5 +393,4 @@ def _draw_told(ax, result):
         at = np.arange(len(OTHERS)) + 0.18 * (i - 1.5)
         ax.bar(at, found.mean, 0.16, yerr=found.stderr, color=color, label=way)
     ax.set_xticks(range(len(OTHERS)), [f"against {name}" for name in OTHERS])
-    ax.set_ylim(0.5, 1.0)
-    ax.set_ylabel("area under the ROC curve (colors as left)")
+    ax.set(ylabel="area under the ROC curve (colors as left)", ylim=(0.5, 1.0))

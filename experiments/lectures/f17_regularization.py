@@ -45,6 +45,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.claiming import near
+from experiments.drawing import dress
 from numdl import activations, data, plotting
 from numdl.networks import dense, dropout, normalization
 from numdl.optimize import losses
@@ -266,14 +268,12 @@ def _weaker(result):
 
 
 def _above_zero(text, source, samples, origin):
-    found = mean_and_error(samples)
-    return Claim(
+    return near(
         text,
         source,
         origin=origin,
         expected=0.0,
-        measured=found.mean,
-        uncertainty=found.stderr,
+        samples=samples,
         tolerance=0.0,
         tolerance_from="the sign is the claim",
         relation=">=",
@@ -301,9 +301,7 @@ def figure(config, result):
         steps[result.stop], end(result.loss, "early stopping")[:, 2], "x", color=colors["early stopping"],
         label="stopped early",
     )  # fmt: skip
-    left.set_xlabel("step")
-    left.set_ylabel("cross-entropy of new digits")
-    left.legend(fontsize=8, frameon=False)
+    dress(left, xlabel="step", ylabel="cross-entropy of new digits")
     at = np.arange(len(REMEDIES))
     found = mean_and_error(np.array([end(result.wrong, name)[:, 2] for name in REMEDIES]), axis=1)
     middle.bar(at, found.mean, yerr=found.stderr, color=[colors[name] for name in REMEDIES])
@@ -315,6 +313,5 @@ def figure(config, result):
     right.set_ylabel("cross-entropy: trained on (pale), new (full)")
     for ax in (middle, right):
         ax.set_xticks(at, REMEDIES, rotation=30, ha="right", fontsize=8)
-    for ax in (left, middle, right):
         plotting.tidy(ax)
     return drawing

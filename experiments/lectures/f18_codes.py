@@ -51,13 +51,15 @@ import numpy as np
 import optax
 
 from experiments import f4_autoencoders as f4
+from experiments.claiming import near, near_ratio, one_number
+from experiments.drawing import dress
 from numdl import activations, data, plotting
 from numdl.networks import alternation, autoencoder, variational
 from numdl.optimize import train
 from numdl.precision import float64
 from numdl.records import record
 from numdl.reporting import Claim
-from numdl.statistics import mean_and_error, slope
+from numdl.statistics import slope
 
 RANZATO = "Ranzato, Boureau, Chopra & LeCun 2007, AISTATS"
 ALPHAS = (0.0, 1.0)  # of the linear ones
@@ -274,14 +276,13 @@ def _rises(energy):
 def _iteration(result):
     """Every start has a path of its own; only its end has one factor."""
     angle = result.angle[ALPHAS.index(0.0)]
-    return Claim(
+    return one_number(
         f"linear, alpha = 0: largest |ln(angle / that of orthogonal iteration)| down to {FALLING[1]:g}, all rounds and "
         "starts",
         "orthogonal iteration (Golub & Van Loan, section 8.2) of the decoder's rows at the start",
         origin="exact",
         expected=0.0,
         measured=float(np.abs(np.log(angle / result.iterated))[angle > FALLING[1]].max()),
-        uncertainty=0.0,
         tolerance=1e-2,
         tolerance_from="200 steps find codes nearly",
     )
@@ -293,15 +294,13 @@ def _factor(result, i):
         at = (row < FALLING[0]) & (row > FALLING[1])
         if at.sum() > 3:
             found.append(slope(np.flatnonzero(at), np.log(row[at])).value / np.log(factor))
-    samples = mean_and_error(found)
-    return Claim(
+    return near(
         f"linear, alpha = {ALPHAS[i]:g}: rate at which the angle falls from {FALLING[0]:g} to {FALLING[1]:g}, over the "
         f"predicted, {len(found)} starts",
         "orthogonal iteration (Golub & Van Loan, section 8.2); with alpha: here",
         origin="exact",
         expected=1.0,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=found,
         tolerance=0.1,
         tolerance_from="set before the run: the next components, lambda_6 / lambda_5, are still mixed in at 0.1",
     )
@@ -322,14 +321,12 @@ def _of_deep(result):
         "deep, in turn: error on new images from optimal codes, with sparsity over without", result,
         "sparse, in turn, optimal", "in turn, optimal", 1.0, ">=", "what is spared is not drawn",
     )  # fmt: skip
-    zeros = mean_and_error(result.zeros)
-    yield Claim(
+    yield near(
         f"deep, in turn: share of codes that are exactly 0 at sparsity {SPARSITY:g}",
         f"{RANZATO}; the shrinkage step: |dE/dz_i| < sparsity holds z_i at 0",
         origin="own",
         expected=0.05,
-        measured=zeros.mean,
-        uncertainty=zeros.stderr,
+        samples=result.zeros,
         tolerance=0.0,
         tolerance_from="set before the run: without sparsity none is",
         relation=">=",
@@ -337,32 +334,27 @@ def _of_deep(result):
 
 
 def _ratio(text, result, above, below, expected, relation, why):
-    found = mean_and_error(np.log(result.error[above] / result.error[below]))
-    mean = float(np.exp(found.mean))
-    return Claim(text, RANZATO, expected, mean, mean * float(found.stderr), 0.0, why, relation, origin="own")
+    ratios = result.error[above] / result.error[below]
+    return near_ratio(text, RANZATO, "own", expected, ratios, 0.0, why, relation)
 
 
 def _of_evidence(result):
     values = f4.spectrum(data.digits().images.reshape(-1, 64))[0]
-    samples = mean_and_error(result.evidence)
-    yield Claim(
+    yield near(
         f"linear variational, {LATENT} codes: evidence, nats for each digit",
         "Tipping & Bishop 1999, J. R. Stat. Soc. B 61: likelihood of probabilistic principal components",
         origin="exact",
         expected=best_evidence(values),
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=result.evidence,
         tolerance=0.15,
         tolerance_from="what Adam's noise leaves at the end of its schedule; a code too few costs more",
     )
-    yield Claim(
+    yield one_number(
         "linear variational: codes in use, farthest from the number predicted",
         "Lucas et al. 2019, arXiv:1911.02469: eigenvalues above the noise variance",
         origin="exact",
         expected=float(np.sum(values[:LATENT] > NOISE)),
         measured=max(result.active, key=lambda count: abs(count - np.sum(values[:LATENT] > NOISE))),
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="a count",
     )
 
@@ -380,24 +372,17 @@ def figure(config, result):
             if len(at):
                 left.plot(rounds[at], row[at[-1]] * factor ** (at - at[-1]), "k--", linewidth=0.8)
     left.plot([], [], "k--", linewidth=0.8, label="predicted factor")
-    left.set_yscale("log")
-    left.set_xlabel("round")
-    left.set_ylabel("largest angle to the principal subspace")
-    left.set_title("linear maps, fitted exactly", fontsize=10)
+    left.set(xlabel="round", ylabel="largest angle to the principal subspace", yscale="log")
+    dress(left, title="linear maps, fitted exactly")
     for row in result.energy:
         middle.plot(np.arange(row.size) / 3, row.ravel(), color=plotting.COLORS[0], linewidth=0.8)
     middle.plot([], [], color=plotting.COLORS[0], linewidth=0.8, label="codes, then weights")
-    middle.set_yscale("log")
-    middle.set_xlabel("round")
-    middle.set_ylabel("energy of an image")
-    middle.set_title("deep, in turn", fontsize=10)
+    middle.set(title="deep, in turn", xlabel="round", ylabel="energy of an image", yscale="log")
     padded = [np.pad(row, ((0, 0), (1, 1), (1, 1))) for row in result.shown.values()]
     right.imshow(np.concatenate([np.concatenate(list(row), axis=1) for row in padded]), cmap="gray_r", vmin=0, vmax=1)
     names = [name if name == "image" else f"{name}\n{result.error[name].mean():.4f}" for name in result.shown]
     right.set_yticks(padded[0].shape[1] * (np.arange(len(names)) + 0.5), names, fontsize=8)
     right.set_xticks([])
     right.set_title("new images, training and codes, mean square error", fontsize=10)
-    for ax in (left, middle):
-        ax.legend(fontsize=8, frameon=False)
-        plotting.tidy(ax)
+    dress(middle)
     return drawing

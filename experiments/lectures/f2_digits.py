@@ -50,6 +50,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import data, plotting
 from numdl.networks import image
 from numdl.optimize import losses, train
@@ -249,27 +251,31 @@ def claims(config, result):
 
 
 def _probabilities(result):
-    return Claim(
+    return one_number(
         "largest deviation of a sum of ten probabilities from 1; each lies in [0, 1]",
         "the lecture: c in [0, 1], their sum 1",
         origin="exact",
         expected=0.0,
         measured=max(float(result.sum_error), float(max(0.0, -result.smallest))),
-        uncertainty=0.0,
         tolerance=1e-12,
         tolerance_from="rounding in float64",
     )
 
 
 def _accuracy(config, result, tested):
-    found = averaged(result.accuracy)
+    text = f"accuracy on {int(tested)} test digits ({config.source}), mean over networks"
+    return _above(text, LECUN, BAR[config.source], averaged(result.accuracy), tested)
+
+
+def _above(text, source, bar, found, tested):
+    """A share of the test digits, over networks; its error is the larger one, over networks or over digits."""
     return Claim(
-        f"accuracy on {int(tested)} test digits ({config.source}), mean over networks",
-        LECUN,
+        text,
+        source,
         origin="own",
-        expected=BAR[config.source],
+        expected=bar,
         measured=found.mean,
-        uncertainty=_larger(found.stderr, found.mean, tested),
+        uncertainty=max(found.stderr, np.sqrt(found.mean * (1 - found.mean) / tested)),
         tolerance=0.0,
         tolerance_from="the bar was set before the run",
         relation=">=",
@@ -289,11 +295,6 @@ def averaged(samples):
     return Mean(float(found.mean), float(found.stderr))
 
 
-def _larger(stderr, share, tested):
-    """Of the error over networks and that over digits the larger one."""
-    return max(stderr, np.sqrt(share * (1 - share) / tested))
-
-
 def _hot(result):
     logarithms = np.log(result.temperature)
     over_halves = logarithms.mean(axis=1).std(ddof=1) / np.sqrt(2)
@@ -311,14 +312,12 @@ def _hot(result):
 
 
 def _mended(result):
-    found = mean_and_error(result.gained)
-    return Claim(
+    return near(
         "cross-entropy of a digit with the temperature of the half that it is not in, less that without",
         GUO,
         origin="own",
         expected=0.0,
-        measured=found.mean,
-        uncertainty=found.stderr,
+        samples=result.gained,
         tolerance=0.01,
         tolerance_from="a hundredth of a nat: what one number fitted on half of few digits may cost",
         relation="<=",
@@ -342,18 +341,8 @@ def _hesitates(result):
 
 
 def _two(config, result, tested):
-    found = averaged(result.second)
-    return Claim(
-        "share of digits whose class is one of the two most probable",
-        "set before the run",
-        origin="own",
-        expected=SECOND[config.source],
-        measured=found.mean,
-        uncertainty=_larger(found.stderr, found.mean, tested),
-        tolerance=0.0,
-        tolerance_from="the bar was set before the run",
-        relation=">=",
-    )
+    text = "share of digits whose class is one of the two most probable"
+    return _above(text, "set before the run", SECOND[config.source], averaged(result.second), tested)
 
 
 def figure(config, result):
@@ -385,8 +374,7 @@ def _draw_confusion(ax, result):
             ax.text(j, i, f"{100 * shares[i, j]:.1f}", ha="center", va="center", fontsize=6)
     ax.set_xticks(range(10))
     ax.set_yticks(range(10))
-    ax.set_xlabel("predicted")
-    ax.set_ylabel("true")
+    ax.set(xlabel="predicted", ylabel="true")
     ax.set_title(f"percent of each digit, accuracy {result.accuracy.mean():.4f}", fontsize=10)
 
 
@@ -400,10 +388,11 @@ def _draw_reliability(ax, result):
         ax.plot(np.maximum(x[~some], 1e-8), np.full((~some).sum(), floor), "v", ms=5, mfc="none", color=color)
     line = np.geomspace(floor, 1, 50)
     ax.plot(line, line, "--", color="k", linewidth=1, label="calibrated")
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_xlabel("1 - mean confidence of a tenth of the digits")
-    ax.set_ylabel("share that is wrong (triangles: none)")
-    ax.set_title(f"temperatures {', '.join(f'{t:.2f}' for t in result.temperature.mean(axis=0))}", fontsize=10)
-    ax.legend(fontsize=8, frameon=False)
-    plotting.tidy(ax)
+    dress(
+        ax,
+        title=f"temperatures {', '.join(f'{t:.2f}' for t in result.temperature.mean(axis=0))}",
+        xlabel="1 - mean confidence of a tenth of the digits",
+        ylabel="share that is wrong (triangles: none)",
+        xscale="log",
+        yscale="log",
+    )

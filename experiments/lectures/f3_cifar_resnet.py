@@ -40,6 +40,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.drawing import dress
 from experiments.lectures.f2_digits import augmented, averaged
 from numdl import data, plotting
 from numdl.networks import image
@@ -241,11 +242,7 @@ def figure(config, result):
         seen, known = result.frozen[number].mean(), result.known[number].mean()
         label = f"{name}: {seen:.3f} on new images, {known:.3f} on known"
         left.plot(width * np.arange(len(smooth)), smooth, color=plotting.COLORS[number], label=label)
-    left.set_yscale("log")
-    left.set_xlabel("step")
-    left.set_ylabel("training loss, mean over networks")
-    left.legend(fontsize=8, frameon=False)
-    plotting.tidy(left)
+    dress(left, xlabel="step", ylabel="training loss, mean over networks", yscale="log")
     shares = result.confusion / result.confusion.sum(axis=1, keepdims=True)
     right.imshow(np.where(np.eye(10, dtype=bool), np.nan, shares), cmap="Reds", vmin=0)
     for i, j in np.ndindex(10, 10):
@@ -253,7 +250,6 @@ def figure(config, result):
             right.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center", fontsize=6)
     right.set_xticks(range(10), names, rotation=90 if config.source == "cifar10" else 0, fontsize=7)
     right.set_yticks(range(10), names, fontsize=7)
-    right.set_xlabel("predicted")
-    right.set_ylabel("true")
+    right.set(xlabel="predicted", ylabel="true")
     right.set_title("percent of each class, augmented", fontsize=10)
     return drawing

@@ -47,6 +47,8 @@ import numpy as np
 import optax
 from jax import lax
 
+from experiments.claiming import near, near_ratio, one_number
+from experiments.drawing import dress
 from numdl import activations, data, plotting
 from numdl.analysis import descent as measured
 from numdl.networks import autoencoder
@@ -240,13 +242,12 @@ def claims(config, result):
 def _curves(config, result):
     times = np.multiply.outer(result.time, result.eigenvalues[:CODE])
     theory = predicted.mode_strength(times, singular_value=1.0, start=START, depth=2)
-    return Claim(
+    return one_number(
         "linear, balanced start: largest |u - predicted| over all steps and components",
         f"{SAXE}, eq. (12), at time lambda t",
         origin="exact",
         expected=0.0,
         measured=np.abs(result.balanced - theory).max(),
-        uncertainty=0.0,
         tolerance=0.06,
         tolerance_from="Euler is behind by about rate lambda ln(1 / u_0) / 8 = "
         f"{config.rate * result.eigenvalues[0] * np.log(1 / START) / 8:.2g}; less than twice that",
@@ -254,15 +255,13 @@ def _curves(config, result):
 
 
 def _halves(result):
-    samples = mean_and_error(result.half.mean(axis=1))
-    return Claim(
+    return near(
         f"linear, random starts: measured over predicted time to half strength, mean of {CODE} components and "
         f"{len(result.half)} starts",
         f"{SAXE}; starts by Gram-Schmidt, here",
         origin="exact",
         expected=1.0,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=result.half.mean(axis=1),
         tolerance=0.1,
         tolerance_from="a start that is wrong by a factor of e moves the time by 1 / ln(1 / u_0), a tenth",
     )
@@ -292,14 +291,12 @@ def _rate(config, result):
 
 
 def _gain(config, result, name, limit):
-    ratio = mean_and_error(np.log(result.error[name] / result.error["principal components"]))
-    return Claim(
+    return near_ratio(
         f"{name}: mean square error on new images over that of principal components, {HIDDEN[config.data][-1]} codes",
         "lecture; Hinton & Salakhutdinov 2006, Science 313 (deep); Baldi & Hornik 1989 (linear)",
         origin="exact" if limit > 1 else "published",
         expected=limit,
-        measured=np.exp(ratio.mean),
-        uncertainty=np.exp(ratio.mean) * ratio.stderr,
+        ratios=result.error[name] / result.error["principal components"],
         tolerance=0.0,
         tolerance_from="Adam's last steps, a tenth of the least error" if limit > 1 else "it is less",
         relation="<=",
@@ -307,14 +304,12 @@ def _gain(config, result, name, limit):
 
 
 def _pretrained(result):
-    ratio = mean_and_error(np.log(result.error["deep, pretrained"] / result.error["deep"]))
-    return Claim(
+    return near_ratio(
         "deep: error after greedy pretraining over that without, the same number of gradient steps in all",
         "here: weights of variance 1 / n let gradients through seven layers, so that nothing is left for it to mend",
         origin="own",
         expected=1.0,
-        measured=np.exp(ratio.mean),
-        uncertainty=np.exp(ratio.mean) * ratio.stderr,
+        ratios=result.error["deep, pretrained"] / result.error["deep"],
         tolerance=0.0,
         tolerance_from="no gain",
         relation=">=",
@@ -322,13 +317,12 @@ def _pretrained(result):
 
 
 def _direction(result):
-    return Claim(
+    return one_number(
         "points on Y = 2 X through one number: largest angle between (1, 2) and the direction kept",
         "lecture",
         origin="exact",
         expected=0.0,
         measured=np.abs(result.line).max(),
-        uncertainty=0.0,
         tolerance=1e-3,
         tolerance_from="float32, and the last steps of Adam",
     )
@@ -357,12 +351,8 @@ def _speed(ax, result):
         theory = predicted.mode_strength(result.time * result.eigenvalues[i], singular_value=1.0, start=START, depth=2)
         ax.plot(result.time[sparse], result.balanced[sparse, i], "o", color=color, ms=3, label=f"component {i + 1}")
         ax.plot(result.time, theory, "k--", linewidth=1, label=None if i else "predicted")
-    ax.set_xlim(0, 40)
-    ax.set_xlabel("time = learning rate · steps")
-    ax.set_ylabel("strength u of the component")
-    ax.set_title("linear, balanced start", fontsize=10)
-    ax.legend(fontsize=8, frameon=False)
-    plotting.tidy(ax)
+    ax.set(xlabel="time = learning rate · steps", ylabel="strength u of the component", xlim=(0, 40))
+    dress(ax, title="linear, balanced start")
 
 
 def _angles(ax, result):
@@ -370,9 +360,5 @@ def _angles(ax, result):
     end = np.exp(np.log(result.angle[:, -1]).mean())
     line = end * np.exp(-turning_rate(result.eigenvalues) * (result.time - result.time[-1]))
     ax.plot(result.time, np.minimum(line, np.pi / 2), "k--", linewidth=1.5, label="predicted rate")
-    ax.set_yscale("log")
-    ax.set_xlabel("time = learning rate · steps")
-    ax.set_ylabel("largest angle to the principal subspace")
-    ax.set_title("linear, random starts: angle to PCA", fontsize=10)
-    ax.legend(fontsize=8, frameon=False)
-    plotting.tidy(ax)
+    ax.set(xlabel="time = learning rate · steps", ylabel="largest angle to the principal subspace", yscale="log")
+    dress(ax, title="linear, random starts: angle to PCA")

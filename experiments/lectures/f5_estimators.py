@@ -48,12 +48,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from experiments.claiming import in_errors, near
+from experiments.drawing import dress
 from numdl import plotting
 from numdl.analysis import estimators as measured
 from numdl.precision import float64
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import agreement, mean_and_error, z_limit
+from numdl.statistics import agreement
 from numdl.theory import estimators as predicted
 
 MOHAMED = "Mohamed, Rosca, Figurnov & Mnih 2020, arXiv:1906.10652"
@@ -217,18 +218,7 @@ def _claims(config, result):
 
 
 def _in_errors(text, exact, samples):
-    z = agreement(exact, samples).z
-    return Claim(
-        f"{text}: largest |measured - predicted| in standard errors",
-        f"{MOHAMED}; theory.estimators",
-        origin="exact",
-        expected=z_limit(z.size),
-        measured=np.abs(z).max(),
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="one false alarm in a million",
-        relation="<=",
-    )
+    return in_errors(text, f"{MOHAMED}; theory.estimators", agreement(exact, samples).z)
 
 
 def _power(config, result, way):
@@ -236,14 +226,12 @@ def _power(config, result, way):
     d = np.array(config.dimensions[-2:], float)
     ratios = np.log(result.spread[WAYS.index(way), -2:] / result.spread[0, -2:])
     exact = np.log([_theory(way, int(k)).variance / _theory("pathwise", int(k)).variance for k in d])
-    samples = mean_and_error((ratios[1] - ratios[0]) / np.log(d[1] / d[0]))
-    return Claim(
+    return near(
         f"{way}: exponent of D in the number of draws that are worth one pathwise draw, D = {d[0]:g} to {d[1]:g}",
         f"{MOHAMED}: quadratic without a baseline; (2 D (D + 2) + ...) / 4 D with the best: linear",
         origin="exact",
         expected=(exact[1] - exact[0]) / np.log(d[1] / d[0]),
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=(ratios[1] - ratios[0]) / np.log(d[1] / d[0]),
         tolerance=0.2,
         tolerance_from="tells exponents 1 and 2 apart",
     )
@@ -253,14 +241,12 @@ def _factor(config, result, index, times, tolerance):
     """One step of descent from |m|^2 = START, where B is small beside A |m|^2: above or below 1."""
     rate = times / (config.dimension + 2)
     a, b = law("score", dimension=config.dimension, rate=rate)
-    samples = mean_and_error(np.exp(result.growth[index]))
-    return Claim(
+    return near(
         f"score, best: factor of E|m|^2 in one step at {times:g} times the limit 1 / (D + 2)",
         "the law of descent, see Prediction",
         origin="exact",
         expected=a + b / START,
-        measured=samples.mean,
-        uncertainty=samples.stderr,
+        samples=np.exp(result.growth[index]),
         tolerance=tolerance,
         tolerance_from="four standard errors of the smallest version of this experiment",
     )
@@ -281,17 +267,13 @@ def figure(config, result):
     left.set_xticks(range(len(names)), names)
     left.set_ylabel("variance of one draw of the gradient")
     middle.set_xscale("log", base=2)
-    middle.set_xlabel("dimension D")
-    middle.set_ylabel("variance of the gradient of E|z|²")
+    middle.set(xlabel="dimension D", ylabel="variance of the gradient of E|z|²")
     for (way, rows), color in zip(result.descent.items(), (plotting.COLORS[0], plotting.COLORS[3]), strict=True):
         right.plot(rows[:, :5], color=color, linewidth=0.5, alpha=0.5)
         right.plot(rows.mean(axis=1), color=color, linewidth=2, label=f"{way}: mean of {config.descents}")
         right.plot(expected(way, config), "k--", linewidth=1)
-    right.set_xlabel("step")
-    right.set_ylabel("|m|²")
+    right.set(xlabel="step", ylabel="|m|²")
     right.set_title(f"descent on E|z|², D = {config.dimension}, one draw a step", fontsize=10)
     for ax in (left, middle, right):
-        ax.set_yscale("log")
-        ax.legend(fontsize=8, frameon=False)
-        plotting.tidy(ax)
+        dress(ax, yscale="log")
     return drawing

@@ -47,6 +47,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.claiming import near, near_ratio
+from experiments.drawing import dress
 from numdl import activations, data, plotting
 from numdl.networks import by_hand, dense
 from numdl.optimize import losses, train
@@ -236,14 +238,12 @@ def claims(config, result):
 def _slower(result, i):
     """The least times of four parts of the repeats: their spread says how sure the ratio is on a machine in use."""
     parts = [result.seconds[:, part::4].min(axis=1) for part in range(4)]
-    found = mean_and_error([np.log(part[i] / part[-1]) for part in parts])
-    return Claim(
+    return near_ratio(
         f"a layer of {SIDE} units, {SIDE} examples, {list(LOOPS)[i]}: time over that of one product of matrices",
         "lecture: unit and data parallelism; a product of matrices reads each number once for many uses",
         origin="own",
         expected=(1.0, 1.0, 10.0)[i],
-        measured=np.exp(found.mean),
-        uncertainty=np.exp(found.mean) * found.stderr,
+        ratios=[part[i] / part[-1] for part in parts],
         tolerance=0.0,
         tolerance_from="no faster, and ten times as slow one by one: a machine full of other work leaves that",
         relation=">=",
@@ -255,14 +255,12 @@ def _exact(text, source, expected, measured, tolerance, why):
 
 
 def _not_found(config, result):
-    ratio = mean_and_error(np.log(result.trained * 4 * config.width**2))
-    return Claim(
+    return near_ratio(
         f"x^2, one hidden layer of {config.width}: error after Adam over that of the weights by hand",
         "approximation is not training: lecture; the factor is ours",
         origin="own",
         expected=2.0,
-        measured=np.exp(ratio.mean),
-        uncertainty=np.exp(ratio.mean) * ratio.stderr,
+        ratios=result.trained * 4 * config.width**2,
         tolerance=0.0,
         tolerance_from="twice is not the same",
         relation=">=",
@@ -270,14 +268,12 @@ def _not_found(config, result):
 
 
 def _separated(result):
-    ratio = mean_and_error(result.wrong[1, :, -1] / result.wrong[1, :, 0])
-    return Claim(
+    return near(
         "trained: share of new digits that a linear classifier gets wrong, last layer over input",
         "lecture: layers make the classes separable",
         origin="own",
         expected=0.85,
-        measured=ratio.mean,
-        uncertainty=ratio.stderr,
+        samples=result.wrong[1, :, -1] / result.wrong[1, :, 0],
         tolerance=0.0,
         tolerance_from="15 % fewer mistakes is a gain",
         relation="<=",
@@ -285,14 +281,12 @@ def _separated(result):
 
 
 def _chance(result):
-    ratio = mean_and_error(result.wrong[0, :, -1] / result.wrong[0, :, 0])
-    return Claim(
+    return near(
         "random weights: share of new digits that a linear classifier gets wrong, last layer over input",
         "it is training that separates: layers narrower than the input only lose",
         origin="own",
         expected=1.2,
-        measured=ratio.mean,
-        uncertainty=ratio.stderr,
+        samples=result.wrong[0, :, -1] / result.wrong[0, :, 0],
         tolerance=0.0,
         tolerance_from="20 % more mistakes is a loss",
         relation=">=",
@@ -317,18 +311,14 @@ def figure(config, result):
     middle.loglog(
         np.full(config.seeds, 3 * config.width + 1), result.trained, "x", color=plotting.COLORS[2], label="trained"
     )
-    middle.set_xlabel("parameters")
-    middle.set_ylabel("largest error of x²")
+    middle.set(xlabel="parameters", ylabel="largest error of x²")
     for row, name, color in zip(result.wrong, ("random weights", "trained"), plotting.COLORS[3:], strict=False):
         samples = mean_and_error(row)
         right.errorbar(range(config.depth + 1), samples.mean, samples.stderr, fmt="o-", color=color, label=name)
-    right.set_xlabel("layer (0: the image)")
-    right.set_ylabel("new digits that a linear classifier gets wrong")
-    right.set_yscale("log")
+    right.set(xlabel="layer (0: the image)", ylabel="new digits that a linear classifier gets wrong", yscale="log")
     right.set_xticks(range(config.depth + 1))
     for ax, place in ((middle, "lower left"), (right, "best")):
-        ax.legend(fontsize=8, frameon=False, loc=place)
-        plotting.tidy(ax)
+        dress(ax, loc=place)
     plotting.tidy(loops)
     return drawing
 
@@ -339,18 +329,17 @@ def _graph(ax):
     graph = by_hand.dependencies(hidden=hidden)
     height = {"W": 3.0, "b": 2.4, "y": 1.4, "d": 0.0, "dW": -1.2, "db": -1.8}
     place = {"x": (-1.0, 1.4), "loss": (hidden + 1.3, 0.7)}
-    for name in {*graph, *(other for near in graph.values() for other in near)} - set(place):
+    for name in {*graph, *(other for others in graph.values() for other in others)} - set(place):
         kind, _, layer = name.partition("_")
         place[name] = int(layer) - 0.5 * (kind in ("W", "b")) - 0.5 * (kind in ("dW", "db")), height[kind]
-    for name, near in graph.items():
-        for other in near:
+    for name, others in graph.items():
+        for other in others:
             color = plotting.COLORS[0] if name[0] == "y" or name == "loss" else plotting.COLORS[1]
             look = {"arrowstyle": "->", "color": color, "shrinkA": 9, "shrinkB": 9, "linewidth": 0.9}
             ax.annotate("", place[name], place[other], arrowprops=look)
     for name, where in place.items():
         ax.text(*where, name.replace("_", ""), ha="center", va="center", fontsize=9)
-    ax.set_xlim(-1.4, hidden + 1.7)
-    ax.set_ylim(-2.2, 3.4)
+    ax.set(xlim=(-1.4, hidden + 1.7), ylim=(-2.2, 3.4))
     ax.axis("off")
     ax.set_title("backpropagation, three hidden layers: forward (blue), backward (orange)", fontsize=10)
 
@@ -358,9 +347,7 @@ def _graph(ax):
 def _loops(ax, result):
     ax.barh(range(len(LOOPS)), 1e3 * result.seconds.min(axis=1), color=plotting.COLORS[0])
     ax.set_yticks(range(len(LOOPS)), LOOPS)
-    ax.set_xscale("log")
-    ax.set_xlim(1, 2e3)
-    ax.set_xlabel(f"milliseconds, a layer of {SIDE} units for {SIDE} examples")
+    ax.set(xlabel=f"milliseconds, a layer of {SIDE} units for {SIDE} examples", xscale="log", xlim=(1, 2e3))
 
 
 def _field(ax):
@@ -375,6 +362,5 @@ def _field(ax):
     ax.annotate(
         f"distance {(w @ point + b) / np.linalg.norm(w):.2f}", point, (-6, 8), textcoords="offset points", ha="right"
     )
-    ax.set_xlim(-2, 2)
-    ax.set_ylim(-2, 2)
+    ax.set(xlim=(-2, 2), ylim=(-2, 2))
     ax.set_title("a unit: tanh(w·x + b) and its hyperplane", fontsize=10)

@@ -45,12 +45,12 @@ import numpy as np
 import optax
 from jax.scipy.special import ndtr
 
+from experiments.claiming import near
+from experiments.drawing import dress
 from numdl import activations, data, plotting, quadrature
 from numdl.networks import convolutional, dense, pixelwise
 from numdl.optimize import losses, train
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 
 BAYES = "the largest of three Gaussian numbers, see Prediction"
 SIDE, CLASSES, CELLS = 32, 3, 6  # of a scene
@@ -331,11 +331,9 @@ def _inside(result, window):
 def _mean(
     text, source, samples, limit, relation, tolerance=0.0, why="the limit was set before the run", *, origin="own"
 ):
-    found = mean_and_error(samples)
-    return Claim(
+    return near(
         f"{text}, mean over seeds", source, origin=origin,
-        expected=limit, measured=found.mean, uncertainty=found.stderr,
-        tolerance=tolerance, tolerance_from=why, relation=relation,
+        expected=limit, samples=samples, tolerance=tolerance, tolerance_from=why, relation=relation,
     )  # fmt: skip
 
 
@@ -368,8 +366,7 @@ def _draw_cloud(ax, result):
     for c, (name, color) in enumerate(zip(NAMES, plotting.COLORS, strict=False)):
         points = result.photograph[result.labels == c][::4]
         ax.scatter(*points.T, s=3, color=color, label=name, linewidths=0)
-    ax.set_xlabel("red")
-    ax.set_ylabel("green")
+    ax.set(xlabel="red", ylabel="green")
     ax.set_box_aspect(None, zoom=0.82)
     ax.set_title("labelled pixels by colour, blue upwards", fontsize=10)
     ax.legend(fontsize=7, frameon=False, markerscale=3, loc="upper left")
@@ -384,9 +381,5 @@ def _draw_errors(ax, result):
     for window in WINDOWS[:3]:
         label = None if window > 1 else "best rule inside"
         ax.plot([window // 2 + 1, FAR], [bayes(window)] * 2, "k--", lw=1, label=label)
-    ax.set_yscale("log")
-    ax.set_ylim(3e-6, 1)
-    ax.set_xlabel(f"pixels to another class ({FAR}: and more)")
-    ax.set_ylabel("error")
-    ax.legend(fontsize=7, frameon=False, loc="lower right")
-    plotting.tidy(ax)
+    ax.set(xlabel=f"pixels to another class ({FAR}: and more)", ylabel="error", yscale="log", ylim=(3e-6, 1))
+    dress(ax, fontsize=7, loc="lower right")

@@ -45,12 +45,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import activations, data, plotting
 from numdl.networks import convolutional, dense
 from numdl.optimize import boxes, losses, train
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 
 FIRST_ORDER = "first order of the overlap in the errors of edges, see Prediction"
 SHIFTS = "a convolution commutes with shifts, a global mean forgets them"
@@ -226,10 +226,9 @@ def claims(config, result):
               lost(result, "convolutions", slice(None)), 0.1, "<=", "own"),
         _mean(f"global mean: squared error of centres over their variance, {inside(result).sum()} digits off border",
               SHIFTS, lost(result, "convolutions, global mean", inside(result)), 0.9, ">=", "own"),
-        Claim(
+        one_number(
             f"global mean: largest change of the centre found when a digit without noise moves by {SHIFT} pixels",
-            SHIFTS, origin="exact", expected=0.0, measured=np.abs(result.moved[1]).max(), uncertainty=0.0,
-            tolerance=1e-3,
+            SHIFTS, origin="exact", expected=0.0, measured=np.abs(result.moved[1]).max(), tolerance=1e-3,
             tolerance_from="rounding in float32 of numbers up to 24, through three layers",
         ),
         _mean(f"convolutions: change of the centre found when it moves by {SHIFT} pixels, least of two coordinates",
@@ -242,11 +241,9 @@ def claims(config, result):
 
 
 def _mean(text, source, samples, limit, relation, origin, tolerance=0.0, why="the limit was set before the run"):
-    found = mean_and_error(samples)
-    return Claim(
+    return near(
         f"{text}, mean over networks", source, origin=origin,
-        expected=limit, measured=found.mean, uncertainty=found.stderr,
-        tolerance=tolerance, tolerance_from=why, relation=relation,
+        expected=limit, samples=samples, tolerance=tolerance, tolerance_from=why, relation=relation,
     )  # fmt: skip
 
 
@@ -259,8 +256,6 @@ def figure(config, result):
     _draw_overlaps(left, result)
     _draw_first_order(middle, result)
     _draw_centres(right, result)
-    for ax in (left, middle, right):
-        plotting.tidy(ax)
     return drawing
 
 
@@ -289,20 +284,14 @@ def _draw_overlaps(ax, result):
         values = overlap(result, way)
         ax.hist(values.ravel(), edges, histtype="step", color=color, lw=1.5, density=True,
                 label=f"{way}: mean {values.mean():.2f}")  # fmt: skip
-    ax.set_xlabel("intersection over union")
-    ax.set_ylabel("density over new canvases")
-    ax.legend(fontsize=7, frameon=False, loc="upper left")
+    dress(ax, xlabel="intersection over union", ylabel="density over new canvases", fontsize=7, loc="upper left")
 
 
 def _draw_first_order(ax, result):
     x, y = first_order(result, "convolutions")[0], 1 - overlap(result, "convolutions")[0]
     ax.plot(x, y, ".", ms=3, color=plotting.COLORS[1], label="convolutions, one network")
     ax.plot([0, 1], [0, 1], "k--", lw=1, label="first order")
-    ax.set_xlim(0, 1)
-    ax.set_ylim(0, 1)
-    ax.set_xlabel("sum of |error of edge| / extent")
-    ax.set_ylabel("1 - intersection over union")
-    ax.legend(fontsize=8, frameon=False)
+    dress(ax, xlabel="sum of |error of edge| / extent", ylabel="1 - intersection over union", xlim=(0, 1), ylim=(0, 1))
 
 
 def _draw_centres(ax, result):
@@ -312,6 +301,4 @@ def _draw_centres(ax, result):
         ax.plot(true, found, ".", ms=2, color=color, label=way)
     ax.plot(true[off], found[off], "ko", ms=4, mfc="none", label="global mean, digits off the border")
     ax.plot([0, CANVAS], [0, CANVAS], "k--", lw=1)
-    ax.set_xlabel("row of the true centre (pixels)")
-    ax.set_ylabel("row of the centre found (pixels)")
-    ax.legend(fontsize=8, frameon=False)
+    dress(ax, xlabel="row of the true centre (pixels)", ylabel="row of the centre found (pixels)")

@@ -45,12 +45,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.claiming import near, one_number
+from experiments.drawing import dress
 from numdl import activations, data, plotting
 from numdl.networks import dense
 from numdl.optimize import losses, train
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 
 ZHOU = "Zhou et al. 2004, Learning with local and global consistency"
 DING = "Ding & He 2004, theorem 3.1"
@@ -307,17 +307,16 @@ def claims(config, result):
 
 
 def _paired(text, source, samples, limit, relation, origin="own"):
-    found = mean_and_error(samples)
-    return Claim(
+    return near(
         f"{text}, mean over labelled sets", source, origin=origin,
-        expected=limit, measured=found.mean, uncertainty=found.stderr,
+        expected=limit, samples=samples,
         tolerance=0.0, tolerance_from="the limit was set before the run", relation=relation,
     )  # fmt: skip
 
 
 def _exact(text, source, expected, measured, relation, tolerance, why):
-    return Claim(
-        text, source, origin="exact", expected=expected, measured=measured, uncertainty=0.0,
+    return one_number(
+        text, source, origin="exact", expected=expected, measured=measured,
         tolerance=tolerance, tolerance_from=why, relation=relation,
     )  # fmt: skip
 
@@ -341,8 +340,6 @@ def figure(config, result):
     _draw_errors(drawing.add_subplot(places[1, :2]), config, result)
     _draw_bound(drawing.add_subplot(places[1, 2:4]), result)
     _draw_distance(drawing.add_subplot(places[1, 4:]), result)
-    for ax in drawing.axes:
-        plotting.tidy(ax)
     return drawing
 
 
@@ -350,10 +347,7 @@ def _draw_cloud(ax, result, name, cloud):
     shown = ax.scatter(*cloud.T, c=result.truth, cmap="tab10", vmin=-0.5, vmax=9.5, s=6, linewidths=0)
     ax.plot(*cloud[result.chosen].T, "ko", ms=6, mfc="none", label=f"{len(result.chosen)} labelled digits")
     ax.figure.colorbar(shown, ax=ax, ticks=range(CLASSES), label="digit")
-    ax.set_title(name, fontsize=10)
-    ax.set_xlabel("first coordinate")
-    ax.set_ylabel("second coordinate")
-    ax.legend(fontsize=8, frameon=False)
+    dress(ax, title=name, xlabel="first coordinate", ylabel="second coordinate")
 
 
 def _draw_errors(ax, config, result):
@@ -362,25 +356,18 @@ def _draw_errors(ax, config, result):
         ax.errorbar(config.labels, rows.mean(axis=0), rows.std(axis=0), fmt=form, ms=4, color=color, label=way)
         if way in result.floor:
             ax.axhline(result.floor[way].mean(), color=color, ls=":", lw=1, label=f"{way}, majority's names")
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+    ax.set(xscale="log", yscale="log")
     ax.set_xticks(config.labels, [str(n) for n in config.labels])
     ax.minorticks_off()
     ax.set_yticks([0.02, 0.05, 0.1, 0.2, 0.5], ["2 %", "5 %", "10 %", "20 %", "50 %"])
-    ax.set_xlabel("number of labels")
-    ax.set_ylabel("wrong on unlabelled digits")
-    ax.set_title(f"{len(result.truth)} digits, bars: one s.d. over labelled sets", fontsize=10)
-    ax.set_ylim(0.02, 2.5)
-    ax.legend(fontsize=7, frameon=False, loc="upper right")
+    ax.set(xlabel="number of labels", ylabel="wrong on unlabelled digits", ylim=(0.02, 2.5))
+    dress(ax, title=f"{len(result.truth)} digits, bars: one s.d. over labelled sets", fontsize=7, loc="upper right")
 
 
 def _draw_bound(ax, result):
     ax.plot(CLUSTERS, result.squares[1], "k--", label="K - 1 principal components leave")
     ax.plot(CLUSTERS, result.squares[0], "o", color=plotting.COLORS[0], label="k-means")
-    ax.set_xlabel("number of clusters K")
-    ax.set_ylabel("sum of squares (pixels in [0, 1])")
-    ax.set_ylim(0)
-    ax.legend(fontsize=8, frameon=False)
+    dress(ax, xlabel="number of clusters K", ylabel="sum of squares (pixels in [0, 1])", ylim=(0, None))
 
 
 def _draw_distance(ax, result):
@@ -389,8 +376,5 @@ def _draw_distance(ax, result):
         line = result.distance[i, half] * (SPREAD * result.eigenvalues[i]) ** (t - half)
         ax.plot(t, result.distance[i], color=color, lw=2, label=f"from {start}")
         ax.plot(t, line, "k--", lw=1, label=None if i else "a times eigenvalue 1 or 2 of S, to the t")
-    ax.set_yscale("log")
-    ax.set_xlabel("iteration t of propagation")
-    ax.set_ylabel("|F_t - limit|")
-    ax.set_title(f"a = {SPREAD:g}, second eigenvalue of S {result.eigenvalues[1]:.4f}", fontsize=10)
-    ax.legend(fontsize=8, frameon=False)
+    ax.set(xlabel="iteration t of propagation", ylabel="|F_t - limit|", yscale="log")
+    dress(ax, title=f"a = {SPREAD:g}, second eigenvalue of S {result.eigenvalues[1]:.4f}")
