@@ -45,10 +45,11 @@ import numpy as np
 import optax
 from jax import lax
 
+from experiments.claiming import one_number
+from experiments.drawing import dress
 from numdl import plotting
 from numdl.optimize import losses, scaling
 from numdl.records import record
-from numdl.reporting import Claim
 
 YANG = "Yang & Hu 2021, arXiv:2011.14522"
 INPUTS, OUTPUTS, EXAMPLES = 8, 4, 16
@@ -174,26 +175,23 @@ def claims(config, result):
 
 
 def _same(result, name):
-    return Claim(
+    return one_number(
         f"{name}: largest difference of sigma w and W in all steps, sigma powers of two",
         f"{YANG}; products with powers of two are exact",
         origin="exact",
         expected=0.0,
         measured=float(result.exact[name].max()),
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="to the last bit",
     )
 
 
 def _rounding(config, result, name):
-    return Claim(
+    return one_number(
         f"{name}: the same for other sigma, relative to how far the weights moved",
         YANG,
         origin="exact",
         expected=0.0,
         measured=float(result.rounded[name][-1].max() / result.moved[name].min()),
-        uncertainty=0.0,
         tolerance=0.01,
         tolerance_from="rounding errors that training may amplify, far below a percent of the move",
         relation="<=",
@@ -201,14 +199,12 @@ def _rounding(config, result, name):
 
 
 def _other(result, name):
-    return Claim(
+    return one_number(
         f"{name}: the difference at the end, relative to how far the weights moved, the least of all seeds",
         "derived here: the leaves' gradients stand to each other, or to eps, as sigma says",
         origin="own",
         expected=0.01,
         measured=float((result.exact[name][-1] / result.moved[name]).min()),
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="a percent: above what rounding may do",
         relation=">=",
     )
@@ -218,15 +214,12 @@ def _library():
     """The library's ntk rates against sigma = m_in^(-1/2) in the forward pass."""
     rule = scaling.RULES["ntk"]
     wrong = [(rule.adam(m, m) - m**-0.5) ** 2 + (rule.sgd(m, m) - 1 / m) ** 2 for m in (1.0, 4.0, 16.0)]
-    return Claim(
+    return one_number(
         "optimize.scaling's rates for ntk: squared distance from sigma and sigma^2 at sigma = 1, 1/2, 1/4",
         YANG,
         origin="exact",
         expected=0.0,
         measured=float(sum(wrong)),
-        uncertainty=0.0,
-        tolerance=0.0,
-        tolerance_from="exact",
     )
 
 
@@ -240,10 +233,7 @@ def figure(config, result):
         for color, (name, rows) in zip(plotting.COLORS * 2, found.items(), strict=False):
             style = "--" if name in OTHER else "-"
             ax.semilogy(steps, np.maximum(rows.max(axis=1), floor), style, color=color, label=name)
-        ax.set_xlabel("step")
-        ax.set_ylabel(f"largest |sigma w - W| / largest |W|, {title}")
-        ax.legend(fontsize=7, frameon=False)
-        plotting.tidy(ax)
+        dress(ax, xlabel="step", ylabel=f"largest |sigma w - W| / largest |W|, {title}", fontsize=7)
     exact.axhline(floor, color="0.6", linewidth=1)
     exact.text(steps[-1], 1.2 * floor, "0 is drawn here", ha="right", va="bottom", fontsize=7)
     return drawing

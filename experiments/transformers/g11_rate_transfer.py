@@ -41,6 +41,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.claiming import one_number
+from experiments.drawing import dress
 from numdl import data, plotting
 from numdl.analysis import scaling as measured
 from numdl.networks import initializers, transformer
@@ -133,25 +135,22 @@ def _claims(config, result):
     standard, mup = (result.transfers[rule] for rule in RULES)
     step = float(config.halvings[0] - config.halvings[1])
     widths = f"width {config.widths[0]} to {config.widths[-1]}"
-    yield Claim(
+    yield one_number(
         f"muP, {widths}: octaves by which the rate of the least mean loss moves, up or down",
         YANG,
         origin="published",
         expected=0.0,
         measured=abs(mup.best_octaves),
-        uncertainty=0.0,
         tolerance=max(1.0, step),
         tolerance_from="one octave, as the grid has it",
         relation="<=",
     )
-    yield Claim(
+    yield one_number(
         f"standard, {widths}: octaves by which it falls",
         f"{YANG}: one octave per octave or more",
         origin="own",
         expected=2.0,
         measured=-standard.best_octaves,
-        uncertainty=0.0,
-        tolerance=0.0,
         tolerance_from="several octaves: more than what muP may move",
         relation=">=",
     )
@@ -210,11 +209,8 @@ def _draw_loss(ax, config, rule, found):
     for color, width, loss in zip(plotting.COLORS, config.widths, found.loss, strict=False):
         ax.loglog(found.rates, loss.mean(axis=1), "o-", color=color, markersize=4, label=f"width {width}")
     ax.axhline(found.first.mean(), color="0.6", linewidth=1, label="before training")
-    ax.set_ylim(top=10 * found.first.mean())
-    ax.set_xlabel("Adam's rate")
-    ax.set_ylabel(f"loss after {config.steps} steps: {rule}")
-    ax.legend(fontsize=7, frameon=False)
-    plotting.tidy(ax)
+    ax.set(xlabel="Adam's rate", ylabel=f"loss after {config.steps} steps: {rule}")
+    dress(ax, ylim=(None, 10 * found.first.mean()), fontsize=7)
 
 
 def _draw_flanks(ax, config, result):
@@ -226,7 +222,4 @@ def _draw_flanks(ax, config, result):
             ax.loglog(config.widths, values, style, color=color, markersize=4, label=f"{rule}: {name}")
     ax.set_xticks(config.widths, [str(width) for width in config.widths])
     ax.minorticks_off()
-    ax.set_xlabel("width n")
-    ax.set_ylabel("rate: both flanks and the best")
-    ax.legend(fontsize=7, frameon=False)
-    plotting.tidy(ax)
+    dress(ax, xlabel="width n", ylabel="rate: both flanks and the best", fontsize=7)

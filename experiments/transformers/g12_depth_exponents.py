@@ -41,10 +41,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from experiments.claiming import near
+from experiments.drawing import dress
 from numdl import plotting
 from numdl.records import record
-from numdl.reporting import Claim
-from numdl.statistics import mean_and_error
 from numdl.theory import scaling as predicted
 
 DEY = "Dey et al. 2025, arXiv:2505.01618; theory.scaling.depth_exponents"
@@ -175,14 +175,12 @@ def _heads(config, values):
 
 
 def _claim(text, source, expected, samples):
-    found = mean_and_error(samples)
-    return Claim(
+    return near(
         text,
         source,
         origin="exact",
         expected=float(expected),
-        measured=found.mean,
-        uncertainty=found.stderr,
+        samples=samples,
         tolerance=0.25,
         tolerance_from="half of the distance between two powers, which are multiples of 1/2",
     )
@@ -196,16 +194,12 @@ def figure(config, result):
         for color, (a, c), rows in zip(plotting.COLORS, RULES, getattr(result, name), strict=False):
             theory = getattr(predicted.depth_exponents(branch=a, optimizer="adam", rate=c), name)
             _draw(ax, config.depths, rows, theory, color, f"a = {a:g}, c = {c:g}: predicted power {theory:g}")
-        ax.set_xlabel("depth L")
-        ax.set_ylabel(f"change by {_BLOCKS[name]}, over the stream")
+        ax.set(xlabel="depth L", ylabel=f"change by {_BLOCKS[name]}, over the stream")
     for color, p, rows in zip(plotting.COLORS, POWERS, result.moved, strict=False):
         theory = predicted.score_exponents(power=p).change
         _draw(axes[2], config.head_widths, rows, theory, color, f"over k^{p:g}: predicted power {theory:g}")
-    axes[2].set_xlabel("head width k")
-    axes[2].set_ylabel("change of the scores in a step, over the first")
-    for ax in axes:
-        ax.legend(fontsize=7, frameon=False)
-        plotting.tidy(ax)
+    axes[2].set(xlabel="head width k", ylabel="change of the scores in a step, over the first")
+    dress(*axes, fontsize=7)
     return drawing
 
 

@@ -41,6 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.drawing import dress
 from experiments.transformers import networks
 from numdl import plotting
 from numdl.analysis import scaling as measured
@@ -213,17 +214,11 @@ def figure(config, result):
             ax.plot(config.rates, rows, color=color, linewidth=0.6, alpha=0.4)
             text = f"sensitivity {sensitivities(config, result)[i].mean():.2f}" if ax is axes[2] else name
             ax.plot(config.rates, rows.mean(axis=1), "o-", color=color, label=text)
-            ax.set_xscale("log")
-            ax.set_xlabel("rate of Adam")
+            ax.set(xlabel="rate of Adam", xscale="log")
     axes[2].axhline(result.entropy, color="k", linestyle="--", linewidth=1, label="entropy of the chain")
     axes[2].axhline(result.first.mean(), color="0.6", linestyle=":", label="before the first step")
-    axes[0].set_xlabel(f"step, at the rate {config.rates[-1]:g}")
-    axes[0].set_ylabel("ln Z, mean over tokens")
-    axes[1].set_ylabel("root mean square of ln Z at the end")
-    axes[2].set_ylabel("cross-entropy at the end, nats")
-    axes[1].set_yscale("log")
-    axes[2].set_yscale("log")
-    for ax in axes:
-        ax.legend(fontsize="small", frameon=False)
-        plotting.tidy(ax)
+    axes[0].set(xlabel=f"step, at the rate {config.rates[-1]:g}", ylabel="ln Z, mean over tokens")
+    axes[1].set(ylabel="root mean square of ln Z at the end", yscale="log")
+    axes[2].set(ylabel="cross-entropy at the end, nats", yscale="log")
+    dress(*axes)
     return drawing

@@ -40,6 +40,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.drawing import dress
 from experiments.transformers import networks
 from numdl import data, plotting
 from numdl.analysis import scaling as measured
@@ -238,18 +239,11 @@ def figure(config, result):
         error = found.std(axis=1, ddof=1) / np.sqrt(found.shape[1])
         right.errorbar(config.warmups, found.mean(axis=1), error, fmt="o-", color=color, label=f"{norm}-norm")
     left.plot([], [], "k--", linewidth=1, label="predicted")
-    left.set_xlabel("blocks")
-    left.set_ylabel(f"gradient of the last block, over that of {config.depths[0]}")
-    middle.set_xlabel("rate of Adam")
-    middle.set_ylabel("loss at the end, nats, mean")
-    right.set_xlabel("steps of warm-up")
-    right.set_ylabel("learning-rate sensitivity, nats")
-    left.set_xscale("log")
+    left.set(xlabel="blocks", ylabel=f"gradient of the last block, over that of {config.depths[0]}", xscale="log")
+    middle.set(xlabel="rate of Adam", ylabel="loss at the end, nats, mean")
+    right.set(xlabel="steps of warm-up", ylabel="learning-rate sensitivity, nats")
     left.set_xticks(config.depths, [str(depth) for depth in config.depths])
     left.minorticks_off()
-    middle.set_xscale("log")
-    middle.set_yscale("log")
-    for ax in (left, middle, right):
-        ax.legend(fontsize="small", frameon=False)
-        plotting.tidy(ax)
+    middle.set(xscale="log", yscale="log")
+    dress(left, middle, right)
     return drawing

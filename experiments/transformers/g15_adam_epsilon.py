@@ -38,6 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.drawing import dress
 from experiments.transformers import networks
 from numdl import data, plotting
 from numdl.optimize import losses
@@ -200,11 +201,8 @@ def figure(config, result):
     axes[1].set_ylabel("first step over the rate, mean")
     axes[2].set_ylabel("loss at the end, nats")
     for ax, log in zip(axes, (True, False, True), strict=True):
-        ax.set_xscale("log")
-        ax.set_yscale("log" if log else "linear")
+        ax.set(xscale="log", yscale="log" if log else "linear")
         ax.set_xticks(widths, [f"{width:g}" for width in widths])
         ax.minorticks_off()
-        ax.set_xlabel("width")
-        ax.legend(fontsize="small", frameon=False)
-        plotting.tidy(ax)
+        dress(ax, xlabel="width")
     return drawing

@@ -49,6 +49,7 @@ import optax
 from jax.tree_util import Partial
 from scipy import stats
 
+from experiments.drawing import dress
 from experiments.transformers import networks
 from numdl import activations, plotting
 from numdl.networks import core, initializers, transformer
@@ -278,8 +279,7 @@ def figure(config, result):
         ax.axvline(0, color="0.6", linewidth=0.8)
         ax.axhline(0, color="0.6", linewidth=0.8)
         ax.set_title(f"{depth} blocks", fontsize=10)
-        ax.set_xlabel("angle exponent times depth")
-        ax.set_ylabel("gradient exponent times depth")
+        ax.set(xlabel="angle exponent times depth", ylabel="gradient exponent times depth")
     drawing.colorbar(shown, ax=axes[:-1], label="loss at the end, nats")
     _draw_distance(axes[-1], config, loss, correlations(config, result).mean(axis=1))
     for ax in axes:
@@ -292,6 +292,5 @@ def _draw_distance(ax, config, loss, ranks):
     for name, values, mark, color, rank in zip(names, far, "^vo", plotting.COLORS, ranks, strict=False):
         ax.plot(values, loss.ravel(), mark, color=color, alpha=0.6, label=f"{name}: rank correlation {rank:.2f}")
     ax.axhline(np.log(VOCABULARY), color="0.6", linestyle=":", label="ln 16")
-    ax.set_xlabel("|exponent| times depth")
-    ax.set_ylabel("loss at the end, nats")
-    ax.legend(fontsize="small", frameon=False, loc="lower right", bbox_to_anchor=(1.0, 0.17))
+    ax.set(xlabel="|exponent| times depth", ylabel="loss at the end, nats")
+    dress(ax, loc="lower right", bbox_to_anchor=(1.0, 0.17))

@@ -31,10 +31,11 @@ import dataclasses
 import jax
 import numpy as np
 
+from experiments.drawing import dress
 from experiments.transformers import networks
 from numdl import plotting
 from numdl.records import record
-from numdl.statistics import agreement, z_limit
+from numdl.statistics import agreement
 from numdl.theory import transformer as predicted
 
 SOURCE = "numdl.theory.transformer.attention_map: exact integrals"
@@ -96,7 +97,7 @@ def claims(config, result):
     for i, c in enumerate(CORRELATIONS):
         for name, table, told in zip(("q'", "p'"), (result.q, result.p), theory(config, c, GAINS), strict=True):
             z = [agreement(told[j], networks.at_infinite_width(table[i, j], config.sides)).z for j in range(len(GAINS))]
-            made.append(networks.in_errors(f"{name} at c = {c}, five gains", SOURCE, np.array(z), z_limit(len(z))))
+            made.append(networks.in_errors(f"{name} at c = {c}, five gains", SOURCE, z))
     gap = 1 - result.p[0, 0] / result.q[0, 0]
     made.append(
         networks.near(
@@ -124,9 +125,10 @@ def figure(config, result):
             wide_q, wide_p = result.q[i, 1:, -1], result.p[i, 1:, -1]
             shown = wide_p.mean(axis=-1) / wide_q.mean(axis=-1) if name == "c'" else wide_q.mean(axis=-1)
             ax.plot(GAINS[1:], shown, "o", color=color, label=f"measured, {config.sides[-1]} heads")
-        ax.set_xscale("log")
-        ax.set_xlabel("score gain b")
-        ax.set_ylabel("correlation behind attention, c'" if name == "c'" else "length behind attention, q'")
-        ax.legend(fontsize="small", frameon=False)
-        plotting.tidy(ax)
+        dress(
+            ax,
+            xlabel="score gain b",
+            ylabel="correlation behind attention, c'" if name == "c'" else "length behind attention, q'",
+            xscale="log",
+        )
     return drawing

@@ -32,11 +32,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.drawing import dress
 from experiments.transformers import networks
 from numdl import plotting
 from numdl.analysis import transformer as measured
 from numdl.records import record
-from numdl.statistics import agreement, z_limit
+from numdl.statistics import agreement
 from numdl.theory import transformer as predicted
 
 SOURCE = "numdl.theory.transformer.softmax_moments: exact integrals"
@@ -96,7 +97,7 @@ def claims(config, result):
             agreement(getattr(told, name)[j], networks.at_infinite_width(result.moments[j, :, :, i], config.sides)).z
             for j in range(len(GAINS))
         ]
-        made.append(networks.in_errors(f"{name}, five scales", SOURCE, np.array(z), z_limit(len(z))))
+        made.append(networks.in_errors(f"{name}, five scales", SOURCE, z))
     small = np.log(config.tokens) - networks.at_infinite_width(result.moments[0, :, :, 2], config.sides)
     expected = GAINS[0] * (config.tokens - 1) / (2 * config.tokens)
     text = f"entropy lost at tau^2 = {GAINS[0]}, nats"
@@ -125,10 +126,11 @@ def figure(config, result):
             ax.plot(np.sqrt(GAINS), result.moments[:, k, :, i].mean(axis=1), "o", ms=4, color=color,
                     label=f"{side} heads of width {side}")  # fmt: skip
         ax.axvline(limit.freezing[0], color="0.8", linewidth=1)
-        ax.set_xscale("log")
-        ax.set_ylim(0, np.log(config.tokens) * 1.05 if name == "entropy" else 1.02)
-        ax.set_xlabel("deviation of the scores (line: freezing)")
-        ax.set_ylabel("entropy of a row, nats" if name == "entropy" else "participation, mean of sum P²")
-        ax.legend(fontsize="small", frameon=False)
-        plotting.tidy(ax)
+        dress(
+            ax,
+            xlabel="deviation of the scores (line: freezing)",
+            ylabel="entropy of a row, nats" if name == "entropy" else "participation, mean of sum P²",
+            xscale="log",
+            ylim=(0, np.log(config.tokens) * 1.05 if name == "entropy" else 1.02),
+        )
     return drawing

@@ -32,10 +32,11 @@ import dataclasses
 import jax
 import numpy as np
 
+from experiments.drawing import dress
 from experiments.transformers import networks
 from numdl import plotting
 from numdl.records import record
-from numdl.statistics import agreement, slope, z_limit
+from numdl.statistics import agreement, slope
 from numdl.theory import transformer as predicted
 
 SOURCE = "numdl.theory.transformer.stream, gradients"
@@ -101,7 +102,7 @@ def claims(config, result):
         places = depths if name in ("q", "gap") else 2 * config.blocks - depths
         samples = networks.at_infinite_width([table[:, places] for table in result.full[name]], config.sides)
         z = agreement(told[name][places], samples).z
-        made.append(networks.in_errors(f"{name} at sublayers {places.tolist()}", SOURCE, z, z_limit(z.size)))
+        made.append(networks.in_errors(f"{name} at sublayers {places.tolist()}", SOURCE, z))
     made.append(_power(config))
     ratio = result.full["spread"][-1][:, 0]
     text = "gradients at the input over those at the output, A_0 / A_L, widest networks"
@@ -147,8 +148,5 @@ def figure(config, result):
                     label=f"B, width {config.sides[-1] ** 2}")  # fmt: skip
         if name == "gap":
             ax.set_yscale("log")
-        ax.set_xlabel("sublayer (0: input)")
-        ax.set_ylabel(label)
-        ax.legend(fontsize="small", frameon=False)
-        plotting.tidy(ax)
+        dress(ax, xlabel="sublayer (0: input)", ylabel=label)
     return drawing

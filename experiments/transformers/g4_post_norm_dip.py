@@ -34,10 +34,11 @@ import dataclasses
 import jax
 import numpy as np
 
+from experiments.drawing import dress
 from experiments.transformers import networks
 from numdl import plotting
 from numdl.records import record
-from numdl.statistics import agreement, z_limit
+from numdl.statistics import agreement
 from numdl.theory import transformer as predicted
 
 SOURCE = "numdl.theory.transformer.gradients"
@@ -99,7 +100,7 @@ def claims(config, result):
     for (name, (table, at)), line in zip(tables.items(), told, strict=True):
         samples = networks.at_infinite_width([rows[:, at] for rows in table], config.sides)
         z = agreement(line[at], samples).z
-        made.append(networks.in_errors(f"{name} after attentions {at.tolist()}", SOURCE, z, z_limit(z.size)))
+        made.append(networks.in_errors(f"{name} after attentions {at.tolist()}", SOURCE, z))
     split = [a - b for a, b in zip(result.spread, result.pooled, strict=True)]
     ratio = networks.at_infinite_width([rows[:, -3:-1] for rows in split], config.sides)
     exact = (told[1] - told[2])[-3:-1]
@@ -134,11 +135,8 @@ def figure(config, result):
         left.plot(places, result.gap[k].mean(axis=0), "o", ms=4, color=color, label=f"width {side**2}")
         right.plot(places, result.spread[k].mean(axis=0), "o", ms=4, color=color, label=f"A, width {side**2}")
     right.plot(places, result.pooled[-1].mean(axis=0), "s", ms=4, color=plotting.COLORS[3], label="B, widest")
-    left.set_yscale("log")
-    left.set_ylabel("1 - c of two tokens")
-    right.set_ylabel("gradients, relative to the output's A")
+    left.set(ylabel="1 - c of two tokens", yscale="log")
+    right.set(ylabel="gradients, relative to the output's A")
     for ax in (left, right):
-        ax.set_xlabel("attention (0: input)")
-        ax.legend(fontsize="small", frameon=False)
-        plotting.tidy(ax)
+        dress(ax, xlabel="attention (0: input)")
     return drawing

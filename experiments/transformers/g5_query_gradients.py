@@ -32,10 +32,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.drawing import dress
 from experiments.transformers import networks
 from numdl import plotting
 from numdl.records import record
-from numdl.statistics import agreement, z_limit
+from numdl.reporting import Claim
+from numdl.statistics import agreement
 from numdl.theory import transformer as predicted
 
 SOURCE = "numdl.theory.transformer.weight_gradients: Noci's ratio with its constant"
@@ -108,13 +110,13 @@ def claims(config, result):
     made = []
     for i, (name, line) in enumerate(zip(NAMES, (told, told, np.ones_like(told)), strict=True)):
         z = np.array([agreement(line[j], wide[j][:, i]).z for j in range(len(CORRELATIONS))])
-        made.append(networks.in_errors(f"|dW|^2 of {name}, five correlations", SOURCE, z, z_limit(z.size)))
+        made.append(networks.in_errors(f"|dW|^2 of {name}, five correlations", SOURCE, z))
     means = result.squares[-2:, -1, :, 0].mean(axis=1)
     power = np.log(means[1] / means[0]) / np.log((1 - CORRELATIONS[-1]) / (1 - CORRELATIONS[-2]))
     relative = result.squares[-2:, -1, :, 0].std(axis=1) / means / np.sqrt(config.seeds)
     error = float(np.hypot(*relative) / np.log(10))
     made.append(
-        networks.Claim(
+        Claim(
             "power of 1 - c in |dW_Q|^2 over E|dW_V|^2, c = 0.9 to 0.99, widest",
             "(1 - c)^2 t, exact",
             origin="exact",
@@ -140,10 +142,6 @@ def figure(config, result):
             1 - np.array(CORRELATIONS), means[:, 0] / means[:, 2], "o", color=color, label=f"queries, width {side**2}"
         )
         ax.plot(1 - np.array(CORRELATIONS), means[:, 1] / means[:, 2], "x", color=color, label=f"keys, width {side**2}")
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_xlabel("1 - c of the tokens")
-    ax.set_ylabel("squared gradient over that of the values")
-    ax.legend(fontsize="small", frameon=False)
-    plotting.tidy(ax)
+    ax.set(xlabel="1 - c of the tokens", ylabel="squared gradient over that of the values", xscale="log", yscale="log")
+    dress(ax)
     return drawing

@@ -34,11 +34,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.drawing import dress
 from experiments.transformers import networks
 from numdl import plotting
 from numdl.networks import initializers, transformer
 from numdl.records import record
-from numdl.statistics import agreement, z_limit
+from numdl.statistics import agreement
 from numdl.theory import transformer as predicted
 
 SOURCE = "numdl.theory.transformer.initial_loss"
@@ -126,7 +127,7 @@ def claims(config, result):
     """Untied in standard errors; tied within the fluctuation that the formula leaves out; the bound."""
     untied, tied = theory(config)
     z = agreement(untied, result.untied.T).z
-    made = [networks.in_errors("untied head, five variances: loss", SOURCE, z, z_limit(z.size))]
+    made = [networks.in_errors("untied head, five variances: loss", SOURCE, z)]
     for depth, told, samples in zip(DEPTHS, tied, result.tied, strict=True):
         text = f"tied head, {depth} blocks: loss"
         made.append(
@@ -147,15 +148,11 @@ def figure(config, result):
     left.plot(line, predicted.initial_loss(vocabulary=config.vocabulary, logit_variance=line), "k--", label="predicted")
     left.plot(line, np.log(config.vocabulary) + line / 2, ":", color="0.6", label="ln V + variance / 2")
     left.plot(VARIANCES, result.untied.mean(axis=1), "o", color=plotting.COLORS[0], label="measured, untied")
-    left.set_xscale("log")
-    left.set_ylim(4, 14)
-    left.set_xlabel("variance of the logits")
+    left.set(xlabel="variance of the logits", xscale="log", ylim=(4, 14))
     right.plot(DEPTHS, theory(config)[1], "k--", label="predicted")
     right.plot(DEPTHS, result.tied.mean(axis=1), "o", color=plotting.COLORS[1], label="measured, tied")
     right.axhline(np.log(config.vocabulary), color="0.6", linestyle=":", label="ln V")
     right.set_xlabel("blocks")
     for ax in (left, right):
-        ax.set_ylabel("loss before the first step, nats")
-        ax.legend(fontsize="small", frameon=False)
-        plotting.tidy(ax)
+        dress(ax, ylabel="loss before the first step, nats")
     return drawing

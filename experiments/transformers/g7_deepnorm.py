@@ -30,6 +30,7 @@ import dataclasses
 import jax
 import numpy as np
 
+from experiments.drawing import dress
 from experiments.transformers import networks
 from numdl import plotting
 from numdl.records import record
@@ -139,12 +140,8 @@ def figure(config, result):
         for ax, rows, line in ((left, gap, told[0]), (right, spread, told[1])):
             ax.plot(at, rows.mean(axis=0), "o", ms=3, color=color, label=name)
             ax.plot(at, line, "k--", linewidth=1, label="predicted" if not deep else None, zorder=4)
-    left.set_ylabel("1 - c of two tokens")
-    right.set_ylabel("gradients A, relative to the output's")
-    left.set_yscale("log")
-    right.set_yscale("log")
+    left.set(ylabel="1 - c of two tokens", yscale="log")
+    right.set(ylabel="gradients A, relative to the output's", yscale="log")
     for ax in (left, right):
-        ax.set_xlabel("depth, relative")
-        ax.legend(fontsize="small", frameon=False)
-        plotting.tidy(ax)
+        dress(ax, xlabel="depth, relative")
     return drawing

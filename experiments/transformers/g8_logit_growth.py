@@ -37,6 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.drawing import dress
 from experiments.transformers import networks
 from numdl import data, plotting
 from numdl.analysis import transformer as measured
@@ -155,9 +156,5 @@ def figure(config, result):
     left.set_ylabel("largest |logit| of attention at the end")
     right.set_ylabel("loss at the end, nats")
     for ax in (left, right):
-        ax.set_xscale("log")
-        ax.set_yscale("log")
-        ax.set_xlabel("rate of Adam")
-        ax.legend(fontsize="small", frameon=False)
-        plotting.tidy(ax)
+        dress(ax, xlabel="rate of Adam", xscale="log", yscale="log")
     return drawing
