@@ -389,6 +389,4 @@ def _spectrum(ax, values, name):
     ax.set_xscale("symlog", linthresh=1e-2)
     ax.set_yscale("symlog", linthresh=1e-2)
     ax.set_xticks([-1, 0, 1, 100])
-    ax.set(xlabel="real part", ylabel="imaginary part")
-    ax.set_title(f"eigenvalues of the field, {name}", fontsize=10)
-    plotting.tidy(ax)
+    dress(ax, title=f"eigenvalues of the field, {name}", xlabel="real part", ylabel="imaginary part")

@@ -310,7 +310,5 @@ def figure(config, result):
     for color, losses in zip(plotting.COLORS, result.meta_loss, strict=False):
         smooth = losses[: losses.size // window * window].reshape(-1, window).mean(axis=1)
         right.plot(window * (0.5 + np.arange(smooth.size)), smooth, color=color)
-    right.set(xlabel="meta-step", ylabel=f"mean of ln f over {config.horizon} steps")
-    right.set_title("training the rule", fontsize=10)
-    plotting.tidy(right)
+    dress(right, title="training the rule", xlabel="meta-step", ylabel=f"mean of ln f over {config.horizon} steps")
     return drawing
