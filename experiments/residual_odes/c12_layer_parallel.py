@@ -358,7 +358,7 @@ def figure(config, result):
         )
         modes.semilogy(k, np.maximum(result.bounds["sharp"][:, place], 1e-17), "-", color=color, linewidth=1)
         modes.semilogy(k, np.minimum(result.bounds["linear"][:, place], 1e3), ":", color=color, linewidth=1)
-    modes.set_title("linear modes: sharp bound (line), linear bound (dots)", fontsize=9)
+    modes.set_title("linear modes: sharp bound (line), linear bound (dots)", fontsize=10)
     k = np.arange(config.slices + 1)
     states.semilogy(k, np.maximum(result.network.T, 1e-17), color=colors[0], linewidth=1)
     states.semilogy(k, np.maximum(result.network_bound.T, 1e-17), "--", color="0.5", linewidth=1)
@@ -369,7 +369,7 @@ def figure(config, result):
     ]
     names = "states, parareal", "bound", "gradient, FCF cycles each way"
     states.legend(handles, names, frameon=False, fontsize=8)
-    states.set_title(f"antisymmetric network, {config.layers} layers, every seed", fontsize=9)
+    states.set_title(f"antisymmetric network, {config.layers} layers, every seed", fontsize=10)
     for ax in (modes, states):
         ax.set(xlabel="iterations k", ylabel="relative error", ylim=(1e-16, 1e3))
     for (name, losses), color, style in zip(result.losses.items(), colors, ("-", "--"), strict=False):
