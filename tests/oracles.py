@@ -91,3 +91,15 @@ def _panels(cuts, panels, reach=9.0, order=12):
     half = np.diff(edges, axis=1)[..., None] / 2
     z = (edges[:, :-1, None] + half * (nodes + 1)).reshape(len(cuts), -1)
     return z, (half * weights).reshape(len(cuts), -1) * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+
+
+def softmax_rows(scores, mask):
+    """(entropy over ln(open keys), mean over rows of two and more; largest |logit|; share of rows without a key)."""
+    entropies, mask = [], np.broadcast_to(mask, scores.shape)
+    for row, opened in zip(scores.reshape(-1, scores.shape[-1]), mask.reshape(-1, scores.shape[-1])):
+        kept = row[opened].astype(float)
+        if len(kept) > 1:
+            p = np.exp(kept - kept.max()) / np.exp(kept - kept.max()).sum()
+            entropies.append(-(p * np.log(np.maximum(p, 1e-300))).sum() / np.log(len(kept)))
+    shut = np.mean(~mask.any(axis=-1))
+    return np.mean(entropies), np.abs(np.where(mask, scores, 0)).max(), shut

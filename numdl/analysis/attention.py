@@ -33,7 +33,8 @@ class AttentionLogits:
     """What enters the softmax of each attention, masked and scaled; a scanned one has an entry per step, 'path[i]'."""
 
     names: tuple = static()  # of the scores' layers, as `layers.probe` calls them
-    logit_max: jax.Array  # [A] max |logit| of what no mask closes; nan where one is nan or +inf
+    masks: tuple = static()  # what says which keys are closed: "select", "added term", "weight", ...; "none seen"
+    logit_max: jax.Array  # [A] max |logit| of open keys; nan where one is not finite, or no key is open
     entropy: jax.Array  # [A] mean over rows of H / ln(open keys): 1 uniform, 0 one key; nan without rows of two
     shut: jax.Array  # [A] share of rows in which a mask leaves no key
 
@@ -81,8 +82,9 @@ def logits(apply: Apply, params: PyTree, x: PyTree, *, examples: PyTree = None) 
 
         entropy = mean over rows of  -sum_j p_j ln p_j / ln(open keys),    p = softmax(logits)
 
-    A softmax is found from its score (a contraction of data with data) past scales, masks and soft caps. Logits below
-    -5000 are closed: a mask's. Fused kernels are not entered.
+    A softmax is found from its score (a contraction of data with data) past scales, masks and soft caps; not in fused
+    kernels. Closed are keys that the call marks (by a select, a term added to scores, a weight of 0) and whose weight
+    is rounded away. nan where an added array has graded numbers beside such of which the exponential is 0.
 
     Parameters
     ----------

@@ -24,6 +24,7 @@ class SoftmaxMoments:
     """Means over the rows of each attention; a scanned one has an entry per step, 'path[i]'."""
 
     names: tuple = static()  # of the scores' layers, as `layers.probe` calls them
+    masks: tuple = static()  # what says which keys are closed: as of `attention.logits`
     log_partition: jax.Array  # [A] ln sum of exp(logit - the row's mean logit), over open keys
     participation: jax.Array  # [A] sum of squared weights
     entropy: jax.Array  # [A] nats
@@ -64,8 +65,7 @@ def softmax_moments(apply: Apply, params: PyTree, x: PyTree, *, examples: PyTree
 
         log_partition = ln sum_j exp(s_j - mean s),   participation = sum_j P_j^2,   entropy = -sum_j P_j ln P_j
 
-    A softmax is found from its score (a contraction of data with data) past scales, masks and soft caps; logits below
-    -5000 are closed. Fused kernels are not entered.
+    Where a softmax is found and which of its keys are closed: `attention.logits`.
 
     Parameters
     ----------

@@ -19,6 +19,7 @@ class Step:
         self.equation, self.reads, self.writes, self.debug_info = equation, reads, writes, debug_info
         self.name, self.params = equation.primitive.name, equation.params
         self.inner, self.entered, self.weight = (), False, None  # programs; rebuilt when run; (operand, layer)
+        self.more = 0  # constants that a scan's body reads beyond those of the equation
 
     def call(self, values):
         """The equation as it is, with whatever rule it has."""
@@ -28,6 +29,19 @@ class Step:
         jaxpr = jex.Jaxpr((), list(variables), results, [equation], equation.effects, self.debug_info)
         found = iter(jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))(*variables.values()))
         return [None if isinstance(v, jex.DropVar) else next(found) for v in equation.outvars]
+
+
+class Computed:
+    """A step that no equation stands for: function(values read) -> the value written, which may be any object."""
+
+    def __init__(self, function, reads, write):
+        self.function, self.reads, self.writes = function, list(reads), [write]
+        self.name, self.params, self.equation = "computed", {}, None
+        self.inner, self.entered, self.weight = (), False, None
+
+    def call(self, values):
+        """The value, as the only one that is written."""
+        return [self.function(*values)]
 
 
 @dataclasses.dataclass

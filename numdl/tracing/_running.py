@@ -65,6 +65,7 @@ def _inside(given, *programs):
 
 def _run_scan(step, values, visit, given):
     body, params, (consts, carries) = step.inner[0], step.params, scan_counts(step.params)
+    consts += step.more
     fixed, carry, xs = values[:consts], values[consts : consts + carries], values[consts + carries :]
 
     def one(carry, scanned):

@@ -10,6 +10,7 @@ from numdl import activations
 from numdl.analysis import attention as measured
 from numdl.networks import attention, core, initializers
 from numdl.theory import attention as predicted
+from tests.oracles import softmax_rows
 from tests.selection import in_turn
 
 UNIT = initializers.variance_scaling(1.0)
@@ -156,18 +157,6 @@ def test_bad_input_is_named(key):
 # ---- logits and entropy, against NumPy -------------------------------------------------------------------------------
 
 
-def softmax_of(scores, mask):
-    """(entropy over ln(open keys), mean over rows of two and more; largest |logit|; share of rows without a key)."""
-    entropies, mask = [], np.broadcast_to(mask, scores.shape)
-    for row, opened in zip(scores.reshape(-1, scores.shape[-1]), mask.reshape(-1, scores.shape[-1])):
-        kept = row[opened].astype(float)
-        if len(kept) > 1:
-            p = np.exp(kept - kept.max()) / np.exp(kept - kept.max()).sum()
-            entropies.append(-(p * np.log(np.maximum(p, 1e-300))).sum() / np.log(len(kept)))
-    shut = np.mean(~mask.any(axis=-1))
-    return np.mean(entropies), np.abs(np.where(mask, scores, 0)).max(), shut
-
-
 def jax_nn(scores, mask):
     return jax.nn.softmax(jnp.where(mask, scores, -jnp.inf))
 
@@ -203,7 +192,7 @@ def test_logits_and_entropy_are_those_of_numpy(softmax, mask):
         return (softmax(scores, mask) @ x).sum(axis=1)
 
     found = measured.logits(apply, {"q": q}, x)
-    expected = softmax_of(3 * np.einsum("nqd,nkd->nqk", x @ q, x), np.broadcast_to(mask, (2, 5, 5)))
+    expected = softmax_rows(3 * np.einsum("nqd,nkd->nqk", x @ q, x), np.broadcast_to(mask, (2, 5, 5)))
     assert found.names == ("attention/0",)
     np.testing.assert_allclose([found.entropy[0], found.logit_max[0], found.shut[0]], expected, rtol=1e-5)
 
@@ -221,7 +210,7 @@ def test_a_scanned_attention_has_an_entry_per_step_and_jit_knows_it():
     for step in range(2):
         after, scores = layer(state, q[step])
         flat = np.moveaxis(np.asarray(scores), 1, -1)  # this softmax runs over queries
-        expected = softmax_of(flat, np.ones(flat.shape, bool))
+        expected = softmax_rows(flat, np.ones(flat.shape, bool))
         np.testing.assert_allclose([found.entropy[step], found.logit_max[step]], expected[:2], rtol=1e-5)
         state = after
 
