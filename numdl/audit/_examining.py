@@ -120,7 +120,7 @@ def gather(case: Any) -> Evidence:
     seconds = found.pop("seconds")
     watch, program = measure.attending(case, found["signal"]), trial.Program(case)
     tried = trial.run(case, watch=watch, program=program)
-    ahead = trial.ahead(case, program, found["loss"].kind)
+    ahead = trial.ahead(case, program, found["loss"])
     found["attention"] = watch.record()
     seconds |= {"trial": tried.seconds, "ahead": ahead.seconds}
     began = time.perf_counter()

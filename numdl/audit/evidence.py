@@ -113,6 +113,7 @@ class Loss:
     ignores: bool = static()  # the gradient is zero at every output tried
     targets_unread: bool = static()  # its value does not depend on any target's
     gradient_rms: float
+    border: float  # binary: the output at which both labels cost the same; nan where there is none, or several
     pull: float  # cosine of -dL/do with the direction to the label: 1 towards, -1 away, nan unknown
     coupling: float  # change of the other examples' gradient / of its own, when one target changes
     coupling_reshaped: float  # the same with the outputs in the targets' shape; nan if the shapes agree or cannot

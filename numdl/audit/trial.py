@@ -161,7 +161,7 @@ def _train(case, steps, moving, state, begin, rate, order, seed, pool):
     return at, first, losses, state
 
 
-def ahead(case: Any, program: Program, kind: str) -> Ahead:
+def ahead(case: Any, program: Program, loss: Any) -> Ahead:
     """MEASURED: the training carried on at the user's rate while it is cheap, beside a shallow model of the same data.
 
     How far it goes is counted in operations, not in seconds, so that it is the same on every machine.
@@ -170,7 +170,7 @@ def ahead(case: Any, program: Program, kind: str) -> Ahead:
     ----------
     case : Case                 with data, of which some examples are kept unseen; else nothing is run
     program : Program           that the trial ran
-    kind : str                  how targets relate to outputs: `Loss.kind`
+    loss : Loss                 how targets relate to outputs, and which of two labels an output names
     Returns
     -------
     Ahead                       C looks: losses and scores of unseen examples, as the network is used; the shallow score
@@ -179,14 +179,14 @@ def ahead(case: Any, program: Program, kind: str) -> Ahead:
     train, unseen = case.parts
     if unseen is None:
         return empty(Ahead)
-    score, seen = scores.scorer(case, kind), _Seen(case)
+    score, seen = scores.scorer(case, loss.kind, loss.border), _Seen(case)
     chunk, rows = program.steps, []
     (order,), pool = _orders(case, chunk * max(_chunks(case, chunk), 1), 1)
     at, state = case.moving, jax.tree.map(_nothing, program._blank)
     for i, part in enumerate(order.reshape(-1, chunk, order.shape[-1])):
         at, _, _, state = program.follow(at, state, i * chunk, case.rate, part, 0, pool)
         if (i + 1) & i == 0 or (i + 1) * chunk == len(order):  # after 1, 2, 4, 8, .. and all of them
-            out = seen.used(at, unseen[0], average=kind != "other")
+            out = seen.used(at, unseen[0], average=loss.kind != "other")
             rows.append(((i + 1) * chunk, seen.watched(at)[0], float(seen.loss(out, unseen[1])), score(out)))
     steps, watched, losses, found = np.array(rows, float).T
     return Ahead(
@@ -196,7 +196,7 @@ def ahead(case: Any, program: Program, kind: str) -> Ahead:
         unseen=losses,
         score=found,
         chance=score.chance,
-        shallow=scores.shallow(train, unseen, kind),
+        shallow=scores.shallow(train, unseen, loss.kind),
         seconds=time.perf_counter() - began,
     )
 

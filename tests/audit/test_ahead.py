@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy.optimize import brentq
 from sklearn.linear_model import Ridge
 
+import numdl as nd
 from numdl.audit import _examining, _reading, _settings, trial
 from numdl.audit._conditions.data import labels_out_of_range
-from numdl.audit._measured import cases, described, scores
+from numdl.audit._measured import cases, described, heads, scores
 from numdl.audit.evidence import Ahead, Evidence, Facts, Loss, empty
 
 DRAW = np.random.default_rng(1)
@@ -39,7 +41,7 @@ def case(steps=200, optimizer=optax.sgd, rate=0.5, whole=True, **known):
 
 def carried(known, kind="classes"):
     with _settings.ours():
-        return trial.ahead(known, trial.Program(known), kind)
+        return trial.ahead(known, trial.Program(known), empty(Loss, kind=kind, border=0.0))
 
 
 def test_it_goes_to_the_end_of_a_cheap_budget_and_learns_what_a_shallow_model_does():
@@ -100,10 +102,62 @@ def test_scores_by_hand():
     out = np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
     assert scores._score(out, np.array([0, 1, 1]), "classes") == pytest.approx(2 / 3)
     assert scores._score(np.array([-1.0, 2.0, 0.6]), np.array([0, 1, 0]), "binary") == pytest.approx(2 / 3)
-    assert scores._score(np.array([0.2, 0.9, 0.4]), np.array([0, 1, 0]), "binary") == 1.0  # probabilities
+    assert scores._score(np.array([0.2, 0.9, 0.4]), np.array([0, 1, 0]), "binary", 0.5) == 1.0  # probabilities
+    assert scores._score(np.array([0.2, 0.9, 0.4]), np.array([0, 1, 0]), "binary", 0.0) == pytest.approx(1 / 3)
+    assert np.isnan(scores._score(np.array([0.2, 0.9]), np.array([0, 1]), "binary", np.nan))
     assert scores._score(np.array([1.0, 2.0]), np.array([[1.0], [3.0]]), "values") == pytest.approx(0.5)
     assert scores._score(np.array([np.nan, 2.0]), np.array([0, 1]), "binary") == 0.0
     assert scores._chance(np.array([0, 0, 1]), "classes") == pytest.approx(2 / 3)
+
+
+def logistic(weight=1.0):
+    return lambda o, t: jnp.mean(weight * t * jax.nn.softplus(-o) + (1 - t) * jax.nn.softplus(o))
+
+
+def of_probabilities(o, t):
+    return -jnp.mean(t * jnp.log(o) + (1 - t) * jnp.log(1 - o))
+
+
+def squares(o, t):
+    return jnp.mean((o - t) ** 2)
+
+
+WEIGHTED = brentq(lambda c: 5 * np.logaddexp(0, -c) - np.logaddexp(0, c), 0, 5)
+BORDERS = [
+    ("logits", logistic(), (0, 1), 0.0),
+    ("a dear positive", logistic(5.0), (0, 1), WEIGHTED),
+    ("probabilities", of_probabilities, (0, 1), 0.5),
+    ("cut probabilities", lambda o, t: of_probabilities(jnp.clip(o, 1e-6, 1 - 1e-6), t), (0, 1), 0.5),
+    ("squares", squares, (0, 1), 0.5),
+    ("squares of signs", squares, (-1, 1), 0.0),
+    ("squares of other labels", squares, (1, 2), 1.5),
+    ("hinge", lambda o, t: jnp.mean(jax.nn.relu(1 - t * o)), (-1, 1), 0.0),
+    ("bools", lambda o, t: logistic()(o, t.astype(o.dtype)), (False, True), 0.0),
+    ("a distance without a side", lambda o, t: jnp.mean((o**2 - t) ** 2), (0, 1), np.nan),
+    ("blind", lambda o, t: jnp.mean(o**2), (0, 1), np.nan),
+]
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels", "border"), [each[1:] for each in BORDERS], ids=[each[0] for each in BORDERS]
+)
+def test_the_border_of_two_labels_is_where_they_cost_the_same(loss, labels, border):
+    y, out = np.array([labels[0], labels[1], labels[1]]), jnp.zeros(3, jnp.float32)
+    found = jax.jit(lambda out, y: heads._border(lambda o, t: loss(o[0], t), [out], y))(out, y)
+    np.testing.assert_allclose(found, border, atol=2e-3)
+
+
+@pytest.mark.slow
+def test_probabilities_are_scored_at_a_half():
+    """Targets of 0 and 1 behind a sigmoid: at 0 every answer would be yes."""
+    y = (X @ WAY[:, 0] > 0).astype(np.float32)
+    report = nd.audit.examine(
+        lambda p, x: jax.nn.sigmoid(x @ p)[:, 0], np.zeros((X.shape[1], 1), np.float32), (X[:16], y[:16]),
+        loss=of_probabilities, optimizer=optax.sgd, learning_rate=0.5, steps=40, data=(X, y), key=jax.random.key(0),
+    )  # fmt: skip
+    assert report.evidence.loss.kind == "binary"
+    assert report.evidence.loss.border == pytest.approx(0.5)
+    assert report.evidence.ahead.score[-1] > 0.8
 
 
 @pytest.mark.parametrize("strength", scores.STRENGTHS)

@@ -47,7 +47,7 @@ def measure(case):
     return empty(Loss, **known), traced
 
 
-_PLAIN = ("pull", "coupling", "coupling_reshaped", "doubled", "shift", "floor", "floor_shared")
+_PLAIN = ("border", "pull", "coupling", "coupling_reshaped", "doubled", "shift", "floor", "floor_shared")
 
 
 def kind_of(out, y):
@@ -143,6 +143,8 @@ def _asked(case, out, x, y, kind, head):
             found["floor_shared"] = jnp.nanmin(least[len(least) // 2 :])
             found["doubled"] = plain(_doubled(whole, case.follows), _twice(y)) / value
             found |= _couplings(loss, out, y, follows)
+        if kind == "binary":
+            found["border"] = _border(loss, out, y)
         if kind != "other":
             o, t = jax.tree.leaves(out)[0], jax.tree.leaves(y)[0]
             found["pull"] = _pull(jax.tree.leaves(gradient)[0], o, t, kind)
@@ -261,6 +263,27 @@ def _unlike(t, j):
     """An example whose target is far from that of example j."""
     flat = t.reshape(t.shape[0], -1).astype(jnp.float32)
     return jnp.argmax(jnp.sum(jnp.abs(flat - flat[j][None]), 1))
+
+
+def _border(loss, out, y):
+    """The output above which the larger label costs less: where one constant costs the same for both labels."""
+    (label,) = jax.tree.leaves(y)
+    wide = label.astype(jnp.float32)
+    low, high = jnp.min(wide), jnp.max(wide)
+    # A grid that has 0, the border of logits, and the middle of the labels, that of probabilities and squares.
+    at = jnp.linspace(-8.0, 8.0, 257) * (high - low) + (low + high) / 2
+
+    def gap(c):
+        constant = [jnp.full_like(leaf, c) for leaf in out]
+        alike = lambda value: jax.tree.map(lambda t: jnp.full_like(t, value), y)  # noqa: E731
+        return loss(constant, alike(low)) - loss(constant, alike(high))
+
+    gaps = jax.vmap(gap)(at)
+    known = jnp.isfinite(gaps[:-1]) & jnp.isfinite(gaps[1:])
+    crossed = known & (jnp.sign(gaps[:-1]) != jnp.sign(gaps[1:])) & (gaps[:-1] != 0)
+    i = jnp.argmax(crossed)
+    root = at[i] - gaps[i] * (at[i + 1] - at[i]) / (gaps[i + 1] - gaps[i])
+    return jnp.where(jnp.sum(crossed) == 1, root, jnp.nan)
 
 
 def _pull(gradient, out, y, kind):

@@ -1,6 +1,7 @@
 """MEASURED: how right outputs are, in one currency, and how right a shallow model of the same data is.
 
-classes, binary     share of the answers that are right; a class below 0 asks for none
+classes             share of the answers that are right; a class below 0 asks for none
+binary              the same; an answer is the label that the loss makes cheaper, told by the side of `border`
 values              1 - mean squared error / variance
 """
 
@@ -15,12 +16,12 @@ MOST = 4096  # examples that a shallow model is fitted to
 WIDEST = 4096  # numbers of an input that it takes
 
 
-def scorer(case, kind):
+def scorer(case, kind, border):
     """score(outputs) of the case's unseen examples; `chance`, that of the best single answer; `examples` with one."""
     targets = [np.asarray(leaf) for leaf in jax.tree.leaves(case.parts[1][1])]
 
     def score(out):
-        return _score(np.asarray(jax.tree.leaves(out)[0], np.float64), targets[0], kind)
+        return _score(np.asarray(jax.tree.leaves(out)[0], np.float64), targets[0], kind, border)
 
     score.chance = _chance(targets[0], kind) if kind != "other" else math.nan
     asked = targets[0] >= 0 if kind == "classes" else np.ones(len(targets[0]), bool)
@@ -36,7 +37,7 @@ def _silent(score):
     return unknown
 
 
-def _score(out, y, kind):
+def _score(out, y, kind, border=0.0):
     if not np.isfinite(out).all():
         return min(_chance(y, kind), 0.0) if kind == "values" else 0.0
     if kind == "classes":
@@ -45,7 +46,7 @@ def _score(out, y, kind):
     if kind == "values":
         return float(1 - np.mean((out - wanted) ** 2) / max(np.mean((wanted - wanted.mean(0)) ** 2), 1e-30))
     high = wanted > (wanted.min() + wanted.max()) / 2
-    return float(max(np.mean((out > at) == high) for at in (0.0, 0.5)))  # a logit's threshold, a probability's
+    return float(np.mean((out > border) == high)) if np.isfinite(border) else math.nan
 
 
 def _chance(y, kind):
