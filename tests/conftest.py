@@ -12,6 +12,9 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # the tests compil
 import jax
 import pytest
 
+from experiments import runner
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {runner.EMITTERS}".strip()  # half the time of compiling
 X64 = os.environ.get("NUMDL_TEST_X64", "1") == "1"
 CACHE = pathlib.Path(
     os.environ.get("NUMDL_TEST_CACHE", pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax")
