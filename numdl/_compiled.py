@@ -132,6 +132,8 @@ def _group_of(function, indices, static, arguments, keywords):
         _KEPT.clear()
         _group.cache_clear()
         _captured.forget()
+        for cache in FORGOTTEN:
+            cache.clear()
     try:
         return _group(function, jax.tree.structure(data), fixed)
     except TypeError:
@@ -139,15 +141,16 @@ def _group_of(function, indices, static, arguments, keywords):
 
 
 _KEPT = []  # a program that jax keeps until its caches are cleared
+FORGOTTEN = []  # caches elsewhere that are emptied then
 _SIMPLE = (int, float, str, type(None), np.dtype, type)
 
 
 @functools.lru_cache(maxsize=256)
 def _group(function, structure, fixed):
-    return _Group((function, *fixed, *_static_parts(structure)))
+    return _Group((function, *fixed, *static_parts(structure)))
 
 
-def _static_parts(structure):
+def static_parts(structure):
     """What the nodes of a pytree hold beside their children: functions, static fields."""
     found, waiting = [], [structure]
     while waiting:
@@ -250,6 +253,27 @@ class _Known:
         result = self.function(*arguments, **keywords)
         self.group.look_again(self.held)
         return result
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Same:
+    """A function as a key: itself, or the same method of the same object; keeps it alive, so that ids stay unique."""
+
+    function: Any
+
+    @property
+    def parts(self):
+        """What it is known by."""
+        return id(getattr(self.function, "__self__", None)), id(getattr(self.function, "__func__", self.function))
+
+    def __hash__(self):
+        return hash(self.parts)
+
+    def __eq__(self, other):
+        return isinstance(other, Same) and self.parts == other.parts
+
+    def __call__(self, *arguments, **keywords):
+        return self.function(*arguments, **keywords)
 
 
 def as_tree(tree: Any) -> Any:

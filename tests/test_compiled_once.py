@@ -9,7 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from numdl import _hyperparameters, activations
+from numdl import _hyperparameters, activations, audit
+from numdl.analysis import layers
+from numdl.audit._measured import black_box, cases
 from numdl.krylov import cg, lanczos
 from numdl.ode import integrate, tableaus
 from numdl.optimize import train
@@ -138,6 +140,142 @@ def test_numbers_known_before_a_trace_are_no_programs_of_their_own():
     with lowered() as programs:
         propagation.phase_diagram(activation=activations.tanh, **grid)
     assert 0 < len(programs) <= 16
+
+
+# ---- audits --------------------------------------------------------------------------------------------------------
+
+
+def drawn(*shape, seed=0):
+    return np.float32(np.random.default_rng(seed).standard_normal(shape))
+
+
+def perceptron(params, x):
+    return jnp.tanh(x @ params["in"]) @ params["out"]
+
+
+def masked(params, x):
+    return jnp.tanh(x @ (params["in"] * params["mask"])) @ params["out"]
+
+
+def noisy(params, x, key):
+    state = jnp.tanh(x @ params["in"])
+    return jnp.where(jax.random.bernoulli(key, 0.8, state.shape), state, 0) @ params["out"]
+
+
+def module(params, x):
+    return params["function"](x @ params["in"]) @ params["out"]
+
+
+def convolving(params, x):
+    state = jax.lax.conv_general_dilated(x, params["in"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.nn.relu(state).mean((1, 2)) @ params["out"]
+
+
+def attending(params, x):
+    queries, keys, values = jnp.split(x @ params["in"], 3, -1)
+    return (x + jax.nn.softmax(queries @ keys.swapaxes(1, 2)) @ values).mean(1) @ params["out"]
+
+
+def entropy(outputs, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
+
+
+def only_for_numbers(rate):
+    return optax.sgd(rate if rate > 0 else 1.0)
+
+
+DENSE = {"in": drawn(6, 5), "out": drawn(5, 3, seed=1)}
+INPUTS, LABELS = drawn(12, 6, seed=2), np.arange(12, dtype=np.int32) % 3
+AUDITED = {
+    "data": (perceptron, DENSE, INPUTS, {"data": (drawn(60, 6, seed=3), np.arange(60, dtype=np.int32) % 3)}),
+    "evaluate": (noisy, DENSE, INPUTS, {"stochastic": True, "evaluate": perceptron, "optimizer": "momentum"}),
+    "kept leaves": (masked, DENSE | {"mask": np.arange(30).reshape(6, 5) % 2}, INPUTS, {}),
+    "module": (module, DENSE | {"function": jnp.tanh, "width": 5}, INPUTS, {"optimizer": only_for_numbers}),
+    "finished": (perceptron, DENSE, INPUTS, {"optimizer": optax.chain(optax.clip(1.0), optax.adam(0.01))}),
+    "convolution": (convolving, {"in": drawn(3, 3, 2, 4), "out": drawn(4, 3)}, drawn(12, 5, 5, 2), {}),
+    "attention": (attending, {"in": drawn(4, 12), "out": drawn(4, 3)}, drawn(12, 5, 4), {}),
+}
+
+
+def audited(name, factor, seed):
+    apply, params, x, more = AUDITED[name]
+    params, x = changed((params, x), lambda a: factor * a)
+    settings = {"loss": entropy, "optimizer": optax.adam, "learning_rate": 0.01, "steps": 50} | more
+    return audit.examine(apply, params, (x, LABELS), key=jax.random.key(seed), **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.float32
+@pytest.mark.parametrize("name", AUDITED)
+def test_a_second_audit_compiles_nothing_and_sees_the_new_numbers(name):
+    audited(name, 1.0, 0)
+    with lowered() as programs:
+        again = audited(name, 0.5, 1)
+    assert not programs
+    jax.clear_caches()
+    alone = audited(name, 0.5, 1)
+    assert [finding.name for finding in again.findings] == [finding.name for finding in alone.findings]
+    np.testing.assert_array_equal(again.evidence.trial.losses, alone.evidence.trial.losses)
+    np.testing.assert_array_equal(again.evidence.signal.gradient_rms, alone.evidence.signal.gradient_rms)
+    np.testing.assert_array_equal(again.evidence.kernel.forecast, alone.evidence.kernel.forecast)
+    assert again.evidence.optimizer.reach == alone.evidence.optimizer.reach
+
+
+@pytest.mark.float32
+def test_a_case_made_again_runs_the_same_programs_on_its_own_numbers():
+    def sloped(factor, rate):
+        known = cases.case(
+            masked, AUDITED["kept leaves"][1] | {"in": factor * DENSE["in"]}, (INPUTS, LABELS), loss=entropy,
+            optimizer="momentum", learning_rate=rate, steps=5, data=None, evaluate=None, stochastic=False,
+            key=jax.random.key(0),
+        )  # fmt: skip
+        return known.slope(known.moving, known.x, known.y), black_box.measure(known, known.moving).reach
+
+    sloped(1.0, 0.1)
+    with lowered() as programs:
+        (value, slope), reach = sloped(2.0, 0.1)
+        twice = sloped(2.0, 0.2)[1]
+    assert not programs
+    params = DENSE | {"mask": AUDITED["kept leaves"][1]["mask"], "in": 2 * DENSE["in"]}
+    want = jax.value_and_grad(lambda w: entropy(masked(params | {"in": w}, INPUTS), LABELS))(params["in"])
+    np.testing.assert_allclose(value, want[0], rtol=1e-5)
+    np.testing.assert_allclose(slope["in"], want[1], rtol=1e-4, atol=1e-6)
+    assert twice == pytest.approx(2 * reach, rel=1e-5)
+
+
+def weighted(held, params, x):
+    return perceptron(params, x) * held
+
+
+def distance(targets, outputs):
+    return jnp.mean((outputs - targets) ** 2)
+
+
+def test_what_partials_bind_is_data_of_a_probe():
+    def probed(scale, shift):
+        apply = jax.tree_util.Partial(weighted, np.full((1, 3), scale))
+        loss = jax.tree_util.Partial(distance, np.full((12, 3), shift))
+        return layers.probe(apply, DENSE, INPUTS, loss=loss)
+
+    probed(1.0, 0.0)
+    with lowered() as programs:
+        found = probed(2.0, 5.0)
+    assert not programs
+    outputs = 2 * perceptron(DENSE, INPUTS)
+    np.testing.assert_allclose(found.value, jnp.mean((outputs - 5) ** 2), rtol=1e-6)
+    cotangent = 2 * 2 * (outputs - 5) / outputs.size * len(INPUTS)
+    np.testing.assert_allclose(found.state_gradient_rms[-1], jnp.sqrt(jnp.mean(cotangent**2)), rtol=1e-6)
+
+
+def squared(outputs):
+    return jnp.mean(outputs**2)
+
+
+def test_what_partials_bind_is_data_of_a_probe_but_for_single_numbers():
+    """Those are read while the function is followed: another one is another function."""
+    for scale in (1.0, 3.0):
+        found = layers.probe(jax.tree_util.Partial(weighted, np.full((1, 1), scale)), DENSE, INPUTS, loss=squared)
+        np.testing.assert_allclose(found.value, squared(scale * perceptron(DENSE, INPUTS)), rtol=1e-6)
 
 
 def test_what_a_partial_binds_is_data():

@@ -32,11 +32,11 @@ class Row(NamedTuple):
 def rows(params, apply, x, loss, examples):
     """(rows in the order of the call, notes)."""
     loss = loss or against_signs
-    flow, traced = layers._probed(apply, params, x, loss=loss, examples=examples)
+    flow, traced, constants = layers._probed(apply, params, x, loss=loss, examples=examples)
     found = paths(traced.program, traced.layers, traced.parameters)
     parts = {i: _joined.split(traced.layers[i], weight) for i, weight in found.weights.items() if i in found.paths}
     parts = {i: lengths for i, lengths in parts.items() if lengths}
-    apart = _joined.sizes(traced, params, x, loss, parts)
+    apart = _joined.sizes(traced, constants, params, x, loss, parts)
     call = _Call(traced, found, flow, _weights.floating(params), jax.tree.leaves(x), parts, apart)
     made = [row for key in call.entries for row in call.rows(key)]
     if not made:

@@ -9,6 +9,7 @@ import numpy as np
 
 from numdl._compiled import holding
 from numdl.analysis import _listening
+from numdl.tracing._held import parted
 
 
 def split(layer, fixed):
@@ -21,13 +22,14 @@ def split(layer, fixed):
     return lengths if known and layer.shape[layer.units[0]] == sum(lengths) else None
 
 
-def sizes(traced, params, x, loss, parts):
+def sizes(traced, constants, params, x, loss, parts):
     """{layer: (mean squares [*steps, P], |N dloss/dy|^2 [*steps, P])} for `parts`, {layer: lengths}."""
     if not parts:
         return {}
-    run = _prepared(traced, loss, tuple(parts.items()))
+    held, bare = parted(loss)
+    run = _prepared(traced, bare, tuple(parts.items()))
     sinks = {i: _listening.sink(traced.layers[i].dtype, (*traced.layers[i].steps, len(parts[i]))) for i in parts}
-    heard, rms = run(sinks, params, x, traced.constants)
+    heard, rms = run(sinks, params, x, constants, held)
     found = {}
     for i, lengths in parts.items():
         layer = traced.layers[i]
@@ -38,17 +40,17 @@ def sizes(traced, params, x, loss, parts):
     return found
 
 
-def _prepared(traced, loss, parts, _kept=collections.OrderedDict()):  # noqa: B006
+def _prepared(traced, bare, parts, _kept=collections.OrderedDict()):  # noqa: B006
     """The compiled measurement; the last 8 are kept, with what their keys are the identities of."""
-    key = id(traced), id(loss), holding(loss), parts
+    key = id(traced), bare, holding(bare), parts
     if key not in _kept:
-        _kept[key] = traced, loss, jax.jit(_measurement(traced, loss, dict(parts)))
+        _kept[key] = traced, jax.jit(_measurement(traced, bare, dict(parts)))
         if len(_kept) > 8:
             _kept.popitem(last=False)
     return _kept[key][-1]
 
 
-def _measurement(traced, loss, parts):
+def _measurement(traced, bare, parts):
     names = {traced.layers[i].name: lengths for i, lengths in parts.items()}
 
     def visit(layer, state, sinks):
@@ -60,9 +62,9 @@ def _measurement(traced, loss, parts):
         found = [jnp.stack(_listening.magnitude(True, jax.lax.stop_gradient(piece))) for piece in pieces]
         return jnp.concatenate(pieces, axis), jnp.stack(found)
 
-    def forward(sinks, params, x, constants):
+    def forward(sinks, params, x, constants, held):
         given = [sinks.get(i) for i in range(len(traced.layers))]
         outputs, found = traced.run(params, x, visit=visit, given=given, constants=constants)
-        return loss(outputs), {i: found[i] for i in parts}
+        return bare(held)(outputs), {i: found[i] for i in parts}
 
     return jax.grad(forward, has_aux=True)

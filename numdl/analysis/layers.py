@@ -29,15 +29,17 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from numdl import checks, tracing
-from numdl._compiled import holding, known
+from numdl._compiled import FORGOTTEN, Same, holding
 from numdl.analysis import _listening
 from numdl.analysis._flow import LayerFlow
 from numdl.analysis._rows import layer_rows, leaf_rows
 from numdl.analysis._summary import Summary, summary
 from numdl.tracing import tap
+from numdl.tracing._held import opened, parted
 from numdl.typing import Apply, LossOfOutputs
 
 __all__ = ["LayerFlow", "Summary", "capture", "probe", "summary", "tap"]
@@ -46,6 +48,7 @@ MOST_KEPT = 32
 # Programs of the last calls, for functions that stay alive by it: without it a probe in a training loop would be traced
 # and compiled anew at every step, as `jax.jit` would if it forgot.
 _KEPT = collections.OrderedDict()
+FORGOTTEN.append(_KEPT)
 
 
 def probe(
@@ -87,20 +90,20 @@ def probe(
 
 
 def _probed(apply, params, x, *, loss=None, optimizer=None, examples=None, rank_examples=64):
-    """(what `probe` measures, the `Traced` that it was measured with)."""
+    """(what `probe` measures, the `Traced` that it was measured with, the constants of that)."""
     checks.accepts("apply", apply, 2, "apply(params, x)")
     rank_examples = checks.whole("rank_examples", rank_examples, least=2)
     if loss is not None:
         checks.accepts("loss", loss, 1, "loss(outputs)")
     _check_optimizer(optimizer, loss)
     params, x = _arrays(params, x, examples)
-    traced, cost, run = _prepared(apply, loss, params, x, examples, rank_examples, optimizer)
-    arguments = params, x, traced.constants, cost.constants if cost else ()
+    traced, constants, run = _prepared(apply, loss, params, x, examples, rank_examples, optimizer)
+    arguments = params, x, *constants
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
         flow, trusted = run(*arguments, careful=False)
         if not isinstance(trusted, jax.core.Tracer) and trusted:
-            return flow, traced
-    return run(*arguments, careful=True)[0], traced
+            return flow, traced, constants[0]
+    return run(*arguments, careful=True)[0], traced, constants[0]
 
 
 def capture(
@@ -222,53 +225,55 @@ def _updates(optimizer, structure, moving, gradients):
 
 
 def _prepared(apply, loss, params, x, examples, rank_examples, optimizer=None):
-    """(traced, cost, compiled function) for these functions and shapes; from `_KEPT` if they are there."""
+    """(traced, (constants, those of the loss), compiled function) of these functions and shapes, from `_KEPT` if there.
+
+    Arrays that a Partial holds are data, others that the functions hold are read anew where they have changed.
+    """
     leaves, structure = jax.tree.flatten((params, x))
     flags = (jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision)
     options = (
         rank_examples,
         tuple(tracing.example_axes(x, examples)[0]),
-        *(map(_Same, (optimizer.init, optimizer.update)) if optimizer else ()),
+        *(map(Same, (optimizer.init, optimizer.update)) if optimizer else ()),
     )
-    key = (_Same(apply), _Same(loss), options, structure, tuple(jax.typeof(leaf) for leaf in leaves), flags)
-    key = (*key, holding(apply, loss, *(optimizer or ())))
+    own, bare = parted(apply)
+    given, bare_loss = ([], None) if loss is None else parted(loss)
+    forms = tuple(jax.typeof(leaf) for leaf in (*leaves, *own, *given))
+    key = (bare, bare_loss, options, structure, forms, _numbers(own), flags)
+    key = (*key, holding(bare, bare_loss, *(optimizer or ())))
     if key in _KEPT:
         _KEPT.move_to_end(key)
-        return _KEPT[key]
+        traced, cost, run = _KEPT[key]
+        constants = (*own, *traced.constants[len(own) :]), (*given, *cost.constants[len(given) :]) if cost else ()
+        return traced, constants, run
     traced = _with_layers(apply, params, x, examples)
     cost = None if loss is None else _Cost(loss, traced.outputs)
     run = jax.jit(functools.partial(_measure, traced, cost, rank_examples, optimizer), static_argnames="careful")
-    closed_over = (*traced.constants, *(cost.constants if cost else ()))
-    if not any(isinstance(value, jax.core.Tracer) for value in closed_over):
+    constants = traced.constants, cost.constants if cost else ()
+    if not any(isinstance(value, jax.core.Tracer) for value in jax.tree.leaves(constants)):
         _KEPT[key] = traced, cost, run
         if len(_KEPT) > MOST_KEPT:
             _KEPT.popitem(last=False)
-    return traced, cost, run
+    return traced, constants, run
 
 
-class _Same:
-    """A function as a key: itself, or the same method of the same object; keeps it alive, so that ids stay unique."""
-
-    def __init__(self, function):
-        self.function = function
-        self.parts = (id(getattr(function, "__self__", None)), id(getattr(function, "__func__", function)))
-
-    def __hash__(self):
-        return hash(self.parts)
-
-    def __eq__(self, other):
-        return isinstance(other, _Same) and self.parts == other.parts
+def _numbers(arrays):
+    """Single numbers among arrays: what they are is seen when a function is traced."""
+    single = (np.ravel(each)[0] for each in arrays if np.size(each) == 1 and hasattr(each.dtype, "kind"))
+    return tuple(repr(each) for each in single if not isinstance(each, jax.core.Tracer))
 
 
 class _Cost:
     """loss(outputs) traced, what it closes over (targets, usually) as an argument."""
 
     def __init__(self, loss, outputs):
-        closed = jax.make_jaxpr(known(checks.returning("loss", loss, 1, "loss(outputs)", scalar=True)))(outputs)
-        self.jaxpr, self.constants = getattr(closed, "jaxpr", closed), tuple(closed.consts)
+        closed, _, held = opened(checks.returning("loss", loss, 1, "loss(outputs)", scalar=True), outputs)
+        self.jaxpr, self.count = getattr(closed, "jaxpr", closed), len(held)
+        self.constants = (*held, *closed.consts)
 
     def __call__(self, outputs, constants):
-        return jex.jaxpr_as_fun(jex.ClosedJaxpr(self.jaxpr, constants))(*jax.tree.leaves(outputs))[0]
+        held, constants = constants[: self.count], constants[self.count :]
+        return jex.jaxpr_as_fun(jex.ClosedJaxpr(self.jaxpr, constants))(*held, *jax.tree.leaves(outputs))[0]
 
 
 def _with_layers(apply, params, x, examples):

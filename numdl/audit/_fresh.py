@@ -88,28 +88,23 @@ def _unit(case, traced, names, ends):
             order.append((i, names.index(layer.leaf)))
     if len(order) < 2:
         return case.moving, False
-    sizes = _sizes(case, traced)
+    sizes = np.asarray(case.run(_rms_of_states, case.moving, case.x))
     inner = [sizes[i] for i, _ in order[:-1]]
     if all(0.2 < size < 5 for size in inner if np.isfinite(size)) and not ends:
         return case.moving, False
     leaves, structure = jax.tree.flatten(case.moving)
     leaves = list(leaves)
-    rms = jax.jit(lambda moving, x, constants: _rms_of_states(traced, moving, x, constants))
     branch = 1 / math.sqrt(max(len(ends), 1))
     for i, at in order[:-1]:
         moving = jax.tree.unflatten(structure, leaves)
-        size = float(rms(moving, case.x, traced.constants)[i])
+        size = float(case.run(_rms_of_states, moving, case.x)[i])
         if np.isfinite(size) and size > 0:
             goal = branch if traced.layers[i].name in ends else 1.0
             leaves[at] = (leaves[at] * (goal / size)).astype(leaves[at].dtype)
     return jax.tree.unflatten(structure, leaves), True
 
 
-def _sizes(case, traced):
-    return np.asarray(jax.jit(lambda m, x, c: _rms_of_states(traced, m, x, c))(case.moving, case.x, traced.constants))
-
-
-def _rms_of_states(traced, moving, x, constants):
+def _rms_of_states(form, moving, x):
     visit = lambda layer, state, given: (state, jnp.sqrt(jnp.mean(jnp.square(state.astype(jnp.float32)))))  # noqa: E731
-    found = traced.run(moving, x, visit=visit, constants=constants)[1]
+    found = tracing.trace(form.plain, moving, x).run(moving, x, visit=visit)[1]
     return jnp.stack([jnp.max(jnp.asarray(value)) for value in found])

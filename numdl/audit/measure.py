@@ -35,7 +35,7 @@ def signal(case: Any, traced: Any) -> tuple[Signal | None, Chain | None, Any]:
     here, near = (case.slope(moving, case.x, case.y)[1] for moving in (case.moving, case.nudged(case.moving)))
     if traced is None or not traced.layers:
         return None, None, here
-    loss = lambda outputs: jnp.asarray(case.loss(outputs, y), jnp.float32).reshape(())  # noqa: E731
+    loss = case.form.loss_against(y)
     flow = layers.probe(case.plain, case.moving, x, loss=loss)
     return _signal(case, flow, traced, here, near), _chain(case, x, loss), here
 
@@ -138,16 +138,15 @@ def sharpness(case: Any) -> float:
     """
     draw = np.random.default_rng(5)
     start = jax.tree.map(lambda p: jnp.asarray(draw.standard_normal(p.shape), p.dtype), case.moving)
-    loss = lambda p, batch: jnp.asarray(case.cost(p, *batch), jnp.float32).reshape(())  # noqa: E731
-    batch = case.x, case.y
     try:
-        return float(
-            case.compiled(lambda p, b: descent.sharpness(loss, p, b, start=start, num_matvecs=MATVECS).value)(
-                case.moving, batch
-            )
-        )
+        return float(case.run(_sharpness, case.moving, (case.x, case.y), start))
     except (NotImplementedError, TypeError, ValueError):  # no second derivative
         return float("nan")
+
+
+def _sharpness(form, moving, batch, start):
+    loss = lambda at, batch: form.cost(at, *batch)  # noqa: E731
+    return descent.sharpness(loss, moving, batch, start=start, num_matvecs=MATVECS).value
 
 
 def attending(case: Any, found: Signal | None) -> Any:

@@ -313,9 +313,9 @@ def _bare(case):
         return None
 
     def apply(params, x, *key):
-        own = dataclasses.replace(case, key=key[0]) if key else case
-        traced, parts = heads.split(own, x)
-        return parts[1](case.moving_of(params), x, traced.constants)
+        form, moving = dataclasses.replace(case.form, **({"key": key[0]} if key else {})), case.moving_of(params)
+        traced, parts = heads.cut(form, moving, x)
+        return parts[1](moving, x, traced.constants)
 
     return apply
 

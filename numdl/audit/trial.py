@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit._measured import cases, scores, views
+from numdl.audit._measured import cases, forms, scores, views
 from numdl.audit.evidence import Ahead, Trial, empty
 
 STEPS = 40
@@ -24,11 +24,6 @@ CHEAP = 2e10  # multiplications that a training may cost that is carried on: som
 MOST_STEPS = 2000
 OVERHEAD = 1e4  # multiplications that could be done while one equation of a program is begun
 BATCHES = 8  # whose gradients give the noise scale
-NUMBER_NEEDED = (  # what an optimizer raises that computes with its rate outside of jax
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
 DRAWS = 8  # of a stochastic network whose evaluation mode is not known
 
 
@@ -102,37 +97,22 @@ class Program:
     """
 
     def __init__(self, case: Any, steps: int = STEPS):
-        self.case, self.steps, self._by_rate = case, min(steps, case.steps) if case.steps else steps, {}
-        try:
-            self._blank = jax.eval_shape(functools.partial(_one_update, case), 1.0)
-            self._any_rate = case.compiled(functools.partial(_train, case, self.steps))
-        except NUMBER_NEEDED:
-            self._blank = jax.eval_shape(lambda: _one_update(case, float(case.rate)))
-            self._any_rate = None
+        self.case, self.steps = case, min(steps, case.steps) if case.steps else steps
+
+    @functools.cached_property
+    def blank(self):
+        """What stands for the optimizer's state before there is one."""
+        method, moving = self.case.method, self.case.moving
+        return jax.tree.map(_nothing, jax.eval_shape(lambda: forms.one_update(method.own, moving)))
 
     def start(self, rate, order, seed, pool):
         """(parameters after the last step, after the first, losses [T]) from the case's own parameters."""
-        return self.follow(self.case.moving, jax.tree.map(_nothing, self._blank), 0, rate, order, seed, pool)[:3]
+        return self.follow(self.case.moving, self.blank, 0, rate, order, seed, pool)[:3]
 
     def follow(self, at, state, begin, rate, order, seed, pool):
         """(parameters, those after the first step, losses [T], the optimizer's state), from step `begin` on."""
-        return self._at(rate)(at, state, begin, rate, order, seed, pool)
-
-    def _at(self, rate):
-        if self._any_rate is not None:
-            return self._any_rate
-        if rate not in self._by_rate:
-            own = lambda at, state, begin, _, *rest: _train(  # noqa: E731
-                self.case, self.steps, at, state, begin, float(rate), *rest
-            )
-            self._by_rate[rate] = self.case.compiled(own)
-        return self._by_rate[rate]
-
-
-def _one_update(case, rate):
-    """The optimizer's state after an update."""
-    method = case.at_rate(rate)
-    return method.update(case.moving, method.init(case.moving), case.moving)[1]
+        method = self.case.method.with_rate(float(rate))
+        return self.case.run(_train, method, at, state, begin, order, seed, pool, steps=self.steps)
 
 
 def _nothing(leaf):
@@ -141,17 +121,16 @@ def _nothing(leaf):
     return (jnp if keys else np).zeros(leaf.shape, leaf.dtype)
 
 
-def _train(case, steps, moving, state, begin, rate, order, seed, pool):
+def _train(form, method, moving, state, begin, order, seed, pool, *, steps):
     """(parameters at the end, after the first step, losses [T], state); begin = 0 takes a new state."""
-    method = case.at_rate(rate)
-    key = jax.random.fold_in(case.key, 100 + seed)
-    cost = lambda at, x, y, k: jnp.asarray(case.cost(at, x, y, k), jnp.float32).reshape(())  # noqa: E731
+    method = method.own
+    key = jax.random.fold_in(form.key, 100 + seed)
     state = jax.tree.map(lambda new, old: jnp.where(begin == 0, new, old), method.init(moving), state)
 
     def step(carry, t):
         at, state, first = carry
         x, y = pool if order is None else cases.take(pool, order[t])
-        value, gradient = jax.value_and_grad(cost)(at, x, y, jax.random.fold_in(key, begin + t))
+        value, gradient = jax.value_and_grad(form.cost)(at, x, y, jax.random.fold_in(key, begin + t))
         update, state = method.update(gradient, state, at)
         at = jax.tree.map(lambda a, u: (a + u).astype(a.dtype), at, update)
         return (at, state, jax.tree.map(lambda f, a: jnp.where(t == 0, a, f), first, at)), value
@@ -182,7 +161,7 @@ def ahead(case: Any, program: Program, loss: Any) -> Ahead:
     score, seen = scores.scorer(case, loss.kind, loss.border), _Seen(case)
     chunk, rows = program.steps, []
     (order,), pool = _orders(case, chunk * max(_chunks(case, chunk), 1), 1)
-    at, state = case.moving, jax.tree.map(_nothing, program._blank)
+    at, state = case.moving, program.blank
     for i, part in enumerate(order.reshape(-1, chunk, order.shape[-1])):
         at, _, _, state = program.follow(at, state, i * chunk, case.rate, part, 0, pool)
         if (i + 1) & i == 0 or (i + 1) * chunk == len(order):  # after 1, 2, 4, 8, .. and all of them
@@ -212,10 +191,8 @@ class _Seen:
     """What is read of parameters: losses of the watched and the unseen examples, the outputs' spread, evaluation."""
 
     def __init__(self, case):
-        self.case, self.unseen = case, case.parts[1]
-        self.loss = case.compiled(lambda o, y: jnp.asarray(case.loss(o, y), jnp.float32).reshape(()))
-        whole = lambda moving, x: case.evaluate(case.whole(moving), x)  # noqa: E731
-        self.evaluate = case.compiled(whole) if case.evaluate is not None else None
+        self.case, self.unseen, self.loss = case, case.parts[1], case.value
+        self.evaluate = case.evaluated if case.evaluate is not None else None
 
     def before(self):
         watched, _ = self.watched(self.case.moving)

@@ -37,10 +37,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, ArrayLike, PyTree
 
 from numdl import checks, trees
-from numdl._compiled import known
 from numdl.tracing import _inputs
 from numdl.tracing._axes import Follower, data, parameter
 from numdl.tracing._finding import Axes, Finder, Layer, roles
+from numdl.tracing._held import opened
 from numdl.tracing._inputs import example_axes
 from numdl.tracing._programs import TAP, calls, flatten
 from numdl.tracing._running import Visit, run_program
@@ -71,11 +71,12 @@ def trace(apply: Apply, params: PyTree, x: PyTree, *, examples: PyTree = None) -
     """
     apply = checks.returning("apply", apply, 2, "apply(params, x)")
     params, x = checks.leaves("params", params, empty=True), checks.leaves("x", x)
-    closed, outputs = jax.make_jaxpr(known(apply), return_shape=True)(params, x)
+    closed, outputs, held = opened(apply, params, x)
     paths = trees.names(params)
-    shapes = [tuple(aval.shape) for aval in closed.in_avals]
+    in_avals = closed.in_avals[len(held) :]
+    shapes = [tuple(aval.shape) for aval in in_avals]
     axes, count = _inputs.find_axes(x, examples)
-    program, follower = flatten(closed, []), Follower()
+    program, follower = flatten(closed, [], held), Follower()
     follower.follow(
         program,
         [parameter(i, shape) for i, shape in enumerate(shapes[: len(paths)])]
@@ -85,9 +86,7 @@ def trace(apply: Apply, params: PyTree, x: PyTree, *, examples: PyTree = None) -
     finder.search(program, ())
     finder.uses.outputs(program)
     layers = finder.named()
-    still = [
-        None if jax.dtypes.issubdtype(aval.dtype, np.inexact) else aval.dtype for aval in closed.in_avals[: len(paths)]
-    ]
+    still = [None if jax.dtypes.issubdtype(aval.dtype, np.inexact) else aval.dtype for aval in in_avals[: len(paths)]]
     told = finder.uses.told(program, layers, still), only_uses(program, len(paths))
     return Traced(program, layers, tuple(finder.not_entered), outputs, paths, count, *told)
 
@@ -170,7 +169,7 @@ class Traced:
 
     @property
     def constants(self):
-        """Arrays that the function closed over; hand them back to `run` as an argument of the jitted function."""
+        """Arrays that the function closed over, a Partial's own first; an argument of `run` for a jitted function."""
         return tuple(self.program.constants)
 
     @property

@@ -88,11 +88,17 @@ class Program:
         return readers
 
 
-def flatten(closed, constants):
-    """The program of a closed jaxpr; arrays that it closed over are appended to `constants`."""
+def flatten(closed, constants, held=()):
+    """The program of a closed jaxpr; arrays that it closed over are appended to `constants`.
+
+    The first inputs are the arrays `held`: they are constants as well, before all others.
+    """
     program = Program(constants)
-    program.inputs = [program.slot(aval) for aval in closed.in_avals]
-    program.outputs = _inline(program, closed, program.inputs)
+    slots = [program.slot(aval) for aval in closed.in_avals]
+    program.captured = {slot: len(constants) + i for i, slot in enumerate(slots[: len(held)])}
+    constants.extend(held)
+    program.inputs = slots[len(held) :]
+    program.outputs = _inline(program, closed, slots)
     return program
 
 

@@ -13,12 +13,11 @@ class Watch:
     """Called as the trial's `watch`; `record()` is the Attention of all that was seen, or None."""
 
     def __init__(self, case, logits, signal):
-        self.case, self.rows = case, {}
+        self.case, self.rows, self.logits = case, {}, logits
         x = case.x
         self.x = cases.take(x, slice(0, MOST)) if case.separate and case.examples > MOST else x
         has_any = signal is not None and "attention" in signal.kinds
-        self.look = case.compiled(lambda moving, x: logits(case.plain, moving, x)) if has_any else None
-        self.start = self._seen(case.moving)
+        self.start = self._seen(case.moving) if has_any else None
 
     def __call__(self, rate, moving):
         if self.start is not None and self.start.names:
@@ -41,4 +40,8 @@ class Watch:
         )
 
     def _seen(self, moving):
-        return None if self.look is None else jax.device_get(self.look(moving, self.x))
+        return jax.device_get(self.case.run(_look, moving, self.x, logits=self.logits))
+
+
+def _look(form, moving, x, *, logits):
+    return logits(form.plain, moving, x)

@@ -26,9 +26,9 @@ def measure(case, gradient):
     finite = lambda g, p: np.nan_to_num(np.asarray(g), nan=0.0, posinf=0.0, neginf=0.0).astype(p.dtype)  # noqa: E731
     gradient = jax.tree.map(finite, gradient, params)
     small = case.parameters * horizon > MOST_WORK
-    asked = case.compiled(functools.partial(_asked, case.transformation))(params, gradient)
+    asked = case.run(_asked, case.method, params, gradient)
     corner = functools.partial(jax.tree.map, _corner) if small else lambda tree: tree
-    course = case.compiled(functools.partial(_course, case.transformation, horizon))(corner(params), corner(gradient))
+    course = case.run(_course, case.method, corner(params), corner(gradient), horizon=horizon)
     asked, course = (jax.tree.map(lambda a: np.asarray(a, np.float64), each) for each in (asked, course))
     return _record(asked, course, horizon)
 
@@ -37,8 +37,9 @@ def _corner(leaf):
     return leaf[tuple(slice(0, CORNER) for _ in leaf.shape)]
 
 
-def _asked(transformation, params, gradient):
+def _asked(form, method, params, gradient):
     """Norms of the second update for scaled gradients, for none, after an impulse; finiteness."""
+    transformation = method.own
     zero = jax.tree.map(jnp.zeros_like, gradient)
     start = transformation.init(params)
 
@@ -68,8 +69,9 @@ def _asked(transformation, params, gradient):
     }
 
 
-def _course(transformation, horizon, params, gradient):
+def _course(form, method, params, gradient, *, horizon):
     """Under a constant gradient: norms and the sum of updates; without any: what is left; after one: the memory."""
+    transformation = method.own
     zero = jax.tree.map(jnp.zeros_like, gradient)
     begin = transformation.init(params)
     times = jnp.arange(horizon)

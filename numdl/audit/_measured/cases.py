@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl import checks, trees
-from numdl._compiled import jit, known
-from numdl.audit._measured import programs, views
+from numdl import _hyperparameters, checks, trees
+from numdl._compiled import Same, known
+from numdl.audit._measured import forms, programs, views
 
 WATCHED = 256  # examples on which losses and outputs are looked at
 NAMED = ("sgd", "momentum", "adam", "adamw")
@@ -72,9 +72,26 @@ class Case:
     def parameters(self):
         return sum(np.size(leaf) for leaf in jax.tree.leaves(self.moving))
 
+    @functools.cached_property
+    def form(self):
+        """The functions, as programs take them."""
+        functions = (None if each is None else Same(each) for each in (self.apply, self.loss, self.evaluate))
+        return forms.Form(self.rest, self.key, *functions, self.stochastic, self.follows)
+
+    @functools.cached_property
+    def method(self):
+        """The optimizer, as programs take it; `number` where it can only be made for a number."""
+        if self.make is None:
+            return forms.Method(None, _hyperparameters.as_data(self.transformation), None, None)
+        try:
+            jax.eval_shape(lambda rate: forms.one_update(self.make(rate), self.moving), 1.0)
+        except forms.NUMBER_NEEDED:
+            return forms.Method(None, None, Same(self.make), self.rate)
+        return forms.Method(self.rate, None, Same(self.make), None)
+
     def whole(self, moving):
         """All parameters, as the user's functions take them."""
-        return self.rest.params(moving) if self.rest.kept or "complex" in self.rest.kinds else moving
+        return self.form.whole(moving)
 
     def moving_of(self, params):
         """What moves of parameters like the user's."""
@@ -91,16 +108,21 @@ class Case:
 
         return jax.tree.map(near, moving)
 
-    @functools.cached_property
-    def forward(self):
-        """The compiled network, (moving, x, key) -> outputs: shared by all that only runs it."""
-        return self.compiled(self.call)
+    def forward(self, moving, x, key):
+        """The outputs of the compiled network: shared by all that only runs it."""
+        return self.run(_forward, moving, x, key)
 
-    @functools.cached_property
-    def slope(self):
-        """The compiled loss of a batch and its gradient, (moving, x, y) -> (value, gradient)."""
-        cost = lambda moving, x, y: jnp.asarray(self.cost(moving, x, y), jnp.float32).reshape(())  # noqa: E731
-        return self.compiled(jax.value_and_grad(cost))
+    def slope(self, moving, x, y):
+        """(loss of a batch, its gradient), compiled."""
+        return self.run(_slope, moving, x, y)
+
+    def value(self, outputs, y):
+        """The loss of outputs, compiled."""
+        return self.run(_value, outputs, y)
+
+    def evaluated(self, moving, x):
+        """The outputs in evaluation mode, compiled."""
+        return self.run(_evaluated, moving, x)
 
     @functools.cached_property
     def _costs(self):
@@ -129,25 +151,27 @@ class Case:
         """Equations that the loss of a batch takes one after another, those of loops as often as they run."""
         return programs.length(self._costs)
 
-    def compiled(self, function):
-        """`function` under jit, to be run once: small networks cost more to compile than to run."""
-        cheap = jax.default_backend() == "cpu" and self.parameters < CHEAP
-        if jax.default_backend() == "cpu" and programs.convolves(self._costs):
-            function = programs.channels_last(function)
-        return jit(function, compiler_options=QUICKLY if cheap else None)
+    def run(self, function, *arrays, **static):
+        """function(form, *arrays, **static), a function of a module, as a program: `forms`.
+
+        It is compiled quickly, not well: small networks cost more to compile than to run.
+        """
+        on_cpu = jax.default_backend() == "cpu"
+        options = tuple(QUICKLY.items()) if on_cpu and self.parameters < CHEAP else ()
+        ordered = on_cpu and programs.convolves(self._costs)
+        run = forms.program(self.form, function, tuple(sorted(static)), options, ordered)
+        return run(self.form, *arrays, **static)
 
     def call(self, moving, x, key=None):
-        if self.stochastic:
-            return self.apply(self.whole(moving), x, self.key if key is None else key)
-        return self.apply(self.whole(moving), x)
+        return self.form.call(moving, x, key)
 
     def cost(self, moving, x, y, key=None):
         return jnp.asarray(self.loss(self.call(moving, x, key), y))
 
     @functools.cached_property
     def plain(self):
-        """The network as a function of two arguments, at the case's own key; the same object each time."""
-        return lambda moving, x: self.call(moving, x)
+        """The network as a function of two arguments, at the case's own key."""
+        return self.form.plain
 
     @functools.cached_property
     def parts(self):
@@ -171,9 +195,21 @@ class Case:
         index = np.random.default_rng(4).permutation(count(train[0]))[:WATCHED]
         return tuple(take(part, index) for part in train)
 
-    def at_rate(self, rate):
-        """The transformation at this rate."""
-        return self.transformation if self.make is None else self.make(rate)
+
+def _forward(form, moving, x, key):
+    return form.call(moving, x, key)
+
+
+def _slope(form, moving, x, y):
+    return jax.value_and_grad(form.cost)(moving, x, y)
+
+
+def _value(form, outputs, y):
+    return form.value(outputs, y)
+
+
+def _evaluated(form, moving, x):
+    return form.evaluate(form.whole(moving), x)
 
 
 def case(
@@ -265,9 +301,13 @@ def _optimizer(optimizer, rate):
 def named(name):
     import optax
 
-    if name == "momentum":
-        return lambda rate: optax.sgd(rate, momentum=0.9)
-    return getattr(optax, name)
+    return _momentum if name == "momentum" else getattr(optax, name)
+
+
+def _momentum(rate):
+    import optax
+
+    return optax.sgd(rate, momentum=0.9)
 
 
 def _data(data, x, y):

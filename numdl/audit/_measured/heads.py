@@ -29,7 +29,9 @@ def measure(case):
         finite = bool(np.isfinite(value))
         return empty(Loss, kind="other", value=value, finite_value=finite, finite_gradient=True, ignores=True), traced
     kind = kind_of(views.floats(out), y) if all(case.reads) else "other"
-    found = {name: np.asarray(value, np.float64) for name, value in _asked(case, out, x, y, kind, head).items()}
+    found = {
+        name: np.asarray(value, np.float64) for name, value in _asked(case, out, x, y, kind, head is not None).items()
+    }
     value = float(found["value"])
     known = {
         "kind": kind,
@@ -79,19 +81,33 @@ def _some(case):
 def silent(case):
     """Share of random states of the last layer at which the loss has no gradient, or none that is finite."""
     x, y = _some(case)
-    traced, cut = split(case, x)
-    state = case.compiled(case.plain if cut is None else lambda m, x: cut[1](m, x, traced.constants))(case.moving, x)
+    state = jax.eval_shape(functools.partial(_last_state, case.form), case.moving, x)
     random = jax.tree.map(lambda z: 2 * np.random.default_rng(8).standard_normal(z.shape, np.float32), state)
-    out = lambda z: z if cut is None else cut[0](z, case.moving, x, traced.constants)  # noqa: E731
-    gradient = case.compiled(jax.grad(lambda z: jnp.asarray(case.loss(out(z), y), jnp.float32).reshape(())))(random)
+    gradient = case.run(_state_slope, random, case.moving, x, y)
     flat = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(gradient)])
     return float(np.mean((flat == 0) | ~np.isfinite(flat)))
 
 
+def _last_state(form, moving, x):
+    traced, parts = cut(form, moving, x)
+    return form.call(moving, x) if parts is None else parts[1](moving, x, traced.constants)
+
+
+def _state_slope(form, state, moving, x, y):
+    traced, parts = cut(form, moving, x)
+    out = lambda z: z if parts is None else parts[0](z, moving, x, traced.constants)  # noqa: E731
+    return jax.grad(lambda z: form.value(out(z), y))(state)
+
+
 def split(case, x):
+    """(traced, (head, z)) of a Case, as `cut` has them."""
+    return cut(case.form, case.moving, x)
+
+
+def cut(form, moving, x):
     """(traced, (head, z)): what lies past the last layer, and its state now; None where the network ends in it."""
     try:
-        traced = tracing.trace(case.plain, case.moving, x)
+        traced = tracing.trace(form.plain, moving, x)
     except (ValueError, TypeError, NotImplementedError):
         return None, None
     if not traced.layers or traced.ends_in_layer:
@@ -112,55 +128,55 @@ def split(case, x):
         given[last] = jnp.zeros(())
         return traced.run(moving, x, visit=visit, given=given, constants=constants)[1][last]
 
-    z = jax.eval_shape(state, case.moving, x, traced.constants)
-    known = jax.make_jaxpr(lambda x, *rest: head(rest[0], rest[1], x, rest[2]))(x, z, case.moving, traced.constants)
+    z = jax.eval_shape(state, moving, x, traced.constants)
+    known = jax.make_jaxpr(lambda x, *rest: head(rest[0], rest[1], x, rest[2]))(x, z, moving, traced.constants)
     # A layer that some output goes around is no bottleneck: what it cannot reach another way can.
     around = any(programs.read(known)[: len(jax.tree.leaves(x))])
     return traced, None if around else (head, state)
 
 
-def _asked(case, out, x, y, kind, head):
-    plain = lambda o, t: jnp.asarray(case.loss(o, t), jnp.float32).reshape(())  # noqa: E731
-    follows = [own for own, leaf in zip(case.follows or (), jax.tree.leaves(out)) if views.floats(leaf)]
-    traced_constants = ()
-    if head is not None:
-        traced_constants = tracing.trace(case.plain, case.moving, x).constants
+def _asked(case, out, x, y, kind, has_head):
+    apart = tuple(own for own, leaf in zip(case.follows or (), jax.tree.leaves(out)) if views.floats(leaf))
+    return case.run(_program, case.moving, out, x, y, kind=kind, has_head=has_head, follows=apart)
 
-    def program(moving, whole, x, y, constants):
-        out = views.floats(whole)
-        loss = lambda o, t: plain(views.filled(o, whole), t)  # noqa: E731
-        value, gradient = jax.value_and_grad(loss)(out, y)
-        flat = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient)]).astype(jnp.float32)
-        found = {"value": value, "finite_gradient": jnp.isfinite(flat).all(), "gradient_rms": _rms(flat)}
-        starts = _starts(case, out, y)
-        tried = jax.vmap(jax.grad(loss), (0, None))(starts, y)
-        found["largest_gradient"] = jnp.max(
-            jnp.stack([jnp.max(jnp.abs(jnp.nan_to_num(leaf, nan=1.0))) for leaf in jax.tree.leaves((tried, gradient))])
-        )
-        least = _least(lambda o, one: loss(_blend(o, one, follows), y), *_both(starts, case.apart), _scale(y))
-        found["floor"] = jnp.nanmin(least[: len(least) // (1 + case.apart)])
-        if case.apart:
-            found["floor_shared"] = jnp.nanmin(least[len(least) // 2 :])
-            found["doubled"] = plain(_doubled(whole, case.follows), _twice(y)) / value
-            found |= _couplings(loss, out, y, follows)
-        if kind == "binary":
-            found["border"] = _border(loss, out, y)
-        if kind != "other":
-            o, t = jax.tree.leaves(out)[0], jax.tree.leaves(y)[0]
-            found["pull"] = _pull(jax.tree.leaves(gradient)[0], o, t, kind)
-            found["shift"] = jnp.abs(loss(jax.tree.map(lambda a: a + 1, out), y) - value) / jnp.maximum(
-                jnp.abs(value), 1e-12
-            )
-        if head is not None:
-            z = head[1](moving, x, constants)
-            through = lambda s: plain(head[0](s, moving, x, constants), y)  # noqa: E731
-            passed = jax.grad(through)(z).astype(jnp.float32)
-            found["transmission"] = _rms(passed) * np.sqrt(z.size / flat.size) / _rms(flat)
-            begin = _starts(case, z, None)
-            found["floor_head"] = jnp.nanmin(_least(lambda s, one: through(s), *_both(begin, False), 1.0))
-        return found
 
-    return case.compiled(program)(case.moving, out, x, y, traced_constants)
+def _program(form, moving, whole, x, y, *, kind, has_head, follows):
+    out, loss = views.floats(whole), lambda o, t: form.value(views.filled(o, whole), t)
+    value, gradient = jax.value_and_grad(loss)(out, y)
+    flat = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient)]).astype(jnp.float32)
+    found = {"value": value, "finite_gradient": jnp.isfinite(flat).all(), "gradient_rms": _rms(flat)}
+    starts = _starts(out, y)
+    tried = jax.vmap(jax.grad(loss), (0, None))(starts, y)
+    found["largest_gradient"] = jnp.max(
+        jnp.stack([jnp.max(jnp.abs(jnp.nan_to_num(leaf, nan=1.0))) for leaf in jax.tree.leaves((tried, gradient))])
+    )
+    least = _least(lambda o, one: loss(_blend(o, one, follows), y), *_both(starts, form.apart), _scale(y))
+    found["floor"] = jnp.nanmin(least[: len(least) // (1 + form.apart)])
+    if form.apart:
+        found["floor_shared"] = jnp.nanmin(least[len(least) // 2 :])
+        found["doubled"] = form.value(_doubled(whole, form.follows), _twice(y)) / value
+        found |= _couplings(loss, out, y, follows)
+    if kind == "binary":
+        found["border"] = _border(loss, out, y)
+    if kind != "other":
+        o, t = jax.tree.leaves(out)[0], jax.tree.leaves(y)[0]
+        found["pull"] = _pull(jax.tree.leaves(gradient)[0], o, t, kind)
+        shifted = loss(jax.tree.map(lambda a: a + 1, out), y)
+        found["shift"] = jnp.abs(shifted - value) / jnp.maximum(jnp.abs(value), 1e-12)
+    return found | (_through_head(form, moving, x, y, flat) if has_head else {})
+
+
+def _through_head(form, moving, x, y, flat):
+    """What the head lets through of a gradient `flat` at the outputs, and the least loss that it allows."""
+    traced, (head, state) = cut(form, moving, x)
+    z = state(moving, x, traced.constants)
+    through = lambda s: form.value(head(s, moving, x, traced.constants), y)  # noqa: E731
+    passed = jax.grad(through)(z).astype(jnp.float32)
+    least = _least(lambda s, one: through(s), *_both(_starts(z, None), False), 1.0)
+    return {
+        "transmission": _rms(passed) * np.sqrt(z.size / flat.size) / _rms(flat),
+        "floor_head": jnp.nanmin(least),
+    }
 
 
 def _rms(a):
@@ -183,7 +199,7 @@ def _scale(y):
     return jnp.maximum(1.0, jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves]))) if leaves else 1.0
 
 
-def _starts(case, tree, y):
+def _starts(tree, y):
     """[4, ...]: as it is, two random ones, one inside the unit interval."""
     draw = np.random.default_rng(3)
     scale = _scale(y) if y is not None else 1.0

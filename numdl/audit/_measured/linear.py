@@ -28,17 +28,11 @@ def measure(case):
     scale = max(1.0, float(np.abs(y).max())) if jnp.issubdtype(y.dtype, jnp.floating) else 1.0
     steps = int(min(STEPS, max(50, MOST_WORK / (6 * len(flat) * WIDTH * (flat.shape[1] + WIDTH + size)))))
 
-    def loss(network, params, at):
-        out = scale * network(params, jnp.asarray(flat)[at])
-        return jnp.asarray(case.loss(out.reshape(-1, *like.shape[1:]).astype(like.dtype), y[at]), jnp.float32).reshape(
-            ()
-        )
-
-    fit = lambda network, params, rate: _fitted(lambda p, at: loss(network, p, at), params, rate, steps, len(flat))  # noqa: E731
-    widths = (flat.shape[1], WIDTH, WIDTH, size)
-    bent = case.compiled(lambda: fit(_bent, _drawn(widths), 0.01))()
-    affine = case.compiled(lambda: fit(_affine, [np.zeros((flat.shape[1] + 1, size), np.float32)], 0.05))()
-    return {"floor_affine": float(affine), "floor_bent": float(bent)}
+    given = {"steps": steps, "like": (like.shape[1:], like.dtype)}
+    bent = _drawn((flat.shape[1], WIDTH, WIDTH, size))
+    affine = [np.zeros((flat.shape[1] + 1, size), np.float32)]
+    fit = lambda network, params, rate: case.run(_fitted, params, flat, y, scale, rate, network=network, **given)  # noqa: E731
+    return {"floor_affine": float(fit(_affine, affine, 0.05)), "floor_bent": float(fit(_bent, bent, 0.01))}
 
 
 def _examples(case):
@@ -65,11 +59,16 @@ def _bent(params, x):
     return _affine(params, x)
 
 
-def _fitted(loss, params, rate, steps, count):
+def _fitted(form, params, x, y, scale, rate, *, network, steps, like):
     """The least loss on the odd examples while the even ones are fitted by Adam."""
     import optax
 
-    adam, (even, odd) = optax.scale_by_adam(), (np.arange(i, count, 2) for i in (0, 1))
+    adam, (even, odd) = optax.scale_by_adam(), (np.arange(i, len(x), 2) for i in (0, 1))
+    shape, dtype = like
+
+    def loss(params, at):
+        out = scale * network(params, x[at])
+        return form.value(out.reshape(-1, *shape).astype(dtype), y[at])
 
     def step(carry, t):
         at, state, least = carry

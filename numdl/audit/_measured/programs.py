@@ -1,5 +1,6 @@
 """What the audit asks of a jaxpr: its equations, its work, and convolutions in the order that a CPU is quick at."""
 
+import functools
 import math
 
 import jax
@@ -50,8 +51,8 @@ def channels_last(function):
     the gradient of a convolution, whose axes lie in another order, would be a plain nest of loops over single numbers.
     """
 
-    def ordered(*arguments):
-        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    def ordered(*arguments, **static):
+        closed, shapes = jax.make_jaxpr(functools.partial(function, **static), return_shape=True)(*arguments)
         outputs = jex.jaxpr_as_fun(_ordered(closed))(*jax.tree.leaves(arguments))
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 

@@ -7,8 +7,6 @@
 Source: Jacot et al. 2018, arXiv:1806.07572; Lee et al. 2019, arXiv:1902.06720, for linearised training.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +31,8 @@ def measure(case):
         m //= 2
     some = cases.take((x, y), slice(0, m))
     steps = int(min(case.steps or 200, MOST_STEPS, max(20, MOST_WORK / (m * case.work) / 3)))
-    squares, rows, losses, start = case.compiled(functools.partial(_program, case, steps))(case.moving, some)
+    given = {"steps": steps, "only_backward": case.only_backward}
+    squares, rows, losses, start = case.run(_program, case.method, case.moving, some, **given)
     squares, losses = np.asarray(squares, np.float64), np.asarray(losses, np.float64)
     kept = np.unique(np.geomspace(1, steps, KEPT).astype(int)) - 1
     return Kernel(
@@ -47,12 +46,12 @@ def measure(case):
     )
 
 
-def _program(case, steps, moving, some):
+def _program(form, method, moving, some, *, steps, only_backward):
     x, y = some
-    now = case.plain(moving, x)
-    loss = lambda o: jnp.asarray(case.loss(views.filled(o, now), y), jnp.float32).reshape(())  # noqa: E731
-    out, push, pullback = _linear(case, lambda p: views.floats(case.plain(p, x)), moving)
-    follows = [own for own, leaf in zip(case.follows, jax.tree.leaves(now)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    now = form.call(moving, x)
+    loss = lambda o: form.value(views.filled(o, now), y)  # noqa: E731
+    out, push, pullback = _linear(only_backward, lambda p: views.floats(form.call(p, x)), moving)
+    follows = [own for own, leaf in zip(form.follows, jax.tree.leaves(now)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     residual = _residual(loss, out, follows)
     m = cases.count(x)
     orders = jnp.asarray([np.arange(m), *(np.random.default_rng(i).permutation(m) for i in range(PERMUTATIONS))])
@@ -61,14 +60,14 @@ def _program(case, steps, moving, some):
         moved = [(r[order] if own else r).astype(o.dtype) for r, o, own in zip(residual, out, follows)]
         return _square(pullback(moved))
 
-    losses, start = _linearised(case, steps, moving, out, push, pullback, loss)
+    losses, start = _linearised(method.own, steps, moving, out, push, pullback, loss)
     flat = jnp.concatenate([leaf.reshape(m, -1) for leaf, own in zip(residual, follows) if own], 1)
     return jax.lax.map(square, orders), flat, losses, start
 
 
-def _linear(case, function, moving):
+def _linear(only_backward, function, moving):
     """(outputs, J as a function, J' as a function) at these parameters."""
-    if not case.only_backward:
+    if not only_backward:
         out, push = jax.linearize(function, moving)
         back = jax.linear_transpose(push, moving)
         return out, push, lambda u: back(u)[0]
@@ -90,9 +89,8 @@ def _square(tree):
     return sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree))
 
 
-def _linearised(case, steps, moving, out, push, pull, loss):
+def _linearised(method, steps, moving, out, push, pull, loss):
     """(losses [steps], loss now) of the linearised network under the user's optimizer, whole batch."""
-    method = case.transformation
 
     def step(carry, _):
         away, state = carry

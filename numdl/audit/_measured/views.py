@@ -1,5 +1,6 @@
 """What was handed over, told by running it on shapes: where the examples lie, which outputs and targets count."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import checks
+from numdl._compiled import Same
 
 # What a function of a fixed number of examples, or of a graph's nodes, may raise when it is given another number.
 REFUSALS = (TypeError, ValueError, IndexError, AssertionError, ZeroDivisionError, NotImplementedError)
@@ -67,18 +69,26 @@ def arrays(params: Any, apply: Any, evaluate: Any) -> tuple[Any, Any, Any, tuple
         leaf if kept is not None or isinstance(leaf, bool | int | float | complex) else None
         for leaf, kept in zip(leaves, fixed)
     ]
-    moved = [i for i, leaf in enumerate(fixed) if leaf is None]
+    moved = tuple(i for i, leaf in enumerate(fixed) if leaf is None)
     parts = jax.tree.unflatten(structure, [None if kept is not None else leaf for leaf, kept in zip(leaves, fixed)])
 
-    def whole(tree):
-        found = dict(zip(moved, jax.tree.leaves(tree), strict=True))
-        return jax.tree.unflatten(structure, [found.get(i, leaf) for i, leaf in enumerate(fixed)])
-
-    def through(function):
-        return None if function is None else lambda tree, *rest: function(whole(tree), *rest)
-
+    rest = tuple(Same(leaf) if callable(leaf) else leaf for leaf in fixed)
+    known = moved, rest, tuple(map(type, rest))
+    through = lambda function: None if function is None else _through(Same(function), structure, *known)  # noqa: E731
     note = f"{len(leaves) - len(moved)} leaves of params are no arrays and stay as they are"
     return parts, through(apply), through(evaluate), (note,)
+
+
+@functools.lru_cache(maxsize=64)
+def _through(function, structure, moved, rest, types):
+    """The function of all leaves as one of those that are arrays: the same object each time."""
+
+    def through(tree, *more):
+        found = dict(zip(moved, jax.tree.leaves(tree), strict=True))
+        kept = [leaf.function if isinstance(leaf, Same) else leaf for leaf in rest]
+        return function(jax.tree.unflatten(structure, [found.get(i, leaf) for i, leaf in enumerate(kept)]), *more)
+
+    return through
 
 
 def _floating(leaf):
