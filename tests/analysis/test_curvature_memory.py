@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax import lax
 
+from numdl import trees
 from numdl.analysis import curvature
-from numdl.analysis.curvature import _memory
+from numdl.analysis.curvature import _memory, _operators
 
 N, D = 24, 4
 X = jnp.asarray(np.random.default_rng(0).normal(size=(N, D)))
@@ -152,3 +153,66 @@ def test_bad_chunks_are_refused():
         curvature.hessian(loss, WEIGHTS, {"x": X, "y": Y[:3]}, chunk="auto")
     with pytest.raises(ValueError, match="chunk"):
         curvature.trace(MADE["hessian"](), key=KEY, chunk="auto")
+
+
+# ---- the chunk that is faster --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_cache(monkeypatch):
+    """A processor whose caches hold the activations of nine examples."""
+    operator = MADE["hessian"]()
+    each = (operator.kept_bytes_of(N) - operator.kept_bytes_of(N // 2)) / (N - N // 2)
+    monkeypatch.setattr(_memory, "CACHE", 9 * each)
+    monkeypatch.setattr(_memory, "DENSE", 1e9)
+
+
+def coupled(params, batch):
+    z = dense(params, batch)
+    return jnp.mean((z - jnp.mean(z, axis=0, keepdims=True) - batch["y"]) ** 2)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_where_the_reduction_is_stated_chunks_that_stay_in_the_cache_are_the_default(small_cache, reduction):
+    def summed(params, batch):
+        return loss(params, batch) * (len(batch["x"]) if reduction == "sum" else 1)
+
+    v = jax.tree.map(jnp.cos, WEIGHTS)
+    plain = curvature.hessian(summed, WEIGHTS, BATCH)
+    found = curvature.hessian(summed, WEIGHTS, BATCH, reduction=reduction)
+    assert plain.chunk is None and found.chunk == 8
+    for product in (found(v), jax.jit(lambda operator, v: operator(v))(found, v)):
+        for got, want in zip(jax.tree.leaves(product), jax.tree.leaves(plain(v)), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
+    flat, tree = trees.ravel(WEIGHTS)
+    matrix = jax.hessian(lambda flat: summed(tree(flat), BATCH))(flat)
+    top = curvature.top_eigenvalues(found, key=KEY, k=1).values
+    np.testing.assert_allclose(top, np.linalg.eigvalsh(matrix)[-1:], rtol=1e-4)
+    kept = curvature.top_eigenvalues(found, key=KEY, k=1, linearize=True).values
+    np.testing.assert_allclose(kept, top, rtol=1e-4)
+
+
+def test_auto_takes_the_faster_chunk_and_all_at_once_where_chunks_do_not_make_the_whole(small_cache):
+    assert MADE["hessian"](chunk="auto").chunk == 8
+    assert MADE["hessian of a pair"]().chunk == 8
+    for more in ({"chunk": "auto"}, {"reduction": "mean"}):
+        operator = curvature.hessian(coupled, WEIGHTS, BATCH, **more)
+        assert operator.chunk is None
+    with pytest.raises(ValueError, match="a mean over examples"):
+        curvature.hessian(coupled, WEIGHTS, BATCH, chunk=8)
+
+
+def test_many_multiplications_for_each_activation_want_all_examples_at_once(small_cache, monkeypatch):
+    operator = MADE["hessian"]()
+    forward = N * (D * 3 + 3 * 2)
+    ratio = _operators.multiplications(operator) / forward
+    assert 5 <= ratio <= 10  # forward and backward, each with its tangents
+    monkeypatch.setattr(_memory, "DENSE", 0.0)
+    assert MADE["hessian"](chunk="auto").chunk is None
+
+
+def test_a_product_of_a_scan_and_of_a_convolution_is_counted():
+    scan = _operators.multiplications(MADE["hessian of a scan"]())
+    once = _operators.multiplications(curvature.hessian(scanned, jnp.full((1, D, D), 0.1), X))
+    assert scan == 5 * once
+    assert _operators.multiplications(MADE["hessian of a convolution"]()) >= 4 * N * D * 3 // 2

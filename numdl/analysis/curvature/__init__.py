@@ -11,7 +11,8 @@
 
 `loss` is a function of the parameters and the data, nothing random, batch statistics frozen. With `chunk` it is a mean
 over examples, a sum (`reduction="sum"`), or returns a pair (sum, weight); that is verified. `chunk="auto"` takes as
-many examples at a time as fit into half of the free memory, and nothing more is done where all fit.
+many examples at a time as fit into half of the free memory, or fewer where a processor is faster at those: few
+multiplications for each activation, as in convolutions. Say `reduction="mean"` and that is the default.
 Data is an argument: the second call with other parameters or data of the same shapes compiles nothing.
 
     >>> import jax, jax.numpy as jnp

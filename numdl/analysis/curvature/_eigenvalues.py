@@ -60,8 +60,8 @@ def top_eigenvalues(
     which, tolerance, max_matvecs, basis, verify : as in `krylov.lanczos.eigenpairs`
     start, deflate : pytree     like params, leaves with a leading axis: guesses (`vectors` of a step before); vectors
                                 to stay orthogonal to. None: none
-    frozen, chunk, reduction : as in `hessian`; leaves that stay; examples at a time, for data that do not fit, "auto":
-                                as many as fit
+    frozen, chunk, reduction : as in `hessian`; leaves that stay; examples at a time; "mean" or "sum": with it, or
+                                with chunk="auto", as many at a time as fit and are fast
     linearize : bool            keep all that does not depend on v; None: unless convolutions make it slow, on a CPU
     Returns
     -------

@@ -42,8 +42,9 @@ def hessian(
     params : pytree             real floating leaves are coordinates, complex ones two each; all else stays
     batch : pytree              data; with `chunk`, every leaf [N, ...]
     frozen : names              paths of leaves that stay as well: running statistics, a pretrained part
-    chunk : int >= 1            this many examples at a time, in a loop: memory of one chunk, any N; None: all at once;
-                                "auto": all at once if half of the free memory holds a product, else as many as fit
+    chunk : int >= 1            this many examples at a time, in a loop: memory of one chunk, any N; "auto": as many as
+                                fit into half of the free memory, or fewer where that is faster; None: all at once, but
+                                where `reduction` is stated the number that is faster
     reduction : "mean" | "sum"  what a scalar loss is over the examples; None: "mean". One product shows whether it is
     Returns
     -------
@@ -197,8 +198,8 @@ def _operator(kind, params, batch, frozen, chunk, reduces):
     checks.one_of("reduction", reduces, (None, "mean", "sum"))
     operator = Operator(moving, rest, batch, kind, reduction=reduces or "mean")
     if chunk is None:
-        _reduction.outcome(operator)
-        return operator
+        stated = _reduction.outcome(operator) == "pair" or reduces is not None
+        return _quick(operator, reduces) if stated and not isinstance(kind, _kinds.EmpiricalFisher) else operator
     if isinstance(chunk, str):
         return _fitted(operator, chunk, reduces)
     chunk = checks.whole("chunk", chunk)
@@ -213,7 +214,20 @@ def _fitted(operator, chunk, reduces, vectors=0):
     examples(operator.batch)
     _reduction.outcome(operator)
     size = _memory.chosen(operator, vectors)
-    return operator if size is None else _reduction.chunked(dataclasses.replace(operator, chunk=size), reduces)
+    if size is None:
+        return _quick(operator, reduces)
+    return _reduction.chunked(dataclasses.replace(operator, chunk=size, for_speed=False), reduces)
+
+
+def _quick(operator, reduces):
+    """The operator in chunks where those are faster and make the whole, else as it is."""
+    try:
+        size = None if operator.for_speed else _memory.quick(operator)
+        if size is None:
+            return operator
+        return _reduction.chunked(dataclasses.replace(operator, chunk=size, for_speed=True), reduces)
+    except (ValueError, TypeError):  # examples that cannot be told apart, a loss that couples them
+        return operator
 
 
 def _empty(frozen):

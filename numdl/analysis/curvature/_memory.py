@@ -7,10 +7,12 @@ import jax
 import numpy as np
 
 from numdl import checks
-from numdl.analysis.curvature._operators import Operator, examples
+from numdl.analysis.curvature._operators import Operator, examples, multiplications
 from numdl.krylov import _places, _vectors
 from numdl.records import record
 
+CACHE = 2**23  # bytes of a chunk's activations that a core reads from its caches rather than from memory
+DENSE = 64  # multiplications for each byte kept from which on reading it is not what takes the time
 _LESS = "a smaller k, or one block of the parameters"
 
 
@@ -68,6 +70,23 @@ def chosen(operator, vectors=0):
         free = 0.9 * free - vectors * layout.size * layout.dtype.itemsize * _share_of_vectors(operator.like)
     chunk, fits = largest(operator, free)
     return chunk if fits or not vectors else None  # what no chunk mends is refused as it is
+
+
+def quick(operator):
+    """The chunk that is faster than all examples at once on a processor, a power of 2; None: none is.
+
+    Where there are few multiplications for each activation (convolutions), those of a chunk should stay in the cache.
+    """
+    leaves = jax.tree.leaves(operator.batch)
+    if jax.default_backend() != "cpu" or _vectors.traced(operator) or _places.places(leaves) is not None:
+        return None
+    count = examples(operator.batch)
+    whole = operator.kept_bytes_of(count) if count > 1 else 0
+    if whole <= 2 * CACHE or multiplications(operator) >= DENSE * whole:
+        return None
+    each = (whole - operator.kept_bytes_of(count // 2)) / (count - count // 2)
+    chunk = 2 ** int(math.log2(max(CACHE / max(each, 1), 1)))
+    return chunk if 8 <= chunk <= count // 2 else None
 
 
 def largest(operator, free):

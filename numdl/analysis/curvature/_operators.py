@@ -9,6 +9,7 @@ Leaves of params that are real floating-point numbers are the coordinates, compl
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +20,9 @@ import numpy as np
 from numdl import checks, trees
 from numdl._compiled import jit
 from numdl.analysis import _parts
+from numdl.krylov import _vectors
 from numdl.records import record, static
-from numdl.tracing._programs import bodies
+from numdl.tracing._programs import CONTRACTIONS, bodies
 
 
 @record
@@ -35,6 +37,7 @@ class Operator:
     selected: tuple | None = static(default=None)  # names of the leaves differentiated; None: all that move
     reduction: str = static(default="mean")  # how the chunks make the whole: "mean", "sum", or "pair" (sum, weight)
     weight: Any = dataclasses.field(default=None, repr=False)  # of all chunks, where the loss is a pair
+    for_speed: bool = static(default=False)  # nobody asked for the chunk: all at once where it is in the way
 
     @property
     def params(self):
@@ -100,7 +103,7 @@ class Operator:
             yield dataclasses.replace(self, batch=piece, chunk=None), share
 
     def _product(self, v):
-        if self.chunk is None:
+        if self.chunk is None or (self.for_speed and _vectors.traced((self, v))):
             return self.kind.product(lambda part: self._whole(part), self.like, self.batch, v, self.weight)
         total = None
         for piece, share in self.pieces():
@@ -184,7 +187,7 @@ def linearizes(operator, linearize):
     """Whether the product is to be linearized: as asked for, else where it is faster."""
     if linearize is None:
         return operator.chunk is None and _worthwhile(operator)
-    if checks.flag("linearize", linearize) and operator.chunk is not None:
+    if checks.flag("linearize", linearize) and operator.chunk is not None and not operator.for_speed:
         raise checks.BadValue(
             "linearize keeps the whole data's activations, chunk avoids it; one of the two must be left out: got both"
         )
@@ -193,7 +196,9 @@ def linearizes(operator, linearize):
 
 def prepared(operator, linearize):
     """The operator, or its product with all that does not depend on v computed once and kept."""
-    return _linearized(operator) if linearizes(operator, linearize) else operator
+    if not linearizes(operator, linearize):
+        return operator
+    return _linearized(dataclasses.replace(operator, chunk=None))
 
 
 def examples(batch):
@@ -212,6 +217,31 @@ def _worthwhile(operator):
     if jax.default_backend() != "cpu":
         return True
     return not _has_convolution(jax.make_jaxpr(_linearized)(operator).jaxpr)
+
+
+def multiplications(operator):
+    """Multiplications in the contractions of a product with all examples."""
+    return _multiplications(jax.make_jaxpr(_applied)(dataclasses.replace(operator, chunk=None), operator.like).jaxpr)
+
+
+def _applied(operator, v):
+    return operator(v)
+
+
+def _multiplications(jaxpr):
+    total = 0
+    for equation in jaxpr.eqns:
+        inner = sum(_multiplications(getattr(body, "jaxpr", body)) for body in bodies(equation))
+        total += inner * (equation.params["length"] if equation.primitive.name == "scan" else 1)
+        if equation.primitive.name in CONTRACTIONS:
+            left, right = (variable.aval.shape for variable in equation.invars)
+            numbers = equation.params["dimension_numbers"]
+            if equation.primitive.name == "dot_general":
+                each = math.prod(left[axis] for axis in numbers[0][0])
+            else:
+                each = math.prod(right) // max(right[numbers.rhs_spec[0]], 1)
+            total += each * math.prod(equation.outvars[0].aval.shape)
+    return total
 
 
 def _has_convolution(jaxpr):
