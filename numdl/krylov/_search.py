@@ -8,6 +8,7 @@ import numpy as np
 
 from numdl.krylov import _places, _vectors
 
+SMALL = 32  # rows of a basis whose Ritz values are looked at after every product
 RISK = 1e-3  # the probability with which a random start may hide an eigenvalue above the ceiling
 
 
@@ -20,7 +21,9 @@ class Search:
         self.space = left_out.copy()
         self.room = min(basis, layout.size - left_out.count)
         self.projected = np.zeros((self.room, self.room))  # the matrix in the basis, beside the vectors left out
-        self.outside = np.zeros(self.room)  # what the basis misses of A q_j, but for the last row
+        # What the basis misses of A q_j, the last row aside: outside[j, u] times a unit vector for each start given up.
+        self.outside = np.zeros((self.room, 0))
+        self.unlike = [0.0, 0]  # sum of squares of q_i'Aq_j - q_j'Aq_i, and how many
         self.found = np.zeros(0)  # values of the locked rows, the first of the basis
         self.used, self.plain, self.counting, self.coupling = 0, 0, True, 0.0
         self.bound = np.inf  # the ceiling of the starts before this one
@@ -43,7 +46,8 @@ class Search:
         while self.used < budget and not self.broken:
             self.expand()
             full = self.size == self.room or self.exhausted
-            if self.broken or self.size < self.k or not (full or self.used % 3 == 0 or self.used == budget):
+            often = self.size <= SMALL or self.used % 3 == 0
+            if self.broken or self.size < self.k or not (full or often or self.used == budget):
                 continue
             if self.enough(verify):
                 return
@@ -70,6 +74,9 @@ class Search:
         alpha, w = _recur(w, q, before, np.asarray(coupling, w.dtype), np.asarray(self.sign, w.dtype))
         coefficients, ahead, norm = _vectors.orthonormal(self.space, w)
         column = coefficients[self.left_out.count :]
+        if self.previous is not None:
+            free = column[: j - 1][~self.outside[: j - 1].any(axis=1)]  # 0 where the matrix is symmetric
+            self.unlike = [self.unlike[0] + float(free @ free), self.unlike[1] + len(free)]
         column[j] += float(alpha)
         if self.previous is not None:
             column[j - 1] += coupling
@@ -84,16 +91,23 @@ class Search:
             self.plain, self.counting = plain, counting
 
     def ritz(self, first=0):
-        """(values descending, vectors, residuals) in the basis from row `first` on."""
+        """(values descending, vectors, bounds of the residuals) in the basis from row `first` on."""
         values, weights = np.linalg.eigh(self.projected[first : self.size, first : self.size])
         values, weights = values[::-1], weights[:, ::-1]
-        missed = np.sqrt((self.coupling * weights[-1]) ** 2 + self.outside[first : self.size] ** 2 @ weights**2)
-        return values, weights, missed
+        return values, weights, np.sum(np.abs(self.parts(weights, first)), axis=1)
+
+    def parts(self, weights, first=0):
+        """[p, 1 + starts]: the residuals of p vectors as numbers times vectors of norm 1 at most, but for rounding.
+
+        A Q w = Q T w + coupling w[-1] q_next + sum_u (outside[:, u] . w) (1 - Q Q') u
+        """
+        return np.column_stack([self.coupling * weights[-1], weights.T @ self.outside[first : self.size]])
 
     def enough(self, verify):
         """Whether the k largest are found and nothing above them is left; locks them and starts anew to see."""
-        values, _, missed = self.ritz()
-        goal = 0.4 * self.tolerance * np.abs(values).max()  # less than asked for: the last product decides
+        values, weights, missed = self.ritz()
+        share = 0.9 if self.exact else 0.4  # less than asked for where k more products decide
+        goal = share * self.tolerance * np.abs(values).max()
         if self.exhausted:
             self.verified = True
             return True
@@ -103,8 +117,10 @@ class Search:
             return False
         if verify and not len(self.found):
             self.bound = self.ceiling()
+            given_up = np.zeros((self.room, 1))
+            given_up[: self.k, 0] = self.coupling * weights[-1, : self.k]
             self.restart(self.k)
-            self.outside[: self.k], self.found = missed[: self.k], values[: self.k].copy()
+            self.outside, self.found = np.hstack([self.outside, given_up]), values[: self.k].copy()
             self.begin()
             return False
         self.verified = verify and self.nothing_above(goal)
@@ -130,17 +146,28 @@ class Search:
         turn = np.eye(hidden + m)[:, : hidden + locked + keep]
         turn[hidden + locked :, hidden + locked :] = weights[:, :keep]
         inner, p = turn[hidden:, hidden:], locked + keep
-        self.outside[:p] = np.sqrt(self.outside[:m] ** 2 @ inner**2)
+        self.outside[:p] = inner.T @ self.outside[:m]
         self.projected[:p, :p] = inner.T @ self.projected[:m, :m] @ inner
         self.space = self.space.turned(turn)
         # The next row couples to all that were kept: the projection finds the coefficients.
         self.previous, self.counting = None, False
 
     def best(self):
-        """(rows [k, n] of the k largest Ritz values, all Ritz values)."""
+        """(rows [k, n] of the k largest Ritz values, all Ritz values, `parts` of the residuals of the rows)."""
         values, weights, _ = self.ritz()
-        hidden = np.zeros((self.left_out.count, self.k))
-        return self.space.turned(np.concatenate([hidden, weights[:, : self.k]])).array(), values
+        hidden, weights = np.zeros((self.left_out.count, self.k)), weights[:, : self.k]
+        return self.space.turned(np.concatenate([hidden, weights])).array(), values, self.parts(weights)
+
+    @property
+    def exact(self):
+        """Whether residuals as small as asked for stand well above the rounding of the recursion."""
+        return self.tolerance >= 1e3 * self.layout.eps
+
+    @property
+    def asymmetry(self):
+        """Root mean square of q_i'Aq_j - q_j'Aq_i, divided by the root of 2."""
+        total, count = self.unlike
+        return np.sqrt(total / max(count, 1) / 2)
 
     def ceiling(self):
         """A bound of all eigenvalues beside the locked ones that fails with probability RISK at most.

@@ -46,7 +46,7 @@ class Eigenpairs:
 
     values: np.ndarray  # [k]: descending ("largest") or ascending ("smallest"); nan where nothing finite came
     vectors: Any = dataclasses.field(repr=False)  # pytree, leaves with a leading axis k: orthonormal
-    residuals: np.ndarray  # [k]: |A v - theta v| by one more product
+    residuals: np.ndarray  # [k]: bounds of |A v - theta v|: `eigenpairs`
     intervals: np.ndarray  # [k, 2]: each holds an eigenvalue, the i-th unless a random start has hidden one
     converged: np.ndarray  # [k] bool: residual within the tolerance, and no larger eigenvalue was met
     ceiling: np.ndarray  # []: nothing beside what was locked lies beyond, but for one start in a thousand; may be inf
@@ -88,8 +88,9 @@ def eigenpairs(
     like : pytree               arrays, or shapes and dtypes: the form of a vector, of n numbers
     k : int                     1 <= k <= n
     which : str                 "largest" or "smallest", algebraically
-    tolerance : scalar          residuals asked for, relative to the largest |eigenvalue|
-    max_matvecs : int           products at most, at least 2 k: the k of the residuals are among them
+    tolerance : scalar          residuals asked for, relative to the largest |eigenvalue|; below a thousand roundings
+                                each takes a product of its own, above the recursion has them and one product checks all
+    max_matvecs : int           products at most, at least 2 k: those of the residuals are among them
     basis : int                 vectors held at once, more than k + 2: fewer restarts for more memory; None: k + 60
     start : pytree              a warm start: vectors with a leading axis, as `vectors` of a matrix nearby
     deflate : pytree            vectors with a leading axis, to be left out: A is P A P, P the projection beside them
@@ -113,7 +114,7 @@ def eigenpairs(
     sign = 1 if which == "largest" else -1
     search = Search(key, flat, layout, left_out, k=k, sign=sign, tolerance=tolerance, basis=basis)
     search.run(max_matvecs - k, warm, verify)
-    return _certified(search, verify)
+    return _certified(search, verify, max_matvecs)
 
 
 def settings(
@@ -179,20 +180,17 @@ def tridiagonalize(
     return _recurrence(as_tree(matvec), start, m=m, reorthogonalize=reorthogonalize)
 
 
-def _certified(search, verify):
-    """The record: the pairs with residuals from one more product each."""
+def _certified(search, verify, most):
+    """The record: the pairs with bounds of their residuals."""
     if search.broken or search.size < search.k:
         return _nothing(search)
-    rows, values = search.best()
-    images = search.sign * _vectors.products(search.matvec, rows)
-    if search.left_out.count:
-        images = jnp.stack([search.left_out.project(image)[1] for image in images])
-    theta, residuals, asymmetry = (np.asarray(x, np.float64) for x in _residuals(rows, images))
+    rows, values, parts = search.best()
+    scale, ceiling = np.abs(values).max(), search.ceiling()
+    theta, residuals, asymmetry, more = _measured(search, rows, values[: search.k], parts, scale, most)
     if not np.isfinite(residuals).all():
         return _nothing(search)
     order = np.argsort(-theta)
     theta, residuals = theta[order], residuals[order]
-    scale, ceiling = np.abs(values).max(), search.ceiling()
     noise = np.sqrt(search.layout.size) * max(search.layout.eps * scale, float(asymmetry))
     good = residuals <= search.tolerance * scale
     if verify and not search.verified:
@@ -200,8 +198,33 @@ def _certified(search, verify):
     intervals = _intervals(theta, residuals + noise, np.where(good, theta + search.tolerance * scale, ceiling))
     if search.sign < 0:
         theta, intervals, ceiling = -theta, -intervals[:, ::-1], -ceiling
-    found, matvecs = search.layout.unravel(rows[order]), search.used + search.k
+    found, matvecs = search.layout.unravel(rows[order]), search.used + more
     return Eigenpairs(theta, found, residuals, intervals, good, np.float64(ceiling), np.float64(noise), matvecs)
+
+
+def _measured(search, rows, values, parts, scale, most):
+    """(values, residuals, asymmetry, products made for them) of the rows.
+
+    The recursion tells the residuals, and one product with a sum of all rows whether it tells the truth; one product
+    for each row where it does not, or where rounding would be most of it.
+    """
+    more = search.k
+    if search.exact and search.used + 1 + search.k <= most:
+        rounding, more = np.sqrt(search.space.count) * search.layout.eps * scale, more + 1
+        signs = np.where(np.arange(search.k) % 3 == 1, -1.0, 1.0)
+        left = float(_residual_of_sum(rows, _image(search, signs.astype(rows.dtype) @ rows), signs * values))
+        told = np.abs(signs @ parts).sum() + np.sqrt(search.k * search.layout.size) * search.layout.eps * scale
+        if left <= told:
+            return values, np.abs(parts).sum(axis=1) + rounding, search.asymmetry, 1
+    images = jnp.stack([_image(search, row) for row in rows])
+    found = (np.asarray(x, np.float64) for x in _residuals(rows, images))
+    return *found, more
+
+
+def _image(search, v):
+    """The matrix, turned so that the largest values are wanted, and beside what is left out, times a vector."""
+    image = search.sign * _vectors.apply(search.matvec, v)
+    return search.left_out.project(image)[1] if search.left_out.count else image
 
 
 def _nothing(search):
@@ -225,6 +248,12 @@ def _intervals(theta, radii, tops):
         groups = np.concatenate([[0], np.cumsum(apart)])
         shared = np.sqrt(np.bincount(groups, radii**2))[groups]
     return np.stack([theta - shared, np.maximum(theta + shared, tops)], axis=1)
+
+
+@jax.jit
+def _residual_of_sum(rows, image, values):
+    """|image - values @ rows|"""
+    return jnp.linalg.norm(image - jnp.matmul(values.astype(rows.dtype), rows, precision="highest"))
 
 
 @jax.jit
