@@ -76,6 +76,33 @@ def test_intervals_contain_the_truth_converged_or_not(kind, seed):
     assert stopped > 0 or kind in ("wide", "low rank")
 
 
+@pytest.mark.parametrize("basis", [24, None])
+@pytest.mark.parametrize("kind", ["clustered", "degenerate"])
+def test_residuals_from_the_recursion_bound_those_of_the_matrix_and_cost_one_product(kind, basis):
+    rng = np.random.default_rng(11)
+    matrix, exact = matrix_of(spectrum(kind, rng), rng)
+    tolerance = max(1e-3, 2e3 * EPS)
+    found = solve(matrix, tolerance=tolerance, basis=basis)
+    vectors = np.asarray(found.vectors, np.float64)
+    left = np.linalg.norm(vectors @ np.asarray(matrix, np.float64) - found.values[:, None] * vectors, axis=1)
+    scale = np.abs(exact).max()
+    assert (left <= found.residuals + found.noise).all()
+    assert found.residuals.max() <= 3 * left.max() + 100 * EPS * scale
+    assert found.converged.all() and (found.residuals <= tolerance * scale).all()
+
+
+def test_where_the_recursion_does_not_tell_the_truth_each_vector_has_a_product():
+    """A matrix that is not symmetric: the products of the vectors show it."""
+    rng = np.random.default_rng(12)
+    matrix, _ = matrix_of(np.concatenate([[9.0, 8, 7, 6, 5], rng.uniform(-0.5, 0.5, N - 5)]), rng)
+    turned = matrix + 0.3 * jnp.triu(jnp.asarray(rng.normal(size=(N, N)), WIDEST), 1)
+    found = solve(turned, tolerance=1e-2, max_matvecs=200)
+    vectors = np.asarray(found.vectors, np.float64)
+    left = np.linalg.norm(vectors @ np.asarray(turned, np.float64).T - found.values[:, None] * vectors, axis=1)
+    np.testing.assert_allclose(found.residuals, left, rtol=1e-3)
+    assert not found.converged.all() and found.noise > 1
+
+
 def test_a_single_start_misses_copies_that_a_second_finds():
     rng = np.random.default_rng(3)
     top = [9.0, 9.0, 8.0, 7.0, 6.0, 5.0]
