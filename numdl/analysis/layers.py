@@ -97,7 +97,8 @@ def _probed(apply, params, x, *, loss=None, optimizer=None, examples=None, rank_
         checks.accepts("loss", loss, 1, "loss(outputs)")
     _check_optimizer(optimizer, loss)
     params, x = _arrays(params, x, examples)
-    traced, constants, run = _prepared(apply, loss, params, x, examples, rank_examples, optimizer)
+    traced, cost, run = _prepared(apply, loss, params, x, examples, rank_examples, optimizer)
+    constants = _now(apply, traced.constants), _now(loss, cost.constants) if cost else ()
     arguments = params, x, *constants
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
         flow, trusted = run(*arguments, careful=False)
@@ -225,7 +226,7 @@ def _updates(optimizer, structure, moving, gradients):
 
 
 def _prepared(apply, loss, params, x, examples, rank_examples, optimizer=None):
-    """(traced, (constants, those of the loss), compiled function) of these functions and shapes, from `_KEPT` if there.
+    """(traced, cost, compiled function) for these functions and shapes; from `_KEPT` if they are there.
 
     Arrays that a Partial holds are data, others that the functions hold are read anew where they have changed.
     """
@@ -243,18 +244,22 @@ def _prepared(apply, loss, params, x, examples, rank_examples, optimizer=None):
     key = (*key, holding(bare, bare_loss, *(optimizer or ())))
     if key in _KEPT:
         _KEPT.move_to_end(key)
-        traced, cost, run = _KEPT[key]
-        constants = (*own, *traced.constants[len(own) :]), (*given, *cost.constants[len(given) :]) if cost else ()
-        return traced, constants, run
+        return _KEPT[key]
     traced = _with_layers(apply, params, x, examples)
     cost = None if loss is None else _Cost(loss, traced.outputs)
     run = jax.jit(functools.partial(_measure, traced, cost, rank_examples, optimizer), static_argnames="careful")
-    constants = traced.constants, cost.constants if cost else ()
-    if not any(isinstance(value, jax.core.Tracer) for value in jax.tree.leaves(constants)):
+    closed_over = (*traced.constants, *(cost.constants if cost else ()))
+    if not any(isinstance(value, jax.core.Tracer) for value in closed_over):
         _KEPT[key] = traced, cost, run
         if len(_KEPT) > MOST_KEPT:
             _KEPT.popitem(last=False)
-    return traced, constants, run
+    return traced, cost, run
+
+
+def _now(function, constants):
+    """The constants of a function that was traced before, with the arrays that it holds now."""
+    held, _ = parted(function)
+    return (*held, *constants[len(held) :])
 
 
 def _numbers(arrays):
