@@ -116,6 +116,11 @@ def transformer(width, seed=0, heads=None, blocks=1):
     return apply, params
 
 
+def wide_heads(width, seed=0):
+    """Two heads that widen, q, k and v fused."""
+    return transformer(width, seed, heads=2)
+
+
 def conv(width, seed=0):
     """Two convolutions and a dense head; x holds images of 8 channels."""
     k = jax.random.split(jax.random.key(seed), 3)
@@ -156,7 +161,7 @@ def scan(width, seed=0):
 
 
 MODELS = (plain, linen, nnx, equinox, haiku, transformer, conv, scan)
-SHAPES = {transformer: (4, IN), conv: (5, 5, IN)}
+SHAPES = {transformer: (4, IN), wide_heads: (4, IN), conv: (5, 5, IN)}
 
 
 def inputs(build, count=6, seed=7):

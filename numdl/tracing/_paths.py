@@ -155,7 +155,8 @@ class _Walker:
         if name in MOVES and name != "pad" and len(values) == len(step.writes):
             return [value if isinstance(value, Fixed) else moved(value, step) for value in values]
         if name in MOVES | PARTS and values[0] is first and len(trails) == 1:
-            return [moved(first, step, place) for place, _ in enumerate(step.writes)]
+            at = tuple(self.at(value) for value in values[1:])
+            return [moved(first, step, (place, at)) for place, _ in enumerate(step.writes)]
         if is_elementwise(name):
             return [self.elementwise(program, step, values, trails)]
         if name.startswith(_REDUCTIONS) and len(trails) == 1:
@@ -170,9 +171,14 @@ class _Walker:
         """Entries of data at fixed places are a part; entries of a table at places that x says are a new input."""
         operand, indices = values[:2]
         if isinstance(operand, Trail):
-            return moved(operand, step) if isinstance(indices, Fixed) else self.mixed(values, "gather")
+            fixed = isinstance(indices, Fixed)
+            return moved(operand, step, self.at(indices)) if fixed else self.mixed(values, "gather")
         source = ("lookup", operand.leaf)
         return Trail(source, upstream=indices.upstream | {source})
+
+    def at(self, value):
+        """Where a cut begins: two of which this differs, or is not known, are not the same numbers."""
+        return next(self.count) if value.number is None else value.number
 
     def elementwise(self, program, step, values, trails):
         """The same function of the same value goes on; anything else is named."""

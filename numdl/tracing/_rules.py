@@ -125,6 +125,12 @@ def _split(params, given, before, shapes):
     return found
 
 
+def _unstack(params, given, before, shapes):
+    axis, one = params["axis"], given[0]
+    parts = _layouts.cut(one.axes[axis], before[0][axis], 0, 1)
+    return [drop(one._replace(axes=_put(one.axes, axis, parts)), (axis,)) for _ in shapes]
+
+
 def _dynamic_slice(params, given, before, shapes):
     return _resized(given[0], given, before[0], shapes[0])
 
@@ -331,6 +337,7 @@ RULES = {
     "pad": _pad,
     "slice": _slice,
     "split": _split,
+    "unstack": _unstack,
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update_slice,
     "rev": _rev,

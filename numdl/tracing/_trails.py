@@ -15,7 +15,7 @@ MOVES = frozenset(
 )
 KEPT = MOVES - {"pad"} | {"convert_element_type", "copy", "copy_p", "reduce_precision"}
 HIDDEN = -1  # stands among a value's sources for a layer that was not entered
-PARTS = frozenset(("slice", "dynamic_slice", "split", "gather"))
+PARTS = frozenset(("slice", "dynamic_slice", "split", "unstack", "gather"))
 
 
 class Fixed(NamedTuple):
@@ -130,7 +130,7 @@ def start(source):
 
 
 def moved(trail, step, place=0):
-    """The same numbers, moved or cut; `place` tells the outputs of one step apart."""
+    """The same numbers, moved or cut; `place` tells the outputs of one step apart, and cuts at other places."""
     settings = {k: v for k, v in step.params.items() if k not in ("sharding", "name")}
     return dataclasses.replace(trail, form=(*trail.form, (step.name, str(settings), place)))
 

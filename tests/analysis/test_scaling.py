@@ -57,6 +57,13 @@ def test_mup_passes(build):
     assert not found.culprits
 
 
+@pytest.mark.slow
+def test_mup_passes_where_the_heads_of_a_fused_layer_widen():
+    """The table is of the first two widths; the queries' columns of the third follow from it."""
+    found, roles = check(widening.wide_heads, "mup")
+    assert found.passes and roles.leaves[roles.path.index("blocks/0/qkv")].part is not None, found
+
+
 @pytest.mark.parametrize("build", some_fast(widening.MODELS, fast=(0,)))
 def test_standard_fails_in_hidden_layers_and_output(build):
     found, roles = check(build, "standard")

@@ -26,6 +26,8 @@ class Leaf:
     why: str
     law: Any  # `_laws.Law`: how the deviation goes as the build draws it
     head: Any = None  # `_heads.Head` whose growing scores this leaf undoes under muP
+    part: Any = None  # `_parts.Part`: which of its entries do so; None: all
+    pieces: tuple = ()  # of a leaf with a part: this row for the part, and for the rest, with laws of their own
 
     def undone(self, shape):
         """Factor of the deviation and Adam rate at this shape that undoes growing heads; None if that is not known."""
@@ -83,9 +85,13 @@ class Roles:
 
     @property
     def deviation(self):
-        """Power of the width that the deviation has under muP: array [P]; 0, -1/2, -1 where sizes are the width's."""
+        """Power of the width that the deviation has under muP: array [P]; 0, -1/2, -1 where sizes are the width's.
+
+        Of a leaf of which a part makes queries whose heads widen, that of the rest.
+        """
         log = math.log(self.widths[1] / self.widths[0])
-        wanted = [_laws.mup(leaf.m_in, leaf.m_out) * leaf.undone(leaf.shapes[1]) for leaf in self.leaves]
+        rest = [leaf.pieces[1] if leaf.pieces else leaf for leaf in self.leaves]
+        wanted = [_laws.mup(leaf.m_in, leaf.m_out) * leaf.undone(leaf.shapes[1]) for leaf in rest]
         return np.array([_rounded(math.log(each) / log) for each in wanted])
 
     @property
@@ -137,10 +143,8 @@ def roles(build: Callable[[int], tuple], widths: Sequence[int], x: PyTree, *, em
     leaves = tuple(_leaf(narrow, wide, path, path in embeddings) for path in narrow.paths)
     if all(leaf.shapes[0] == leaf.shapes[1] for leaf in leaves):
         raise checks.BadValue(f"build must give a wider network for a larger width; got the same shapes at {widths}")
-    laws = _laws.named(leaves, widths[1] / widths[0])
     heads = _heads.growing(narrow, wide)
-    undoing = {path: head for head in heads for path in head.leaves}
-    leaves = tuple(dataclasses.replace(leaf, law=law, head=undoing.get(leaf.path)) for leaf, law in zip(leaves, laws))
+    leaves = _named_laws([_headed(leaf, narrow, wide, heads) for leaf in leaves], widths[1] / widths[0])
     return Roles(widths, leaves, tuple(_notes(narrow, wide, leaves, heads)))
 
 
@@ -168,6 +172,30 @@ def _leaf(narrow, wide, path, is_embedding):
     fans = (one.layers[0].fan_in, one.layers[0].fan_out) if one.layers else (1.0, math.prod(shapes[0]))
     law = _laws.measured(narrow.values[path], wide.values[path], fans)
     return Leaf(path, shapes, inputs, m_in, total / m_in, role, why, law)
+
+
+def _headed(leaf, narrow, wide, heads):
+    """The leaf with the head that it undoes; where a part of it does so, in two pieces."""
+    head = next((head for head in heads if leaf.path in head.leaves), None)
+    part = head and head.leaves[leaf.path]
+    if part is None:
+        return dataclasses.replace(leaf, head=head)
+    both = [(np.asarray(seen.values[leaf.path]), seen.shapes[leaf.path]) for seen in (narrow, wide)]
+    inside = [np.broadcast_to(part.at(shape), shape) for _, shape in both]
+    chosen, rest = (
+        _laws.measured(*(values[where] for (values, _), where in zip(both, each)), leaf.law.fans)
+        for each in (inside, [~where for where in inside])
+    )
+    pieces = dataclasses.replace(leaf, law=chosen, head=head), dataclasses.replace(leaf, law=rest)
+    return dataclasses.replace(leaf, head=head, part=part, pieces=pieces)
+
+
+def _named_laws(leaves, m):
+    """The leaves with the names of their laws; a leaf in pieces has those of its pieces."""
+    flat = [piece for leaf in leaves for piece in (leaf, *leaf.pieces)]
+    laws = iter(_laws.named(flat, m))
+    named = [[dataclasses.replace(piece, law=next(laws)) for piece in (leaf, *leaf.pieces)] for leaf in leaves]
+    return tuple(dataclasses.replace(leaf, pieces=tuple(pieces)) for leaf, *pieces in named)
 
 
 def _role(m_in, m_out, looked_up, alone):

@@ -1,5 +1,6 @@
 """Rules: the size of each leaf at the start, and the factor of its rate."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -40,7 +41,8 @@ def rescale(params: PyTree, roles: Roles, rule: str) -> PyTree:
         leaf * deviation(m_in, m_out) / (its size as drawn, over that at the narrow width)
 
     What the build draws is known from `roles`: a leaf that already has the right law (and every leaf of zeros) stays.
-    Under muP a leaf that makes queries of heads that widen by m, with scores over the root of it, gets m^(-1/2) on top.
+    Under muP what makes queries of heads that widen by m, with scores over the root of it, gets m^(-1/2) on top: a
+    leaf, the queries' entries of one, or the gain of the queries' norm.
 
     Parameters
     ----------
@@ -62,8 +64,10 @@ def rescale(params: PyTree, roles: Roles, rule: str) -> PyTree:
     law = _rule(rule)
     leaves, structure = jax.tree.flatten(params)
     rows = _matched("params", params, roles)
-    factors = [_factor(row, leaf, law) for row, leaf in zip(rows, leaves)]
-    _refuse_second(rows, leaves, factors, rule)
+    pieces = [_pieces(row, leaf, law) for row, leaf in zip(rows, leaves)]
+    factors = [[_factor(piece, law) for piece in each] for each in pieces]
+    _refuse_second([*itertools.chain(*pieces)], [*itertools.chain(*factors)], rule)
+    factors = [_together(*pair) for pair in zip(pieces, factors)]
     return jax.tree.unflatten(structure, [_times(leaf, factor) for leaf, factor in zip(leaves, factors)])
 
 
@@ -142,24 +146,58 @@ def _ratios(row, leaf):
 
 
 def _undone(row, leaf, law):
-    """What growing heads ask of the leaf on top."""
-    undone = row.undone(tuple(leaf.shape)) if law.heads else 1.0
-    if undone is None:
+    """What growing heads ask of the leaf on top: a number, or of a leaf with a part an array that broadcasts."""
+    if not law.heads:
+        return 1.0
+    shape = tuple(leaf.shape)
+    undone = _known(row, shape, row.undone(shape))
+    return undone if row.part is None else np.where(_known(row, shape, row.part.at(shape)), undone, 1.0)
+
+
+def _known(row, shape, found):
+    if found is None:
         raise checks.BadValue(
             f"params must have the shapes of one of the widths of roles, {row.shapes[0]} or {row.shapes[1]} at "
-            f"{row.path!r}; got {tuple(leaf.shape)}: at others the width of its heads is not known"
+            f"{row.path!r}; got {shape}: at others the width of its heads, or where its queries are, is not known"
         )
-    return undone
+    return found
 
 
-def _factor(row, leaf, law):
-    """What the leaf must be multiplied by."""
+class _Piece(NamedTuple):
+    """Entries of a leaf with a law of their own."""
+
+    row: Any
+    leaf: Any
+    values: Any
+    where: Any  # which entries; None: all
+
+
+def _pieces(row, leaf, law):
+    """The leaf as one piece, or the queries' entries and the rest."""
+    shape = tuple(leaf.shape)
+    if row.part is None or not law.heads:
+        return [_Piece(row, leaf, leaf, None)]
+    _ratios(row, leaf)
+    where, values = np.broadcast_to(_known(row, shape, row.part.at(shape)), shape), np.asarray(leaf)
+    return [_Piece(one, leaf, values[each], each) for one, each in zip(row.pieces, (where, ~where))]
+
+
+def _together(pieces, factors):
+    """The factor of the whole leaf: an array where its pieces differ."""
+    if len(set(factors)) == 1:
+        return factors[0]
+    return np.select([piece.where for piece in pieces], factors)
+
+
+def _factor(piece, law):
+    """What the piece must be multiplied by."""
+    row, leaf = piece.row, piece.leaf
     if not math.isnan(row.law.square) and not jax.dtypes.issubdtype(leaf.dtype, np.inexact):
         raise checks.BadType(
             f"params must hold floating-point numbers at {row.path!r}; got dtype {leaf.dtype}, shape {leaf.shape}"
         )
     wanted = math.log(law.deviation(*_ratios(row, leaf)) * _undone(row, leaf, law))
-    drawn, own = _laws.drawn(row, tuple(leaf.shape)), _uses.mean_square(leaf)[0]
+    drawn, own = _laws.drawn(row, tuple(leaf.shape)), _uses.mean_square(piece.values)[0]
     if not (own > 0 and row.law.square > 0):
         return 1.0
     if drawn is None:  # neither of the two widths, and no law that is known: what this leaf has
@@ -168,14 +206,14 @@ def _factor(row, leaf, law):
     return 1.0 if abs(change) < 1e-9 else math.exp(change)
 
 
-def _refuse_second(rows, leaves, factors, rule):
+def _refuse_second(pieces, factors, rule):
     """Refuse if the leaves are, taken together, nearer to what they should become than to what is drawn."""
     nearer, named = 0.0, None
-    for row, leaf, factor in zip(rows, leaves, factors):
+    for (row, leaf, values, _), factor in zip(pieces, factors):
         drawn = _laws.drawn(row, tuple(leaf.shape))
         if factor == 1.0 or drawn is None:
             continue
-        square, error = _uses.mean_square(leaf)
+        square, error = _uses.mean_square(values)
         spread = math.hypot(error / square, row.law.error / row.law.square) + 1e-3
         found, expected = math.log(square / row.law.square) - drawn, 2 * math.log(factor)
         gain = (found**2 - (found - expected) ** 2) / spread**2
@@ -188,6 +226,6 @@ def _refuse_second(rows, leaves, factors, rule):
 
 
 def _times(leaf, factor):
-    if factor == 1.0:
+    if np.ndim(factor) == 0 and factor == 1.0:
         return leaf
     return leaf * np.asarray(factor, getattr(leaf, "dtype", None))
