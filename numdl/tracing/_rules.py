@@ -127,12 +127,8 @@ def _split(params, given, before, shapes):
 
 def _unstack(params, given, before, shapes):
     axis, one = params["axis"], given[0]
-    parts = _layouts.cut(one.axes[axis], before[0][axis], 0, 1)
-    return [drop(one._replace(axes=_put(one.axes, axis, parts)), (axis,)) for _ in shapes]
-
-
-def _dynamic_slice(params, given, before, shapes):
-    return _resized(given[0], given, before[0], shapes[0])
+    cut = one._replace(axes=_put(one.axes, axis, _layouts.cut(one.axes[axis], before[0][axis], 0, 1)))
+    return [drop(cut, (axis,)) for _ in shapes]
 
 
 def _resized(one, given, old, new):
@@ -338,7 +334,7 @@ RULES = {
     "slice": _slice,
     "split": _split,
     "unstack": _unstack,
-    "dynamic_slice": _dynamic_slice,
+    "dynamic_slice": lambda params, given, before, shapes: _resized(given[0], given, before[0], shapes[0]),
     "dynamic_update_slice": _dynamic_update_slice,
     "rev": _rev,
     "sort": _sort,
