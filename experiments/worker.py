@@ -10,7 +10,7 @@ import sys
 import threading
 
 import experiments
-from experiments import runner
+from experiments import replay, runner
 
 
 def main():
@@ -21,8 +21,7 @@ def main():
         os.sched_setaffinity(0, job["cores"])  # before numpy or jax count them
     experiments.__path__ = job["folders"]
     try:
-        config = runner.configure(job["name"], tiny=job["tiny"], quick=job.get("quick", False))
-        runner.execute(job["name"], config, results=job["results"])
+        runner.execute(job["name"], replay.restored(job["name"], job["config"]), results=job["results"])
     except runner.UsageError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

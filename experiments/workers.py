@@ -148,7 +148,9 @@ def _start(name, config, results, size, slot, jobs):
     folder = reporting.writable(pathlib.Path(results) / name) / reporting.digest(config)
     log = folder.with_suffix(".log")
     cores = shares(os.sched_getaffinity(0), jobs)[slot] if jobs > 1 and hasattr(os, "sched_getaffinity") else None
-    job = {"name": name, "results": str(results), "cores": cores, "folders": list(experiments.__path__)} | size
+    asked = dataclasses.asdict(config)  # not made anew there: a default may be computed, and differ in its last digits
+    job = {"name": name, "config": asked, "results": str(results), "cores": cores}
+    job["folders"] = list(experiments.__path__)
     home = pathlib.Path(experiments.__file__).resolve().parent.parent
     path = os.pathsep.join([str(home), *filter(None, [os.environ.get("PYTHONPATH")])])
     with open(log, "wb") as said:

@@ -457,6 +457,16 @@ def test_what_is_finished_is_not_done_again_unless_something_changed(dice, capsy
     assert runner.finished("a1_dice", config, light=True) is None
 
 
+def test_a_worker_takes_the_config_that_was_made_here(dice, capsys, monkeypatch):
+    """A default that is computed may differ in another process, which compiles otherwise."""
+    there = EXPERIMENT.replace("expected: float = 3.5", "expected: float = 3.5 + int(os.environ.get('ELSEWHERE', 0))")
+    (dice / "a2_dice.py").write_text(there)
+    runner.configure("a2_dice")
+    monkeypatch.setenv("ELSEWHERE", "7")  # what a worker imports finds another default
+    code, out, _ = call(capsys, "reproduce", "--only", "a2")
+    assert (code, board(out)["a2_dice"][:2]) == (0, "ok")
+
+
 def test_quick_is_the_quick_version_or_else_the_tiny_one_and_the_scoreboard_is_kept(dice, capsys, tmp_path):
     tiny = "    @classmethod\n    def tiny"
     quick = "    @classmethod\n    def quick(cls):\n        return cls(throws=12, expected=9.5)\n\n"
@@ -538,7 +548,8 @@ def test_a_signal_while_an_experiment_is_loaded_ends_it_too(dice, monkeypatch, t
 
 def test_a_worker_does_not_outlive_its_parent(dice, tmp_path):
     variant(dice, "a2_dice", mode="hang")
-    job = {"name": "a2_dice", "tiny": False, "results": str(tmp_path), "cores": None, "folders": [str(dice)]}
+    asked = dataclasses.asdict(runner.configure("a2_dice"))
+    job = {"name": "a2_dice", "config": asked, "results": str(tmp_path), "cores": None, "folders": [str(dice)]}
     worker = subprocess.Popen([sys.executable, "-m", "experiments.worker"], stdin=subprocess.PIPE, cwd=ROOT, text=True)
     worker.stdin.write(json.dumps(job) + "\n")
     worker.stdin.close()
