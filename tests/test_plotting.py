@@ -162,3 +162,17 @@ def test_product_norm_draws_powers_of_ten_far_beyond_the_range_of_numbers():
 def test_product_norm_leaves_out_a_typical_line_that_is_not_known():
     ax = plotting.product_norm(X, law(X, np.full(5, np.nan)), np.stack([X, X]))
     assert texts(ax) == ["measured", "predicted mean"]
+
+
+@pytest.mark.parametrize("low, high", [(1.7, 62.0), (0.0035, 0.07), (1e-6, 1e-4), (1.0, 8.0), (1e-12, 1e3), (0.3, 0.9)])
+def test_labels_of_a_logarithmic_axis_do_not_touch(low, high):
+    made = plotting.figure(width=3, height=3)
+    ax = made.subplots()
+    ax.loglog([low, high], [low, high])
+    plotting.tidy(ax)
+    made.canvas.draw()
+    labels = [*ax.xaxis.get_majorticklabels(), *ax.xaxis.get_minorticklabels()]
+    shown = sorted(label.get_window_extent().extents[[0, 2]].tolist() for label in labels if label.get_text())
+    inside = [box for box in shown if ax.bbox.x0 - 1 <= sum(box) / 2 <= ax.bbox.x1 + 1]
+    assert len(inside) > 1
+    assert all(before[1] < after[0] for before, after in zip(inside, inside[1:], strict=False))

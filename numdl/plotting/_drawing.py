@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FEW = 150.0  # largest value of a logarithmic axis over the smallest, up to which 1, 2, 5 are labels that do not touch
 # Okabe and Ito's colours, distinct for nearly everyone; black is kept for what was predicted
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
@@ -54,7 +55,41 @@ def tidy(ax: "Axes") -> "Axes":
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(color="0.92", linewidth=0.8)
     ax.set_axisbelow(True)
+    for axis in (ax.xaxis, ax.yaxis):
+        if axis.get_scale() == "log" and axis.isDefault_majloc:
+            plain_powers(axis)
     return ax
+
+
+def plain_powers(axis):
+    """Of a logarithmic axis: 0.2, 0.5, 1 where it shows few powers of ten, else these alone; no label between."""
+    from matplotlib.ticker import NullFormatter
+
+    locator, formatter = _of_powers()
+    axis.set_major_locator(locator())
+    axis.set_major_formatter(formatter())
+    axis.set_minor_formatter(NullFormatter())
+
+
+@functools.cache
+def _of_powers():
+    """The two classes, made where matplotlib is wanted; they look at the limits when they draw."""
+    from matplotlib import ticker
+
+    class Locator(ticker.LogLocator):
+        def tick_values(self, vmin, vmax):
+            low, high = sorted((vmin, vmax))
+            several = low > 0 and (high < 10 * low or (high < FEW * low and low >= 1e-3 and high < 1e5))
+            self.set_params(subs=(1.0, 2.0, 5.0) if several else (1.0,))
+            return super().tick_values(vmin, vmax)
+
+    class Formatter(ticker.LogFormatterSciNotation):
+        def __call__(self, value, position=None):
+            low, high = sorted(self.axis.get_view_interval())
+            plain = high < FEW * low and 1e-3 <= abs(value) < 1e5
+            return f"{value:g}" if plain else super().__call__(value, position)
+
+    return Locator, Formatter
 
 
 def numbers(name, value, ndim):

@@ -215,19 +215,7 @@ def apt(ax, values):
     finite = np.asarray(values)[np.isfinite(values)]
     if finite.size and finite.min() > 0 and finite.max() > 10 * finite.min():
         ax.set_yscale("log")
-        _plain_powers(ax.yaxis)
-
-
-def _plain_powers(axis):
-    """Ticks 0.2, 0.5, 1 instead of 2 · 10^-1 where few powers of ten are shown."""
-    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
-
-    low, high = axis.get_view_interval()
-    if low > 0 and high < 1e4 * low:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.set_minor_locator(NullLocator())
-    axis.set_minor_formatter(NullFormatter())
+        _drawing.plain_powers(ax.yaxis)
 
 
 def _factor_of(predicted):
