@@ -38,7 +38,9 @@ MNIST (60,000 digits, 12 epochs of batches of 64, one network, 174 s of processo
 the class is one of the two most probable; log T 0.08. With digits shifted by up to one pixel (`--shift 1
 --learning_rate 0.003 --epochs 15`, 211 s of processor time): 0.9890, standard error 0.0010, 98 % of the mistakes among
 that tenth, and log T -0.10, standard error 0.09: shifted digits leave nothing to be too sure of. The tolerance of log T
-was widened to 0.4 after this.
+was widened to 0.4 after this. Three networks in that form (`--shift 1 --learning_rate 0.003 --epochs 15 --seeds 3`, one
+core, 571 s): 0.9888, 0.9878 and 0.9894, mean 0.98867, standard error 0.0005 over networks and 0.0011 for 10,000 digits:
+above the bar of 0.988, by less than the three standard errors that would settle it.
 """
 
 import dataclasses
