@@ -23,7 +23,10 @@ def like(correlation, *, tokens, width, first=0):
 
 
 def network(side, *, blocks, norm, score_gain, value_gain, mlp_gain, skip=1.0):
-    """`side` heads of that width; weights of variance one over fan_in times the roots of the gains; RMS norms."""
+    """`side` heads of that width; weights of variance one over fan_in times the roots of the gains; RMS norms.
+
+    `skip` is the stream's gain, or the name of a rule for it.
+    """
     law = initializers.variance_scaling
     has_mlp = mlp_gain is not None
     made = transformer.blocks(
@@ -37,7 +40,7 @@ def network(side, *, blocks, norm, score_gain, value_gain, mlp_gain, skip=1.0):
         activation=jax.nn.relu if has_mlp else None,
         norm=norm,
         normalization="rms",
-        skip=(skip, 1.0),
+        skip=skip if isinstance(skip, str) else (skip, 1.0),
         eps=0.0,
     )
     return transformer.network(made, outputs=1, readout_weights=law(1.0))

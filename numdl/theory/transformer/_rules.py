@@ -102,6 +102,7 @@ def admin(
     ------
     ValueError, TypeError       as `stream`
     Source: Liu et al. 2020, arXiv:2004.08249.    Twin: networks.transformer.admin.
+    Experiment: g17.
     """
     given = _stream.setting(blocks, tokens, "post", score_gain, value_gain, mlp_gain, 1.0, 1.0, c)
     added = np.stack([branch.variance for *_, branch in _stream.walk(given)[:-1]])
