@@ -47,9 +47,9 @@ MIDDLE = 0.55  # half way between chance on ten digits and one
 
 @functools.cache
 def critical():
-    """The weight variance at which tanh is critical at this bias variance, 1.76."""
+    """The weight variance at which tanh is critical at this bias variance, 1.76: the digits that all machines share."""
     physics = {"activation": activations.tanh, "bias_variance": BIAS_VARIANCE}
-    return float(propagation.critical_weight_variance(**physics))
+    return round(float(propagation.critical_weight_variance(**physics)), 12)
 
 
 @dataclasses.dataclass(frozen=True)
