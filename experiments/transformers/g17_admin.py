@@ -17,9 +17,8 @@ E |dF|^2 / d by independent relative changes of all weights obeys
 (2: the values' and the output's matrix, or the two of the MLP; queries and keys do not count where tokens are alike).
 Plain post-norm: b = 1/2 and D = 2 N: O(N). Admin: s_i^2 = 1 + f_1 + ... + f_{i-1}, b_i = 1 / (i + 1) and D is 2 ln(2 N)
 up to a constant: O(log N).
-Source: Liu et al. 2020, arXiv:2004.08249, theorem 2 (the change is a constant times the sum of the branches' shares)
-and its corollary (O(N) for post-norm, O(log N) for pre-norm and Admin); the constant 2 is own; the gains:
-numdl.theory.transformer.admin.
+Source: Liu et al. 2020, arXiv:2004.08249: O(N) for post-norm, O(log N) for pre-norm and Admin; the recursion and its
+constant 2 are own; the gains: numdl.theory.transformer.admin.
 
 Measurement
 -----------

@@ -30,7 +30,7 @@ MOST_KEPT_EXAMPLES = 4096  # of `data` that is handed over as an iterable
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Case:
+class Case(forms.Told):
     """One setting. `call(moving, x, key)` is the network, `cost(moving, x, y, key)` the loss the user watches."""
 
     moving: Any
@@ -53,16 +53,6 @@ class Case:
     notes: tuple = ()
     build: Callable | None = None  # width -> (apply, params), or these and a transformation
     widths: tuple = ()
-
-    @property
-    def separate(self):
-        """Whether the first axis of all inputs and targets holds the examples, any number of them."""
-        return self.follows is not None
-
-    @property
-    def apart(self):
-        """Whether outputs can be looked at example by example, too."""
-        return bool(self.follows) and any(self.follows)
 
     @property
     def examples(self):

@@ -27,8 +27,22 @@ _KEPT = collections.OrderedDict()  # structure of a Form -> its programs
 FORGOTTEN.append(_KEPT)
 
 
+class Told:
+    """What `follows` says of the examples: a Case's and its Form's."""
+
+    @property
+    def separate(self):
+        """Whether the first axis of all inputs and targets holds the examples, any number of them."""
+        return self.follows is not None
+
+    @property
+    def apart(self):
+        """Whether outputs can be looked at example by example, too."""
+        return bool(self.follows) and any(self.follows)
+
+
 @record
-class Form:
+class Form(Told):
     """The network, the loss and the evaluation as functions of arrays."""
 
     rest: trees.Rest  # what does not move of the parameters
@@ -38,16 +52,6 @@ class Form:
     evaluate: Same = static()
     stochastic: bool = static()
     follows: tuple | None = static()  # as in `Case`
-
-    @property
-    def separate(self):
-        """Whether examples can be told apart."""
-        return self.follows is not None
-
-    @property
-    def apart(self):
-        """Whether outputs can be looked at example by example, too."""
-        return bool(self.follows) and any(self.follows)
 
     def whole(self, moving):
         """All parameters, as the user's functions take them."""
