@@ -208,7 +208,7 @@ def freeze(network: stages.StagedNetwork, params: PyTree, x: Float[ArrayLike, "N
     ValueError, TypeError       a network of another builder, tableau or interpolation, params or x that do not fit
     """
     settings, params = stages.admitted(network, params)
-    network, params, x = _record.fitting(network, params, x)
+    _, params, x = _record.fitting(network, params, x)
     if not any("gain" in theta for theta in params["blocks"]):
         return params
     euler = settings.scheme is schemes.runge_kutta(tableaus.euler)

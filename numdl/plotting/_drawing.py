@@ -84,10 +84,10 @@ def _of_powers():
             return super().tick_values(vmin, vmax)
 
     class Formatter(ticker.LogFormatterSciNotation):
-        def __call__(self, value, position=None):
+        def __call__(self, x, pos=None):
             low, high = sorted(self.axis.get_view_interval())
-            plain = high < FEW * low and 1e-3 <= abs(value) < 1e5
-            return f"{value:g}" if plain else super().__call__(value, position)
+            plain = high < FEW * low and 1e-3 <= abs(x) < 1e5
+            return f"{x:g}" if plain else super().__call__(x, pos)
 
     return Locator, Formatter
 
