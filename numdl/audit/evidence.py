@@ -106,7 +106,7 @@ class Function:
 class Loss:
     """The loss as a function of the outputs alone."""
 
-    kind: str = static()  # classes | binary | values | other: how targets relate to outputs
+    kind: str = static()  # classes | one-hot | binary | values | other: how targets relate to outputs
     value: float
     finite_value: bool = static()
     finite_gradient: bool = static()  # with respect to the outputs

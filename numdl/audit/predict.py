@@ -86,9 +86,9 @@ def _why_not(chain):
 
 def _labels(loss, data):
     """Loss of a constant answer, and of outputs that know nothing."""
-    if loss.kind not in ("classes", "binary") or not data.labels:
+    if loss.kind not in ("classes", "one-hot", "binary") or not data.labels:
         return {}
-    classes = max(2, data.classes if loss.kind == "classes" else 2)
+    classes = max(2, 2 if loss.kind == "binary" else data.classes)
     known = {"initial": math.log(classes)}
     if loss.kind == "binary" and 0 < data.common < 1:
         known["entropy"] = -data.common * math.log(data.common) - (1 - data.common) * math.log(1 - data.common)

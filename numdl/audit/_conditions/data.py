@@ -46,7 +46,7 @@ def data_order(r):
 
 def imbalanced(r):
     d = r.e.data
-    if r.e.loss.kind not in ("classes", "binary") or not d.common > COMMON or d.labels < 2:
+    if r.e.loss.kind not in ("classes", "one-hot", "binary") or not d.common > COMMON or d.labels < 2:
         return None
     return Seen(
         "likely", d.common, COMMON, predicted=r.e.predicted.entropy, more=f"{d.rare:.3g}", where="data", weight=0.6

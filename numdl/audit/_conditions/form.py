@@ -85,7 +85,7 @@ def wrong_sign(r):
     loss, o = r.e.loss, r.e.optimizer
     if o.ascent < FAR_FROM_LABEL and o.reach > 0:
         return Seen("certain", o.ascent, FAR_FROM_LABEL, where="optimizer", predicted=1, weight=1.0)
-    if loss.kind in ("classes", "binary", "values") and loss.pull < FAR_FROM_LABEL:
+    if loss.kind != "other" and loss.pull < FAR_FROM_LABEL:
         return Seen("certain", loss.pull, FAR_FROM_LABEL, where="loss", predicted=1, weight=1.0)
     return None
 

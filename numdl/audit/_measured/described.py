@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit._measured import cases
+from numdl.audit._measured import cases, labels
 from numdl.audit.evidence import Data, empty
 
 MOST_RUN = 8192  # examples whose loss and gradient are looked at one by one
@@ -16,6 +16,8 @@ def measure(case, kind, classes):
     x, y = case.data or (case.x, case.y)
     broken, count = _broken(case, x, y)
     target, own = _telling(case, y)
+    if kind == "one-hot":
+        target, own = (labels.told(part, kind)[0] for part in (target, own))
     known = {"whole": case.data is not None, "examples": cases.count(x) if case.separate else 0, "broken": broken}
     known |= {"broken_count": count, "kind": _kind(x), "classes": classes}
     known |= _all_inputs(x) if known["kind"] == "float" else {}
@@ -92,7 +94,7 @@ def _targets(y, kind, classes, batch, case):
         "labels": 0,
         "batch_labels": 0,
     }
-    if kind in ("classes", "binary"):
+    if kind in (*labels.NAMED, "binary"):
         found, counts = np.unique(finite, return_counts=True)
         inside = counts[(found >= 0) & (found < max(classes, 2))]
         known |= {

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import tracing
-from numdl.audit._measured import cases, programs, views
+from numdl.audit._measured import cases, labels, programs, views
 from numdl.audit.evidence import Loss, empty
 
 MOST_NUMBERS = 20_000  # of the outputs that are searched
@@ -28,7 +28,7 @@ def measure(case):
         value = float(jnp.asarray(case.loss(out, y), jnp.float32).reshape(()))
         finite = bool(np.isfinite(value))
         return empty(Loss, kind="other", value=value, finite_value=finite, finite_gradient=True, ignores=True), traced
-    kind = kind_of(views.floats(out), y) if all(case.reads) else "other"
+    kind = labels.kind_of(case, out, y)
     found = {
         name: np.asarray(value, np.float64) for name, value in _asked(case, out, x, y, kind, head is not None).items()
     }
@@ -50,20 +50,6 @@ def measure(case):
 
 
 _PLAIN = ("border", "pull", "coupling", "coupling_reshaped", "doubled", "shift", "floor", "floor_shared")
-
-
-def kind_of(out, y):
-    """How targets relate to outputs: classes (whole numbers naming a column), binary, values, other."""
-    outs, ys = jax.tree.leaves(out), jax.tree.leaves(y)
-    if len(outs) != 1 or len(ys) != 1:
-        return "other"
-    o, t = outs[0].shape, ys[0].shape
-    whole = jnp.issubdtype(ys[0].dtype, jnp.integer) or ys[0].dtype == bool
-    if whole and t == o[:-1] and o[-1] > 1:
-        return "classes"
-    if int(np.prod(o)) == int(np.prod(t)):
-        return "binary" if np.unique(np.asarray(ys[0])[:4096]).size <= 2 else "values"
-    return "other"
 
 
 def _some(case):
@@ -305,8 +291,9 @@ def _border(loss, out, y):
 def _pull(gradient, out, y, kind):
     """Cosine of -gradient with the way from the outputs to the label, over all examples."""
     g = gradient.astype(jnp.float32)
-    if kind == "classes":
-        way = jax.nn.one_hot(y, out.shape[-1]) - 1 / out.shape[-1]
+    if kind in labels.NAMED:
+        named = y if kind == "one-hot" else jax.nn.one_hot(y, out.shape[-1])
+        way = named.astype(jnp.float32) - 1 / out.shape[-1]
         g = g - g.mean(-1, keepdims=True)
     else:
         t = y.reshape(out.shape).astype(jnp.float32)

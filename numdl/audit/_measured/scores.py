@@ -1,6 +1,6 @@
 """MEASURED: how right outputs are, in one currency, and how right a shallow model of the same data is.
 
-classes             share of the answers that are right; a class below 0 asks for none
+classes, one-hot    share of the answers that are right; a class below 0 asks for none
 binary              the same; an answer is the label that the loss makes cheaper, told by the side of `border`
 values              1 - mean squared error / variance
 """
@@ -10,6 +10,8 @@ import math
 import jax
 import numpy as np
 
+from numdl.audit._measured import labels, views
+
 FEATURES = 256
 STRENGTHS = (1e-4, 1e-2, 1.0)  # of the ridge, in units of the features' mean square
 MOST = 4096  # examples that a shallow model is fitted to
@@ -18,13 +20,13 @@ WIDEST = 4096  # numbers of an input that it takes
 
 def scorer(case, kind, border):
     """score(outputs) of the case's unseen examples; `chance`, that of the best single answer; `examples` with one."""
-    targets = [np.asarray(leaf) for leaf in jax.tree.leaves(case.parts[1][1])]
+    targets, kind = labels.told(jax.tree.leaves(case.parts[1][1])[0], kind)
 
     def score(out):
-        return _score(np.asarray(jax.tree.leaves(out)[0], np.float64), targets[0], kind, border)
+        return _score(np.asarray(views.floats(out)[0], np.float64), targets, kind, border)
 
-    score.chance = _chance(targets[0], kind) if kind != "other" else math.nan
-    asked = targets[0] >= 0 if kind == "classes" else np.ones(len(targets[0]), bool)
+    score.chance = _chance(targets, kind) if kind != "other" else math.nan
+    asked = targets >= 0 if kind == "classes" else np.ones(len(targets), bool)
     score.examples = int(asked.reshape(len(asked), -1).any(1).sum())
     return score if kind != "other" else _silent(score)
 
@@ -62,7 +64,10 @@ def shallow(train, unseen, kind):
     Its strength is chosen on a fifth of the examples. nan where inputs are no numbers or each example has many answers.
     """
     (x, y), (new_x, new_y) = (tuple(map(_only, pair)) for pair in (train, unseen))
-    if kind == "other" or any(part is None for part in (x, y, new_x, new_y)) or not _answers(y, kind):
+    if kind == "other" or any(part is None for part in (x, y, new_x, new_y)):
+        return math.nan
+    (y, kind), (new_y, _) = labels.told(y, kind), labels.told(new_y, kind)
+    if not _answers(y, kind):
         return math.nan
     some = np.random.default_rng(5).permutation(len(x))[:MOST]
     x, y = x[some], y[some]

@@ -1,0 +1,146 @@
+"""What targets say about outputs is asked of the loss, and one-hot rows are judged like the classes they name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import numdl as nd
+from numdl.audit import _settings
+from numdl.audit._measured import cases, described, heads, labels, scores
+
+DRAW = np.random.default_rng(4)
+N, K = 60, 12
+X = DRAW.standard_normal((N, 5)).astype(np.float32)
+W = {"w": 0.1 * DRAW.standard_normal((5, K)).astype(np.float32)}
+Y = (np.arange(N) % K).astype(np.int32)
+ROWS = np.eye(K, dtype=np.float32)[Y]
+SMOOTH = 0.9 * ROWS + np.float32(0.1 / K)
+COUNTS = DRAW.poisson(3.0, N).astype(np.int32) % K
+
+
+def apply(params, x):
+    return x @ params["w"]
+
+
+def sequences(params, x):
+    return jnp.stack([x @ params["w"], 2 * x @ params["w"]], 1)
+
+
+def entropy(out, y):
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(out, y.astype(jnp.int32)))
+
+
+def weighted(out, y):
+    each = optax.softmax_cross_entropy_with_integer_labels(out, y)
+    return jnp.sum(each * (1.0 + y)) / jnp.sum(1.0 + y)
+
+
+def unless_zero(out, y):
+    each = optax.softmax_cross_entropy_with_integer_labels(out, y)
+    return jnp.sum(each * (y > 0)) / jnp.maximum(jnp.sum(y > 0), 1)
+
+
+def probabilities(out, y):
+    p = jax.nn.softmax(out) if out.ndim else out
+    return -jnp.mean(jnp.log(jnp.take_along_axis(p, y[..., None], -1)))
+
+
+def spelled(out, y):
+    return jnp.mean(optax.softmax_cross_entropy(out, y))
+
+
+def each_column(out, y):
+    return jnp.mean((out - y[:, None]) ** 2)
+
+
+def first_column(out, y):
+    return jnp.mean((out[:, 0] - y) ** 2)
+
+
+def poisson(out, y):
+    return jnp.mean(jnp.exp(out) - y[:, None] * out)
+
+
+def squares(out, y):
+    return jnp.mean((out - y) ** 2)
+
+
+def hinge(out, y):
+    own = jnp.take_along_axis(out, y[:, None], 1)
+    return jnp.mean(jnp.sum(jax.nn.relu(1 + out - own), 1) - 1)
+
+
+CASES = [
+    ("class numbers", apply, Y, entropy, "classes"),
+    ("class numbers as floats", apply, Y.astype(np.float32), entropy, "classes"),
+    ("the wrong sign", apply, Y, lambda o, y: -entropy(o, y), "classes"),
+    ("weights of the classes", apply, Y, weighted, "classes"),
+    ("a class that is left out", apply, Y, unless_zero, "classes"),
+    ("numbers one too large", apply, Y + 1, entropy, "classes"),
+    ("softmax before the logarithm", apply, Y, probabilities, "classes"),
+    ("many margins", apply, Y, hinge, "classes"),
+    ("squares of one-hot", apply, Y, lambda o, y: squares(o, jax.nn.one_hot(y, K)), "classes"),
+    ("tokens", sequences, np.stack([Y, Y[::-1]], 1), entropy, "classes"),
+    ("counts for every column", apply, COUNTS, each_column, "other"),
+    ("counts for one column", apply, COUNTS, first_column, "other"),
+    ("counts under a Poisson law", apply, COUNTS, poisson, "other"),
+    ("one-hot", apply, ROWS, spelled, "one-hot"),
+    ("one-hot, smoothed", apply, SMOOTH, spelled, "one-hot"),
+    ("one-hot whole numbers", apply, ROWS.astype(np.int32), spelled, "one-hot"),
+    ("one-hot squares", apply, ROWS, squares, "one-hot"),
+    ("several at once", apply, np.maximum(ROWS, ROWS[::-1]), squares, "binary"),
+    ("the same row for all", apply, np.tile(ROWS[:1], (N, 1)), squares, "binary"),
+    ("distributions", apply, DRAW.dirichlet(np.ones(K), N).astype(np.float32), spelled, "values"),
+    ("values", apply, X @ W["w"], squares, "values"),
+]  # fmt: skip
+
+
+def case(network, y, loss, whole=False):
+    with _settings.ours():
+        return cases.case(
+            network, W, (X[:24], y[:24]), loss=loss, optimizer=optax.sgd, learning_rate=0.1, steps=80,
+            data=(X, y) if whole else None, evaluate=None, stochastic=False, key=jax.random.key(0),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("network", "y", "loss", "kind"), [each[1:] for each in CASES], ids=[c[0] for c in CASES])
+def test_the_loss_says_how_targets_relate_to_outputs(network, y, loss, kind):
+    known = case(network, y, loss)
+    out = jax.eval_shape(known.plain, known.moving, known.x)
+    out = jnp.zeros(out.shape, out.dtype)
+    with _settings.ours():
+        assert labels.kind_of(known, out, jnp.asarray(y[:24])) == kind
+
+
+def test_rows_that_name_classes_are_judged_like_the_classes():
+    numbers, rows = case(apply, Y, entropy, whole=True), case(apply, ROWS, spelled, whole=True)
+    with _settings.ours():
+        (a, _), (b, _) = heads.measure(numbers), heads.measure(rows)
+        assert (a.kind, b.kind) == ("classes", "one-hot")
+        assert b.pull == pytest.approx(a.pull, rel=1e-5)
+        one, other = (described.measure(c, e.kind, K) for c, e in ((numbers, a), (rows, b)))
+        for name in ("labels", "common", "rare", "batch_labels", "label_low", "label_high"):
+            assert getattr(other, name) == getattr(one, name), name
+        out = DRAW.standard_normal((len(numbers.parts[1][1]), K))
+        first, second = scores.scorer(numbers, a.kind, np.nan), scores.scorer(rows, b.kind, np.nan)
+        assert (second(out), second.chance, second.examples) == (first(out), first.chance, first.examples)
+        found = [scores.shallow(*c.parts, e.kind) for c, e in ((numbers, a), (rows, b))]
+        assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_twelve_equal_classes_spelled_out_are_not_imbalanced():
+    """Of the entries of one-hot rows of twelve classes 92 % are 0."""
+    way = DRAW.standard_normal((5, K)).astype(np.float32)
+    x = DRAW.standard_normal((600, 5)).astype(np.float32)
+    y = np.eye(K, dtype=np.float32)[(x @ way).argmax(1)]
+    report = nd.audit.examine(
+        apply, W, (x[:64], y[:64]), loss=spelled, optimizer=optax.sgd, learning_rate=1.0, steps=200, data=(x, y),
+        key=jax.random.key(0),
+    )  # fmt: skip
+    assert report.evidence.predicted.initial == pytest.approx(np.log(K))
+    assert report.evidence.ahead.chance < 0.2
+    assert report.evidence.ahead.score[-1] > 0.6
+    assert not {f.name for f in report.findings} & {"imbalanced", "labels_out_of_range"}
