@@ -29,12 +29,11 @@ demo: $(VENV)/.core
 	@$(BIN)/python -m experiments.demo $(ARGS)
 
 test: $(VENV)/.test
-	@NUMDL_TEST_X64=0 $(PYTEST) -m "float32 and not slow" $(CORE)
-	@$(PYTEST) -m "not slow" $(ARGS) tests
+	@NUMDL_TEST_X64=0 $(PYTEST) -m "float32 and not slow" $(CORE) || failed=1; \
+		$(PYTEST) -m "not slow" $(ARGS) tests && exit $${failed:-0}
 
 test-all: $(VENV)/.test
-	@NUMDL_TEST_X64=0 $(PYTEST) -m float32 tests
-	@$(PYTEST) $(ARGS) tests
+	@NUMDL_TEST_X64=0 $(PYTEST) -m float32 tests || failed=1; $(PYTEST) $(ARGS) tests && exit $${failed:-0}
 
 # jax 0.10 is the last for Python 3.11, so PYTHON must be one that the oldest wheels know.
 test-oldest: .venv-oldest/.oldest

@@ -116,6 +116,7 @@ def policy_gradient(
     shape = jnp.shape(baseline)
     if len(shape) > 2 or any(k not in (1, n) for k, n in zip(shape[::-1], to_go.shape[::-1], strict=False)):
         raise checks.BadValue(f"baseline must broadcast to {to_go.shape}; got one of shape {shape}")
+    to_go = jnp.asarray(to_go)
     baseline = jnp.broadcast_to(jnp.asarray(baseline, to_go.dtype), to_go.shape)
     return _gradients(params, seen, policy, variance, to_go - baseline)
 

@@ -74,8 +74,8 @@ def draw(key: Key[Array, ""], posterior: MeanField, *, draws: int) -> PyTree:
     Source: the definition.    Experiment: f16.
     """
     checks.key("key", key)
-    moving, rest = _opened(posterior)
-    return _drawn(key, moving, rest, posterior.log_variance, checks.whole("draws", draws))
+    moving, log_variance, rest = _opened(posterior)
+    return _drawn(key, moving, rest, log_variance, checks.whole("draws", draws))
 
 
 def divergence(posterior: MeanField, *, prior_precision: ScalarLike) -> Float[Array, ""]:
@@ -96,7 +96,8 @@ def divergence(posterior: MeanField, *, prior_precision: ScalarLike) -> Float[Ar
     Source: the definition, for two Gaussians.    Experiment: f16.
     """
     precision = checks.positive("prior_precision", prior_precision, shape=())
-    return _divergence(_opened(posterior)[0], posterior.log_variance, precision)
+    moving, log_variance, _ = _opened(posterior)
+    return _divergence(moving, log_variance, precision)
 
 
 def evidence(
@@ -130,20 +131,24 @@ def evidence(
     """
     likelihood = checks.returning("log_likelihood", log_likelihood, 2, "log_likelihood(params, batch)", scalar=True)
     checks.key("key", key)
-    moving, rest = _opened(posterior)
+    moving, log_variance, rest = _opened(posterior)
     batch, draws = checks.leaves("batch", batch), checks.whole("draws", draws)
     precision = checks.positive("prior_precision", prior_precision, shape=())
     jax.eval_shape(likelihood, posterior.mean, batch)
-    every = _drawn(key, moving, rest, posterior.log_variance, draws)
+    every = _drawn(key, moving, rest, log_variance, draws)
     fit = jnp.mean(jax.vmap(likelihood, in_axes=(0, None))(every, batch))
-    return fit - _divergence(moving, posterior.log_variance, precision)
+    return fit - _divergence(moving, log_variance, precision)
 
 
 def _opened(posterior):
     checks.instance("posterior", posterior, MeanField, hint="made by mean_field.start")
     moving, rest = trees.trainable(posterior.mean, name="posterior.mean")
-    checks.like("posterior.log_variance", posterior.log_variance, moving, of="the part of posterior.mean that moves")
-    return moving, rest
+    spread = posterior.log_variance
+    return (
+        moving,
+        checks.like("posterior.log_variance", spread, moving, of="the part of posterior.mean that moves"),
+        rest,
+    )
 
 
 def _divergence(moving, log_variance, precision):

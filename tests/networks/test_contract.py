@@ -254,6 +254,13 @@ def test_a_probe_is_added_to_its_layer_and_flows_on_only(name):
     close(found[:place], clean[:place])
 
 
+def slope_at_zero(function):
+    """Central differences of two steps, extrapolated: batch normalization over a few examples bends at small scales."""
+    e = EPS ** (2 / 5)
+    wide, narrow = ((function(h) - function(-h)) / (2 * h) for h in (e, e / 2))
+    return (4 * narrow - wide) / 3
+
+
 @every_builder
 def test_gradients_of_zero_probes_are_those_of_the_states(name):
     """Of the last state by the readout alone; of all states along one direction by finite differences."""
@@ -269,9 +276,8 @@ def test_gradients_of_zero_probes_are_those_of_the_states(name):
         probes = jax.tree.map(lambda d: s * d, directions)
         return loss(net.readout(params, net.states(params, x, probes)[-1][-1]))
 
-    e = EPS ** (1 / 3)
     slope = sum(jnp.sum(g * d) for g, d in zip(gradients, directions, strict=True))
-    np.testing.assert_allclose((moved(e) - moved(-e)) / (2 * e), slope, atol=1000 * e**2)
+    np.testing.assert_allclose(slope_at_zero(moved), slope, atol=1000 * EPS ** (2 / 3))
 
 
 @a_third_of_the_builders(2)
@@ -283,8 +289,7 @@ def test_gradients_of_parameters_are_finite_differences(name):
     def loss(s):
         return jnp.sum(jnp.sin(net.apply(jax.tree.map(lambda p, d: p + s * d, params, direction), x)))
 
-    e = EPS ** (1 / 3)
-    np.testing.assert_allclose((loss(e) - loss(-e)) / (2 * e), jax.jit(jax.grad(loss))(0.0), atol=5000 * e**2)
+    np.testing.assert_allclose(slope_at_zero(loss), jax.jit(jax.grad(loss))(0.0), atol=5000 * EPS ** (2 / 3))
 
 
 @every_builder
