@@ -1,5 +1,7 @@
 """Affine maps of inputs and targets: shift and scale, always both and both like the tree that they change."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,9 +36,15 @@ def whole(y):
     return _pairs(of, y)
 
 
-def labels(y, low, width):
-    """(shift, scale) that make `low` 0, and what lies `width` above it 1."""
-    return _pairs(lambda leaf: (np.asarray(low, leaf.dtype), np.asarray(1 / width)), y)
+def labels(y, low, width, target=0):
+    """(shift, scale) that make `low` 0, and what lies `width` above it 1, of the leaf with this number."""
+    number = itertools.count()
+
+    def of(leaf):
+        own = next(number) == target
+        return np.asarray(low if own else 0, leaf.dtype), np.asarray(1 / width if own else 1.0)
+
+    return _pairs(of, y)
 
 
 def moved(tree, shift, scale):

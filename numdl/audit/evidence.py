@@ -107,6 +107,9 @@ class Loss:
     """The loss as a function of the outputs alone."""
 
     kind: str = static()  # classes | one-hot | binary | values | other: how targets relate to outputs
+    place: tuple = (
+        static()
+    )  # (which output, which target, the outputs' axis of the columns, how many): who answers what
     value: float
     finite_value: bool = static()
     finite_gradient: bool = static()  # with respect to the outputs

@@ -12,7 +12,7 @@ import numpy as np
 from numdl import trees
 from numdl.analysis import attention, descent, initialization, layers, scaling
 from numdl.audit._measured import attending as attention_watch
-from numdl.audit._measured import black_box, cases, described, functions, heads, tangent
+from numdl.audit._measured import black_box, cases, described, functions, heads, labels, tangent
 from numdl.audit.evidence import Chain, Signal, Widths, empty
 
 MOST_PROBED = 128  # examples whose states are looked at
@@ -222,8 +222,7 @@ def everything(case: Any) -> dict:
     with timed("function"):
         found["function"] = functions.measure(case)
     with timed("data"):
-        shape = found["function"].shape
-        found["data"] = described.measure(case, found["loss"].kind, shape[-1] if shape else 0)
+        found["data"] = described.measure(case, labels.Answers(found["loss"].kind, *found["loss"].place))
     with timed("optimizer"):
         found["optimizer"] = black_box.measure(case, gradient)
     with timed("kernel"):

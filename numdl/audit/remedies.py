@@ -126,9 +126,9 @@ class _Work:
         d = self.e.data
         if d.spare_labels:  # the first class is none that the loss asks for
             return []
-        low = int(d.label_low)
+        low, target = int(d.label_low), self.e.loss.place[1] if self.e.loss.place else 0
         width = d.label_high - low if self.e.loss.kind == "binary" and d.label_high != low else 1
-        self._targets("labels_out_of_range", *_affine.labels(self._known(1), low, width))
+        self._targets("labels_out_of_range", *_affine.labels(self._known(1), low, width, target))
         return [f"targets: subtract {low}, so that the first class is 0"]
 
     def _known(self, part):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit._measured import cases, forms, scores, views
+from numdl.audit._measured import cases, forms, labels, scores, views
 from numdl.audit.evidence import Ahead, Trial, empty
 
 STEPS = 40
@@ -158,7 +158,8 @@ def ahead(case: Any, program: Program, loss: Any) -> Ahead:
     train, unseen = case.parts
     if unseen is None:
         return empty(Ahead)
-    score, seen = scores.scorer(case, loss.kind, loss.border), _Seen(case)
+    told = labels.Answers(loss.kind, *loss.place)
+    score, seen = scores.scorer(case, told, loss.border), _Seen(case)
     chunk, rows = program.steps, []
     (order,), pool = _orders(case, chunk * max(_chunks(case, chunk), 1), 1)
     at, state = case.moving, program.blank
@@ -175,7 +176,7 @@ def ahead(case: Any, program: Program, loss: Any) -> Ahead:
         unseen=losses,
         score=found,
         chance=score.chance,
-        shallow=scores.shallow(train, unseen, loss.kind),
+        shallow=scores.shallow(*(scores.answered(case, told, pair) for pair in (train, unseen)), told.judged),
         seconds=time.perf_counter() - began,
     )
 

@@ -1,5 +1,7 @@
 """What targets say about outputs is asked of the loss, and one-hot rows are judged like the classes they name."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,7 +113,7 @@ def test_the_loss_says_how_targets_relate_to_outputs(network, y, loss, kind):
     out = jax.eval_shape(known.plain, known.moving, known.x)
     out = jnp.zeros(out.shape, out.dtype)
     with _settings.ours():
-        assert labels.kind_of(known, out, jnp.asarray(y[:24])) == kind
+        assert labels.answers(known, out, jnp.asarray(y[:24])).kind == kind
 
 
 def test_rows_that_name_classes_are_judged_like_the_classes():
@@ -120,21 +122,79 @@ def test_rows_that_name_classes_are_judged_like_the_classes():
         (a, _), (b, _) = heads.measure(numbers), heads.measure(rows)
         assert (a.kind, b.kind) == ("classes", "one-hot")
         assert b.pull == pytest.approx(a.pull, rel=1e-5)
-        one, other = (described.measure(c, e.kind, K) for c, e in ((numbers, a), (rows, b)))
+        told = [labels.Answers(e.kind, *e.place) for e in (a, b)]
+        one, other = (described.measure(c, t) for c, t in zip((numbers, rows), told))
         for name in ("labels", "common", "rare", "batch_labels", "label_low", "label_high"):
             assert getattr(other, name) == getattr(one, name), name
         out = DRAW.standard_normal((len(numbers.parts[1][1]), K))
-        first, second = scores.scorer(numbers, a.kind, np.nan), scores.scorer(rows, b.kind, np.nan)
+        first, second = (scores.scorer(c, t, np.nan) for c, t in zip((numbers, rows), told))
         assert (second(out), second.chance, second.examples) == (first(out), first.chance, first.examples)
-        found = [scores.shallow(*c.parts, e.kind) for c, e in ((numbers, a), (rows, b))]
+        found = [
+            scores.shallow(*(scores.answered(c, t, pair) for pair in c.parts), t.judged)
+            for c, t in zip((numbers, rows), told)
+        ]
         assert found[0] == found[1]
+
+
+MASK = (np.arange(2 * N).reshape(N, 2) % 3 > 0).astype(np.float32)
+TOKENS = np.where(MASK > 0, np.stack([Y, Y[::-1]], 1), 5).astype(np.int32)  # a padding that is a class, too
+
+
+def masked(out, y):
+    labels_, mask = y
+    return jnp.sum(mask * optax.softmax_cross_entropy_with_integer_labels(out, labels_)) / jnp.sum(mask)
+
+
+PLACES = [
+    ("tokens and a mask", sequences, (TOKENS, MASK), masked, ("classes", 0, 0, 2, K)),
+    ("a mask and tokens", sequences, (MASK, TOKENS), lambda o, y: masked(o, y[::-1]), ("classes", 0, 1, 2, K)),
+    ("columns before positions", lambda p, x: jnp.moveaxis(sequences(p, x), -1, 1), TOKENS,
+     lambda o, y: entropy(jnp.moveaxis(o, 1, -1), y), ("classes", 0, 0, 1, K)),
+    ("as many positions as columns", lambda p, x: jnp.einsum("nk,kj->njk", x @ p["w"], jnp.eye(K)),
+     np.tile(Y[:, None], K), lambda o, y: entropy(jnp.moveaxis(o, 1, -1), y), ("classes", 0, 0, 1, K)),
+    ("a second output that is added", lambda p, x: (jnp.sum(p["w"] ** 2), x @ p["w"]), Y,
+     lambda o, y: entropy(o[1], y) + 0.1 * o[0], ("classes", 1, 0, 1, K)),
+    ("one-hot with weights", apply, {"rows": ROWS, "weights": np.ones(N, np.float32)},
+     lambda o, y: jnp.mean(y["weights"] * optax.softmax_cross_entropy(o, y["rows"])), ("one-hot", 0, 0, 1, K)),
+    ("values beside what is not read", apply, {"index": Y, "values": X @ W["w"]}, lambda o, y: squares(o, y["values"]),
+     ("values", 0, 1, -1, 0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("network", "y", "loss", "place"), [each[1:] for each in PLACES], ids=[c[0] for c in PLACES])
+def test_columns_lie_along_any_axis_and_stand_among_others(network, y, loss, place):
+    with _settings.ours():
+        known = cases.case(
+            network, W, (X, y), loss=loss, optimizer=optax.sgd, learning_rate=0.1, steps=80, data=None, evaluate=None,
+            stochastic=False, key=jax.random.key(0),
+        )  # fmt: skip
+        found = labels.answers(known, known.forward(known.moving, known.x, known.key), known.y)
+    assert dataclasses.astuple(found) == place
+
+
+def test_an_answer_of_weight_zero_is_none():
+    with _settings.ours():
+        known = cases.case(
+            sequences, W, (X[:6], (TOKENS[:6], MASK[:6])), loss=masked, optimizer=optax.sgd, learning_rate=0.1,
+            steps=80, data=(X, (TOKENS, MASK)), evaluate=None, stochastic=False, key=jax.random.key(0),
+        )  # fmt: skip
+        told = labels.Answers("classes", 0, 0, 2, K)
+        data, (_, (tokens, unseen)) = described.measure(known, told), known.parts[1]
+        score = scores.scorer(known, told, np.nan)
+    counts = np.bincount(TOKENS[MASK > 0])
+    assert data.common == pytest.approx(counts.max() / counts.sum())
+    assert data.rare == pytest.approx(counts.min() / counts.sum())
+    out = DRAW.standard_normal((*tokens.shape, K))
+    assert score(out) == pytest.approx(np.mean((out.argmax(-1) == tokens)[unseen > 0]))
+    assert score.chance == pytest.approx(np.bincount(tokens[unseen > 0]).max() / np.sum(unseen > 0))
 
 
 @pytest.mark.slow
 def test_twelve_equal_classes_spelled_out_are_not_imbalanced():
     """Of the entries of one-hot rows of twelve classes 92 % are 0."""
-    way = DRAW.standard_normal((5, K)).astype(np.float32)
-    x = DRAW.standard_normal((600, 5)).astype(np.float32)
+    draw = np.random.default_rng(4)
+    way = draw.standard_normal((5, K)).astype(np.float32)
+    x = draw.standard_normal((600, 5)).astype(np.float32)
     y = np.eye(K, dtype=np.float32)[(x @ way).argmax(1)]
     report = nd.audit.examine(
         apply, W, (x[:64], y[:64]), loss=spelled, optimizer=optax.sgd, learning_rate=1.0, steps=200, data=(x, y),

@@ -15,6 +15,7 @@ from numdl.audit._measured import (
     described,
     functions,
     heads,
+    labels,
     programs,
     tangent,
     views,
@@ -148,7 +149,7 @@ def test_which_targets_a_loss_reads():
     assert unread.reads == (False,)
     found, _ = heads.measure(unread)
     assert found.targets_unread and found.kind == "other"
-    assert np.isnan(described.measure(unread, "other", 2).target_spread)
+    assert np.isnan(described.measure(unread, labels.Answers()).target_spread)
 
 
 def test_targets_and_inputs_in_trees_are_constant_only_where_all_are():
@@ -156,13 +157,15 @@ def test_targets_and_inputs_in_trees_are_constant_only_where_all_are():
     loss = lambda o, y: -jnp.mean(y["a mask"] * jnp.take_along_axis(o, y["label"][:, None], 1)[:, 0])  # noqa: E731
     inputs = {"a mask": np.ones((N, 3), np.float32), "token": np.arange(N, dtype=np.int32) % 2}
     apply = lambda p, x: (x["a mask"] @ p)[:, :1] * jnp.arange(3.0)[None] + x["token"][:, None]  # noqa: E731
-    found = described.measure(case(apply, W, (inputs, targets), loss), "other", 3)
+    found = described.measure(case(apply, W, (inputs, targets), loss), labels.Answers())
     assert found.target_spread > 0.5 and found.spread > 0.4 and found.kind == "float"
     beside = described.measure(
-        case(lambda p, x: x["x"] @ p, W, ({"a mask": np.ones((N, 3), np.float32), "x": X}, Y)), "values", 2
+        case(lambda p, x: x["x"] @ p, W, ({"a mask": np.ones((N, 3), np.float32), "x": X}, Y)), labels.Answers("values")
     )
     assert beside.offset < 10 and beside.rms == pytest.approx(np.sqrt(np.mean(np.float64(X) ** 2)))
-    still = described.measure(case(apply, W, ({**inputs, "token": inputs["token"] * 0}, targets), loss), "other", 3)
+    still = described.measure(
+        case(apply, W, ({**inputs, "token": inputs["token"] * 0}, targets), loss), labels.Answers()
+    )
     assert still.spread < 1e-6
 
 

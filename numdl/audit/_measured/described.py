@@ -11,17 +11,18 @@ MOST_RUN = 8192  # examples whose loss and gradient are looked at one by one
 FEW = 8
 
 
-def measure(case, kind, classes):
-    """The Data of a Case whose targets relate to outputs as `kind` says, with so many outputs in a row."""
+def measure(case, told):
+    """The Data of a Case whose targets answer its outputs as the labels.Answers `told` say."""
     x, y = case.data or (case.x, case.y)
     broken, count = _broken(case, x, y)
-    target, own = _telling(case, y)
-    if kind == "one-hot":
-        target, own = (labels.told(part, kind)[0] for part in (target, own))
+    named = told.kind in labels.NAMED
+    target, own = (told.read(y), told.read(case.y)) if named else _telling(case, y)
+    # Numbers below 0 stay: whether the loss asks for them is a question of its own.
+    counted = labels.asked(case, told, x, y) | (target < 0) if named else None
     known = {"whole": case.data is not None, "examples": cases.count(x) if case.separate else 0, "broken": broken}
-    known |= {"broken_count": count, "kind": _kind(x), "classes": classes}
+    known |= {"broken_count": count, "kind": _kind(x), "classes": told.columns}
     known |= _all_inputs(x) if known["kind"] == "float" else {}
-    known |= _targets(target, kind, classes, own, case) if target is not None else {}
+    known |= _targets(target, counted, told, own, case) if target is not None else {}
     return empty(Data, **known)
 
 
@@ -79,8 +80,8 @@ def _inputs(x):
         }
 
 
-def _targets(y, kind, classes, batch, case):
-    values = y.astype(np.float64).ravel()
+def _targets(y, counted, told, batch, case):
+    values = (y if counted is None else y[counted]).astype(np.float64).ravel()
     finite = values[np.isfinite(values)]
     if not finite.size:
         return {}
@@ -94,21 +95,21 @@ def _targets(y, kind, classes, batch, case):
         "labels": 0,
         "batch_labels": 0,
     }
-    if kind in (*labels.NAMED, "binary"):
+    if told.kind in (*labels.NAMED, "binary"):
         found, counts = np.unique(finite, return_counts=True)
-        inside = counts[(found >= 0) & (found < max(classes, 2))]
+        inside = counts[(found >= 0) & (found < max(told.columns, 2))]
         known |= {
             "labels": len(found),
             "common": float(counts.max() / counts.sum()),
             "rare": float(inside.min() / counts.sum()) if inside.size else float("nan"),
             "batch_labels": np.unique(batch).size,
-            "spare_labels": kind == "classes" and bool((y < 0).any()) and _spare(case, y),
+            "spare_labels": told.kind == "classes" and bool((y < 0).any()) and _spare(case, told, y),
         }
     known["sorted_share"] = _sorted(y, case.examples) if case.data is not None else float("nan")
     return known
 
 
-def _spare(case, y):
+def _spare(case, told, y):
     """Whether outputs whose label is below 0 do not move the loss, among others whose label is a class."""
     x, whole = case.data or (case.x, case.y)
     below, others = (np.flatnonzero(where.reshape(len(y), -1).any(1)) for where in (y < 0, y >= 0))
@@ -117,7 +118,7 @@ def _spare(case, y):
         return False
     x, targets = cases.take(x, rows), cases.take(whole, rows)
     out = case.forward(case.moving, x, case.key)
-    slope = np.asarray(jax.tree.leaves(case.run(_output_slope, out, targets))[0], np.float32)
+    slope = np.asarray(told.outputs(case.run(_output_slope, out, targets)), np.float32)
     return bool(np.isfinite(slope).all() and (slope[y[rows] < 0] == 0).all() and slope.any())
 
 

@@ -28,13 +28,14 @@ def measure(case):
         value = float(jnp.asarray(case.loss(out, y), jnp.float32).reshape(()))
         finite = bool(np.isfinite(value))
         return empty(Loss, kind="other", value=value, finite_value=finite, finite_gradient=True, ignores=True), traced
-    kind = labels.kind_of(case, out, y)
+    told = labels.answers(case, out, y)
     found = {
-        name: np.asarray(value, np.float64) for name, value in _asked(case, out, x, y, kind, head is not None).items()
+        name: np.asarray(value, np.float64) for name, value in _asked(case, out, x, y, told, head is not None).items()
     }
     value = float(found["value"])
     known = {
-        "kind": kind,
+        "kind": told.kind,
+        "place": () if told.kind == "other" else (told.output, told.target, told.axis, told.columns),
         "value": value,
         "finite_value": bool(np.isfinite(value)),
         "finite_gradient": bool(found["finite_gradient"]),
@@ -121,12 +122,12 @@ def cut(form, moving, x):
     return traced, None if around else (head, state)
 
 
-def _asked(case, out, x, y, kind, has_head):
+def _asked(case, out, x, y, told, has_head):
     apart = tuple(own for own, leaf in zip(case.follows or (), jax.tree.leaves(out)) if views.floats(leaf))
-    return case.run(_program, case.moving, out, x, y, kind=kind, has_head=has_head, follows=apart)
+    return case.run(_program, case.moving, out, x, y, told=told, has_head=has_head, follows=apart)
 
 
-def _program(form, moving, whole, x, y, *, kind, has_head, follows):
+def _program(form, moving, whole, x, y, *, told, has_head, follows):
     out, loss = views.floats(whole), lambda o, t: form.value(views.filled(o, whole), t)
     value, gradient = jax.value_and_grad(loss)(out, y)
     flat = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient)]).astype(jnp.float32)
@@ -142,12 +143,11 @@ def _program(form, moving, whole, x, y, *, kind, has_head, follows):
         found["floor_shared"] = jnp.nanmin(least[len(least) // 2 :])
         found["doubled"] = form.value(_doubled(whole, form.follows), _twice(y)) / value
         found |= _couplings(loss, out, y, follows)
-    if kind == "binary":
-        found["border"] = _border(loss, out, y)
-    if kind != "other":
-        o, t = jax.tree.leaves(out)[0], jax.tree.leaves(y)[0]
-        found["pull"] = _pull(jax.tree.leaves(gradient)[0], o, t, kind)
-        shifted = loss(jax.tree.map(lambda a: a + 1, out), y)
+    if told.kind == "binary":
+        found["border"] = _border(loss, out, y, told.target)
+    if told.kind != "other":
+        found["pull"] = _pull(*map(told.outputs, (gradient, out)), told.targets(y), told.kind)
+        shifted = loss([o + (i == told.output) for i, o in enumerate(out)], y)
         found["shift"] = jnp.abs(shifted - value) / jnp.maximum(jnp.abs(value), 1e-12)
     return found | (_through_head(form, moving, x, y, flat) if has_head else {})
 
@@ -267,18 +267,18 @@ def _unlike(t, j):
     return jnp.argmax(jnp.sum(jnp.abs(flat - flat[j][None]), 1))
 
 
-def _border(loss, out, y):
+def _border(loss, out, y, target):
     """The output above which the larger label costs less: where one constant costs the same for both labels."""
-    (label,) = jax.tree.leaves(y)
-    wide = label.astype(jnp.float32)
+    leaves, structure = jax.tree.flatten(y)
+    wide = leaves[target].astype(jnp.float32)
     low, high = jnp.min(wide), jnp.max(wide)
     # A grid that has 0, the border of logits, and the middle of the labels, that of probabilities and squares.
     at = jnp.linspace(-8.0, 8.0, 257) * (high - low) + (low + high) / 2
 
     def gap(c):
         constant = [jnp.full_like(leaf, c) for leaf in out]
-        alike = lambda value: jax.tree.map(lambda t: jnp.full_like(t, value), y)  # noqa: E731
-        return loss(constant, alike(low)) - loss(constant, alike(high))
+        alike = lambda value: [jnp.full_like(t, value) if i == target else t for i, t in enumerate(leaves)]  # noqa: E731
+        return loss(constant, structure.unflatten(alike(low))) - loss(constant, structure.unflatten(alike(high)))
 
     gaps = jax.vmap(gap)(at)
     known = jnp.isfinite(gaps[:-1]) & jnp.isfinite(gaps[1:])
@@ -293,8 +293,9 @@ def _pull(gradient, out, y, kind):
     g = gradient.astype(jnp.float32)
     if kind in labels.NAMED:
         named = y if kind == "one-hot" else jax.nn.one_hot(y, out.shape[-1])
-        way = named.astype(jnp.float32) - 1 / out.shape[-1]
         g = g - g.mean(-1, keepdims=True)
+        # An answer that the loss leaves out has no way to go.
+        way = (named.astype(jnp.float32) - 1 / out.shape[-1]) * jnp.any(g != 0, -1, keepdims=True)
     else:
         t = y.reshape(out.shape).astype(jnp.float32)
         way = t - out if kind == "values" else t - t.mean()

@@ -1,38 +1,91 @@
 """MEASURED: what targets say about outputs. The loss is asked; the type and the shape of the targets say nothing alone.
 
-classes             whole numbers that name a column of their row of outputs
+classes             whole numbers that name a column of outputs
 one-hot             rows that name a column by their largest entry: the same, spelled out, smoothed or not
 binary              one of two numbers for each output
 values              a number for each output
 other               anything else, and losses that tell no column by their gradient
+
+The columns may lie along any axis, and what is named may stand among other outputs and targets, weights say. An answer
+that the loss leaves out, of weight 0 or of a class of its own, is none.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit._measured import views
+from numdl.audit._measured import cases, views
 
 NAMED = ("classes", "one-hot")
 LEVEL = 0.5  # of all outputs when the loss is asked: a probability, a logit and a value
 AGREED = 0.9  # share of the rows in which the named column must stand apart
 MOST = 4096  # targets that are looked at
+LOOKS = 64  # batches, spread over the data, in which an answer may be left out
 
 
-def kind_of(case, out, y):
-    """How the targets `y` of a Case relate to its outputs `out`: one of the names above."""
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """Which of the targets answer which of the floating outputs, and how."""
+
+    kind: str = "other"
+    output: int = 0
+    target: int = 0
+    axis: int = -1  # of the outputs, where the columns lie
+    columns: int = 0  # that are chosen from
+
+    @property
+    def judged(self):
+        """How answers are scored: rows that name a column are read first."""
+        return "classes" if self.kind == "one-hot" else self.kind
+
+    def outputs(self, out):
+        """The outputs, columns last."""
+        leaf = views.floats(out)[self.output]
+        return np.moveaxis(leaf, self.axis, -1) if self.kind in NAMED else leaf
+
+    def targets(self, y):
+        """The targets; one-hot rows with their columns last."""
+        leaf = jax.tree.leaves(y)[self.target]
+        return np.moveaxis(leaf, self.axis, -1) if self.kind == "one-hot" else leaf
+
+    def read(self, y):
+        """The targets on the host, one-hot rows as the columns that they name."""
+        found = np.asarray(self.targets(y))
+        return found.argmax(-1) if self.kind == "one-hot" else found
+
+
+def answers(case, out, y):
+    """The Answers of a Case with these outputs and targets."""
     outs, ys = views.floats(out), jax.tree.leaves(y)
-    if len(outs) != 1 or len(ys) != 1 or not all(case.reads):
-        return "other"
-    (o,), t = outs, np.asarray(ys[0])
-    columns = o.shape[-1] if o.ndim else 1
-    if columns > 1 and t.shape == o.shape[:-1]:
-        return "classes" if _stands_apart(case, out, y, _numbers(t, columns)) else "other"
+    read = [i for i, seen in enumerate(case.reads) if seen and not jnp.issubdtype(ys[i].dtype, jax.dtypes.extended)]
+    for told in (one for i in read for one in _places(case, outs, ys[i], i)):
+        if _stands_apart(case, told, out, y):
+            return told
+    if len(outs) != 1 or len(read) != 1:
+        return Answers()
+    o, t = outs[0], np.asarray(ys[read[0]])
     if t.size != o.size:
-        return "other"
-    if columns > 1 and t.shape == o.shape and one_hot(_all(case, t)) and _stands_apart(case, out, y, _turned(t)):
-        return "one-hot"
-    return "binary" if np.unique(t.ravel()[:MOST]).size <= 2 else "values"
+        return Answers()
+    return Answers("binary" if np.unique(t.ravel()[:MOST]).size <= 2 else "values", target=read[0])
+
+
+def asked(case, told, x, y):
+    """For each answer of `y` whether the loss asks for it: whether equal outputs get a gradient in its row."""
+    kept = np.ones(np.shape(told.read(y)), bool)
+    size = min(case.examples, cases.count(y)) if case.separate else 0
+    if told.kind not in NAMED or not size:
+        return kept
+    starts = np.append(np.arange(0, len(kept) - size, size), len(kept) - size)
+    some = starts[np.unique(np.linspace(0, len(starts) - 1, LOOKS).astype(int))]
+    for looked in (some, starts if len(starts) > LOOKS else ()):
+        if looked is starts and kept.all():
+            break
+        for start in looked:
+            rows = slice(start, start + size)
+            kept[rows] = _counted(case, told, cases.take(x, rows), cases.take(y, rows))
+    return kept
 
 
 def one_hot(t):
@@ -44,43 +97,37 @@ def one_hot(t):
     return bool(shares and rising[0, -1] > rising[0, -2] + 1e-3 and np.unique(rows.argmax(-1)).size > 1)
 
 
-def told(y, kind):
-    """(targets, kind) with the columns that one-hot rows name in the place of the rows."""
-    return (np.asarray(y).argmax(-1), "classes") if kind == "one-hot" else (np.asarray(y), kind)
+def _places(case, outs, t, target):
+    """All ways in which these targets may name columns of some output, the last axis first."""
+    for output, o in enumerate(outs):
+        for axis in range(o.ndim - 1, 0, -1):
+            columns, rest = o.shape[axis], o.shape[:axis] + o.shape[axis + 1 :]
+            if columns > 1 and t.shape == rest:
+                yield Answers("classes", output, target, axis, columns)
+            if columns > 1 and t.shape == o.shape:
+                told = Answers("one-hot", output, target, axis, columns)
+                if one_hot(np.moveaxis(_all(case, t, target), axis, -1)):
+                    yield told
 
 
-def _all(case, t):
+def _all(case, t, target):
     """All the targets that there are, where they are rows like those of the batch."""
     leaves = jax.tree.leaves(case.data[1]) if case.data is not None else []
-    return np.asarray(leaves[0]) if len(leaves) == 1 and np.shape(leaves[0])[1:] == t.shape[1:] else t
+    fits = target < len(leaves) and np.shape(leaves[target])[1:] == t.shape[1:]
+    return np.asarray(leaves[target] if fits else t)
 
 
-def _numbers(t, columns):
-    """Targets like these that name each column in turn."""
-    most = 2 if t.dtype == bool else min(columns, np.iinfo(t.dtype).max + 1 if t.dtype.kind in "iu" else columns)
-    return (np.arange(t.size) % most).reshape(t.shape).astype(t.dtype)
-
-
-def _turned(t):
-    """Rows like these whose largest entry comes in each column in turn."""
-    row, count = t.reshape(-1, t.shape[-1])[0], t.size // t.shape[-1]
-    first = np.roll(row, -int(row.argmax()))
-    return np.stack([np.roll(first, i % len(row)) for i in range(count)]).reshape(t.shape)
-
-
-def _stands_apart(case, out, y, made):
+def _stands_apart(case, told, out, y):
     """Whether, of equal outputs, the loss pulls or pushes the column that a made target names alone.
 
     The gradient of such a loss has its one least entry of a row there, or its one largest where the sign is wrong.
-    A row that the loss leaves out, as many do with a class of their own, says nothing.
+    A row that the loss leaves out says nothing.
     """
-    given = jax.tree.unflatten(jax.tree.structure(y), [jnp.asarray(made)])
-    level = [jnp.full_like(o, LEVEL) for o in views.floats(out)]
-    (slope,) = case.run(_slope, level, out, given)
-    slope = np.asarray(slope, np.float64).reshape(-1, np.shape(slope)[-1])
-    named = (made.argmax(-1) if made.shape == np.shape(level[0]) else made).astype(int).reshape(-1)
-    asked = np.isfinite(slope).all(-1) & slope.any(-1)
-    slope, named = slope[asked], named[asked]
+    leaves, structure = jax.tree.flatten(y)
+    named, leaves[told.target] = _made(told, leaves[told.target])
+    slope = _slopes(case, told, out, jax.tree.unflatten(structure, leaves))
+    kept = np.isfinite(slope).all(-1) & slope.any(-1)
+    slope, named = slope[kept], named.reshape(-1)[kept]
     if not len(slope):
         return False
     own = np.take_along_axis(slope, named[:, None], 1)
@@ -90,5 +137,34 @@ def _stands_apart(case, out, y, made):
     return bool(max(below.mean(), above.mean()) >= AGREED)
 
 
+def _made(told, t):
+    """(columns by chance, targets like these that name them)."""
+    t, draw = np.asarray(t), np.random.default_rng(12)
+    if told.kind == "one-hot":
+        rows = np.moveaxis(t, told.axis, -1)
+        turned = np.sort(rows.reshape(-1, told.columns)[0])
+        named = draw.integers(0, told.columns, rows.shape[:-1])
+        made = turned[(np.arange(told.columns) - named[..., None] - 1) % told.columns]
+        return named, jnp.asarray(np.moveaxis(made, -1, told.axis))
+    most = {"b": 2, "i": np.iinfo(np.int8).max, "u": np.iinfo(np.uint8).max}.get(t.dtype.kind, told.columns)
+    named = draw.integers(0, min(told.columns, most if t.dtype.itemsize == 1 else told.columns), t.shape)
+    return named, jnp.asarray(named.astype(t.dtype))
+
+
+def _slopes(case, told, out, y):
+    """[R, K] gradient of the loss at equal outputs like `out`, a row for each answer."""
+    filled = [jnp.full(o.shape, LEVEL, o.dtype) for o in views.floats(out)]
+    slope = np.asarray(told.outputs(case.run(_slope, filled, out, y)), np.float64)
+    return slope.reshape(-1, slope.shape[-1])
+
+
 def _slope(form, level, out, y):
     return jax.grad(lambda o: form.value(views.filled(o, out), y))(level)
+
+
+def _counted(case, told, x, y):
+    """Which answers of a batch the loss asks for."""
+    shapes = jax.eval_shape(case.plain, case.moving, x)
+    out = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    slope = _slopes(case, told, out, y)
+    return (slope.any(-1) | ~np.isfinite(slope).all(-1)).reshape(np.shape(told.read(y)))

@@ -10,7 +10,7 @@ import math
 import jax
 import numpy as np
 
-from numdl.audit._measured import labels, views
+from numdl.audit._measured import labels
 
 FEATURES = 256
 STRENGTHS = (1e-4, 1e-2, 1.0)  # of the ridge, in units of the features' mean square
@@ -18,17 +18,26 @@ MOST = 4096  # examples that a shallow model is fitted to
 WIDEST = 4096  # numbers of an input that it takes
 
 
-def scorer(case, kind, border):
+def scorer(case, told, border):
     """score(outputs) of the case's unseen examples; `chance`, that of the best single answer; `examples` with one."""
-    targets, kind = labels.told(jax.tree.leaves(case.parts[1][1])[0], kind)
+    targets, kind = answered(case, told, case.parts[1])[1], told.judged
 
     def score(out):
-        return _score(np.asarray(views.floats(out)[0], np.float64), targets, kind, border)
+        return _score(np.asarray(told.outputs(out), np.float64), targets, kind, border)
 
     score.chance = _chance(targets, kind) if kind != "other" else math.nan
     asked = targets >= 0 if kind == "classes" else np.ones(len(targets), bool)
     score.examples = int(asked.reshape(len(asked), -1).any(1).sum())
     return score if kind != "other" else _silent(score)
+
+
+def answered(case, told, pair):
+    """(x, the targets read): a class that the loss does not ask for is -1."""
+    x, y = pair
+    found = told.read(y)
+    if told.kind not in labels.NAMED:
+        return x, found
+    return x, np.where(labels.asked(case, told, x, y) & np.isfinite(found), found, -1).astype(np.int64)
 
 
 def _silent(score):
@@ -64,10 +73,7 @@ def shallow(train, unseen, kind):
     Its strength is chosen on a fifth of the examples. nan where inputs are no numbers or each example has many answers.
     """
     (x, y), (new_x, new_y) = (tuple(map(_only, pair)) for pair in (train, unseen))
-    if kind == "other" or any(part is None for part in (x, y, new_x, new_y)):
-        return math.nan
-    (y, kind), (new_y, _) = labels.told(y, kind), labels.told(new_y, kind)
-    if not _answers(y, kind):
+    if kind == "other" or any(part is None for part in (x, y, new_x, new_y)) or not _answers(y, kind):
         return math.nan
     some = np.random.default_rng(5).permutation(len(x))[:MOST]
     x, y = x[some], y[some]
