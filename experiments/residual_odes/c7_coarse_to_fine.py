@@ -323,7 +323,7 @@ def figure(config, result):
         middle.errorbar(place + 0.12, samples.mean, samples.stderr, fmt="s", color=color)
         accuracy = f"{result.accuracy[place].mean():.1%}"
         middle.annotate(accuracy, (place, result.loss[place].max()), (0, 6), textcoords="offset points", ha="center")
-    names = ("coarse\nto fine", "scratch, same\niterations", "scratch, same\ncost")
+    names = ("coarse\nto fine", "scratch,\nsame iterations", "scratch,\nsame cost")
     middle.set_xticks(range(3), names, fontsize=9)
     middle.set_xlim(-0.5, 2.5)
     middle.margins(y=0.12)

@@ -209,7 +209,9 @@ def _all(operator):
         raise checks.BadValue(
             f"k must be given for an operator of more than {DENSE} coordinates; got None and {operator.size}"
         )
-    matvec, layout = _vectors.flat(_operators.prepared(operator, None), operator.like, spread=False)
+    matvec, layout = _vectors.flat(
+        _operators.prepared(*_operators.settled(operator, None)), operator.like, spread=False
+    )
     matrix = np.asarray(_vectors.products(matvec, jnp.eye(layout.size, dtype=layout.dtype)), np.float64)
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     # What rounding has left below 0 of a semidefinite matrix is 0.

@@ -192,6 +192,16 @@ def test_where_the_reduction_is_stated_chunks_that_stay_in_the_cache_are_the_def
     np.testing.assert_allclose(kept, top, rtol=1e-4)
 
 
+def test_what_is_linearized_at_once_is_counted_at_once(small_cache, monkeypatch):
+    found = curvature.hessian(loss, WEIGHTS, BATCH, reduction="mean")
+    whole, chunk = (curvature.needs(each, basis=2) for each in (MADE["hessian"](), found))
+    assert found.chunk == 8 and chunk.total < whole.total
+    monkeypatch.setattr(_memory, "available", lambda: (chunk.total + whole.total) / 2 / 0.9)
+    curvature.trace(found, key=KEY, num_matvecs=2)
+    with pytest.raises(MemoryError, match="for the activations"):
+        curvature.trace(found, key=KEY, num_matvecs=2, linearize=True)
+
+
 def test_auto_takes_the_faster_chunk_and_all_at_once_where_chunks_do_not_make_the_whole(small_cache):
     assert MADE["hessian"](chunk="auto").chunk == 8
     assert MADE["hessian of a pair"]().chunk == 8

@@ -91,7 +91,7 @@ def spectral_density(
     rows = num_matvecs if checks.flag("reorthogonalize", reorthogonalize) else 2
     settings = {"frozen": frozen, "chunk": chunk, "reduction": reduction, "vectors": lambda size: 2 * rows + 4}
     operator = _matrices.named(loss, params, batch, operator, **settings)
-    linearize = _operators.linearizes(operator, linearize)
+    operator, linearize = _operators.settled(operator, linearize)
     _memory.check("spectral_density", _memory.needs(operator, basis=rows), operator, least=rows)
     matvec = _operators.prepared(operator, linearize)
     steps = {"num_matvecs": num_matvecs, "num_probes": num_probes, "reorthogonalize": reorthogonalize}

@@ -85,7 +85,7 @@ def top_eigenvalues(
     checks.whole("k", k, most=operator.size)
     warm = {"start": start, "deflate": deflate}
     warm = {name: tree if tree is None else operator.inward_rows(name, tree) for name, tree in warm.items()}
-    linearize = _operators.linearizes(operator, linearize)
+    operator, linearize = _operators.settled(operator, linearize)
     plan = _memory.needs(operator, basis=rows(operator.size), extra=2 * k)
     _memory.check("top_eigenvalues", plan, operator, least=k + 3)
     matvec = _operators.prepared(operator, linearize)

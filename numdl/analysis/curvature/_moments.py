@@ -145,6 +145,6 @@ def frobenius_norm(
 def _ready(name, key, loss, params, batch, operator, settings, linearize, rows):
     checks.key("key", key)
     operator = _matrices.named(loss, params, batch, operator, vectors=lambda size: 2 * rows + 4, **settings)
-    linearize = _operators.linearizes(operator, linearize)
+    operator, linearize = _operators.settled(operator, linearize)
     _memory.check(name, _memory.needs(operator, basis=rows), operator, least=rows)
     return operator, _operators.prepared(operator, linearize)

@@ -183,22 +183,20 @@ def blocks(operator: Operator, *, by: str = "layer") -> dict[str, Operator]:
     return {name: dataclasses.replace(operator, selected=tuple(own)) for name, own in groups.items()}
 
 
-def linearizes(operator, linearize):
-    """Whether the product is to be linearized: as asked for, else where it is faster."""
+def settled(operator, linearize):
+    """(the operator as it will be applied, whether linearized): as asked for, else where it is faster."""
     if linearize is None:
-        return operator.chunk is None and _worthwhile(operator)
+        return operator, operator.chunk is None and _worthwhile(operator)
     if checks.flag("linearize", linearize) and operator.chunk is not None and not operator.for_speed:
         raise checks.BadValue(
             "linearize keeps the whole data's activations, chunk avoids it; one of the two must be left out: got both"
         )
-    return bool(linearize)
+    return (dataclasses.replace(operator, chunk=None) if linearize else operator), bool(linearize)
 
 
 def prepared(operator, linearize):
-    """The operator, or its product with all that does not depend on v computed once and kept."""
-    if not linearizes(operator, linearize):
-        return operator
-    return _linearized(dataclasses.replace(operator, chunk=None))
+    """The settled operator, or its product with all that does not depend on v computed once and kept."""
+    return _linearized(operator) if linearize else operator
 
 
 def examples(batch):
