@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
 import experiments
@@ -21,6 +22,12 @@ RUNS = [
     for page in PAGES
     if ">>> " in page.read_text(encoding="utf-8")
 ]
+# What a page may set for its reader, and not for the tests after it
+CACHE = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+)
 # Formulas that a reader must find in one search: how the field calls them, and what stands on the page that is found
 FORMULAS = {
     "chi_1": ("theory.propagation.fixed_point", "analysis.gradients.growth", "b1"),
@@ -66,7 +73,12 @@ def test_code_runs(page):
     if page.stem == "audit":
         pytest.importorskip("equinox")
         pytest.importorskip("haiku")
-    result = doctest.testfile(str(page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
+    kept = {name: getattr(jax.config, name) for name in CACHE}
+    try:
+        result = doctest.testfile(str(page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
+    finally:
+        for name, value in kept.items():
+            jax.config.update(name, value)
     assert result.attempted > 4
     assert result.failed == 0
 
