@@ -119,17 +119,21 @@ class _Work:
         return ["inputs: subtract the mean of each column and divide by its deviation"]
 
     def targets(self):
-        self._targets("targets_unscaled", *_affine.whole(self._known(1)))
+        self._targets("targets_unscaled", *_affine.whole(self._known(1), self._answering()))
         return ["targets: subtract their mean and divide by their deviation; undo it on the outputs"]
 
     def labels(self):
         d = self.e.data
         if d.spare_labels:  # the first class is none that the loss asks for
             return []
-        low, target = int(d.label_low), self.e.loss.place[1] if self.e.loss.place else 0
+        low = int(d.label_low)
         width = d.label_high - low if self.e.loss.kind == "binary" and d.label_high != low else 1
-        self._targets("labels_out_of_range", *_affine.labels(self._known(1), low, width, target))
+        self._targets("labels_out_of_range", *_affine.labels(self._known(1), low, width, self._answering()))
         return [f"targets: subtract {low}, so that the first class is 0"]
+
+    def _answering(self):
+        """Which of the targets' leaves the outputs are to become."""
+        return self.e.loss.place[1] if self.e.loss.place else 0
 
     def _known(self, part):
         """All inputs (0) or targets (1) there are."""

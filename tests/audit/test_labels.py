@@ -136,6 +136,8 @@ def test_rows_that_name_classes_are_judged_like_the_classes():
         assert found[0] == found[1]
 
 
+WEIGHTS = DRAW.uniform(0.5, 2.0, (N, K)).astype(np.float32)
+MASKED = (DRAW.random((N, K)) < 0.7).astype(np.float32)
 MASK = (np.arange(2 * N).reshape(N, 2) % 3 > 0).astype(np.float32)
 TOKENS = np.where(MASK > 0, np.stack([Y, Y[::-1]], 1), 5).astype(np.int32)  # a padding that is a class, too
 
@@ -156,6 +158,16 @@ PLACES = [
      lambda o, y: entropy(o[1], y) + 0.1 * o[0], ("classes", 1, 0, 1, K)),
     ("one-hot with weights", apply, {"rows": ROWS, "weights": np.ones(N, np.float32)},
      lambda o, y: jnp.mean(y["weights"] * optax.softmax_cross_entropy(o, y["rows"])), ("one-hot", 0, 0, 1, K)),
+    ("values and weights", apply, (WEIGHTS, X @ W["w"]), lambda o, y: jnp.mean(y[0] * (o - y[1]) ** 2),
+     ("values", 0, 1, -1, 0)),
+    ("values all below the weights", apply, (MASKED, X @ W["w"] - 9), lambda o, y: jnp.mean(y[0] * jnp.abs(o - y[1])),
+     ("values", 0, 1, -1, 0)),
+    ("counts and an exposure", apply, {"exposure": WEIGHTS, "seen": np.exp(X @ W["w"])},
+     lambda o, y: jnp.mean(y["exposure"] * jnp.exp(o) - y["seen"] * o), ("values", 0, 1, -1, 0)),
+    ("several labels and a mask", apply, (np.maximum(ROWS, ROWS[::-1]), MASKED),
+     lambda o, y: jnp.sum(y[1] * optax.sigmoid_binary_cross_entropy(o, y[0])) / jnp.sum(y[1]), ("binary", 0, 0, -1, 0)),
+    ("an upper and a lower bound", apply, (X @ W["w"] - 1, X @ W["w"] + 1),
+     lambda o, y: jnp.mean(jax.nn.relu(y[0] - o) + jax.nn.relu(o - y[1])), ("other", 0, 0, -1, 0)),
     ("values beside what is not read", apply, {"index": Y, "values": X @ W["w"]}, lambda o, y: squares(o, y["values"]),
      ("values", 0, 1, -1, 0)),
 ]  # fmt: skip
@@ -187,6 +199,34 @@ def test_an_answer_of_weight_zero_is_none():
     out = DRAW.standard_normal((*tokens.shape, K))
     assert score(out) == pytest.approx(np.mean((out.argmax(-1) == tokens)[unseen > 0]))
     assert score.chance == pytest.approx(np.bincount(tokens[unseen > 0]).max() / np.sum(unseen > 0))
+
+
+@pytest.mark.parametrize("labels_", [False, True])
+def test_values_and_labels_of_weight_zero_are_none(labels_):
+    values = (X @ W["w"] > 0).astype(np.float32) if labels_ else X @ W["w"]
+    cost = optax.sigmoid_binary_cross_entropy if labels_ else lambda o, y: (o - y) ** 2
+    with _settings.ours():
+        known = cases.case(
+            apply, W, (X[:6], (values[:6], MASKED[:6])), loss=lambda o, y: jnp.sum(y[1] * cost(o, y[0])),
+            optimizer=optax.sgd, learning_rate=0.1, steps=80, data=(X, (values, MASKED)), evaluate=None,
+            stochastic=False, key=jax.random.key(0),
+        )  # fmt: skip
+        told = labels.answers(known, known.forward(known.moving, known.x, known.key), known.y)
+        assert told.kind == ("binary" if labels_ else "values")
+        data, (_, (wanted, unseen)) = described.measure(known, told), known.parts[1]
+        score = scores.scorer(known, told, 0.0)
+        pairs = [scores.answered(known, told, pair) for pair in known.parts]
+    assert data.target_rms == pytest.approx(np.sqrt(np.mean(values[MASKED > 0] ** 2)), rel=1e-5)
+    out = DRAW.standard_normal(wanted.shape)
+    asked = np.where(unseen > 0, wanted, np.nan)
+    if labels_:
+        assert score(out) == pytest.approx(np.mean(((out > 0) == wanted)[unseen > 0]))
+    else:
+        gaps = np.nanmean((out - asked) ** 2) / np.nanmean((asked - np.nanmean(asked, 0)) ** 2)
+        assert score(out) == pytest.approx(1 - gaps)
+    assert np.isfinite(
+        scores.shallow((pairs[0][0], pairs[0][1][:, :1]), (pairs[1][0], pairs[1][1][:, :1]), told.judged)
+    )
 
 
 @pytest.mark.slow

@@ -15,10 +15,10 @@ def measure(case, told):
     """The Data of a Case whose targets answer its outputs as the labels.Answers `told` say."""
     x, y = case.data or (case.x, case.y)
     broken, count = _broken(case, x, y)
-    named = told.kind in labels.NAMED
-    target, own = (told.read(y), told.read(case.y)) if named else _telling(case, y)
-    # Numbers below 0 stay: whether the loss asks for them is a question of its own.
-    counted = labels.asked(case, told, x, y) | (target < 0) if named else None
+    target, own = _telling(case, y) if told.kind == "other" else (told.read(y), told.read(case.y))
+    counted = None if told.kind == "other" else labels.asked(case, told, x, y)
+    if told.kind == "classes":  # numbers below 0 stay: whether the loss asks for them is a question of its own
+        counted |= target < 0
     known = {"whole": case.data is not None, "examples": cases.count(x) if case.separate else 0, "broken": broken}
     known |= {"broken_count": count, "kind": _kind(x), "classes": told.columns}
     known |= _all_inputs(x) if known["kind"] == "float" else {}

@@ -20,6 +20,8 @@ from numdl.audit._measured import cases, views
 
 NAMED = ("classes", "one-hot")
 LEVEL = 0.5  # of all outputs when the loss is asked: a probability, a logit and a value
+LEVELS = (LEVEL, -1.03, 1.71)  # at all of which an answer that is asked for cannot be right
+QUARTERS = (0.25, 0.5, 0.75)  # of targets: where the loss is asked which of them its outputs shall become
 AGREED = 0.9  # share of the rows in which the named column must stand apart
 MOST = 4096  # targets that are looked at
 LOOKS = 64  # batches, spread over the data, in which an answer may be left out
@@ -63,19 +65,32 @@ def answers(case, out, y):
     for told in (one for i in read for one in _places(case, outs, ys[i], i)):
         if _stands_apart(case, told, out, y):
             return told
-    if len(outs) != 1 or len(read) != 1:
-        return Answers()
-    o, t = outs[0], np.asarray(ys[read[0]])
-    if t.size != o.size:
-        return Answers()
-    return Answers("binary" if np.unique(t.ravel()[:MOST]).size <= 2 else "values", target=read[0])
+    fits = [_number(j, i, ys[i]) for j, o in enumerate(outs) for i in read if np.size(ys[i]) == o.size]
+    return _one_of(fits, case, out, y)
+
+
+def _number(output, target, t):
+    return Answers("binary" if np.unique(np.asarray(t).ravel()[:MOST]).size <= 2 else "values", output, target)
+
+
+def _one_of(fits, case, out, y):
+    """The one of these whose outputs the loss makes targets: it pulls them there, or, with the wrong sign, away."""
+    if len(views.floats(out)) == sum(case.reads) == 1:
+        return fits[0] if fits else Answers()
+    ways = [_pulled(case, told, out, y, {each.target for each in fits}) for told in fits]
+    # Where all outputs are positive, a weight also pushes always one way.
+    for way in (-1, 1):
+        found = [told for told, own in zip(fits, ways, strict=True) if own == way]
+        if found:
+            return found[0] if len(found) == 1 else Answers()
+    return Answers()
 
 
 def asked(case, told, x, y):
-    """For each answer of `y` whether the loss asks for it: whether equal outputs get a gradient in its row."""
+    """For each answer of `y` whether the loss asks for it: whether some equal outputs get a gradient in its row."""
     kept = np.ones(np.shape(told.read(y)), bool)
     size = min(case.examples, cases.count(y)) if case.separate else 0
-    if told.kind not in NAMED or not size:
+    if told.kind == "other" or not size:
         return kept
     starts = np.append(np.arange(0, len(kept) - size, size), len(kept) - size)
     some = starts[np.unique(np.linspace(0, len(starts) - 1, LOOKS).astype(int))]
@@ -137,6 +152,27 @@ def _stands_apart(case, told, out, y):
     return bool(max(below.mean(), above.mean()) >= AGREED)
 
 
+def _pulled(case, told, out, y, others):
+    """-1 where more of the target lessens the slope of the loss at its output, 1 where it adds to it, else 0.
+
+    More of a weight does the one where the output is too low, and the other where it is too high.
+    """
+    leaves, structure = jax.tree.flatten(y)
+    draw, signs, t = np.random.default_rng(13), [], np.asarray(leaves[told.target])
+    pair = [draw.permutation(t.ravel()).reshape(t.shape) for _ in range(2)]
+    more = np.sign(np.subtract(*(np.asarray(each, np.float64) for each in pair))).ravel()
+    for level in np.unique([np.quantile(np.asarray(leaves[other], np.float64), QUARTERS) for other in others]):
+        slopes = []
+        for each in pair:
+            leaves[told.target] = jnp.asarray(each)
+            slopes.append(_slopes(case, told, out, structure.unflatten(leaves), level).ravel())
+        signs.append(np.sign(slopes[0] - slopes[1]) * more)
+    found = np.concatenate(signs)
+    found = found[np.isfinite(found) & (found != 0)]
+    mean = np.mean(found) if len(found) else 0.0
+    return int(np.sign(mean)) if abs(mean) >= 2 * AGREED - 1 else 0
+
+
 def _made(told, t):
     """(columns by chance, targets like these that name them)."""
     t, draw = np.asarray(t), np.random.default_rng(12)
@@ -151,11 +187,11 @@ def _made(told, t):
     return named, jnp.asarray(named.astype(t.dtype))
 
 
-def _slopes(case, told, out, y):
-    """[R, K] gradient of the loss at equal outputs like `out`, a row for each answer."""
-    filled = [jnp.full(o.shape, LEVEL, o.dtype) for o in views.floats(out)]
+def _slopes(case, told, out, y, level=LEVEL):
+    """Gradient of the loss at equal outputs like `out`, a row [K] or one number for each answer."""
+    filled = [jnp.full(o.shape, level, o.dtype) for o in views.floats(out)]
     slope = np.asarray(told.outputs(case.run(_slope, filled, out, y)), np.float64)
-    return slope.reshape(-1, slope.shape[-1])
+    return slope.reshape(-1, slope.shape[-1] if told.kind in NAMED else 1)
 
 
 def _slope(form, level, out, y):
@@ -166,5 +202,5 @@ def _counted(case, told, x, y):
     """Which answers of a batch the loss asks for."""
     shapes = jax.eval_shape(case.plain, case.moving, x)
     out = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    slope = _slopes(case, told, out, y)
+    slope = np.concatenate([_slopes(case, told, out, y, level) for level in LEVELS], -1)
     return (slope.any(-1) | ~np.isfinite(slope).all(-1)).reshape(np.shape(told.read(y)))

@@ -2,7 +2,7 @@
 
 classes, one-hot    share of the answers that are right; a class below 0 asks for none
 binary              the same; an answer is the label that the loss makes cheaper, told by the side of `border`
-values              1 - mean squared error / variance
+values              1 - mean squared error / variance; nan asks for none, here and of two labels
 """
 
 import math
@@ -26,18 +26,18 @@ def scorer(case, told, border):
         return _score(np.asarray(told.outputs(out), np.float64), targets, kind, border)
 
     score.chance = _chance(targets, kind) if kind != "other" else math.nan
-    asked = targets >= 0 if kind == "classes" else np.ones(len(targets), bool)
+    asked = _wanted(targets, kind) if kind != "other" else np.ones(len(targets), bool)
     score.examples = int(asked.reshape(len(asked), -1).any(1).sum())
     return score if kind != "other" else _silent(score)
 
 
 def answered(case, told, pair):
-    """(x, the targets read): a class that the loss does not ask for is -1."""
+    """(x, the targets read): a class that the loss does not ask for is -1, another target nan."""
     x, y = pair
-    found = told.read(y)
-    if told.kind not in labels.NAMED:
-        return x, found
-    return x, np.where(labels.asked(case, told, x, y) & np.isfinite(found), found, -1).astype(np.int64)
+    found, asked = told.read(y), labels.asked(case, told, x, y)
+    if told.kind in labels.NAMED:
+        return x, np.where(asked & np.isfinite(found), found, -1).astype(np.int64)
+    return x, found if asked.all() else np.where(asked, found, np.nan)
 
 
 def _silent(score):
@@ -53,7 +53,9 @@ def _score(out, y, kind, border=0.0):
         return min(_chance(y, kind), 0.0) if kind == "values" else 0.0
     if kind == "classes":
         return float(np.mean((out.argmax(-1) == y)[y >= 0])) if (y >= 0).any() else math.nan
-    wanted = np.asarray(y, np.float64).reshape(out.shape)
+    wanted = np.ma.masked_invalid(np.asarray(y, np.float64).reshape(out.shape))
+    if not wanted.count():
+        return math.nan
     if kind == "values":
         return float(1 - np.mean((out - wanted) ** 2) / max(np.mean((wanted - wanted.mean(0)) ** 2), 1e-30))
     high = wanted > (wanted.min() + wanted.max()) / 2
@@ -63,8 +65,13 @@ def _score(out, y, kind, border=0.0):
 def _chance(y, kind):
     if kind == "values":
         return 0.0
-    y = y[y >= 0] if kind == "classes" else y
+    y = y[_wanted(y, kind)]
     return float(np.unique(y, return_counts=True)[1].max() / y.size) if y.size else math.nan
+
+
+def _wanted(y, kind):
+    """Which targets ask for an answer."""
+    return y >= 0 if kind == "classes" else np.isfinite(y)
 
 
 def shallow(train, unseen, kind):
@@ -114,8 +121,9 @@ def _columns(y, kind):
     """Targets as columns; classes and the two values around zero."""
     if kind == "classes":
         return np.eye(max(int(y.max()) + 1, 1))[y] - 0.5
-    columns = np.asarray(y, np.float64).reshape(len(y), -1)
-    return np.where(columns > (columns.min() + columns.max()) / 2, 0.5, -0.5) if kind == "binary" else columns
+    columns = np.ma.masked_invalid(np.asarray(y, np.float64).reshape(len(y), -1))
+    sides = np.ma.where(columns > (columns.min() + columns.max()) / 2, 0.5, -0.5) if kind == "binary" else columns
+    return np.ma.filled(sides, np.nan)
 
 
 def _shaped(out, y, kind):
