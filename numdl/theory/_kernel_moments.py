@@ -1,5 +1,6 @@
 """PREDICTED: Gaussian moments of two pre-activations that derivatives of kernels need: of f, and of its slope."""
 
+import functools
 import re
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ def rectified(activation):
     return float(found[1]) if found else None
 
 
+@functools.lru_cache(maxsize=64)  # the same object each time, which compiles nothing again
 def _slope_of(f):
     return lambda x: jax.jvp(f, (x,), (jnp.ones_like(x),))[1]
 

@@ -15,6 +15,7 @@ Twins: analysis.products, analysis.jacobian.
     28.5
 """
 
+import functools
 import math
 
 import jax.numpy as jnp
@@ -254,9 +255,14 @@ def lyapunov_exponents(*, width: int, entry_variance: ArrayLike) -> LyapunovExpo
 @float64
 def _slope_moments(q, activation):
     """E f'^2 and E f'^4 at lengths q."""
-    fourth = quadrature.expect(lambda x: activation.slope(x) ** 4, jnp.asarray(q), kinks=activation.kinks)
+    fourth = quadrature.expect(_fourth_power(activation.slope), jnp.asarray(q), kinks=activation.kinks)
     second = activation.slope_mean_square(jnp.asarray(q))
     return second, jnp.where(jnp.isinf(second), jnp.inf, fourth)
+
+
+@functools.lru_cache(maxsize=64)  # the same object each time, which compiles nothing again
+def _fourth_power(f):
+    return lambda x: f(x) ** 4
 
 
 def _log_edge(depth, active, orthogonal):

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float64
 
 from numdl import activations, checks, quadrature
+from numdl._compiled import jit
 from numdl.activations import Activation
 from numdl.precision import float64
 from numdl.records import record
@@ -150,9 +151,14 @@ def carousel(*, steps: int, forget_bias: ArrayLike, gate_variance: ArrayLike) ->
     steps = checks.whole("steps", steps)
     bias = float(checks.finite("forget_bias", forget_bias, shape=()))
     variance = checks.variance("gate_variance", gate_variance, shape=())
+    return np.arange(1, steps + 1) * np.float64(_log_gate(bias, variance))
+
+
+@float64
+@jit
+def _log_gate(bias, variance):
     # softplus is smooth: no kink to tell. Small variances are handled by the quadrature itself.
-    log_gate = -quadrature.expectation(lambda x: activations.softplus(-(x + bias)), variance).value
-    return np.arange(1, steps + 1) * np.float64(log_gate)
+    return -quadrature.expect(lambda x: activations.softplus(-(x + bias)), variance)
 
 
 def _log_powers(w, steps):
