@@ -231,8 +231,8 @@ def test_attention_that_takes_one_key_is_found():
     for step in range(60):
         params["query"] = 1.15 * params["query"]
         findings += found.update(step, params, (tokens, TARGETS), loss=3.0)
-    hit = next(f for f in findings if f.where == "attention/0")
-    assert hit.name == "saturated"
+    names = [f.name for f in findings if f.where == "attention/0"]  # large scores first, then one key for each query
+    assert names[0] in ("attention_logits", "saturated") and "saturated" in names
     assert "likely" in {f.severity for f in findings if f.where == "attention/0"}
     assert found.numbers()["entropy"][0] < 0.1
     assert found.numbers()["logit_max"][0] > 50
