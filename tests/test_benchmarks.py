@@ -147,4 +147,4 @@ def test_numdl_and_the_limits_run_and_agree(family, tmp_path):
         for row in workload["rows"]:
             assert row["problem"] is None or "not installed" in row["problem"], row
             # Gauss-Hermite is here because it is wrong, and so it may be.
-            assert row["agrees"] is not False or "Gauss-Hermite" in row["side"], row
+            assert row.get("agrees") is not False or "Gauss-Hermite" in row["side"], row

@@ -188,12 +188,13 @@ def dirichlet(n):
 def costs(sizes):
     """Operations of the edge kernel, and of the matrix that does the same, of which only shapes exist."""
     height, width = sizes
-    edge = jax.ShapeDtypeStruct((1, 2, 1, 1), jnp.float32)
+    real = jnp.zeros(()).dtype
+    edge = jax.ShapeDtypeStruct((1, 2, 1, 1), real)
 
     def native(kernel, x):
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
-    full = jax.ShapeDtypeStruct((height * width, height * (width - 1)), jnp.float32)
+    full = jax.ShapeDtypeStruct((height * width, height * (width - 1)), real)
     return np.array([
         layers.summary(native, (1, height, width, 1), edge).total_operations,
         layers.summary(lambda w, x: x @ w, (1, height * width), full).total_operations,
