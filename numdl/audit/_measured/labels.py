@@ -61,7 +61,7 @@ class Answers:
 def answers(case, out, y):
     """The Answers of a Case with these outputs and targets."""
     outs, ys = views.floats(out), jax.tree.leaves(y)
-    read = [i for i, seen in enumerate(case.reads) if seen and not jnp.issubdtype(ys[i].dtype, jax.dtypes.extended)]
+    read = [i for i, seen in enumerate(case.reads) if seen and _real(ys[i])]
     for told in (one for i in read for one in _places(case, outs, ys[i], i)):
         if _stands_apart(case, told, out, y):
             return told
@@ -69,8 +69,17 @@ def answers(case, out, y):
     return _one_of(fits, case, out, y)
 
 
+def _real(t):
+    return not any(jnp.issubdtype(t.dtype, kind) for kind in (jax.dtypes.extended, jnp.complexfloating))
+
+
+def _some(rows):
+    """Some of them, spread over all: data may be sorted."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, MOST).astype(int))]
+
+
 def _number(output, target, t):
-    return Answers("binary" if np.unique(np.asarray(t).ravel()[:MOST]).size <= 2 else "values", output, target)
+    return Answers("binary" if np.unique(_some(np.asarray(t).ravel())).size <= 2 else "values", output, target)
 
 
 def _one_of(fits, case, out, y):
@@ -105,7 +114,7 @@ def asked(case, told, x, y):
 
 def one_hot(t):
     """Whether each row is a reordering of one distribution with a single largest entry, and not all the same row."""
-    rows = np.asarray(t, np.float64).reshape(-1, t.shape[-1])[:MOST]
+    rows = np.asarray(_some(t.reshape(-1, t.shape[-1])), np.float64)
     rising = np.sort(rows, -1)
     alike = np.isfinite(rows).all() and np.allclose(rising, rising[:1], atol=1e-3)
     shares = alike and rows.min() >= 0 and np.allclose(rows.sum(-1), 1, atol=1e-2)
@@ -161,7 +170,10 @@ def _pulled(case, told, out, y, others):
     draw, signs, t = np.random.default_rng(13), [], np.asarray(leaves[told.target])
     pair = [draw.permutation(t.ravel()).reshape(t.shape) for _ in range(2)]
     more = np.sign(np.subtract(*(np.asarray(each, np.float64) for each in pair))).ravel()
-    for level in np.unique([np.quantile(np.asarray(leaves[other], np.float64), QUARTERS) for other in others]):
+    known = [np.asarray(leaves[other], np.float64) for other in others]
+    for level in np.unique(
+        [np.quantile(each[np.isfinite(each)], QUARTERS) for each in known if np.isfinite(each).any()]
+    ):
         slopes = []
         for each in pair:
             leaves[told.target] = jnp.asarray(each)
