@@ -12,6 +12,10 @@ import warnings
 
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # as in the tests: much is compiled, little computed
 
+from experiments import runner
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {runner.EMITTERS}".strip()
+
 import jax
 
 jax.config.update("jax_enable_x64", True)

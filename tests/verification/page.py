@@ -12,10 +12,11 @@ FOLDER = mutants.FIGURES.parent
 PAGE = FOLDER.with_suffix(".md")
 INTRODUCTION = """# Verification
 
-What was measured, beside the threshold that was set before. Every line is a test: a quick part of each study runs in
-the suite of every day (but processes are killed in the long one), the whole in the long one. `make verification` writes
-the page anew with the figures of the Python that runs it, `make verification-stacks` both columns, `make mutants` finds
-the planted faults; the figures lie in `docs/verification/`, a file a stack.
+What was measured, beside the threshold that was set before. A quick part of each study is a test of every day
+(processes are killed in the long suite only). `make verification` runs the whole, fails where a figure does not hold,
+and writes the page anew with the figures of the Python that runs it; `make verification-stacks` both columns, `make
+mutants` finds the planted faults. The figures lie in `docs/verification/`, a file a stack, and a test holds the kept
+ones to their thresholds.
 
 A dash stands for what was not run on that stack; a study that is not here was run on none. Where the threshold is "≥"
 the figure must reach it: the test sees a planted fault, or where a promise ends.
