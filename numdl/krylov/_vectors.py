@@ -171,6 +171,11 @@ def products(matvec, rows):
     return found
 
 
+def as_precise(product):
+    """The product as precise as its vector."""
+    return lambda v: jax.tree.map(lambda image, leaf: image.astype(leaf.dtype), product(v), v)
+
+
 def look(name, function, start, like, *, of):
     """Refuse a function whose value at `start` is not like `like`; asked once for the same function and shapes."""
     looked = checks.returning(name, function, 1, f"{name}(v)")

@@ -60,7 +60,7 @@ def decompose(matvec: Callable[[Array], Array], start: Float[ArrayLike, "n"], *,
 @functools.partial(compiled, static=("m",))
 def _decompose(matvec, start, m):
     def step(basis, j):
-        coefficients, ahead, norm = _vectors.unit_beside(basis, matvec(basis[j]))
+        coefficients, ahead, norm = _vectors.unit_beside(basis, matvec(basis[j]).astype(basis.dtype))
         return basis.at[j + 1].set(ahead), coefficients.at[j + 1].set(norm)
 
     basis = jnp.zeros((m + 1, start.size), start.dtype).at[0].set(start / jnp.linalg.norm(start))

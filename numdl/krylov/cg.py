@@ -158,6 +158,7 @@ def steihaug(
 
 @compiled
 def _steihaug(matvec, precondition, gradient, radius, iterations, tolerance):
+    matvec, precondition = map(_vectors.as_precise, (matvec, precondition))
     goal = tolerance * trees.norm(gradient)
     z = precondition(gradient)
     rz = _real_inner(gradient, z)
@@ -171,7 +172,7 @@ def _steihaug(matvec, precondition, gradient, radius, iterations, tolerance):
         negative = curvature <= 0
         alpha = s.rz / _nonzero(curvature)
         crossing = negative | (s.ss + 2 * alpha * s.sp + alpha**2 * s.pp >= radius**2)
-        alpha = jnp.where(crossing, _to_surface(s, radius), alpha)
+        alpha = jnp.where(crossing, _to_surface(s, radius), alpha).astype(s.rz.dtype)
         x, r = trees.axpy(alpha, s.p, s.x), trees.axpy(alpha, image, s.r)
         z = precondition(r)
         rz = _real_inner(r, z)

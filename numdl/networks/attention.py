@@ -263,7 +263,8 @@ def split_states(params: PyTree, x: Float[ArrayLike, "N tokens d"], *, skip: boo
         raise checks.BadValue(
             f"params must have no MLP, whose deviations cannot be split off; got layers {sorted(layers)}"
         )
-    return _split(layers, x, skip=skip)
+    layers = _projections(layers, x.shape[-1], ("params['layers']", 1))
+    return _split(layers, x.astype(jnp.result_type(x, *layers.values())), skip=skip)
 
 
 @functools.partial(compiled, static=("skip",))
@@ -287,17 +288,17 @@ def _seen(shape, causal, mask):
     return seen if mask is None else seen & mask
 
 
-def _projections(params, width):
-    """The four arrays of `self_attention`, with heads and widths that fit each other."""
-    names = ("query", "key", "value", "output")
+def _projections(params, width, told=("params", 0)):
+    """The four arrays of `self_attention`, with heads and widths that fit each other; `told`: name, leading axes."""
+    names, (own, lead) = ("query", "key", "value", "output"), told
     if not isinstance(params, dict) or not set(names) <= set(params):
         got = sorted(params) if isinstance(params, dict) and params else params
-        raise checks.BadValue(f"params must hold query, key, value and output; got {got}")
-    arrays = {name: checks.floating(f"params['{name}']", params[name], ndim=3) for name in names}
-    heads, _, k = checks.shape("params['query']", arrays["query"], (None, width, None)).shape
-    checks.shape("params['key']", arrays["key"], (heads, width, k))
-    v = checks.shape("params['value']", arrays["value"], (heads, width, None)).shape[-1]
-    checks.shape("params['output']", arrays["output"], (heads, v, None))
+        raise checks.BadValue(f"{own} must hold query, key, value and output; got {got}")
+    arrays = {name: checks.floating(f"{own}['{name}']", params[name], ndim=3 + lead) for name in names}
+    *heads, _, k = checks.shape(f"{own}['query']", arrays["query"], (*[None] * lead, None, width, None)).shape
+    checks.shape(f"{own}['key']", arrays["key"], (*heads, width, k))
+    v = checks.shape(f"{own}['value']", arrays["value"], (*heads, width, None)).shape[-1]
+    checks.shape(f"{own}['output']", arrays["output"], (*heads, v, width if lead else None))
     return arrays
 
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 
 from numdl._compiled import as_tree, compiled
@@ -26,7 +27,11 @@ def _solved(field, y0, theta, span, tolerances, times, solver, at, steps, max_st
 
     start, theta = widen(y0), widen(theta)
     t0, t1 = (jnp.asarray(t, time_dtype(start)) for t in span)
-    term = diffrax.ODETerm(lambda t, y, theta: field(t, y, at(theta, t, t0=t0, t1=t1)))
+
+    def rate(t, y, theta):
+        return jax.tree.map(lambda r, z: r.astype(z.dtype), field(t, y, at(theta, t, t0=t0, t1=t1)), y)
+
+    term = diffrax.ODETerm(rate)
     controller = diffrax.PIDController(rtol=tolerances[0], atol=tolerances[1])
     if steps is not None:
         inner = t0 + (t1 - t0) * jnp.arange(1, steps, dtype=t0.dtype) / steps

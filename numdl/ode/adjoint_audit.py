@@ -203,7 +203,7 @@ def gradient_error(
     Source: Gholami, Keutzer & Biros 2019, arXiv:1902.10298 (why the continuous adjoint is wrong).
     Experiments: c8, c9.
     """
-    checks.accepts("solve", solve, 3, "solve(y0, theta, adjoint)")
+    solve = checks.returning("solve", solve, 3, "solve(y0, theta, adjoint)", scalar=True)
     checks.positive("limit", limit, shape=())
     for name, method in (("adjoint", adjoint), ("reference", reference)):
         checks.accepts(name, method, 5, f"{name}(recurrence, y, shared, drive, save)")

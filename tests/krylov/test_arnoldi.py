@@ -42,3 +42,17 @@ def test_an_invariant_subspace_ends_the_basis():
     found = arnoldi.decompose(lambda u: matrix @ u, start, num_matvecs=4)
     np.testing.assert_array_equal(found.basis[2:], 0)
     np.testing.assert_allclose(np.sort(np.linalg.eigvals(np.asarray(found.square[:2, :2]))), [2, 7], rtol=100 * EPS)
+
+
+@pytest.mark.parametrize("narrow", ["float32", "float16"])
+def test_a_start_less_precise_than_the_product_gives_factors_of_its_own_precision(narrow):
+    draw = np.random.default_rng(5)
+    matrix, start = jnp.asarray(draw.normal(size=(12, 12))), jnp.asarray(draw.normal(size=12), narrow)
+    found = arnoldi.decompose(lambda v: matrix @ v, start, num_matvecs=5)
+    assert found.basis.dtype == found.matrix.dtype == start.dtype
+    product = np.asarray(found.basis[:-1], float) @ np.asarray(matrix).T
+    np.testing.assert_allclose(
+        product,
+        np.asarray(found.matrix, float).T @ np.asarray(found.basis, float),
+        atol=50 * float(jnp.finfo(narrow).eps),
+    )

@@ -129,3 +129,13 @@ def test_a_key_goes_on_past_equal_singular_values():
     np.testing.assert_allclose(values, np.r_[np.full(5, 2.0), np.full(ROWS - 5, 1.0)], rtol=100 * EPS)
     stuck = bidiagonal.decompose(*maps, start, num_matvecs=ROWS)
     assert np.linalg.svd(np.asarray(stuck.square[:, :-1]), compute_uv=False)[-1] < 1e-3
+
+
+@pytest.mark.parametrize("narrow", ["float32", "float16"])
+def test_a_start_less_precise_than_the_product_gives_factors_of_its_own_precision(narrow):
+    matrix = matrix_of(np.linspace(1, 3, ROWS))
+    start = jnp.asarray(np.random.default_rng(1).normal(size=COLUMNS), narrow)
+    found = bidiagonal.decompose(lambda v: matrix @ v, lambda u: matrix.T @ u, start, num_matvecs=6)
+    assert found.left.dtype == found.right.dtype == found.diagonal.dtype == start.dtype
+    eps = float(jnp.finfo(narrow).eps)
+    np.testing.assert_allclose(found.left @ matrix, found.square @ found.right, atol=50 * eps)

@@ -236,3 +236,14 @@ def test_arguments_are_checked():
         cg.cg(lambda v: v, jnp.ones(2), preconditioner=4, **good)
     with pytest.raises(ValueError, match=r"damping must be .*>= 0; got -2"):
         cg.cgls(lambda v: v, lambda v: v, jnp.ones(2), damping=-2.0, **good)
+
+
+@pytest.mark.parametrize("narrow", ["float32", "float16"])
+def test_a_trust_region_step_is_as_precise_as_the_gradient(narrow):
+    draw = np.random.default_rng(6)
+    half, gradient = draw.normal(size=(6, 6)), jnp.asarray(draw.normal(size=6), narrow)
+    matrix = jnp.asarray(np.eye(6) + half @ half.T / 6)
+    found = cg.steihaug(lambda v: matrix @ v, gradient, 100.0, iterations=20, tolerance=1e-3)
+    assert found.step.dtype == gradient.dtype
+    exact = -np.linalg.solve(np.asarray(matrix, float), np.asarray(gradient, float))
+    np.testing.assert_allclose(found.step, exact, atol=3e-3 if narrow == "float32" else 3e-2)

@@ -221,3 +221,16 @@ def test_bad_inputs_are_named(key):
         net.apply(params, x[..., :3])
     with pytest.raises(ValueError, match=r"params must have no MLP"):
         attention.split_states(params, x, skip=False)
+
+
+def test_split_states_take_one_precision_and_parameters_that_fit(key):
+    net, x = build(), inputs(key)
+    params = net.init(key, x)
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params)
+    assert attention.split_states(narrow, x, skip=False).deviation.dtype == x.dtype
+    layers = params["layers"]
+    for changed in ({"key": layers["key"][:1]}, {"output": layers["output"][..., :2]}):
+        with pytest.raises(ValueError, match=r"params\['layers'\]\['(key|output)'\] must .*got"):
+            attention.split_states({"layers": layers | changed}, x, skip=False)
+    with pytest.raises(ValueError, match=r"params\['layers'\] must hold"):
+        attention.split_states({"layers": {"query": layers["query"]}}, x, skip=False)
