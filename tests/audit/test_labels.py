@@ -201,6 +201,20 @@ def test_an_answer_of_weight_zero_is_none():
     assert score.chance == pytest.approx(np.bincount(tokens[unseen > 0]).max() / np.sum(unseen > 0))
 
 
+def test_few_batches_of_many_outputs_are_looked_at(monkeypatch):
+    looks = []
+    counted = labels._counted
+    monkeypatch.setattr(labels, "_counted", lambda *given: (looks.append(1), counted(*given))[1])
+    known = case(sequences, TOKENS, entropy)
+    told = labels.Answers("classes", 0, 0, 2, K)
+    for numbers, most in ((3e7, 3), (2 * 24 * 2 * K, 2), (1, 1)):
+        monkeypatch.setattr(labels, "NUMBERS", numbers)
+        looks.clear()
+        with _settings.ours():
+            assert labels.asked(known, told, X, TOKENS).all()
+        assert len(looks) == most
+
+
 @pytest.mark.parametrize("labels_", [False, True])
 def test_values_and_labels_of_weight_zero_are_none(labels_):
     values = (X @ W["w"] > 0).astype(np.float32) if labels_ else X @ W["w"]

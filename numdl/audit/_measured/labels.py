@@ -25,6 +25,7 @@ QUARTERS = (0.25, 0.5, 0.75)  # of targets: where the loss is asked which of the
 AGREED = 0.9  # share of the rows in which the named column must stand apart
 MOST = 4096  # targets that are looked at
 LOOKS = 64  # batches, spread over the data, in which an answer may be left out
+NUMBERS = 3e7  # outputs in all of these; where there are more, the other batches are taken to be asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,13 +103,14 @@ def asked(case, told, x, y):
     if told.kind == "other" or not size:
         return kept
     starts = np.append(np.arange(0, len(kept) - size, size), len(kept) - size)
-    some = starts[np.unique(np.linspace(0, len(starts) - 1, LOOKS).astype(int))]
-    for looked in (some, starts if len(starts) > LOOKS else ()):
-        if looked is starts and kept.all():
-            break
-        for start in looked:
+    shapes = jax.eval_shape(case.plain, case.moving, cases.take(x, slice(0, size)))
+    most = max(int(NUMBERS / max(sum(leaf.size for leaf in jax.tree.leaves(shapes)), 1)), 1)
+    for count in dict.fromkeys((min(LOOKS, most), most)):
+        for start in starts[np.unique(np.linspace(0, len(starts) - 1, count).astype(int))]:
             rows = slice(start, start + size)
             kept[rows] = _counted(case, told, cases.take(x, rows), cases.take(y, rows))
+        if kept.all():
+            break
     return kept
 
 
