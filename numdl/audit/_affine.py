@@ -1,7 +1,5 @@
 """Affine maps of inputs and targets: shift and scale, always both and both like the tree that they change."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,28 +24,19 @@ def columns(x):
 
 def whole(y, target=0):
     """(shift, scale) that give the leaf with this number mean 0 and deviation 1; whole numbers become floating ones."""
-    number = itertools.count()
 
     def of(leaf):
-        if next(number) != target:
-            return np.zeros((), leaf.dtype), np.ones(())
         dtype = leaf.dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else np.float32
         wide = np.asarray(leaf, np.float64)
         scale = 1 / max(float(np.nanstd(wide)), 1e-12)
         return np.asarray(np.nanmean(wide, 0), dtype), np.asarray(scale, dtype)
 
-    return _pairs(of, y)
+    return _pairs(of, y, target)
 
 
 def labels(y, low, width, target=0):
     """(shift, scale) that make `low` 0, and what lies `width` above it 1, of the leaf with this number."""
-    number = itertools.count()
-
-    def of(leaf):
-        own = next(number) == target
-        return np.asarray(low if own else 0, leaf.dtype), np.asarray(1 / width if own else 1.0)
-
-    return _pairs(of, y)
+    return _pairs(lambda leaf: (np.asarray(low, leaf.dtype), np.asarray(1 / width)), y, target)
 
 
 def moved(tree, shift, scale):
@@ -61,7 +50,8 @@ def moved(tree, shift, scale):
     return jax.tree.map(of, tree, shift, scale)
 
 
-def _pairs(of, tree):
+def _pairs(of, tree, target=None):
+    """What `of` says of each leaf, or of the one with this number, and nothing of the others."""
     leaves, structure = jax.tree.flatten(tree)
-    pairs = [of(leaf) for leaf in leaves]
+    pairs = [of(leaf) if target in (None, i) else (np.zeros(()), np.ones(())) for i, leaf in enumerate(leaves)]
     return tuple(jax.tree.unflatten(structure, [pair[i] for pair in pairs]) for i in (0, 1))

@@ -222,7 +222,7 @@ def everything(case: Any) -> dict:
     with timed("function"):
         found["function"] = functions.measure(case)
     with timed("data"):
-        found["data"] = described.measure(case, labels.Answers(found["loss"].kind, *found["loss"].place))
+        found["data"] = described.measure(case, labels.told(found["loss"]))
     with timed("optimizer"):
         found["optimizer"] = black_box.measure(case, gradient)
     with timed("kernel"):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl.audit import _affine, _fresh, trial
-from numdl.audit._measured import cases, heads
+from numdl.audit._measured import cases, heads, labels
 from numdl.audit.evidence import Evidence
 from numdl.records import record, static
 
@@ -119,7 +119,7 @@ class _Work:
         return ["inputs: subtract the mean of each column and divide by its deviation"]
 
     def targets(self):
-        self._targets("targets_unscaled", *_affine.whole(self._known(1), self._answering()))
+        self._targets("targets_unscaled", *_affine.whole(self._known(1), labels.told(self.e.loss).target))
         return ["targets: subtract their mean and divide by their deviation; undo it on the outputs"]
 
     def labels(self):
@@ -128,12 +128,10 @@ class _Work:
             return []
         low = int(d.label_low)
         width = d.label_high - low if self.e.loss.kind == "binary" and d.label_high != low else 1
-        self._targets("labels_out_of_range", *_affine.labels(self._known(1), low, width, self._answering()))
+        self._targets(
+            "labels_out_of_range", *_affine.labels(self._known(1), low, width, labels.told(self.e.loss).target)
+        )
         return [f"targets: subtract {low}, so that the first class is 0"]
-
-    def _answering(self):
-        """Which of the targets' leaves the outputs are to become."""
-        return self.e.loss.place[1] if self.e.loss.place else 0
 
     def _known(self, part):
         """All inputs (0) or targets (1) there are."""

@@ -158,7 +158,7 @@ def ahead(case: Any, program: Program, loss: Any) -> Ahead:
     train, unseen = case.parts
     if unseen is None:
         return empty(Ahead)
-    told = labels.Answers(loss.kind, *loss.place)
+    told = labels.told(loss)
     score, seen = scores.scorer(case, told, loss.border), _Seen(case)
     chunk, rows = program.steps, []
     (order,), pool = _orders(case, chunk * max(_chunks(case, chunk), 1), 1)

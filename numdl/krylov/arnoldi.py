@@ -59,8 +59,10 @@ def decompose(matvec: Callable[[Array], Array], start: Float[ArrayLike, "n"], *,
 
 @functools.partial(compiled, static=("m",))
 def _decompose(matvec, start, m):
+    matvec = _vectors.as_precise(matvec)
+
     def step(basis, j):
-        coefficients, ahead, norm = _vectors.unit_beside(basis, matvec(basis[j]).astype(basis.dtype))
+        coefficients, ahead, norm = _vectors.unit_beside(basis, matvec(basis[j]))
         return basis.at[j + 1].set(ahead), coefficients.at[j + 1].set(norm)
 
     basis = jnp.zeros((m + 1, start.size), start.dtype).at[0].set(start / jnp.linalg.norm(start))

@@ -93,7 +93,8 @@ def decompose(
 @functools.partial(compiled, static=("m",))
 def _decompose(key, matvec, transpose, start, m):
     keys = None if key is None else jax.random.split(key, (m, 2))
-    image = jax.ShapeDtypeStruct(jax.eval_shape(matvec, start).shape, start.dtype)  # as precise as the start
+    matvec, transpose = map(_vectors.as_precise, (matvec, transpose))
+    image = jax.eval_shape(matvec, start)
 
     def spare(key, like):
         return None if key is None else jax.random.normal(key, like.shape, like.dtype)
@@ -101,13 +102,9 @@ def _decompose(key, matvec, transpose, start, m):
     def step(state, given):
         (left, right, v), (j, key) = state, given
         right = right.at[j].set(v)
-        _, u, alpha = _vectors.unit_beside(
-            left, matvec(v).astype(v.dtype), spare(key if key is None else key[0], image)
-        )
+        _, u, alpha = _vectors.unit_beside(left, matvec(v), spare(key if key is None else key[0], image))
         left = left.at[j].set(u)
-        _, ahead, beta = _vectors.unit_beside(
-            right, transpose(u).astype(v.dtype), spare(key if key is None else key[1], start)
-        )
+        _, ahead, beta = _vectors.unit_beside(right, transpose(u), spare(key if key is None else key[1], start))
         return (left, right, ahead), (alpha, beta)
 
     left, right = jnp.zeros((m, image.size), image.dtype), jnp.zeros((m + 1, start.size), start.dtype)

@@ -263,7 +263,9 @@ def split_states(params: PyTree, x: Float[ArrayLike, "N tokens d"], *, skip: boo
         raise checks.BadValue(
             f"params must have no MLP, whose deviations cannot be split off; got layers {sorted(layers)}"
         )
-    layers = _projections(layers, x.shape[-1], ("params['layers']", 1))
+    width = x.shape[-1]
+    layers = _projections(layers, width, name="params['layers']", lead=1)
+    checks.shape("params['layers']['output']", layers["output"], (None, None, None, width))
     return _split(layers, x.astype(jnp.result_type(x, *layers.values())), skip=skip)
 
 
@@ -288,17 +290,17 @@ def _seen(shape, causal, mask):
     return seen if mask is None else seen & mask
 
 
-def _projections(params, width, told=("params", 0)):
-    """The four arrays of `self_attention`, with heads and widths that fit each other; `told`: name, leading axes."""
-    names, (own, lead) = ("query", "key", "value", "output"), told
+def _projections(params, width, *, name="params", lead=0):
+    """The four arrays of `self_attention`, behind so many leading axes, with heads and widths that fit each other."""
+    names = ("query", "key", "value", "output")
     if not isinstance(params, dict) or not set(names) <= set(params):
         got = sorted(params) if isinstance(params, dict) and params else params
-        raise checks.BadValue(f"{own} must hold query, key, value and output; got {got}")
-    arrays = {name: checks.floating(f"{own}['{name}']", params[name], ndim=3 + lead) for name in names}
-    *heads, _, k = checks.shape(f"{own}['query']", arrays["query"], (*[None] * lead, None, width, None)).shape
-    checks.shape(f"{own}['key']", arrays["key"], (*heads, width, k))
-    v = checks.shape(f"{own}['value']", arrays["value"], (*heads, width, None)).shape[-1]
-    checks.shape(f"{own}['output']", arrays["output"], (*heads, v, width if lead else None))
+        raise checks.BadValue(f"{name} must hold query, key, value and output; got {got}")
+    arrays = {own: checks.floating(f"{name}['{own}']", params[own], ndim=3 + lead) for own in names}
+    *heads, _, k = checks.shape(f"{name}['query']", arrays["query"], (*[None] * lead, None, width, None)).shape
+    checks.shape(f"{name}['key']", arrays["key"], (*heads, width, k))
+    v = checks.shape(f"{name}['value']", arrays["value"], (*heads, width, None)).shape[-1]
+    checks.shape(f"{name}['output']", arrays["output"], (*heads, v, None))
     return arrays
 
 

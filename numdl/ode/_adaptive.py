@@ -29,7 +29,7 @@ def _solved(field, y0, theta, span, tolerances, times, solver, at, steps, max_st
     t0, t1 = (jnp.asarray(t, time_dtype(start)) for t in span)
 
     def rate(t, y, theta):
-        return jax.tree.map(lambda r, z: r.astype(z.dtype), field(t, y, at(theta, t, t0=t0, t1=t1)), y)
+        return jax.tree.map(lambda r, z: jnp.asarray(r, z.dtype), field(t, y, at(theta, t, t0=t0, t1=t1)), y)
 
     term = diffrax.ODETerm(rate)
     controller = diffrax.PIDController(rtol=tolerances[0], atol=tolerances[1])

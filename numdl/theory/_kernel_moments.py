@@ -1,7 +1,8 @@
 """PREDICTED: Gaussian moments of two pre-activations that derivatives of kernels need: of f, and of its slope."""
 
-import functools
+import dataclasses
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ class Moments(NamedTuple):
 
 def bends(activation):
     """Where the slope jumps."""
-    jumps = _jumps.find(activation.slope, _slope_of(activation.slope), activation.kinks)
+    jumps = _jumps.find(activation.slope, _Slope(activation.slope), activation.kinks)
     return tuple(jump.place for jump in jumps)
 
 
@@ -36,9 +37,14 @@ def rectified(activation):
     return float(found[1]) if found else None
 
 
-@functools.lru_cache(maxsize=64)  # the same object each time, which compiles nothing again
-def _slope_of(f):
-    return lambda x: jax.jvp(f, (x,), (jnp.ones_like(x),))[1]
+@dataclasses.dataclass(frozen=True)
+class _Slope:
+    """f', equal for equal f, so that `jit` knows it again."""
+
+    f: Callable
+
+    def __call__(self, x):
+        return jax.jvp(self.f, (x,), (jnp.ones_like(x),))[1]
 
 
 def of_rectifier(a, q1, q2, c):
@@ -61,7 +67,7 @@ def of_rectifier(a, q1, q2, c):
 def of_smooth(activation, bent, q1, q2, c):
     """By quadrature; without f'' where f' jumps: then the tangent kernel's are not asked for."""
     f, slope = activation.f, activation.slope
-    second = jnp.zeros_like if bent else _slope_of(slope)
+    second = jnp.zeros_like if bent else _Slope(slope)
     kinks = activation._cuts
 
     def plane(g, h):

@@ -15,8 +15,9 @@ Twins: analysis.products, analysis.jacobian.
     28.5
 """
 
-import functools
+import dataclasses
 import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -255,14 +256,19 @@ def lyapunov_exponents(*, width: int, entry_variance: ArrayLike) -> LyapunovExpo
 @float64
 def _slope_moments(q, activation):
     """E f'^2 and E f'^4 at lengths q."""
-    fourth = quadrature.expect(_fourth_power(activation.slope), jnp.asarray(q), kinks=activation.kinks)
+    fourth = quadrature.expect(_FourthPower(activation.slope), jnp.asarray(q), kinks=activation.kinks)
     second = activation.slope_mean_square(jnp.asarray(q))
     return second, jnp.where(jnp.isinf(second), jnp.inf, fourth)
 
 
-@functools.lru_cache(maxsize=64)  # the same object each time, which compiles nothing again
-def _fourth_power(f):
-    return lambda x: f(x) ** 4
+@dataclasses.dataclass(frozen=True)
+class _FourthPower:
+    """f^4, equal for equal f, so that `jit` knows it again."""
+
+    f: Callable
+
+    def __call__(self, x):
+        return self.f(x) ** 4
 
 
 def _log_edge(depth, active, orthogonal):

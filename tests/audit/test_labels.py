@@ -116,6 +116,14 @@ def test_the_loss_says_how_targets_relate_to_outputs(network, y, loss, kind):
         assert labels.answers(known, out, jnp.asarray(y[:24])).kind == kind
 
 
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8, np.int16, np.int32, jnp.bfloat16, np.float16])
+def test_made_labels_are_held_by_their_type(dtype):
+    columns = 40_000
+    named, made = labels._made(labels.Answers("classes", 0, 0, 1, columns), np.zeros(500, dtype))
+    np.testing.assert_array_equal(np.asarray(made).astype(int), named)
+    assert named.min() >= 0 and named.max() < columns and named.max() > (0.3 if dtype is bool else 50)
+
+
 def test_rows_that_name_classes_are_judged_like_the_classes():
     numbers, rows = case(apply, Y, entropy, whole=True), case(apply, ROWS, spelled, whole=True)
     with _settings.ours():

@@ -289,15 +289,16 @@ def _border(loss, out, y, target):
 
 
 def _pull(gradient, out, y, kind):
-    """Cosine of -gradient with the way from the outputs to the label, over all examples."""
+    """Cosine of -gradient with the way from the outputs to the label, over all that the loss asks for."""
     g = gradient.astype(jnp.float32)
+    asked = jnp.any(g != 0, -1, keepdims=True) if kind in labels.NAMED else g != 0
     if kind in labels.NAMED:
         named = y if kind == "one-hot" else jax.nn.one_hot(y, out.shape[-1])
         g = g - g.mean(-1, keepdims=True)
-        # An answer that the loss leaves out has no way to go.
-        way = (named.astype(jnp.float32) - 1 / out.shape[-1]) * jnp.any(g != 0, -1, keepdims=True)
+        way = named.astype(jnp.float32) - 1 / out.shape[-1]
     else:
         t = y.reshape(out.shape).astype(jnp.float32)
         way = t - out if kind == "values" else t - t.mean()
         g = g if kind == "values" else g - g.mean()
+    way = way * asked
     return -jnp.sum(g * way) / jnp.maximum(jnp.sqrt(jnp.sum(g**2) * jnp.sum(way**2)), 1e-30)

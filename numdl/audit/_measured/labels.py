@@ -59,6 +59,11 @@ class Answers:
         return found.argmax(-1) if self.kind == "one-hot" else found
 
 
+def told(loss):
+    """The Answers that the evidence `loss` keeps."""
+    return Answers(loss.kind, *loss.place)
+
+
 def answers(case, out, y):
     """The Answers of a Case with these outputs and targets."""
     outs, ys = views.floats(out), jax.tree.leaves(y)
@@ -196,9 +201,15 @@ def _made(told, t):
         named = draw.integers(0, told.columns, rows.shape[:-1])
         made = turned[(np.arange(told.columns) - named[..., None] - 1) % told.columns]
         return named, jnp.asarray(np.moveaxis(made, -1, told.axis))
-    most = {"b": 2, "i": np.iinfo(np.int8).max, "u": np.iinfo(np.uint8).max}.get(t.dtype.kind, told.columns)
-    named = draw.integers(0, min(told.columns, most if t.dtype.itemsize == 1 else told.columns), t.shape)
+    named = draw.integers(0, min(told.columns, _held(t.dtype)), t.shape)
     return named, jnp.asarray(named.astype(t.dtype))
+
+
+def _held(dtype):
+    """How many whole numbers from 0 on a type can tell apart."""
+    if dtype.kind == "b":
+        return 2
+    return jnp.iinfo(dtype).max + 1 if jnp.issubdtype(dtype, jnp.integer) else 2 ** (jnp.finfo(dtype).nmant + 1)
 
 
 def _slopes(case, told, out, y, level=LEVEL):
