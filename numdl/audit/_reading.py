@@ -176,6 +176,13 @@ class Reading:
         steps, tried = self.e.facts.steps, self.e.trial.losses.shape[-1] if self.e.trial.losses.size else 0
         return steps / tried if steps and tried else math.nan
 
+    @functools.cached_property
+    def bottomless(self):
+        """Whether the loss of what the head can produce has no least value that a training could stand at."""
+        loss = self.e.loss
+        least = loss.floor_head if loss.has_head else loss.floor
+        return bool(least < -3 * max(abs(loss.floor_shared), abs(loss.value), 1.0) or least < -5)
+
     # ---- layers ----
 
     @functools.cached_property

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from numdl.activations import Activation
+from numdl.audit._widths import Widths
 from numdl.records import record, static
 
 
@@ -87,6 +88,8 @@ class Function:
     at_bound: float  # share of outputs that are the least or the most of all, exactly
     scaled: float  # relative change of outputs under inputs three times as large; nan for integers
     mixing: float  # relative change of one example's output when another example changes
+    mixing_back: float  # the same in the direction with less of it, to earlier or to later examples
+    second_axis: bool = static()  # the places of the second axis do not act on each other: examples may lie there
     disorder: float  # relative change of outputs when the examples are permuted and put back
     rounding: float  # relative change of outputs when every parameter changes in its last bit
     noise: float  # |f(key1) - f(key2)| / |f|; 0 if not stochastic
@@ -107,21 +110,22 @@ class Loss:
     """The loss as a function of the outputs alone."""
 
     kind: str = static()  # classes | one-hot | binary | values | other: how targets relate to outputs
-    place: tuple = (
-        static()
-    )  # (which output, which target, the outputs' axis of the columns, how many): who answers what
+    place: tuple = static()  # (which output, which target, the outputs' axis of the columns, how many columns)
     value: float
     finite_value: bool = static()
+    finite_wide: bool = static()  # with all that is handed over in single precision
     finite_gradient: bool = static()  # with respect to the outputs
     ignores: bool = static()  # the gradient is zero at every output tried
     targets_unread: bool = static()  # its value does not depend on any target's
     gradient_rms: float
     border: float  # binary: the output at which both labels cost the same; nan where there is none, or several
     pull: float  # cosine of -dL/do with the direction to the label: 1 towards, -1 away, nan unknown
+    wrong_pays: float  # of what the way from the labels earns, what a wrong answer does: 1 a wrong sign, 0 a distance
     coupling: float  # change of the other examples' gradient / of its own, when one target changes
     coupling_reshaped: float  # the same with the outputs in the targets' shape; nan if the shapes agree or cannot
     doubled: float  # loss of the batch twice over / loss: 1 a mean, 2 a sum
     shift: float  # relative change of the loss when a row's outputs are all shifted by one
+    floor_unit: float  # binary: the least loss far to either side if the labels were 0 and 1
     floor: float  # least loss over all outputs; -inf: unbounded below
     floor_head: float  # least loss over what the head can produce from any state of the last layer
     floor_shared: float  # least loss with one output for all examples
@@ -137,6 +141,7 @@ class Data:
     examples: int = static()
     broken: tuple = static()  # indices of examples whose input, target or loss gradient is not finite (the first few)
     broken_count: int = static()
+    broken_given: bool = static()  # whether their own inputs or targets are not finite
     kind: str = static()  # float | integer | other
     rms: float
     spread: float  # standard deviation over examples, rms over columns
@@ -147,6 +152,7 @@ class Data:
     label_low: float
     label_high: float
     spare_labels: bool = static()  # classes below 0 ask for no answer: the loss is deaf to the outputs of theirs
+    one_past: float  # share of labels that name the column past the last and are left out; 0 if others are, too
     classes: int  # outputs in a row, for labels
     common: float  # share of the most common label
     rare: float  # share of the rarest label that a row has room for
@@ -194,19 +200,6 @@ class Attention:
     entropy: np.ndarray  # [A] mean over rows of H / ln(open keys): 1 uniform, 0 one key
     end_logit_max: np.ndarray  # [R, A] after the trial, the largest over its seeds
     end_entropy: np.ndarray  # [R, A] the mean over its seeds
-
-
-@record
-class Widths:
-    """Powers of the width at P places: the layers, the leaves that no layer holds, the output last."""
-
-    widths: tuple = static()
-    names: tuple = static()
-    verdicts: tuple = static()  # "passes", "fails: ..." or "not known: ..." at each place
-    culprits: tuple = static()  # paths of the leaves whose rate or start explains what fails
-    change: np.ndarray  # [P] power of each place's change by a step, the faster of its two parts
-    error: np.ndarray  # [P] its standard error
-    initial: np.ndarray  # [P] power of its size at the start
 
 
 @record

@@ -45,7 +45,7 @@ BY_HAND = {
     "cannot_see": "give the network what the labels depend on: positions, features, the other tokens",
     "dropout_too_high": "a smaller dropout rate",
     "train_differs_from_evaluate": "update the running statistics during training",
-    "outputs_constant": "use a sigmoid for one unit, or a softmax over two and more",
+    "outputs_constant": "find what makes the outputs one number: a softmax over one unit, a factor of 0, a clip",
 }
 
 

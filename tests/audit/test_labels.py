@@ -10,7 +10,7 @@ import pytest
 
 import numdl as nd
 from numdl.audit import _settings
-from numdl.audit._measured import cases, described, heads, labels, scores
+from numdl.audit._measured import cases, described, heads, labels, scores, ways
 
 DRAW = np.random.default_rng(4)
 N, K = 60, 12
@@ -266,3 +266,58 @@ def test_twelve_equal_classes_spelled_out_are_not_imbalanced():
     assert report.evidence.ahead.chance < 0.2
     assert report.evidence.ahead.score[-1] > 0.6
     assert not {f.name for f in report.findings} & {"imbalanced", "labels_out_of_range"}
+
+
+def energy(out, y):
+    return entropy(-out, y)
+
+
+def contrastive(out, y):
+    return jnp.mean(y * out[:, 0] ** 2 + (1 - y) * jnp.maximum(1.5 - out[:, 0], 0) ** 2)
+
+
+def logits(out, y):
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(out[:, 0], y))
+
+
+def small_counts(out, y):
+    return jnp.mean(jnp.exp(out) - y * out)
+
+
+def but_gaps(out, y):
+    known = ~jnp.isnan(y)
+    return jnp.sum(jnp.where(known, (out - jnp.where(known, y, 0)) ** 2, 0)) / jnp.sum(known)
+
+
+TWO, ONE = (Y % 2).astype(np.float32), {"w": W["w"][:, :1]}
+# Which way: the pull, and whether a wrong answer pays.
+WAYS = [
+    ("energies", W, Y, energy, -1, 0),
+    ("minus the entropy", W, Y, lambda o, y: -entropy(o, y), -1, 1),
+    ("the likelihood itself", W, Y, lambda o, y: jnp.exp(-entropy(o, y)), -1, 1),
+    ("minus the entropy of rows", W, ROWS, lambda o, y: -spelled(o, y), -1, 1),
+    ("distances of pairs", ONE, TWO, contrastive, -1, 0),
+    ("a critic", ONE, 2 * TWO - 1, lambda o, y: jnp.mean(o[:, 0] * y), -1, 0),
+    ("minus two labels", ONE, TWO, lambda o, y: -logits(o, y), -1, 1),
+    ("small counts", W, np.float32(0.2 + 0.1 * np.abs(X @ W["w"])), small_counts, -1, 0),
+    ("minus squares", W, X @ W["w"] + 1, lambda o, y: -squares(o, y), -1, 1),
+    ("with gaps", W, np.where(X @ W["w"] > 0.1, np.nan, X @ W["w"] + 1), but_gaps, 1, 0),
+    ("squares", W, X @ W["w"] + 1, squares, 1, 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS, ids=[each[0] for each in WAYS])
+def test_a_distance_is_told_from_a_wrong_sign(way):
+    _, params, y, loss, pull, paid = way
+    with _settings.ours():
+        known = cases.case(
+            apply, params, (X[:24], y[:24]), loss=loss, optimizer=optax.sgd, learning_rate=0.1, steps=80, data=None,
+            evaluate=None, stochastic=False, key=jax.random.key(0),
+        )  # fmt: skip
+        out = known.forward(known.moving, known.x, known.key)
+        told = labels.answers(known, out, known.y)
+        found = ways.asked(
+            lambda o, t: known.form.value(o[0], t), jax.grad(known.loss)(out, known.y), [out], known.y, told
+        )
+    assert np.sign(found["pull"]) == pull and abs(found["pull"]) > 0.3
+    assert (found["wrong_pays"] > 0.5) == paid

@@ -1,6 +1,7 @@
 """The audit on what others hand over: graphs, modules, rules for the way back alone, outputs and targets in trees."""
 
 import contextlib
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -336,3 +337,62 @@ def test_strict_settings_of_the_user_change_no_verdict():
         report = nd.audit.examine(*arguments, **options)
         assert report.verdict == "will train"
         assert np.isfinite(report.prove(10).sick).all()
+
+
+def with_gaps(outputs, targets):
+    known = ~jnp.isnan(targets)
+    return jnp.sum(jnp.where(known, (outputs - jnp.where(known, targets, 0)) ** 2, 0)) / jnp.maximum(jnp.sum(known), 1)
+
+
+HOLES = np.where(np.arange(2 * N).reshape(N, 2) % 5 == 0, np.nan, Y).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("loss", "x", "y", "rows"),
+    [
+        (with_gaps, X, HOLES, ()),
+        (squares, X, np.where(np.arange(N)[:, None] == 7, np.nan, Y).astype(np.float32), (7,)),
+        (squares, np.where(np.arange(N)[:, None] > 10, np.inf, X).astype(np.float32), Y, (11,)),
+    ],
+    ids=["gaps-that-the-loss-masks", "a-gap-that-it-does-not", "the-last-row"],
+)
+@pytest.mark.parametrize("whole", [False, True], ids=["batch", "data"])
+def test_numbers_that_are_none_are_faults_where_they_reach_the_loss(loss, x, y, rows, whole):
+    known = case(linear, W, (x[:8], y[:8]) if whole else (x, y), loss, data=(x, y) if whole else None)
+    found = described._broken(known, *(known.data or (known.x, known.y)))
+    assert found == (rows, len(rows), bool(rows))
+
+
+def causal(p, x):
+    return jnp.cumsum(x, 0) @ p
+
+
+def backward_too(p, x):
+    return (jnp.cumsum(x, 0) + 0.5 * x.sum(0, keepdims=True)) @ p
+
+
+@pytest.mark.parametrize(
+    ("apply", "shape", "one_way", "second"),
+    [
+        (causal, (N, 3), True, False),
+        (causal, (N, 5, 3), True, True),
+        (backward_too, (N, 5, 3), False, True),
+        (lambda p, x: x @ p, (N, 5, 3), True, True),
+        (lambda p, x: jnp.cumsum(x, 1) @ p, (N, 5, 3), True, False),
+        (lambda p, x: backward_too(p, x) + x.sum((0, 1), keepdims=True) @ p, (N, 5, 3), False, False),
+    ],
+)
+def test_examples_beside_time_are_seen_in_who_acts_on_whom(apply, shape, one_way, second):
+    found = functions.measure(case(apply, W, (drawn(*shape), drawn(*shape[:-1], 2))))
+    assert (found.mixing_back < 1e-5) == one_way
+    assert found.second_axis == second
+
+
+def test_labels_one_past_the_columns_are_counted_where_they_are_left_out():
+    labels_ = np.arange(N) % 3 + 1
+    spelled = lambda o, y: -jnp.mean(jnp.sum(jax.nn.one_hot(y, 3) * jax.nn.log_softmax(o), -1))  # noqa: E731
+    told = labels.Answers("classes", 0, 0, -1, 3)
+    apply = lambda p, x: x @ p  # noqa: E731
+    known = case(apply, drawn(3, 3), (X, labels_.astype(np.int32)), spelled)
+    assert described.measure(known, told).one_past == pytest.approx(1 / 3)
+    assert described.measure(dataclasses.replace(known, y=labels_.astype(np.int32) * 5 % 7), told).one_past == 0

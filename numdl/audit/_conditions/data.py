@@ -16,15 +16,14 @@ def labels_out_of_range(r):
             more = f"{span} for {d.classes} columns (those below 0 do not move the loss)"
             return Seen("hint", d.label_low, 0, where="targets", more=more)
         return certain("targets", f"{span} for {d.classes} columns", d.label_high, d.classes - 1)
+    if kind == "classes" and d.label_low > 0 and d.one_past > 0:
+        more = f"{d.label_low:g} to {d.classes} for {d.classes} columns ({d.one_past:.0%}, the last, move nothing)"
+        return Seen("likely", d.classes, d.classes - 1, where="targets", more=more, weight=0.9)
     outside = d.label_low < 0 or d.label_high > 1
-    if kind == "binary" and d.labels == 2 and outside and _unbounded(r):
+    # A loss that has no bound for 0 and 1 either, a product with the label say, has room for any.
+    if kind == "binary" and d.labels == 2 and outside and r.bottomless and not r.e.loss.floor_unit < -5:
         return certain("targets", f"{span}, and the loss is unbounded below", d.label_high, 1)
     return None
-
-
-def _unbounded(r):
-    loss = r.e.loss
-    return loss.floor < -3 * max(abs(loss.floor_shared), abs(loss.value), 1.0) or loss.floor < -5
 
 
 def labels_constant(r):
@@ -32,7 +31,12 @@ def labels_constant(r):
     if not d.examples or not d.target_spread <= 1e-7 * max(d.target_rms, 1e-30):
         return None
     more = f"{d.label_low:g}" + ("" if d.whole else " in this batch")
-    return Seen("certain" if d.whole else "likely", d.target_spread, 0, predicted=0, more=more, weight=0.9)
+    named = r.e.loss.kind in ("classes", "one-hot")
+    # A residual, in which derivatives use each weight again, is to become 0 and has no other target.
+    if not named and not d.target_rms and r.e.signal is not None and any("#" in name for name in r.e.signal.names):
+        more += ", which is right if the outputs are residuals"
+        return Seen("hint", d.target_spread, 0, predicted=0, more=more, weight=0.1)
+    return Seen("certain" if d.whole and named else "likely", d.target_spread, 0, predicted=0, more=more, weight=0.9)
 
 
 def data_order(r):

@@ -15,14 +15,19 @@ BOUND = 0.25  # of the outputs at its bounds
 MIXED = 1e-3
 ALONE = "every position sees only itself, at any parameters"
 BROADCAST = "outputs and targets broadcast against each other; in one shape they would not act on each other"
+ONE_UNIT = "use a sigmoid for one unit, or a softmax over two and more"
+BEHIND = "look for what multiplies, clips or normalises the outputs away"
 COPIES = 0.5
+HALF = 1e6  # above float16's largest number, below the next type's
 
 
 def mask(r):
     s, f = r.e.signal, r.e.function
     if s is None or not r.has_attention:
         return None
-    if s.first_nonfinite >= 0 and s.kinds[s.first_nonfinite] == "attention":
+    # In half precision, or where an input is none, what is not a number need not come from a closed row.
+    whole = not s.largest < HALF and not r.e.data.broken_given
+    if whole and s.first_nonfinite >= 0 and s.kinds[s.first_nonfinite] == "attention":
         return certain(s.names[s.first_nonfinite], "a row of the attention sees nothing and is not a number")
     if f.alone > 0.9:
         severity = "certain" if r.flat else "likely"
@@ -35,12 +40,16 @@ def mask(r):
 
 def float_range(r):
     s, o = r.e.signal, r.e.optimizer
-    if s is None or not s.largest < 1e6:
+    if s is None or not s.largest < HALF:
         return None
     if not o.at_zero_finite:
         return certain("optimizer", "its update of a zero gradient is not a number: epsilon has become 0")
-    if s.first_nonfinite >= 0 or not r.e.loss.finite_value:
-        return certain(s.names[max(s.first_nonfinite, 0)], "a state leaves the range of half precision")
+    lost = s.first_nonfinite >= 0 or not r.e.loss.finite_value
+    if lost and not r.e.data.broken_given:
+        where, more = s.names[max(s.first_nonfinite, 0)], "a state leaves the range of half precision"
+        if r.e.loss.finite_wide or (s.first_nonfinite >= 0 and np.isposinf(s.state_max[s.first_nonfinite])):
+            return certain(where, more)
+        return Seen("likely", 1, 0, where=where, more=more, weight=0.9)
     lost = s.leaf_still & (s.leaf_rms > 0)
     if lost.mean() > 0.3:
         where = s.leaf_names[int(np.argmax(lost))]
@@ -61,7 +70,8 @@ def _broken(r):
     """(where, what) in the order in which it is asked; no text: that is in order."""
     d, loss, s = r.e.data, r.e.loss, r.e.signal
     rows = ", ".join(map(str, d.broken))
-    many = f"{d.broken_count} of {d.examples} examples are not finite, or their loss or gradient is not (rows {rows})"
+    what = "hold numbers that are not finite" if d.broken_given else "have a loss or a gradient that is not finite"
+    many = f"{d.broken_count} of {d.examples} examples {what} (rows {rows})"
     yield "data", many if d.broken_count else ""
     if s is not None and s.first_nonfinite >= 0:
         yield s.names[s.first_nonfinite], "the first state that is not finite"
@@ -85,9 +95,16 @@ def wrong_sign(r):
     loss, o = r.e.loss, r.e.optimizer
     if o.ascent < FAR_FROM_LABEL and o.reach > 0:
         return Seen("certain", o.ascent, FAR_FROM_LABEL, where="optimizer", predicted=1, weight=1.0)
-    if loss.kind != "other" and loss.pull < FAR_FROM_LABEL:
+    if loss.kind == "other" or not loss.pull < FAR_FROM_LABEL:
+        return None
+    # A bounded loss may expect what falls where the label is near: a distance, an energy, a mean's logarithm.
+    named = loss.kind in ("classes", "one-hot")
+    wrong = loss.wrong_pays > 0.5
+    if r.bottomless and (named or wrong):
         return Seen("certain", loss.pull, FAR_FROM_LABEL, where="loss", predicted=1, weight=1.0)
-    return None
+    severity = "likely" if wrong or (named and r.e.function.rows_sum < 1e-3) else "hint"
+    more = "" if severity == "likely" else " Right where outputs are distances, energies or logarithms."
+    return Seen(severity, loss.pull, FAR_FROM_LABEL, 1, "loss", more, weight=0.96 if severity == "likely" else 0.3)
 
 
 def coupled(r):
@@ -122,8 +139,9 @@ def outputs_constant(r):
         return None
     one = f.shape[-1:] == (1,) and f.least == f.most == 1
     deep = s is not None and (np.nanmax(s.cosine, initial=0) > 0.999 or r.gradient_change < math.log(1e-4))
-    severity, weight = ("likely", 0.2) if deep and not one else ("certain", 0.95)
-    return Seen(severity, f.spread_near, CONSTANT, where="outputs", weight=weight)
+    dead = s is not None and np.nanmax(s.dead, initial=0) == 1  # a start, not the network's form
+    severity, weight = ("likely", 0.2) if (deep or dead) and not one else ("certain", 0.95)
+    return Seen(severity, f.spread_near, CONSTANT, 0, "outputs", ONE_UNIT if one else BEHIND, weight=weight)
 
 
 def norm_degenerate(r):
@@ -143,7 +161,13 @@ def wrong_axis(r):
         return certain("head", "columns of the outputs sum to one, not rows", f.columns_sum, 1e-3)
     least = max(MIXED, 10 * f.rounding)  # where rounding grows, sums in another order look like examples that mix
     if f.disorder > 10 * least and f.mixing > least:
-        return certain("examples", "even their order matters", f.disorder, 10 * least, predicted=0, weight=0.95)
+        more = "even their order matters"
+        if f.second_axis or f.mixing_back <= least:
+            # Time may come first, or the batch be one sequence: both are right, and look like a scan over the examples.
+            more += " (right if axis 0 is time)"
+            severity = "likely" if r.flat else "hint"
+            return Seen(severity, f.disorder, 10 * least, predicted=0, where="examples", more=more, weight=0.7)
+        return certain("examples", more, f.disorder, 10 * least, predicted=0, weight=0.95)
     if f.mixing > max(0.3, least) and not f.normalizes:
         more = "nothing in the network normalises over the batch"
         return Seen("likely" if r.flat else "hint", f.mixing, 0.3, predicted=0, where="examples", more=more, weight=0.7)

@@ -8,19 +8,22 @@ from numdl.audit._measured import cases, labels
 from numdl.audit.evidence import Data, empty
 
 MOST_RUN = 8192  # examples whose loss and gradient are looked at one by one
+MOST_BLOCKS = 64  # batches with such examples that are run
 FEW = 8
 
 
 def measure(case, told):
     """The Data of a Case whose targets answer its outputs as the labels.Answers `told` say."""
     x, y = case.data or (case.x, case.y)
-    broken, count = _broken(case, x, y)
+    broken, count, given = _broken(case, x, y)
     target, own = _telling(case, y) if told.kind == "other" else (told.read(y), told.read(case.y))
     counted = None if told.kind == "other" else labels.asked(case, told, x, y)
+    past = np.zeros(1) if told.kind != "classes" else np.where(counted | (target < told.columns), 0, target)
     if told.kind == "classes":  # numbers below 0 stay: whether the loss asks for them is a question of its own
         counted |= target < 0
     known = {"whole": case.data is not None, "examples": cases.count(x) if case.separate else 0, "broken": broken}
-    known |= {"broken_count": count, "kind": _kind(x), "classes": told.columns}
+    known |= {"broken_count": count, "broken_given": given, "kind": _kind(x), "classes": told.columns}
+    known["one_past"] = float(np.mean(past > 0)) if past.max(initial=0) == told.columns else 0.0
     known |= _all_inputs(x) if known["kind"] == "float" else {}
     known |= _targets(target, counted, told, own, case) if target is not None else {}
     return empty(Data, **known)
@@ -151,21 +154,36 @@ def _few_labels(flat):
 
 
 def _broken(case, x, y):
-    """(indices of the first few examples whose data, loss or gradient are not finite, how many there are)."""
+    """(indices of the first few examples whose loss or gradient is not finite, how many, whether they come with it)."""
     if not case.separate:
-        return (), 0
+        return (), 0, False
     n = cases.count(x)
-    bad = np.zeros(n, bool)
+    given = np.zeros(n, bool)
     for leaf in jax.tree.leaves((x, y)):
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
-            bad |= ~np.isfinite(np.asarray(leaf)).reshape(n, -1).all(1)
-    if not bad.any() and case.data is not None:
-        bad[:MOST_RUN] |= _run(case, x, y)[:MOST_RUN]
-    return tuple(int(i) for i in np.flatnonzero(bad)[:FEW]), int(bad.sum())
+            given |= ~np.isfinite(np.asarray(leaf)).reshape(n, -1).all(1)
+    bad = _not_taken(case, x, y, given) if given.any() else np.zeros(n, bool)
+    own = bool(bad.any())
+    if not own and case.data is not None:
+        bad = _run(case, x, y)
+    return tuple(int(i) for i in np.flatnonzero(bad)[:FEW]), int(bad.sum()), own
+
+
+def _not_taken(case, x, y, given):
+    """Of examples that hold not-a-number or infinity those that reach the loss: a gap may be meant, and be masked."""
+    size = max(1, min(case.examples, len(given)))
+    held, judged = np.flatnonzero(given), np.zeros(len(given), bool)
+    starts = np.minimum(np.unique(held // size) * size, len(given) - size)
+    looked = starts[np.unique(np.linspace(0, len(starts) - 1, MOST_BLOCKS).astype(int))]
+    lost = [start for start in looked if not _finite(case, x, y, np.arange(start, start + size))]
+    for start in lost:
+        judged[start : start + size] = True
+    # What was not looked at is taken to be like what was.
+    return given & judged if len(looked) == len(starts) or not lost else given
 
 
 def _run(case, x, y):
-    """Which examples have a loss or a gradient that is not finite; [N] all false where only batches make sense."""
+    """Which of the examples have a loss or a gradient that is not finite; all false where only batches make sense."""
     size = max(1, min(case.examples, cases.count(x)))
     index = np.arange(min(cases.count(x), MOST_RUN) // size * size).reshape(-1, size)
     good = np.array([_finite(case, x, y, rows) for rows in index])

@@ -88,10 +88,11 @@ def _variants(case, x):
     what, kept = ["base"], [x]
     m = cases.count(x) if case.separate else 0
     if m > 1:
-        half = np.arange(m)
-        half[m // 2 :] = np.roll(half[m // 2 :], 1) if m - m // 2 > 1 else half[0]
-        what += ["half", "reversed"]
-        kept += [cases.take(x, half), cases.take(x, np.arange(m)[::-1])]
+        what += ["half", "front", "reversed"]
+        kept += [cases.take(x, index) for index in (*_halves(m), np.arange(m)[::-1])]
+        if _as_wide(case, x):
+            what.append("column")
+            kept.append(jax.tree.map(lambda a: np.concatenate([a[::-1, 1:2], a[:, 1:]], 1), x))
         if all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(x)):
             rolled = cases.take(x, np.roll(np.arange(m), 1))
             what += ["rolled", "between", "tripled"]
@@ -112,6 +113,21 @@ def _variants(case, x):
                 changed[:, s] = other[:, s]
                 kept.append(changed)
     return kept, what
+
+
+def _halves(m):
+    """Indices that change the examples of the later half alone, and of the first."""
+    half, front = np.arange(m), np.arange(m)
+    half[m // 2 :] = np.roll(half[m // 2 :], 1) if m - m // 2 > 1 else half[0]
+    front[: m // 2] = np.roll(front[: m // 2], 1) if m // 2 > 1 else front[-1]
+    return half, front
+
+
+def _as_wide(case, x):
+    """Whether inputs, targets and outputs have a second axis of one length, which may be that of the examples."""
+    out = jax.eval_shape(case.plain, case.moving, x)
+    widths = {np.shape(leaf)[1:2] for leaf in jax.tree.leaves((x, case.y, out))}
+    return len(widths) == 1 and all(k > 1 for width in widths for k in width) and widths != {()}
 
 
 def _length(x):
@@ -152,11 +168,15 @@ def _apart(near, what, separate):
         return {}
     size = base - base.mean(0)
     size = size if _rms(size) > 1e-6 * _rms(base) else base
+    first, later = _ratio((at["half"] - base)[: m // 2], size), _ratio((at["front"] - base)[m // 2 :], size)
     known = {
-        "mixing": _ratio((at["half"] - base)[: m // 2], size),
+        "mixing": max(first, later),
+        "mixing_back": min(first, later),
         "disorder": _ratio(at["reversed"][::-1] - base, size),
         "rounding": _ratio(at["rounded"] - base, size),
     }
+    if "column" in at:
+        known["second_axis"] = _ratio((at["column"] - base)[:, 1:], size) < 1e-6
     if "between" in at:
         ends = base - at["rolled"]
         if _rms(ends) > 1e-5 * _rms(base):

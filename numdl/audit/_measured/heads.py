@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl import tracing
-from numdl.audit._measured import cases, labels, programs, views
+from numdl.audit._measured import cases, labels, programs, views, ways
 from numdl.audit.evidence import Loss, empty
 
 MOST_NUMBERS = 20_000  # of the outputs that are searched
@@ -47,10 +47,25 @@ def measure(case):
         "floor_head": float(found["floor_head"] if head is not None else found["floor"]),
     }
     known |= {name: float(found[name]) for name in _PLAIN if name in found}
+    known["finite_wide"] = known["finite_value"] or _finite_wide(case, x, y)
     return empty(Loss, **known), traced
 
 
-_PLAIN = ("border", "pull", "coupling", "coupling_reshaped", "doubled", "shift", "floor", "floor_shared")
+_PLAIN = (
+    "border", "floor_unit", "pull", "wrong_pays", "coupling", "coupling_reshaped", "doubled", "shift", "floor",
+    "floor_shared",
+)  # fmt: skip
+
+
+def _finite_wide(case, x, y):
+    """Whether the loss is finite with everything that is handed over in single precision."""
+    wide = lambda leaf: leaf.astype(np.float32) if views.half(leaf) else leaf  # noqa: E731
+    moving, x, y = jax.tree.map(wide, (case.moving, x, y))
+    return bool(np.isfinite(case.run(_cost, moving, x, y)))
+
+
+def _cost(form, moving, x, y):
+    return form.cost(moving, x, y)
 
 
 def _some(case):
@@ -143,10 +158,8 @@ def _program(form, moving, whole, x, y, *, told, has_head, follows):
         found["floor_shared"] = jnp.nanmin(least[len(least) // 2 :])
         found["doubled"] = form.value(_doubled(whole, form.follows), _twice(y)) / value
         found |= _couplings(loss, out, y, follows)
-    if told.kind == "binary":
-        found["border"] = _border(loss, out, y, told.target)
     if told.kind != "other":
-        found["pull"] = _pull(*map(told.outputs, (gradient, out)), told.targets(y), told.kind)
+        found |= ways.asked(loss, gradient, out, y, told)
         shifted = loss([o + (i == told.output) for i, o in enumerate(out)], y)
         found["shift"] = jnp.abs(shifted - value) / jnp.maximum(jnp.abs(value), 1e-12)
     return found | (_through_head(form, moving, x, y, flat) if has_head else {})
@@ -180,9 +193,10 @@ def _twice(tree):
 
 
 def _scale(y):
-    """How far outputs may have to go."""
+    """How far outputs may have to go: the largest finite target, 1 at least."""
     leaves = [leaf for leaf in jax.tree.leaves(y) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.maximum(1.0, jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves]))) if leaves else 1.0
+    known = [jnp.max(jnp.where(jnp.isfinite(leaf), jnp.abs(leaf), 0), initial=0) for leaf in leaves]
+    return jnp.maximum(1.0, jnp.max(jnp.stack(known))) if known else 1.0
 
 
 def _starts(tree, y):
@@ -265,40 +279,3 @@ def _unlike(t, j):
     """An example whose target is far from that of example j."""
     flat = t.reshape(t.shape[0], -1).astype(jnp.float32)
     return jnp.argmax(jnp.sum(jnp.abs(flat - flat[j][None]), 1))
-
-
-def _border(loss, out, y, target):
-    """The output above which the larger label costs less: where one constant costs the same for both labels."""
-    leaves, structure = jax.tree.flatten(y)
-    wide = leaves[target].astype(jnp.float32)
-    low, high = jnp.min(wide), jnp.max(wide)
-    # A grid that has 0, the border of logits, and the middle of the labels, that of probabilities and squares.
-    at = jnp.linspace(-8.0, 8.0, 257) * (high - low) + (low + high) / 2
-
-    def gap(c):
-        constant = [jnp.full_like(leaf, c) for leaf in out]
-        alike = lambda value: [jnp.full_like(t, value) if i == target else t for i, t in enumerate(leaves)]  # noqa: E731
-        return loss(constant, structure.unflatten(alike(low))) - loss(constant, structure.unflatten(alike(high)))
-
-    gaps = jax.vmap(gap)(at)
-    known = jnp.isfinite(gaps[:-1]) & jnp.isfinite(gaps[1:])
-    crossed = known & (jnp.sign(gaps[:-1]) != jnp.sign(gaps[1:])) & (gaps[:-1] != 0)
-    i = jnp.argmax(crossed)
-    root = at[i] - gaps[i] * (at[i + 1] - at[i]) / (gaps[i + 1] - gaps[i])
-    return jnp.where(jnp.sum(crossed) == 1, root, jnp.nan)
-
-
-def _pull(gradient, out, y, kind):
-    """Cosine of -gradient with the way from the outputs to the label, over all that the loss asks for."""
-    g = gradient.astype(jnp.float32)
-    asked = jnp.any(g != 0, -1, keepdims=True) if kind in labels.NAMED else g != 0
-    if kind in labels.NAMED:
-        named = y if kind == "one-hot" else jax.nn.one_hot(y, out.shape[-1])
-        g = g - g.mean(-1, keepdims=True)
-        way = named.astype(jnp.float32) - 1 / out.shape[-1]
-    else:
-        t = y.reshape(out.shape).astype(jnp.float32)
-        way = t - out if kind == "values" else t - t.mean()
-        g = g if kind == "values" else g - g.mean()
-    way = way * asked
-    return -jnp.sum(g * way) / jnp.maximum(jnp.sqrt(jnp.sum(g**2) * jnp.sum(way**2)), 1e-30)

@@ -44,6 +44,11 @@ def floats(out: Any) -> list:
     return [leaf for leaf in jax.tree.leaves(out) if _floating(leaf)]
 
 
+def half(leaf: Any) -> bool:
+    """Whether these are floating numbers of 16 bits or fewer."""
+    return _floating(leaf) and jnp.finfo(leaf.dtype).bits <= 16
+
+
 def filled(parts: list, out: Any) -> Any:
     """Outputs with these in the place of the floating ones; indices and the like stay."""
     rest = iter(parts)
