@@ -28,7 +28,19 @@ class Reading:
     def chance(self):
         """Loss of the best single answer; the loss now where no target says what an answer is."""
         shared, start = self.e.loss.floor_shared, self.e.loss.value
-        return shared if np.isfinite(shared) and not self.e.loss.targets_unread else start
+        return shared if np.isfinite(shared) and not self.unanswered else start
+
+    @functools.cached_property
+    def residual(self):
+        """Whether the outputs may be residuals: all targets are 0, and derivatives use weights again in the network."""
+        loss, s = self.e.loss, self.e.signal
+        named = loss.kind in ("classes", "one-hot") or self.e.data.target_rms != 0
+        return not named and s is not None and any("#" in name for name in s.names)
+
+    @functools.cached_property
+    def unanswered(self):
+        """Whether no target says what an answer is."""
+        return self.e.loss.targets_unread or self.residual
 
     @functools.cached_property
     def best(self):

@@ -89,7 +89,9 @@ def repair(case: Any, evidence: Evidence, findings: tuple) -> Repair:
         lines += work.start_again(names)
     if METHOD & set(names) or work.changed or not names:
         lines += work.choose_rate(names)
-    by_hand = [f"{name}: {BY_HAND[name]}" for name in names if name in BY_HAND and name not in work.done]
+    # What only follows from a cause goes with it.
+    causes = [f.name for f in strong if f.name in BY_HAND and f.name not in work.done]
+    by_hand = [f"{name}: {BY_HAND[name]}" for name in causes]
     if not lines and not by_hand:
         by_hand = [f"{f.name}: {f.remedy}" for f in strong]
     return work.repair(lines, by_hand)

@@ -130,8 +130,9 @@ def _train(form, method, moving, state, begin, order, seed, pool, *, steps):
     def step(carry, t):
         at, state, first = carry
         x, y = pool if order is None else cases.take(pool, order[t])
-        value, gradient = jax.value_and_grad(form.cost)(at, x, y, jax.random.fold_in(key, begin + t))
-        update, state = method.update(gradient, state, at)
+        cost = lambda at: form.cost(at, x, y, jax.random.fold_in(key, begin + t))  # noqa: E731
+        value, gradient = jax.value_and_grad(cost)(at)
+        update, state = forms.updated(method, gradient, state, at, value, cost)
         at = jax.tree.map(lambda a, u: (a + u).astype(a.dtype), at, update)
         return (at, state, jax.tree.map(lambda f, a: jnp.where(t == 0, a, f), first, at)), value
 

@@ -12,6 +12,7 @@ import pytest
 import numdl as nd
 from numdl.audit import _affine, _proof, _settings, remedies
 from numdl.audit._measured import (
+    black_box,
     cases,
     described,
     functions,
@@ -396,3 +397,18 @@ def test_labels_one_past_the_columns_are_counted_where_they_are_left_out():
     known = case(apply, drawn(3, 3), (X, labels_.astype(np.int32)), spelled)
     assert described.measure(known, told).one_past == pytest.approx(1 / 3)
     assert described.measure(dataclasses.replace(known, y=labels_.astype(np.int32) * 5 % 7), told).one_past == 0
+
+
+METHODS = {
+    "a plateau": optax.chain(optax.adam(1e-2), optax.contrib.reduce_on_plateau(patience=2)),
+    "a line search": optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(5)),
+    "an object with methods": optax.MultiSteps(optax.adam(1e-2), 2),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_that_ask_for_more_than_a_gradient_are_run(name):
+    known = case(linear, W, (X, Y), optimizer=METHODS[name], learning_rate=None, steps=12)
+    found = black_box.measure(known, known.slope(known.moving, known.x, known.y)[1])
+    assert found.at_zero_finite and found.at_zero == 0
+    assert found.reach > 0 and found.late == pytest.approx(0.5, abs=0.1)  # a loss that falls is no plateau

@@ -32,8 +32,7 @@ def labels_constant(r):
         return None
     more = f"{d.label_low:g}" + ("" if d.whole else " in this batch")
     named = r.e.loss.kind in ("classes", "one-hot")
-    # A residual, in which derivatives use each weight again, is to become 0 and has no other target.
-    if not named and not d.target_rms and r.e.signal is not None and any("#" in name for name in r.e.signal.names):
+    if r.residual:  # it is to become 0 and has no other target
         more += ", which is right if the outputs are residuals"
         return Seen("hint", d.target_spread, 0, predicted=0, more=more, weight=0.1)
     return Seen("certain" if d.whole and named else "likely", d.target_spread, 0, predicted=0, more=more, weight=0.9)

@@ -158,7 +158,7 @@ def cannot_see(r):
             "a permutation of the positions does not change the outputs",
             weight=0.7,
         )
-    if not r.e.loss.targets_unread and k.alignment < BLIND and k.alignment_raw > SEEN and r.flat_anywhere:
+    if not r.unanswered and k.alignment < BLIND and k.alignment_raw > SEEN and r.flat_anywhere:
         return Seen(
             _unmoved(r),
             k.alignment,
@@ -179,7 +179,7 @@ def _unmoved(r):
 
 def unrelated(r):
     k = r.e.kernel
-    if r.e.loss.targets_unread or not (k.alignment < BLIND and k.alignment_raw < BLIND) or k.examples < 48:
+    if r.unanswered or not (k.alignment < BLIND and k.alignment_raw < BLIND) or k.examples < 48:
         return None
     gained = r.unseen > 0.05
     if gained:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numdl.audit._measured import forms
 from numdl.audit.evidence import Optimizer
 
 HORIZON = 1000  # steps where no budget was given
@@ -43,18 +44,21 @@ def _asked(form, method, params, gradient):
     zero = jax.tree.map(jnp.zeros_like, gradient)
     start = transformation.init(params)
 
+    def twice(given):
+        state = start
+        for t in (0, 1):
+            update, state = _update(transformation, given, state, params, t)
+        return update
+
     def second(factor):
-        scaled = jax.tree.map(lambda g: (factor * g.astype(jnp.float32)).astype(g.dtype), gradient)
-        _, state = transformation.update(scaled, start, params)
-        return transformation.update(scaled, state, params)[0]
+        return twice(jax.tree.map(lambda g: (factor * g.astype(jnp.float32)).astype(g.dtype), gradient))
 
     def sized(factor):
         update = second(factor)
         return _norm(update), _product(update, gradient)
 
     norms, products = jax.lax.map(sized, jnp.asarray(SCALES, jnp.float32))
-    _, idle = transformation.update(zero, start, params)
-    still, _ = transformation.update(zero, idle, params)
+    still = twice(zero)
     own = second(jnp.asarray(1.0))
     return {
         "norms": norms,
@@ -78,7 +82,7 @@ def _course(form, method, params, gradient, *, horizon):
 
     def pushed(carry, t):
         state, total, sizes = carry
-        update, state = transformation.update(gradient, state, params)
+        update, state = _update(transformation, gradient, state, params, t)
         total = jax.tree.map(lambda a, u: a + u.astype(a.dtype), total, update)
         own = _norms(update)
         return (state, total, jnp.maximum(sizes, own)), jnp.sqrt(jnp.sum(own**2))
@@ -89,14 +93,14 @@ def _course(form, method, params, gradient, *, horizon):
 
     def idle(carry, t):
         state, at = carry
-        update, state = transformation.update(zero, state, at)
+        update, state = _update(transformation, zero, state, at, t)
         return (state, jax.tree.map(lambda a, u: (a + u).astype(a.dtype), at, update)), None
 
     (_, left), _ = jax.lax.scan(idle, (begin, params), times)
 
     def after(carry, t):
         state, total = carry
-        update, state = transformation.update(jax.tree.map(lambda g: g * (t == 1), gradient), state, zero)
+        update, state = _update(transformation, jax.tree.map(lambda g: g * (t == 1), gradient), state, zero, t)
         return (state, jax.tree.map(jnp.add, total, update)), _norm(update)
 
     (_, impulse), answers = jax.lax.scan(after, (begin, zero), jnp.arange(min(horizon, 60)))
@@ -113,6 +117,10 @@ def _course(form, method, params, gradient, *, horizon):
         "leaf_totals": _norms(total),
         "numbers": jnp.asarray(float(sum(np.size(leaf) for leaf in jax.tree.leaves(params)))),
     }
+
+
+def _update(transformation, gradient, state, params, t):
+    return forms.updated(transformation, gradient, state, params, *forms.falling(gradient, params, t))
 
 
 def _flat(tree):

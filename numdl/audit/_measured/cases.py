@@ -268,7 +268,7 @@ def _optimizer(optimizer, rate):
         checks.one_of("optimizer", optimizer, NAMED)
         make, name = named(optimizer), optimizer
     elif hasattr(optimizer, "init") and hasattr(optimizer, "update"):
-        return None, optimizer, "given"
+        return None, _functions(optimizer), "given"
     elif callable(optimizer):
         make, name = optimizer, getattr(optimizer, "__name__", "factory")
     else:
@@ -286,6 +286,15 @@ def _optimizer(optimizer, rate):
             f"optimizer(rate) must return a GradientTransformation; got {checks.shown(transformation)}"
         )
     return make, transformation, name
+
+
+def _functions(optimizer):
+    """The two functions of an optimizer, which may be an object that has them as methods."""
+    import optax
+
+    if isinstance(optimizer, tuple):
+        return optimizer
+    return optax.GradientTransformation(optimizer.init, optimizer.update)
 
 
 def named(name):

@@ -102,9 +102,24 @@ class Method:
         return dataclasses.replace(self, **{"rate" if self.number is None else "number": rate})
 
 
+def updated(transformation, gradient, state, moving, value, cost):
+    """(updates, state): line searches and plateaus ask for more than the gradient, the others ignore it."""
+    import optax
+
+    more = {"value": value, "grad": gradient, "value_fn": cost}
+    return optax.with_extra_args_support(transformation).update(gradient, state, moving, **more)
+
+
+def falling(gradient, moving, t):
+    """(value, cost) of a loss with this gradient that has fallen steadily for t steps: what no plateau stops."""
+    value = 0.99 ** jnp.asarray(t, jnp.float32)
+    lost = lambda g, a, p: jnp.sum(g.astype(jnp.float32) * (a - p).astype(jnp.float32))  # noqa: E731
+    return value, lambda at: value + sum(jax.tree.leaves(jax.tree.map(lost, gradient, at, moving)))
+
+
 def one_update(transformation, moving):
     """The state of a transformation after an update."""
-    return transformation.update(moving, transformation.init(moving), moving)[1]
+    return updated(transformation, moving, transformation.init(moving), moving, *falling(moving, moving, 0))[1]
 
 
 def program(form, function, static_names, options, ordered):

@@ -116,10 +116,10 @@ def _variants(case, x):
 
 
 def _halves(m):
-    """Indices that change the examples of the later half alone, and of the first."""
+    """Indices that put one example in the place of the later half, and of the first: sums over all change, too."""
     half, front = np.arange(m), np.arange(m)
-    half[m // 2 :] = np.roll(half[m // 2 :], 1) if m - m // 2 > 1 else half[0]
-    front[: m // 2] = np.roll(front[: m // 2], 1) if m // 2 > 1 else front[-1]
+    half[m // 2 :] = m // 2 if m - m // 2 > 1 else 0
+    front[: m // 2] = m // 2 - 1 if m // 2 > 1 else m - 1
     return half, front
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit._measured import cases, views
+from numdl.audit._measured import cases, forms, views
 from numdl.audit.evidence import Kernel, empty
 
 MOST = 96  # examples
@@ -94,10 +94,11 @@ def _linearised(method, steps, moving, out, push, pull, loss):
 
     def step(carry, _):
         away, state = carry
-        at = jax.tree.map(lambda o, d: o + d.astype(o.dtype), out, push(away))
-        value, gradient = jax.value_and_grad(loss)(at)
+        linear = lambda away: jax.tree.map(lambda o, d: o + d.astype(o.dtype), out, push(away))  # noqa: E731
+        value, gradient = jax.value_and_grad(loss)(linear(away))
         here = jax.tree.map(jnp.add, moving, away)
-        update, state = method.update(pull(gradient), state, here)
+        cost = lambda there: loss(linear(jax.tree.map(jnp.subtract, there, moving)))  # noqa: E731
+        update, state = forms.updated(method, pull(gradient), state, here, value, cost)
         return (jax.tree.map(lambda a, u: (a + u).astype(a.dtype), away, update), state), value
 
     zero = jax.tree.map(jnp.zeros_like, moving)
