@@ -33,9 +33,10 @@ class Reading:
     @functools.cached_property
     def residual(self):
         """Whether the outputs may be residuals: all targets are 0, and derivatives use weights again in the network."""
-        loss, s = self.e.loss, self.e.signal
-        named = loss.kind in ("classes", "one-hot") or self.e.data.target_rms != 0
-        return not named and s is not None and any("#" in name for name in s.names)
+        loss, data, signal = self.e.loss, self.e.data, self.e.signal
+        if data is None or signal is None or loss.kind in ("classes", "one-hot"):
+            return False
+        return data.target_rms == 0 and any("#" in name for name in signal.names)
 
     @functools.cached_property
     def unanswered(self):

@@ -152,6 +152,16 @@ class _Work:
             found["data"] = tuple(data)
         return found
 
+    def wider(self):
+        """Parameters of half precision in single precision, where their range is what was left."""
+        narrow = lambda leaf: jnp.finfo(leaf.dtype).max < np.finfo(np.float32).max / 2  # noqa: E731
+        if not any(map(narrow, jax.tree.leaves(self.case.moving))):
+            return []
+        wide = lambda leaf: leaf.astype(jnp.float32) if narrow(leaf) else leaf  # noqa: E731
+        self.parts["params"] = jax.tree.map(wide, self.case.moving)
+        self.put("float_range", moving=self.parts["params"])
+        return ["parameters: in float32"]
+
     def rows(self):
         if not self.e.data.broken_count or self.case.data is None:
             return []
@@ -290,6 +300,7 @@ class _Work:
 
 
 _ACTS = {
+    "float_range": _Work.wider,
     "not_finite": _Work.rows,
     "labels_out_of_range": _Work.labels,
     "data_order": _Work.shuffle,

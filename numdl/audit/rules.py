@@ -76,7 +76,7 @@ def _finding(rule, seen):
         predicted=float(seen.predicted),
         threshold=float(seen.threshold),
         sentence=rule.sentence.format(**text),
-        theory=rule.theory,
+        theory=rule.theory.format(**text),
         source=rule.source,
         remedy=rule.remedy.format(**text),
         weight=float(seen.weight) + _RANK[seen.severity],

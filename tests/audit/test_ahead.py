@@ -13,7 +13,7 @@ from sklearn.linear_model import Ridge
 import numdl as nd
 from numdl.audit import _examining, _reading, _settings, trial
 from numdl.audit._conditions.data import labels_out_of_range
-from numdl.audit._measured import cases, described, heads, labels, scores
+from numdl.audit._measured import cases, described, labels, scores, ways
 from numdl.audit.evidence import Ahead, Evidence, Facts, Loss, empty
 
 DRAW = np.random.default_rng(1)
@@ -143,7 +143,7 @@ BORDERS = [
 )
 def test_the_border_of_two_labels_is_where_they_cost_the_same(loss, labels, border):
     y, out = np.array([labels[0], labels[1], labels[1]]), jnp.zeros(3, jnp.float32)
-    found = jax.jit(lambda out, y: heads._border(lambda o, t: loss(o[0], t), [out], y, 0))(out, y)
+    found = jax.jit(lambda out, y: ways._border(lambda o, t: loss(o[0], t), [out], y, 0))(out, y)
     np.testing.assert_allclose(found, border, atol=2e-3)
 
 

@@ -412,3 +412,11 @@ def test_methods_that_ask_for_more_than_a_gradient_are_run(name):
     found = black_box.measure(known, known.slope(known.moving, known.x, known.y)[1])
     assert found.at_zero_finite and found.at_zero == 0
     assert found.reach > 0 and found.late == pytest.approx(0.5, abs=0.1)  # a loss that falls is no plateau
+
+
+@pytest.mark.parametrize(("dtype", "lines"), [(np.float16, 1), (jnp.bfloat16, 0), (np.float32, 0)])
+def test_parameters_without_range_are_made_wider(dtype, lines):
+    work = remedies._Work(case(linear, jnp.asarray(W, dtype), (X, Y)), None)
+    assert len(work.wider()) == lines
+    assert work.case.moving.dtype == (jnp.float32 if lines else dtype)
+    assert (work.parts["params"] is None) == (not lines)

@@ -130,7 +130,7 @@ FAULTS = {
     "labels_constant": {"data__target_spread": 0.0},
     "labels_unrelated": {"kernel__alignment": 0.3, "kernel__alignment_raw": -0.2, **STUCK},
     "labels_out_of_range": {"data__label_low": 1.0, "data__label_high": 10.0},
-    "labels_imbalanced": {"data__common": 0.98, "data__rare": 0.001},
+    "labels_imbalanced": {"data__common": 0.98, "data__rare": 0.001, "trial__end": np.full((4, 2), 2.0)},
     "inputs_unscaled": {"data__rms": 255.0, **BAD_HERE},
     "inputs_too_small": {"data__spread": 1e-3, **STUCK},
     "inputs_constant": {"data__spread": 0.0, **STUCK},
@@ -231,6 +231,7 @@ KNOWN = {
     "time first": (TIME_FIRST, "wrong_axis", "hint"),
     "time first and stuck": (TIME_FIRST | STUCK, "wrong_axis", "likely"),
     "an axis beside": (TIME_FIRST | {"function__mixing_back": 0.5, "function__second_axis": True}, "wrong_axis", "hint"),
+    "rare labels that are learned": ({"data__common": 0.95, "trial__end": np.full((4, 2), 0.1)}, "labels_imbalanced", "hint"),
     "dead at the start": ({"function__spread_near": 0.0, "signal__dead": np.ones(LAYERS), **STUCK}, "dead_units", "certain"),
 }  # fmt: skip
 
@@ -240,6 +241,12 @@ def test_what_may_be_right_is_not_certain(case):
     changes, name, severity = KNOWN[case]
     found = {finding.name: finding.severity for finding in rules.judge(planted(**changes))}
     assert found.get(name) == severity
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_no_brace_of_the_table_is_left_in_what_is_said(name):
+    for finding in rules.judge(planted(**FAULTS[name])):
+        assert "{" not in finding.sentence + finding.theory + finding.source + finding.remedy
 
 
 def test_certain_comes_before_likely_before_hint():

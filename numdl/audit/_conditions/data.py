@@ -1,5 +1,7 @@
 """Conditions on the data: labels, inputs, targets, their order."""
 
+import numpy as np
+
 from numdl.audit._conditions.seen import Seen, certain
 
 SORTED = 0.5
@@ -51,9 +53,10 @@ def imbalanced(r):
     d = r.e.data
     if r.e.loss.kind not in ("classes", "one-hot", "binary") or not d.common > COMMON or d.labels < 2:
         return None
-    return Seen(
-        "likely", d.common, COMMON, predicted=r.e.predicted.entropy, more=f"{d.rare:.3g}", where="data", weight=0.6
-    )
+    # Above what the common label gives, the score is the share of the rarer ones that are answered right.
+    answered = r.later if np.isfinite(r.later) else r.end
+    severity = "hint" if answered > 0.5 else "likely"
+    return Seen(severity, d.common, COMMON, r.e.predicted.entropy, "data", f"{d.rare:.3g}", weight=0.6)
 
 
 def inputs_constant(r):
