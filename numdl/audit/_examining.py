@@ -140,7 +140,10 @@ def gather(case: Any) -> Evidence:
         views=_views(case, found),
     )
     unread = ("the loss does not depend on the targets' values: nothing was asked of them",)
+    closed = ("a rule for the way back alone has no derivative of its own: the linearised network was not trained",)
+    kernel = found["kernel"]
     notes = case.notes + (unread if found["loss"].targets_unread else ())
+    notes += closed if kernel.examples and not kernel.forecast.size else ()
     return Evidence(facts=facts, trial=tried, ahead=ahead, predicted=predicted, seconds=seconds, notes=notes, **found)
 
 

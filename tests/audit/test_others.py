@@ -120,6 +120,35 @@ def test_a_rule_for_the_way_back_alone_gives_the_transposed_jacobian():
     assert out[0].shape == Y.shape
 
 
+def steady(function, z):
+    """The fixed point from z, to a tolerance: a loop that has no derivative."""
+    near = lambda s: jnp.max(jnp.abs(function(s) - s)) > 1e-4  # noqa: E731
+    return jax.lax.while_loop(near, function, z)
+
+
+@jax.custom_vjp
+def equilibrium(w, u):
+    return steady(lambda z: jnp.tanh(z @ w + u), jnp.zeros_like(u))
+
+
+def implicit(kept, g):
+    w, u, z = kept
+    back = jax.vjp(lambda z: jnp.tanh(z @ w + u), z)[1]
+    return jax.vjp(lambda w, u: jnp.tanh(z @ w + u), w, u)[1](steady(lambda s: g + back(s)[0], g))
+
+
+equilibrium.defvjp(lambda w, u: (equilibrium(w, u), (w, u, equilibrium(w, u))), implicit)
+
+
+def test_where_the_way_back_has_no_derivative_the_kernel_is_known_and_no_forecast():
+    known = case(lambda p, x: equilibrium(p["w"], x @ p["u"]), {"w": 0.3 * np.eye(2, dtype=np.float32), "u": W}, (X, Y))
+    found = tangent.measure(known)
+    assert known.only_backward and found.forecast.size == found.forecast_steps.size == 0 and not found.linear
+    assert np.isfinite(found.alignment) and found.start == pytest.approx(
+        float(known.cost(known.moving, X, Y)), rel=1e-4
+    )
+
+
 def test_forecast_and_loss_take_outputs_in_trees_with_numbers_and_indices_beside_them():
     """What stands beside the outputs changes neither the floor nor the forecast of a loss that ignores it."""
     several = lambda p, x: {"index": jnp.argmax(x @ p, 1), "norm": jnp.sum(p**2), "out": x @ p}  # noqa: E731

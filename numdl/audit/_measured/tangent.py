@@ -31,10 +31,10 @@ def measure(case):
         m //= 2
     some = cases.take((x, y), slice(0, m))
     steps = int(min(case.steps or 200, MOST_STEPS, max(20, MOST_WORK / (m * case.work) / 3)))
-    given = {"steps": steps, "only_backward": case.only_backward}
+    given = {"steps": steps, "only_backward": case.only_backward, "forward": _has_forward(case, some[0])}
     squares, rows, losses, start = case.run(_program, case.method, case.moving, some, **given)
     squares, losses = np.asarray(squares, np.float64), np.asarray(losses, np.float64)
-    kept = np.unique(np.geomspace(1, steps, KEPT).astype(int)) - 1
+    kept = np.unique(np.geomspace(1, steps, KEPT).astype(int)) - 1 if losses.size else np.zeros(0, int)
     return Kernel(
         examples=m,
         alignment=_score(squares),
@@ -42,11 +42,26 @@ def measure(case):
         forecast=losses[kept],
         forecast_steps=(kept + 1).astype(np.float64),
         start=float(start),
-        linear=steps >= (case.steps or 0),
+        linear=bool(losses.size) and steps >= (case.steps or 0),
     )
 
 
-def _program(form, method, moving, some, *, steps, only_backward):
+def _has_forward(case, x):
+    """Whether J v can be had: a rule for the way back alone may hold what has no derivative, a loop to a tolerance."""
+    if not case.only_backward:
+        return True
+
+    def pushed(moving):
+        return _linear(True, lambda p: views.floats(case.plain(p, x)), moving)[1](moving)
+
+    try:
+        jax.eval_shape(pushed, case.moving)
+    except (ValueError, TypeError, NotImplementedError):
+        return False
+    return True
+
+
+def _program(form, method, moving, some, *, steps, only_backward, forward):
     x, y = some
     now = form.call(moving, x)
     loss = lambda o: form.value(views.filled(o, now), y)  # noqa: E731
@@ -60,7 +75,8 @@ def _program(form, method, moving, some, *, steps, only_backward):
         moved = [(r[order] if own else r).astype(o.dtype) for r, o, own in zip(residual, out, follows)]
         return _square(pullback(moved))
 
-    losses, start = _linearised(method.own, steps, moving, out, push, pullback, loss)
+    start = loss(out)
+    losses = _linearised(method.own, steps, moving, out, push, pullback, loss) if forward else jnp.zeros(0)
     flat = jnp.concatenate([leaf.reshape(m, -1) for leaf, own in zip(residual, follows) if own], 1)
     return jax.lax.map(square, orders), flat, losses, start
 
@@ -73,8 +89,8 @@ def _linear(only_backward, function, moving):
         return out, push, lambda u: back(u)[0]
     # Rules for the way back alone: J v is the derivative of u -> J' u, which is linear, taken backwards once more.
     out, back = jax.vjp(function, moving)
-    again = jax.vjp(lambda u: back(u)[0], jax.tree.map(jnp.zeros_like, out))[1]
-    return out, lambda v: again(v)[0], lambda u: back(u)[0]
+    again = lambda v: jax.vjp(lambda u: back(u)[0], jax.tree.map(jnp.zeros_like, out))[1](v)[0]  # noqa: E731
+    return out, again, lambda u: back(u)[0]
 
 
 def _residual(loss, out, follows):
@@ -90,7 +106,7 @@ def _square(tree):
 
 
 def _linearised(method, steps, moving, out, push, pull, loss):
-    """(losses [steps], loss now) of the linearised network under the user's optimizer, whole batch."""
+    """Losses [steps] of the linearised network under the user's optimizer, whole batch."""
 
     def step(carry, _):
         away, state = carry
@@ -102,7 +118,7 @@ def _linearised(method, steps, moving, out, push, pull, loss):
         return (jax.tree.map(lambda a, u: (a + u).astype(a.dtype), away, update), state), value
 
     zero = jax.tree.map(jnp.zeros_like, moving)
-    return jax.lax.scan(step, (zero, method.init(moving)), None, length=steps)[1], loss(out)
+    return jax.lax.scan(step, (zero, method.init(moving)), None, length=steps)[1]
 
 
 def _score(squares):
