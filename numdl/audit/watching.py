@@ -15,7 +15,7 @@ With `folder`, `events.jsonl` in it has one JSON object a line, complete when wr
     {"kind": "layers", "step", "loss", "names", "kinds", "nonlinearities", "state_rms", "state_max", "gradient_rms",
      "dead", "saturated", "rank", "cosine" [L], "leaf_names", "leaf_gradient_rms", "first_nonfinite", "notes", and where
      there is attention "attention": names, "logit_max", "entropy", "shut" [A]}
-    {"kind": "sharpness", "step", "sharpness", "residual", "limit", "preconditioned"}
+    {"kind": "sharpness", "step", "sharpness", "residual", "limit", "preconditioned"; where there is none "why_not"}
     {"kind": "noise", "step", "noise_scale", "trace", "square_norm", "batch"}
     {"kind": "finding", "step", and the fields of `audit.evidence.Finding`}
     {"kind": "cost", "step", "share", "seconds", "compiling", "intervals": {instrument: steps}}

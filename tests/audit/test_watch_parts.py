@@ -5,11 +5,13 @@ import json
 import math
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from numdl.audit._watch import history, journal, predict
+from numdl.audit._watch import history, journal, looks, predict
 from numdl.audit._watch import memory as memories
 from numdl.audit._watch import pace as paces
 
@@ -281,3 +283,27 @@ def test_what_theory_does_not_know_has_no_limit(optimizer, why):
 
 def test_a_rate_of_zero_has_no_edge():
     assert predict.method_of("sgd", lambda step: 0.1 * step).limit(0) == math.inf
+
+
+@jax.custom_vjp
+def rounded(x):
+    return jnp.round(x)
+
+
+rounded.defvjp(lambda x: (rounded(x), None), lambda _, g: (g,))
+
+
+@pytest.mark.parametrize(("function", "known"), [(rounded, False), (jnp.tanh, True)])
+def test_a_network_without_a_second_derivative_is_watched_without_sharpness(function, known):
+    seen = looks.Instruments(lambda p, x: function(x @ p), lambda o, y: jnp.mean((o - y) ** 2), (), None)
+    params, batch = jnp.ones((2, 2)), (jnp.eye(2) * 1.3, jnp.eye(2))
+    for _ in range(2):
+        found = seen.sharpness(params, batch)
+        assert np.isfinite(found["sharpness"]) == known
+        assert ("no second derivative" in found.get("why_not", "")) == (not known)
+
+
+def test_what_is_wrong_with_the_loss_itself_is_raised():
+    seen = looks.Instruments(lambda p, x: x @ p, lambda o, y: jnp.mean((o - y) ** 2), (), None)
+    with pytest.raises(TypeError):
+        seen.sharpness(jnp.ones((3, 2)), (jnp.eye(2), jnp.eye(2)))

@@ -43,6 +43,12 @@ FAULTS = [
     ("rate_too_high", "likely", "a", {"leaf_ratio": array(0.4, 0.01), **STUCK}),
     ("rate_too_low", "hint", "", {"leaf_ratio": array(1e-8, 1e-9), **STUCK}),
     ("frozen", "certain", "", {"leaf_still": array(3, 5), "leaf_ratio": array(0, 0)}),
+    (
+        "frozen",
+        "hint",
+        "",
+        {"leaf_still": array(3, 5), "leaf_ratio": array(0, 0), "steps": 20},
+    ),  # gathered, or a warm-up
     ("frozen", "hint", "b", {"leaf_still": array(0, 5), "leaf_ratio": array(1e-3, 0)}),
     ("dead_units", "hint", "c", {"dead": array(0.1, 0.6, np.nan)}),
     ("dead_units", "likely", "c", {"dead": array(0.1, 0.6, np.nan), **STUCK}),

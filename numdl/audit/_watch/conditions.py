@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 NONE = np.zeros(0)
+LONG = 50  # steps of a run that say something
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Seen:
     def stuck(self):
         """Whether the loss has not fallen beyond its scatter."""
         margin = max(2 * self.noise, 0.02 * abs(self.start))
-        return self.losses >= 8 and self.steps >= 50 and self.recent >= self.start - margin
+        return self.losses >= 8 and self.steps >= LONG and self.recent >= self.start - margin
 
     @property
     def failing(self):
@@ -133,8 +134,8 @@ def frozen(seen):
     still = (seen.leaf_still >= 3) & (seen.leaf_gradient > 0)
     if not still.any():
         return None
-    if seen.leaf_still.min() >= 3:
-        return Hit("", 1.0, severity="certain")
+    if seen.leaf_still.min() >= 3:  # a few steps may only gather gradients, or begin a warm-up at 0
+        return Hit("", 1.0, severity="certain" if seen.steps >= LONG else "hint")
     return Hit(seen.leaves[int(still.argmax())], float(still.mean()))
 
 

@@ -12,6 +12,7 @@ from numdl.analysis import attention, descent, layers
 from numdl.optimize import train
 
 MATVECS = 3  # Hessian-vector products of a look; the vector of the look before is where they start
+NO_DERIVATIVE = (TypeError, NotImplementedError, ValueError)  # what a rule for the way back alone raises
 PARTS = 4  # of the batch, whose gradients tell the noise
 FIELDS = {
     "state_rms": "state_rms",
@@ -56,6 +57,15 @@ class Programs:
             weights = rest.moving(weights)
         return descent.sharpness(loss, moving, batch, start=vector, num_matvecs=MATVECS, preconditioner=weights)
 
+    def curved(self, params, batch, vector):
+        """Whether the loss, which has a gradient, has a second derivative too."""
+        jax.eval_shape(jax.grad(self._of_batch, allow_int=True), params, batch)  # what is wrong with it is raised
+        try:
+            self.sharpest(params, batch, vector, None)
+        except NO_DERIVATIVE:
+            return False
+        return True
+
     def _noise(self, params, batch):
         moving, rest = trees.trainable(params, frozen=self.frozen)
         loss = lambda moving, batch: self._of_batch(rest.params(moving), batch)  # noqa: E731
@@ -80,6 +90,7 @@ class Instruments:
     def __init__(self, apply, loss, frozen, key):
         self._programs = _programs(apply, loss, frozen, key)
         self._kept = self._vector = None
+        self._no_curvature = ""  # why there is no second derivative
 
     def leaves(self, params):
         """Names of the leaves that move."""
@@ -128,13 +139,22 @@ class Instruments:
     def sharpness(self, params, batch, state=None, step=0):
         """Largest eigenvalue of the Hessian on this batch, from where the last look ended.
 
-        With an optimizer's state that has second moments: of the Hessian that Adam divides by their roots.
+        With an optimizer's state that has second moments: of the Hessian that Adam divides by their roots. nan, and
+        why, where the network has a rule for the way back alone.
         """
+        scaled = state is not None and _has_moments(state)
+        if self._no_curvature:
+            return {"sharpness": np.nan, "residual": np.nan, "preconditioned": scaled, "why_not": self._no_curvature}
         moving, _ = self._parted(params)
         if self._vector is None or jax.tree.structure(self._vector) != jax.tree.structure(moving):
             self._vector = _pattern(moving)
-        scaled = state is not None and _has_moments(state)
-        found = self._programs.sharpest(params, batch, self._vector, (state, np.int32(step)) if scaled else None)
+        try:
+            found = self._programs.sharpest(params, batch, self._vector, (state, np.int32(step)) if scaled else None)
+        except NO_DERIVATIVE as error:
+            if self._programs.curved(params, batch, self._vector):
+                raise
+            self._no_curvature = f"no second derivative: {str(error).splitlines()[0]}"
+            return self.sharpness(params, batch, state, step)
         value, residual = float(found.value), float(found.residual)
         self._vector = found.vector if np.isfinite(value) else None
         return {"sharpness": value, "residual": residual, "preconditioned": scaled}
