@@ -190,6 +190,10 @@ def test_targets_and_inputs_in_trees_are_constant_only_where_all_are():
     apply = lambda p, x: (x["a mask"] @ p)[:, :1] * jnp.arange(3.0)[None] + x["token"][:, None]  # noqa: E731
     found = described.measure(case(apply, W, (inputs, targets), loss), labels.Answers())
     assert found.target_spread > 0.5 and found.spread > 0.4 and found.kind == "float"
+    flags = described.measure(
+        case(apply, W, ({**inputs, "token": inputs["token"] == 1}, targets), loss), labels.Answers()
+    )
+    assert flags.spread > 0.4
     beside = described.measure(
         case(lambda p, x: x["x"] @ p, W, ({"a mask": np.ones((N, 3), np.float32), "x": X}, Y)), labels.Answers("values")
     )
@@ -449,3 +453,19 @@ def test_parameters_without_range_are_made_wider(dtype, lines):
     assert len(work.wider()) == lines
     assert work.case.moving.dtype == (jnp.float32 if lines else dtype)
     assert (work.parts["params"] is None) == (not lines)
+
+
+@pytest.mark.parametrize(
+    ("loss", "coupled", "known"),
+    [
+        (lambda o, y: jnp.mean((o[:, 0] - y) ** 2), False, False),
+        (lambda o, y: jnp.mean((o.squeeze(-1) - y) ** 2), False, False),
+        (lambda o, y: jnp.mean((o - y) ** 2), True, True),
+    ],
+    ids=["a-column", "squeezed", "broadcast"],
+)
+def test_a_loss_that_takes_no_other_shape_is_not_asked_of_it(loss, coupled, known):
+    with _settings.ours():
+        found, _ = heads.measure(case(linear, W[:, :1], (X, Y[:, 0]), loss))
+    assert (found.coupling > 0.05) == coupled
+    assert np.isfinite(found.coupling_reshaped) == known

@@ -56,7 +56,8 @@ def _kind(x):
 def _all_inputs(x):
     """The largest of each over the floating inputs; whole numbers beside them that vary are no constant inputs."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(x) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    others = [np.asarray(leaf) for leaf in jax.tree.leaves(x) if jnp.issubdtype(leaf.dtype, jnp.integer)]
+    whole = lambda leaf: leaf.dtype == bool or jnp.issubdtype(leaf.dtype, jnp.integer)  # noqa: E731
+    others = [np.asarray(leaf) for leaf in jax.tree.leaves(x) if whole(leaf)]
     found = [_inputs(leaf) for leaf in leaves]
     # A constant input beside others, a mask of ones say, has no scale of its own.
     found = [one for one in found if one["constant"] < 1] or found

@@ -4,6 +4,7 @@ The least loss over all outputs, over what the head can make of any state, and o
 found by Adam in output space from several starts. The gap between the first two is what the head costs.
 """
 
+import contextlib
 import functools
 
 import jax
@@ -271,7 +272,8 @@ def _couplings(loss, out, y, follows):
     outs, ys = out, jax.tree.leaves(y)
     if len(outs) == len(ys) == 1 and outs[0].shape != ys[0].shape and outs[0].size == ys[0].size:
         shaped = lambda o, t: loss([o[0].reshape(jax.tree.leaves(t)[0].shape)], t)  # noqa: E731
-        found["coupling_reshaped"] = coupled(shaped, outs)
+        with contextlib.suppress(*views.REFUSALS):  # a loss may take columns, which the targets' shape has not
+            found["coupling_reshaped"] = coupled(shaped, outs)
     return found
 
 
