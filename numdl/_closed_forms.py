@@ -46,12 +46,14 @@ def _arc_cosine_jvp(primals, tangents):
 
 def erf_product(q1, q2, c):
     """2/pi arcsin(2 K / sqrt((1 + 2 q1)(1 + 2 q2))), as an arctangent of positive terms. Source: Williams 1997."""
-    return 2 / math.pi * jnp.atan2(2 * covariance(q1, q2, c), jnp.sqrt(volume(2 * q1, 2 * q2, c)))
+    return 2 / math.pi * jnp.atan2(2 * covariance(q1, q2, c), root_volume(2 * q1, 2 * q2, c))
 
 
-def volume(q1, q2, c):
-    """det(1 + Sigma), without a difference of large terms."""
-    return 1 + q1 + q2 + q1 * q2 * (1 - c) * (1 + c)
+def root_volume(q1, q2, c):
+    """sqrt(det(1 + Sigma)), without a difference of large terms; the determinant itself may leave the range."""
+    size = jax.lax.stop_gradient(jnp.maximum(jnp.maximum(q1, q2), 1))
+    one, two = q1 / size, q2 / size
+    return size * jnp.sqrt((1 / size + one + two) / size + one * two * (1 - c) * (1 + c))
 
 
 def sin_product(q1, q2, c):
@@ -76,18 +78,18 @@ def _gap(q1, q2, c):
 def gelu_product(q1, q2, c):
     """K H + P (q1 q2 - K^2 + K^2/(1 + q1) + K^2/(1 + q2)), by Stein's lemma twice; H = E Phi Phi, P = E phi phi."""
     K, H, P, _ = _gelu_parts(q1, q2, c)
-    return K * H + P * (q1 * q2 * (1 - c) * (1 + c) + K**2 * (1 / (1 + q1) + 1 / (1 + q2)))
+    return K * H + P * q1 * (q2 * (1 - c) * (1 + c)) + P * K * (K / (1 + q1) + K / (1 + q2))
 
 
 def gelu_slope_product(q1, q2, c):
-    """H + P K (1/(1 + q1) + 1/(1 + q2) + 1/D), D = det(1 + Sigma)."""
-    K, H, P, D = _gelu_parts(q1, q2, c)
-    return H + P * K * (1 / (1 + q1) + 1 / (1 + q2) + 1 / D)
+    """H + P K (1/(1 + q1) + 1/(1 + q2) + 1/R^2), R^2 = det(1 + Sigma)."""
+    K, H, P, R = _gelu_parts(q1, q2, c)
+    return H + P * (K / (1 + q1) + K / (1 + q2) + K / R / R)
 
 
 def _gelu_parts(q1, q2, c):
-    K, D = covariance(q1, q2, c), volume(q1, q2, c)
-    return K, jnp.atan2(jnp.sqrt(D), -K) / (2 * math.pi), 1 / (2 * math.pi * jnp.sqrt(D)), D
+    K, R = covariance(q1, q2, c), root_volume(q1, q2, c)
+    return K, jnp.atan2(R, -K) / (2 * math.pi), 1 / (2 * math.pi * R), R
 
 
 def at_one(product):

@@ -239,7 +239,7 @@ erf = Activation(
         square=_closed_forms.at_one(_closed_forms.erf_product),
         slope_square=lambda q: 4 / math.pi / jnp.sqrt(1 + 4 * q),
         product=_closed_forms.erf_product,
-        slope_product=lambda q1, q2, c: 4 / math.pi / jnp.sqrt(_closed_forms.volume(2 * q1, 2 * q2, c)),
+        slope_product=lambda q1, q2, c: 4 / math.pi / _closed_forms.root_volume(2 * q1, 2 * q2, c),
     ),
 )
 sigmoid = Activation(

@@ -30,6 +30,8 @@ _GOOD = 1e-6  # relative error up to which an estimate counts as converged
 _NAMED, _UNNAMED = 1e-10, 1.0  # relative error above which tanh-sinh is tried; it cannot find kinks that are not named
 _TAIL = 1e-12  # what may lie beyond the reach, relative
 _NODES = (144, 44, 66)  # trapezoid on the line; Gauss-Legendre on a piece: of two variables, of one
+# Deviations from which on what f does near zero is not resolved, and counts nothing: more would be lost elsewhere.
+_SHARPEST = {"line": 1e16, "plane": 1e9, "plane with kinks": 3e4}
 
 
 @record
@@ -239,8 +241,9 @@ def _plane(f, g, kinks_f, kinks_g, nodes, *arguments):
 
 def _line_point(f, kinks, nodes, variance):
     root = rules.root_of(variance)
-    scale = 1 / jnp.maximum(root, 1)
-    z, weights = rules.rule(kinks, np.zeros((), root.dtype), root, scale, nodes[0], nodes[2])
+    scale = 1 / jnp.clip(root, 1, _SHARPEST["line"])
+    # Twice the nodes: they cost little on one line, and a thousandfold deviation asks for a fifth more.
+    z, weights = rules.rule(kinks, np.zeros((), root.dtype), root, scale, 2 * nodes[0], 2 * nodes[2])
     return jnp.sum(f(root * z) * weights * rules.density(z))
 
 
@@ -248,19 +251,20 @@ def _plane_point(f, g, kinks_f, kinks_g, nodes, variance_f, variance_g, correlat
     """Outer z with u = root_f z, inner y with v = root_g (c z + s y)."""
     root_f, root_g = rules.root_of(variance_f), rules.root_of(variance_g)
     s = rules.root_of((1 - correlation) * (1 + correlation))
-    z, outer = _outer_rule(kinks_f, kinks_g, nodes, root_f, root_g, correlation, s)
+    sharpest = _SHARPEST["plane with kinks" if kinks_f or kinks_g else "plane"]
+    z, outer = _outer_rule(kinks_f, kinks_g, nodes, root_f, root_g, correlation, s, sharpest)
 
     def inner(z):
         shift = -correlation * z / jnp.maximum(s, jnp.finfo(s.dtype).tiny ** 0.5)
-        y, weights = rules.rule(kinks_g, shift, root_g * s, 1 / jnp.maximum(root_g * s, 1), *nodes[:2])
+        y, weights = rules.rule(kinks_g, shift, root_g * s, 1 / jnp.clip(root_g * s, 1, sharpest), *nodes[:2])
         return jnp.sum(g(root_g * (correlation * z + s * y)) * weights * rules.density(y))
 
     return jnp.sum(f(root_f * z) * jax.vmap(inner)(z) * outer * rules.density(z))
 
 
-def _outer_rule(kinks_f, kinks_g, nodes, root_f, root_g, correlation, s):
+def _outer_rule(kinks_f, kinks_g, nodes, root_f, root_g, correlation, s, sharpest):
     """Nodes for f(root_f z) E[g | z]: cut at f's kinks and, where g has some, at their blurred images."""
-    scale = 1 / jnp.maximum(jnp.maximum(root_f, root_g), 1)
+    scale = 1 / jnp.clip(jnp.maximum(root_f, root_g), 1, sharpest)
     zero = np.zeros((), root_f.dtype)
     if not kinks_g:
         return rules.rule(kinks_f, zero, root_f, scale, nodes[0], nodes[2])

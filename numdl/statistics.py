@@ -96,8 +96,11 @@ def mean_and_error(samples: ArrayLike | Sequence, axis: int = 0) -> Mean:
     """
     values = _numbers("samples", samples)
     axis, count = _count(values, axis)
+    # In units of the largest, a power of two: squares of 1e-200 are 0, and those of 1e200 infinite.
+    unit = _exponent(values, axis)
+    scaled, unit = np.ldexp(values, -unit), np.squeeze(unit, axis)
     with np.errstate(over="ignore", invalid="ignore"):
-        mean, deviation = values.mean(axis=axis), values.std(axis=axis, ddof=1)
+        mean, deviation = np.ldexp(scaled.mean(axis=axis), unit), np.ldexp(scaled.std(axis=axis, ddof=1), unit)
     # The mean of equal numbers is off by rounding, and would leave a spread of that size.
     lowest = values.min(axis=axis)
     equal = lowest == values.max(axis=axis)
@@ -158,7 +161,7 @@ def slope(x: ArrayLike | Sequence, y: ArrayLike | Sequence, confidence: float = 
 
     x, y = _numbers("x", x), _numbers("y", y)
     _check_line(x, 3, y=y)
-    checks.finite("confidence", confidence, shape=())
+    confidence = checks.number("confidence", confidence)
     if not 0 < confidence < 1:
         raise checks.BadValue(f"confidence must be in (0, 1); got {confidence}")
     value, intercept, stderr = _line(x, y)
@@ -185,8 +188,12 @@ def extrapolate(x: ArrayLike | Sequence, means: ArrayLike | Sequence, stderrs: A
     x, means, stderrs = _numbers("x", x), _numbers("means", means), _numbers("stderrs", stderrs)
     _check_line(x, 2, means=means, stderrs=stderrs)
     checks.positive("stderrs", stderrs)
-    weights = np.linalg.pinv(np.stack([np.ones_like(x), x], axis=1) / stderrs[:, None])[0] / stderrs
-    return Mean(weights @ means, np.linalg.norm(weights * stderrs), x.size)
+    order = np.argsort(stderrs)  # the heavy rows first: QR is then right row by row, however far apart the weights are
+    means, scaled = means[order], stderrs[order] / stderrs.min()
+    line = np.stack([np.ones_like(x), np.ldexp(x, -_exponent(x, 0))], axis=1)[order]
+    q, r = np.linalg.qr(line / scaled[:, None])
+    weights = np.linalg.solve(r, q.T)[0]
+    return Mean(weights / scaled @ means, np.linalg.norm(weights) * stderrs.min(), x.size)
 
 
 def power_law(
@@ -246,7 +253,7 @@ def z_limit(tests: int, budget: float = 1e-6) -> float:
     Source: Bonferroni's inequality.
     """
     checks.whole("tests", tests)
-    checks.positive("budget", budget, shape=())
+    budget = checks.number("budget", budget, above=0.0)
     if budget >= 1:
         raise checks.BadValue(f"budget must be a probability below 1; got {budget}")
     return -NormalDist().inv_cdf(budget / tests / 2)
@@ -268,12 +275,22 @@ def _check_line(x, least, **others):
 
 
 def _line(x, y):
+    unit = _exponent(x, 0)[0], _exponent(y, 0)[0]
+    x, y = (np.ldexp(values, -power) for values, power in zip((x, y), unit))
     across = x - x.mean()
     weight = (across**2).sum()
     value = (across * (y - y.mean())).sum() / weight
     residual = y - y.mean() - value * across
     stderr = np.sqrt((residual**2).sum() / (x.size - 2) / weight)
-    return value, y.mean() - value * x.mean(), stderr
+    scale = unit[1] - unit[0]
+    with np.errstate(over="ignore"):
+        intercept = np.ldexp(y.mean() - value * x.mean(), unit[1])
+        return np.ldexp(value, scale), intercept, np.ldexp(stderr, scale)
+
+
+def _exponent(values, axis):
+    """Of the power of two next to the largest of the values, as an array that keeps the axis."""
+    return np.frexp(np.abs(values).max(axis=axis, keepdims=True))[1]
 
 
 def _numbers(name, value):

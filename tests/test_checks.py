@@ -178,3 +178,42 @@ def test_a_checked_function_is_known_again_as_a_static_argument():
     assert first == second
     assert hash(first) == hash(second)
     assert checks.returning("loss", first, 2, "loss(params, batch)", static=True) is first
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.float16, jnp.bfloat16, lambda v: jnp.asarray(v, jnp.uint8)])
+def test_a_scalar_of_few_bits_comes_back_as_the_number_that_it_is(kind):
+    for value in (kind(100), np.array(100, np.uint8)):
+        found = checks.positive("step", value, shape=())
+        assert found**4 == 1e8
+        assert type(checks.number("step", value, above=0.0)) is np.float64
+
+
+def test_a_scalar_that_holds_its_own_is_not_touched():
+    for value in (np.float64(0.1), np.float32(0.1), 3, jnp.float32(2.0)):
+        assert checks.finite("step", value, shape=()) is value
+
+
+SPAN = np.full(3, 2, "timedelta64[s]")
+KINDS = [
+    doors.bad(lambda: checks.finite("x", SPAN), "x", shown="timedelta64", kinds=TypeError),
+    doors.bad(lambda: checks.finite("x", SPAN[0], shape=()), "x", shown="timedelta64", kinds=TypeError),
+    doors.bad(lambda: checks.array("x", SPAN, kind="integer"), "x", shown="timedelta64", kinds=TypeError),
+    doors.bad(lambda: checks.leaves("x", {"a": SPAN}), "x['a']", shown="timedelta64", kinds=TypeError),
+    doors.bad(lambda: checks.accepts("f", float, 1, "f(x)"), "f", shown="float", kinds=TypeError),
+    doors.bad(lambda: checks.function("f", type(None)), "f", shown="NoneType", kinds=TypeError),
+    doors.bad(lambda: checks.one_of("norm", np.array(["pre", "post"]), ("pre", "post")), "norm", shown="(2,)"),
+    doors.bad(lambda: checks.one_of("ord", True, (1, 2)), "ord", shown="True"),
+    doors.bad(lambda: checks.number("x", 10**400), "x", shown="1000", kinds=TypeError),
+]
+
+
+@pytest.mark.parametrize("row", KINDS, ids=str)
+def test_kinds_that_are_taken_for_others_are_refused(row):
+    doors.refused(row)
+
+
+def test_a_key_that_was_given_away_is_refused(key):
+    gone = jax.random.split(key)[0]
+    gone.delete()
+    with pytest.raises(ValueError, match="key must be .* that still exists; got a deleted one"):
+        checks.key("key", gone)

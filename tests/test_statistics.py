@@ -149,3 +149,22 @@ def test_extrapolate_recovers_a_line_and_carries_errors():
 def test_extrapolate_names_bad_input(change, message):
     with pytest.raises(ValueError, match=message):
         statistics.extrapolate(**{"x": [1.0, 2.0], "means": [1.0, 2.0], "stderrs": [1.0, 1.0]} | change)
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1e200, 5e-300])
+def test_statistics_do_not_depend_on_the_unit_however_small_or_large(unit):
+    values = np.array([1.0, 2.5, 3.0, 7.0])
+    one, other = statistics.mean_and_error(values * unit), statistics.mean_and_error(values)
+    np.testing.assert_allclose([one.mean / unit, one.stderr / unit], [other.mean, other.stderr], rtol=1e-14)
+    expected = statistics.slope(np.arange(4.0), values)
+    of_y, of_x = statistics.slope(np.arange(4.0), values * unit), statistics.slope(np.arange(4.0) * unit, values)
+    np.testing.assert_allclose([of_y.value / unit, of_y.high / unit], [expected.value, expected.high], rtol=1e-13)
+    np.testing.assert_allclose([of_x.value * unit, of_x.low * unit], [expected.value, expected.low], rtol=1e-13)
+    limit = statistics.extrapolate((1 + np.arange(4.0)) * unit, values, np.ones(4))
+    assert limit.mean == pytest.approx(statistics.extrapolate(1 + np.arange(4.0), values, np.ones(4)).mean, rel=1e-13)
+
+
+def test_a_line_through_two_points_is_that_line_however_different_their_errors():
+    found = statistics.extrapolate([1.0, 2.0], [5.0, 7.0], [1e-9, 1e9])
+    assert found.mean == pytest.approx(3.0, rel=1e-13)
+    assert found.stderr == pytest.approx(1e9, rel=1e-13)

@@ -85,7 +85,8 @@ def gap(train_losses: ArrayLike | Sequence[float], test_losses: ArrayLike | Sequ
         losses = checks.array(name, losses, ndim=1, empty=True)
         if losses.size < 2:
             raise checks.BadValue(f"{name} must hold at least 2 numbers; got {losses.size} of shape {losses.shape}")
-        samples.append(jnp.asarray(losses, precision.wide(losses.dtype)))
+        samples.append(losses)
+    samples = [jnp.asarray(losses, precision.wide(losses.dtype)) for losses in samples]
     train, test = map(jnp.mean, samples)
     stderr = jnp.sqrt(sum(jnp.var(s, ddof=1) / s.size for s in samples))
     return Gap(train, test, test - train, stderr)

@@ -225,7 +225,12 @@ def _scales(name, values):
 
 def _samples(states, labels):
     states = checks.finite("states", checks.array("states", states, least_ndim=1))
-    labels = checks.shape("labels", np.asarray(checks.native("labels", labels)), (np.shape(states)[0],))
+    try:
+        found = np.asarray(checks.native("labels", checks.concrete("labels", labels)))
+        np.unique(found)
+    except (TypeError, ValueError) as error:
+        raise checks.BadType(f"labels must be values that can be equal and sorted; got {checks.shown(labels)}") from error
+    labels = checks.shape("labels", found, (np.shape(states)[0],))
     if labels.dtype.kind in "fc" and not np.isfinite(labels).all():
         wrong = labels[~np.isfinite(labels)][0]
         raise checks.BadValue(f"labels must be values that can be equal; got {wrong} among them")

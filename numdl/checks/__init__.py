@@ -6,7 +6,7 @@ dtype is known and is checked. Use what a check returns: integers are ints there
 
 from numdl.checks._arrays import array, dtype, floating, is_key, kept, key, known_dtype, native, shape
 from numdl.checks._functions import accepts, as_pytree, function, one_real_number, returning
-from numdl.checks._numbers import BYTES, concrete, finite, positive, sequence, variance, whole, wholes
+from numdl.checks._numbers import BYTES, concrete, finite, number, positive, sequence, variance, whole, wholes
 from numdl.checks._objects import flag, instance, one_of, path
 from numdl.checks._passed import forms, once
 from numdl.checks._refusals import BadType, BadValue, Refused, shown
@@ -38,6 +38,7 @@ __all__ = [
     "length",
     "like",
     "native",
+    "number",
     "once",
     "one_of",
     "one_real_number",

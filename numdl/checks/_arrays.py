@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from numdl.checks._refusals import BadType, BadValue, shaped, shown
+from numdl.checks._refusals import BadType, BadValue, of_kind, shaped, shown
 
 
 def key(name: str, value: Any) -> Any:
@@ -23,7 +23,7 @@ def key(name: str, value: Any) -> Any:
         raise BadType(f"{name} must be a typed key, jax.random.key(seed); got {shown(value)}")
     if value.shape != ():
         raise BadValue(f"{name} must be one key; got an array of keys of shape {value.shape}")
-    return value
+    return native(name, value)
 
 
 def is_key(value: Any) -> bool:
@@ -92,7 +92,7 @@ def array(
             value = np.asarray(value)
         except (TypeError, ValueError) as error:
             raise BadType(f"{name} must be {allowed}; got {shown(came)}") from error
-    if not any(jax.dtypes.issubdtype(value.dtype, dtype) for dtype in _KINDS[kind][1]):
+    if not of_kind(value.dtype, _KINDS[kind][1]):
         what = f"dtype {value.dtype}, shape {value.shape}" if value.ndim else shown(came)
         raise BadType(f"{name} must be {allowed}; got {what}")
     if ndim is not None and value.ndim != ndim:

@@ -23,7 +23,7 @@ def function(name: str, value: Any) -> Any:
     ------
     ValueError, TypeError       anything else came: BadValue, BadType
     """
-    if not callable(value):
+    if not callable(value) or (isinstance(value, type) and value.__module__ == "builtins"):  # float, int: conversions
         raise BadType(f"{name} must be a function; got {shown(value)}")
     return value
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from numdl.checks._arrays import native
-from numdl.checks._refusals import BadType, BadValue, shaped, shown
+from numdl.checks._refusals import BadType, BadValue, of_kind, shaped, shown
 
 COUNTS = 2**31 - 1  # the largest count: jax's own indices have 32 bits
 BYTES = 2**62
@@ -73,6 +73,8 @@ def finite(
 ) -> Any:
     """Real numbers, all finite, in [least, most] (strictly above `above`); `shape=()` asks for a scalar.
 
+    A scalar of NumPy's integers or half precision comes back as a Python float, so that nothing wraps around.
+
     Parameters
     ----------
     name : str                  what the caller calls the argument
@@ -101,7 +103,7 @@ def finite(
             raise BadValue(f"{name} must be {allowed}; got {shown(array[wrong].flat[0].item())}{place}")
     if shape is not None and tuple(array.shape) != tuple(shape):
         raise BadValue(f"{name} must be {allowed}; got {shaped(value)}")
-    return value
+    return value if shape != () or array is value else _plain(value, array)
 
 
 def sequence(name: str, values: Any) -> tuple[float, ...]:
@@ -150,6 +152,23 @@ def positive(name: str, value: Any, *, shape: tuple | None = None) -> Any:
     return finite(name, value, above=0.0, shape=shape)
 
 
+def number(
+    name: str, value: Any, *, least: float = -np.inf, most: float = np.inf, above: float | None = None
+) -> np.float64:
+    """A finite scalar known outside of jit, as float64: what NumPy makes of its own integers and halves wraps around.
+
+    Parameters
+    ----------
+    name : str                  what the caller calls the argument
+    value : any                 what came
+    least, most, above : number     as in `finite`
+    Raises
+    ------
+    ValueError, TypeError       anything else came: BadValue, BadType
+    """
+    return np.float64(finite(name, concrete(name, value), least=least, most=most, above=above, shape=()))
+
+
 def concrete(name: str, value: Any) -> Any:
     """Not a tracer: theory is computed outside of jit, in float64.
 
@@ -164,6 +183,13 @@ def concrete(name: str, value: Any) -> Any:
     if isinstance(value, jax.core.Tracer):
         raise BadType(f"{name} must be a number known outside of jit, vmap and grad; got {value}")
     return value
+
+
+def _plain(value, array):
+    """A scalar of few bits as a Python float: its own arithmetic would wrap around, or round in three digits."""
+    dtype = getattr(value, "dtype", None)
+    few = dtype is not None and (jax.dtypes.issubdtype(dtype, np.integer) or dtype.itemsize < 4)
+    return float(array) if few else value
 
 
 def _index(value):
@@ -181,7 +207,7 @@ def _real(name, value, allowed):
         array = np.asarray(value)
     except (TypeError, ValueError) as error:
         raise BadType(f"{name} must be {allowed}; got {shown(value)}") from error
-    if not any(jax.dtypes.issubdtype(array.dtype, kind) for kind in (np.floating, np.integer)):
+    if not of_kind(array.dtype, (np.floating, np.integer)):
         raise BadType(f"{name} must be {allowed}; got {shown(value)}")
     return array.astype(np.float64)
 

@@ -22,7 +22,11 @@ def one_of(name: str, value: Any, allowed: Iterable) -> Any:
     ------
     ValueError, TypeError       anything else came: BadValue, BadType
     """
-    if value not in tuple(allowed):
+    allowed = tuple(allowed)
+    # An array is compared entry by entry, and True is equal to 1: neither is meant.
+    other = hasattr(value, "dtype") and not isinstance(value, str | np.number)
+    other = other or (isinstance(value, bool) and not any(isinstance(one, bool) for one in allowed))
+    if other or value not in allowed:
         raise BadValue(f"{name} must be one of {', '.join(map(str, allowed))}; got {shown(value)}")
     return value
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 
 
@@ -33,6 +34,11 @@ def shown(value: Any) -> str:
     except RuntimeError:  # it holds a deleted array
         text = f"a {type(value).__name__} with deleted arrays"
     return text if len(text) <= 60 else f"{text[:57]}... ({type(value).__name__})"
+
+
+def of_kind(dtype, kinds):
+    """Whether numbers of this dtype are of one of the kinds; spans of time, integers to NumPy, are no numbers."""
+    return getattr(dtype, "kind", "") != "m" and any(jax.dtypes.issubdtype(dtype, kind) for kind in kinds)
 
 
 def shaped(value, noun="an array of shape"):

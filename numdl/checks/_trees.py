@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from numdl.checks._arrays import kept, native
-from numdl.checks._refusals import BadType, BadValue, shown
+from numdl.checks._refusals import BadType, BadValue, of_kind, shown
 
 
 def leaf(name: str, value: Any, *, host: bool = False) -> Any:
@@ -27,7 +27,7 @@ def leaf(name: str, value: Any, *, host: bool = False) -> Any:
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         hint = ": part functions from arrays first, as eqx.partition does" if callable(value) else ""
         raise BadType(f"{name} must be an array; got {shown(value)}{hint}")
-    known = jax.dtypes.issubdtype(value.dtype, np.number) or value.dtype == bool or value.dtype == jax.dtypes.float0
+    known = of_kind(value.dtype, (np.number,)) or value.dtype == bool or value.dtype == jax.dtypes.float0
     if not known and not jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
         raise BadType(f"{name} must be an array of numbers; got dtype {value.dtype}, shape {tuple(value.shape)}")
     value = native(name, value)

@@ -62,7 +62,7 @@ def variance_scaling(weight_variance: ScalarLike, *, mode: str = "fan_in", law: 
     ValueError, TypeError       a negative or infinite variance, an unknown mode or law
     Source: Glorot & Bengio 2010; He et al. 2015, arXiv:1502.01852.
     """
-    checks.variance("weight_variance", weight_variance, shape=())
+    weight_variance = checks.variance("weight_variance", weight_variance, shape=())
     checks.one_of("mode", mode, MODES)
     checks.one_of("law", law, tuple(_LAWS))
     return _independent(f"{law}, {mode}", law, mode, weight_variance)
@@ -86,7 +86,7 @@ def orthogonal(weight_variance: ScalarLike) -> Initializer:
     ValueError, TypeError       a negative or infinite variance
     Source: Saxe et al. 2014, arXiv:1312.6120; Haar by QR with signs: Mezzadri 2007, arXiv:math-ph/0609050.
     """
-    checks.variance("weight_variance", weight_variance, shape=())
+    weight_variance = checks.variance("weight_variance", weight_variance, shape=())
     return Initializer(
         "orthogonal",
         sample=Partial(_sample_orthogonal, weight_variance),
@@ -157,7 +157,7 @@ def uniform(half_width: ScalarLike) -> Initializer:
     ------
     ValueError, TypeError       a negative or infinite width
     """
-    checks.finite("half_width", half_width, least=0.0, shape=())
+    half_width = checks.finite("half_width", half_width, least=0.0, shape=())
     return _fixed("uniform", half_width**2 / 3)
 
 

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from numdl import checks
 from numdl._compiled import as_tree, compiled
 from numdl.ode._doors import time_dtype
 from numdl.precision import narrow, widen
@@ -17,6 +18,7 @@ def solve(field, y0, theta, span, tolerances, at, steps, times, solver, max_step
     except ImportError as error:
         raise ImportError("integrate.adaptive solves by diffrax: pip install diffrax") from error
     solver = diffrax.Dopri5() if solver is None else solver
+    checks.instance("solver", solver, diffrax.AbstractAdaptiveSolver, hint="such as diffrax.Tsit5()")
     counts = {"steps": steps, "max_steps": max_steps}
     return _solved(as_tree(field), y0, theta, span, tolerances, times, as_tree(solver), at=at, **counts)
 

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from numdl import checks
 from numdl.ode import schemes
@@ -87,12 +88,34 @@ def check_theta(theta, interpolation, steps):
             raise checks.BadValue(f"{label} must have shape {wanted}; got {jnp.shape(leaf)}")
 
 
-def time_axis(theta):
-    """The length of the first leaf along axis 0, the time axis."""
+def steps_of(theta, interpolation):
+    """The steps that theta has entries for, one for each grid time if linear; the same in all leaves."""
     leaves = jax.tree.leaves(theta)
     if not leaves or jnp.ndim(leaves[0]) == 0:
         raise checks.BadValue(f"theta must have leaves with a time axis; got {theta!r}")
-    return jnp.shape(leaves[0])[0]
+    steps = jnp.shape(leaves[0])[0] - (interpolation == "linear")
+    if steps < 1:
+        raise checks.BadValue(
+            f"theta must have leaves with entries for one step at least, two times if linear; "
+            f"got shape {jnp.shape(leaves[0])}"
+        )
+    check_theta(theta, interpolation, steps)
+    return steps
+
+
+def within(name, times, t0, t1, dtype):
+    """Times from t0 to t1, each further than the one before; what is traced is not looked at."""
+    if any(isinstance(value, jax.core.Tracer) for value in (times, t0, t1)):
+        return times
+    found, first, last = (np.asarray(value).astype(dtype) for value in (times, t0, t1))
+    ahead = np.sign(last - first)
+    outside = (found < min(first, last)) | (found > max(first, last))
+    if outside.any():
+        wrong = np.ravel(times)[np.ravel(outside)][0]
+        raise checks.BadValue(f"{name} must lie between t0 = {t0} and t1 = {t1}; got {wrong}")
+    if found.ndim and (ahead * np.diff(found) <= 0).any():
+        raise checks.BadValue(f"{name} must go from t0 to t1, each beyond the one before; got {np.asarray(times)}")
+    return times
 
 
 def check_rates(field, scheme, y0, theta, interpolation):

@@ -166,7 +166,7 @@ def taylor_remainders(
     checks.key("key", key)
     loss = checks.returning("loss", loss, 1, "loss(x)", scalar=True)
     halvings = checks.whole("halvings", halvings, least=5)
-    checks.positive("epsilon", epsilon, shape=())
+    epsilon = checks.positive("epsilon", epsilon, shape=())
     x = checks.floats("x", x)
     jax.eval_shape(loss, jax.eval_shape(widen, x))
     x = widen(x)
@@ -256,9 +256,9 @@ def reconstruction_error(
     depths = checks.wholes("steps", steps)
     dtypes = _dtypes(dtypes)
     if t1 is None:
-        checks.positive("step_time", step_time, shape=())
+        step_time = checks.positive("step_time", step_time, shape=())
     else:
-        checks.finite("t1", t1, shape=())
+        t1 = checks.finite("t1", t1, shape=())
     with jax.enable_x64(True):  # the float64 runs begin at NumPy's float64
         y0, theta = checks.floats("y0", y0), checks.floats("theta", theta, empty=True)
     ends = [t1 if step_time is None else n * step_time for n in depths]

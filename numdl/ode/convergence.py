@@ -157,9 +157,11 @@ def _norm(tree):
 
 
 def _check_window(low, high, confidence):
-    checks.variance("low", low, shape=())
+    low = checks.number("low", low, least=0.0)
     if not (isinstance(high, float) and high == np.inf):  # a window without an upper end
-        checks.positive("high", high, shape=())
+        high = checks.number("high", high, above=0.0)
+    if low >= high:
+        raise checks.BadValue(f"high must be above low = {low:g}; got {high:g}")
     if not 0 < checks.finite("confidence", confidence, shape=()) < 1:
         raise checks.BadValue(f"confidence must be in (0, 1); got {confidence}")
 

@@ -178,7 +178,7 @@ def adaptive(
     t0, t1 : scalars            first and last time
     rtol, atol : scalars        error tolerances per step, > 0
     interpolation : str         None, "constant" or "linear": how theta depends on time
-    times : array [n]           where the solution is wanted, ascending; t1 only if None
+    times : array [n]           where the solution is wanted, on the way from t0 to t1; t1 only if None
     solver : diffrax solver     another adaptive one
     max_steps : int             accepted and rejected steps at most
     Raises
@@ -192,9 +192,9 @@ def adaptive(
     rtol, atol = (checks.positive(name, value, shape=()) for name, value in (("rtol", rtol), ("atol", atol)))
     if times is not None:
         times = checks.finite("times", checks.array("times", times, ndim=1))
+        times = _doors.within("times", times, t0, t1, _doors.time_dtype(y0))
     checks.one_of("interpolation", interpolation, _doors.INTERPOLATIONS)
-    steps = None if interpolation is None else _doors.time_axis(theta) - (interpolation == "linear")
-    _doors.check_theta(theta, interpolation, steps)
+    steps = None if interpolation is None else _doors.steps_of(theta, interpolation)
     _doors.check_rates(field, schemes.runge_kutta(tableaus.euler), y0, theta, interpolation)
     at = _AT[interpolation]
     return Adaptive(*_adaptive.solve(field, y0, theta, (t0, t1), (rtol, atol), at, steps, times, solver, max_steps))
@@ -216,9 +216,13 @@ def theta_at(theta: PyTree, time: ArrayLike, *, t0: ArrayLike, t1: ArrayLike, in
     if interpolation is None:
         return theta
     theta = checks.floats("theta", theta)
-    steps = _doors.time_axis(theta) - (interpolation == "linear")
+    steps = _doors.steps_of(theta, interpolation)
     pairs = ("time", time), ("t0", t0), ("t1", t1)
-    time, t0, t1 = widen(tuple(checks.finite(*pair, shape=()) for pair in pairs))
+    time, t0, t1 = (checks.finite(*pair, shape=()) for pair in pairs)
+    if not any(isinstance(t, jax.core.Tracer) for t in (t0, t1)) and t0 == t1:
+        raise checks.BadValue(f"t1 must be another time than t0 = {t0}; got {t1}")
+    _doors.within("time", time, t0, t1, jnp.float32)
+    time, t0, t1 = widen((time, t0, t1))
     place = (time - t0) / (t1 - t0) * steps
     index = jnp.clip(jnp.floor(place), 0, steps - 1).astype(jnp.int32)
     if interpolation == "constant":

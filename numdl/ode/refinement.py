@@ -123,7 +123,7 @@ def smoothness(theta: PyTree, *, step: ArrayLike, interpolation: str) -> Array:
     Source: Haber & Ruthotto 2017, arXiv:1705.03341; github.com/XtractOpen/Meganet.m
     """
     step_count(theta, interpolation=interpolation)
-    checks.positive("step", step, shape=())
+    step = checks.positive("step", step, shape=())
     return _squares(jax.tree.map(lambda leaf: jnp.diff(leaf, axis=0), widen(theta))) / (2 * step)
 
 
@@ -147,7 +147,7 @@ def tikhonov(theta: PyTree, *, step: ArrayLike, interpolation: str) -> Array:
     Source: elementary.
     """
     step_count(theta, interpolation=interpolation)
-    checks.positive("step", step, shape=())
+    step = checks.positive("step", step, shape=())
     if interpolation == "constant":
         return step / 2 * _squares(theta)
     left, right = (jax.tree.map(lambda leaf, s=s: leaf[s], theta) for s in (slice(None, -1), slice(1, None)))

@@ -79,7 +79,9 @@ def semi_implicit(matrix: ArrayLike | Callable) -> Scheme:
     ValueError, TypeError       a matrix that is not square, not finite or not of real floats
     Source: Ascher, Ruuth & Wetton 1995, SIAM J. Numer. Anal. 32, 797-823; Haber et al. 2019, arXiv:1903.02639.
     """
-    if not callable(matrix):
+    if callable(matrix):
+        checks.accepts("matrix", matrix, 1, "matrix(theta)")
+    else:
         matrix = checks.finite("matrix", checks.floating("matrix", matrix))
         if matrix.ndim not in (1, 2) or matrix.shape[0] != matrix.shape[-1]:
             raise checks.BadValue(f"matrix must have shape (n, n), or (n,) if diagonal; got {matrix.shape}")

@@ -12,7 +12,7 @@ between the smaller and the larger of each.
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from numdl import checks
+from numdl import checks, precision
 
 
 def intersection_over_union(
@@ -67,7 +67,7 @@ def _checked(boxes, targets):
     boxes, targets = checks.floating("boxes", boxes), checks.floating("targets", targets)
     checks.shape("boxes", boxes, (*boxes.shape[:-1], 4))
     checks.shape("targets", targets, boxes.shape)
-    dtype = jnp.result_type(boxes, targets)
+    dtype = precision.wide(jnp.result_type(boxes, targets))  # areas of half precision end at 65504
     return boxes.astype(dtype), targets.astype(dtype)
 
 

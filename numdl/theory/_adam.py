@@ -30,11 +30,11 @@ def adam_step_rms(*, step: ArrayLike, momentum: ArrayLike) -> Float64[np.ndarray
     steps = np.asarray(checks.finite("step", checks.concrete("step", step), least=1), np.float64)
     if (steps != np.floor(steps)).any():
         raise checks.BadValue(f"step must be whole numbers >= 1; got {checks.shown(step)}")
-    b = float(checks.finite("momentum", checks.concrete("momentum", momentum), least=0.0, shape=()))
+    b = checks.number("momentum", momentum, least=0.0)
     if b >= 1:
         raise checks.BadValue(f"momentum must be below 1; got {momentum!r}")
     if b == 0:
         return np.ones_like(steps)[()]
-    log = np.log1p(b - 1)  # b - 1 is exact near 1, where 1 - b**t would cancel
+    log = np.log1p(b - 1) if b > 0.5 else np.log(b)  # b - 1 is exact near 1, where 1 - b**t would cancel
     terms = np.expm1(steps * log) / np.expm1(log)  # 1 + b + ... + b**(t-1), exactly 1 at t = 1
     return np.sqrt((1 + b**steps) / ((1 + b) * terms))[()]

@@ -17,6 +17,8 @@ SNAP = 4e-16  # correlations this near to +-1 are +-1: the rounding of a quotien
 
 def correlation(q1, q2, product):
     """product / sqrt(q1 q2), exactly +-1 where it is so to rounding; 0 where a length is."""
+    size = jnp.maximum(q1, q2)  # lengths 1e200 and 1e-200 have no product
+    q1, q2, product = (part / jnp.where(size > 0, size, 1.0) for part in (q1, q2, product))
     root = jnp.sqrt(q1 * q2)
     c = jnp.where(root > 0, product / jnp.where(root > 0, root, 1.0), 0.0)
     return jnp.where(jnp.abs(c) > 1 - SNAP, jnp.sign(c), c)

@@ -108,11 +108,9 @@ def residual_derivatives(
         "bias_variance": bias_variance,
         "readout_weight_variance": readout_weight_variance,
     }
-    _kernel_doors.check(x1, x2, depth, activation, **variances)
-    checks.finite("step", checks.concrete("step", step), shape=())
-    scaled = step**2 * second_weight_variance
-    physics = weight_variance, bias_variance, scaled, readout_weight_variance
-    return _found(_kernel_pairs.residual, x1, x2, physics, depth, activation)
+    w, v, b, r = _kernel_doors.check(x1, x2, depth, activation, **variances)
+    scaled = _kernel_doors.gain(checks.number("step", step), v)
+    return _found(_kernel_pairs.residual, x1, x2, (w, b, scaled, r), depth, activation)
 
 
 def convolutional_derivatives(
@@ -149,7 +147,7 @@ def convolutional_derivatives(
     Source: the chain rule; Price 1958.
     """
     for name, value in (("weight_variance", weight_variance), ("bias_variance", bias_variance)):
-        checks.variance(name, checks.concrete(name, value), shape=())
+        checks.number(name, value, least=0.0)
     shape = _convolutional_kernels.check(x1, x2, depth, window, padding, pooling, activation)
     found = _found(_kernel_pairs.convolutional, x1, x2, (weight_variance, bias_variance), shape, activation, "patches")
     sides = np.shape(x1)[1:]

@@ -22,7 +22,7 @@ from numdl._compiled import holding, jit
 from numdl.precision import float64
 
 PER_DECADE = 40
-LENGTHS = 10.0 ** (np.arange(-15 * PER_DECADE, 8 * PER_DECADE + 1) / PER_DECADE)  # fixed points are looked for here
+LENGTHS = 10.0 ** (np.arange(-15 * PER_DECADE, 16 * PER_DECADE + 1) / PER_DECADE)  # fixed points are looked for here
 ONE = 15 * PER_DECADE  # LENGTHS[ONE] == 1
 NOISE = 1e-10  # relative: the moments' error at large q; smaller differences count as none
 STENCIL = np.arange(10)  # points of the local interpolation: 10 at 40 a decade leave 1e-11

@@ -58,7 +58,7 @@ def rank_collapse(
     """
     depth, width = checks.whole("depth", depth), checks.whole("head_width", head_width)
     skip = checks.flag("skip", skip)
-    start = float(checks.positive("diameter", diameter, shape=()))
+    start = checks.number("diameter", diameter, above=0.0)
     a = _by_layer("query_key_norm", query_key_norm, depth)
     v = _by_layer("value_norm", value_norm, depth)
     if a.shape != v.shape:

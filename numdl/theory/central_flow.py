@@ -78,7 +78,7 @@ def central_flow(
     """
     loss = checks.returning("loss", loss, 1, "loss(params)", scalar=True)
     params = jax.tree.map(functools.partial(checks.floating, "params"), checks.leaves("params", params))
-    rate = checks.positive("learning_rate", checks.concrete("learning_rate", learning_rate), shape=())
+    rate = checks.number("learning_rate", learning_rate, above=0.0)
     steps, substeps = checks.whole("steps", steps), checks.whole("substeps", substeps)
     directions = checks.whole("directions", directions, least=0)
     return _flow(loss, params, float(rate), steps, substeps, directions)

@@ -113,7 +113,7 @@ def value(regulator: Regulator, gain: ArrayLike, *, variance: ScalarLike) -> Pol
     Twin: analysis.control.value.    Experiment: f11.
     """
     made, gain = _with_gain(regulator, gain)
-    return _value(made, gain, float(checks.variance("variance", checks.concrete("variance", variance), shape=())))
+    return _value(made, gain, checks.number("variance", variance, least=0.0))
 
 
 def policy_gradient(
@@ -143,7 +143,7 @@ def policy_gradient(
     Twin: analysis.control.policy_gradient.    Experiment: f11.
     """
     made, gain = _with_gain(regulator, gain)
-    variance = float(checks.positive("variance", checks.concrete("variance", variance), shape=()))
+    variance = checks.number("variance", variance, above=0.0)
     baseline = checks.one_of("baseline", baseline, BASELINES)
     paid = _value(made, gain, variance)
     later = paid.values[1:]

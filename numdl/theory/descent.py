@@ -69,7 +69,7 @@ def sharpness_limit(
     Twin: analysis.descent.sharpness.    Experiment: d7.
     """
     b = _momentum(method, momentum)
-    learning_rate = checks.positive("learning_rate", learning_rate)
+    learning_rate = checks.positive("learning_rate", checks.concrete("learning_rate", learning_rate))
     limit = {
         "gradient_descent": 2.0,
         "polyak": 2 * (1 + b),
@@ -104,7 +104,8 @@ def growth(
     Twin: analysis.descent.path.    Experiment: d6.
     """
     trace, determinant = _step(eigenvalues, method, learning_rate, momentum)
-    root = np.sqrt(trace.astype(complex) ** 2 - 4 * determinant)
+    size = np.maximum(np.abs(trace), 1.0)  # whose square may leave the range
+    root = size * np.sqrt((trace / size).astype(complex) ** 2 - 4 * determinant / size / size)
     return np.maximum(np.abs(trace + root), np.abs(trace - root)) / 2
 
 
@@ -143,7 +144,7 @@ def path(
     """
     steps = checks.whole("steps", steps, least=0)
     trace, determinant = _step(eigenvalues, method, learning_rate, momentum)
-    checks.finite("start", start, shape=trace.shape)
+    start = checks.finite("start", checks.concrete("start", start), shape=trace.shape)
     states = np.empty((steps + 1, *trace.shape))
     before = states[0] = np.asarray(start, np.float64)
     with np.errstate(over="ignore", invalid="ignore"):  # beyond the edge a mode leaves float64
@@ -173,8 +174,8 @@ def tuning(method: str, *, least: ArrayLike, largest: ArrayLike) -> Tuning:
     Twin: analysis.descent.path.    Experiment: d6.
     """
     checks.one_of("method", method, METHODS[:3])
-    checks.positive("least", least, shape=())
-    checks.finite("largest", largest, least=float(least), shape=())
+    least = checks.number("least", least, above=0.0)
+    largest = checks.number("largest", largest, least=least)
     k = largest / least
     if method == "gradient_descent":
         return Tuning(2 / (least + largest), 0.0, (k - 1) / (k + 1))
@@ -207,7 +208,7 @@ def modified_loss(loss: Callable, *, learning_rate: ArrayLike) -> Callable:
     Twin: analysis.descent.path.    Experiment: d8.
     """
     checks.function("loss", loss)
-    checks.positive("learning_rate", learning_rate, shape=())
+    learning_rate = checks.positive("learning_rate", learning_rate, shape=())
 
     def modified(params, *rest):
         value, gradient = jax.value_and_grad(loss)(params, *rest)
@@ -245,15 +246,15 @@ def mode_strength(
     s, u0 = _mode(singular_value, start, depth)
     t = np.asarray(times, np.float64)
     if depth == 1:
-        return s - (s - u0) * np.exp(-t)
-    edges = np.linspace(np.log(u0 / (s - u0)), 38.0, 4001)  # logit of u / s; at 38 u = s to rounding
-    reached = np.concatenate([[0.0], np.cumsum(_durations(edges[:-1], edges[1:], s, depth))])
+        return u0 * np.exp(-t) - s * np.expm1(-t)
+    edges = np.linspace(_logit(u0, s), 38.0, 4001)  # logit of u / s; at 38 u = s to rounding
+    reached = np.concatenate([[0.0], np.cumsum(_durations(edges[:-1], np.diff(edges), s, depth))])
     cell = np.clip(np.searchsorted(reached, t, side="right") - 1, 0, len(edges) - 2)
     logit = edges[cell]
     for _ in range(4):  # Newton on t(logit), whose slope changes by a percent within a cell
-        gap = t - reached[cell] - _durations(edges[cell], logit, s, depth)
+        gap = t - reached[cell] - _durations(edges[cell], logit - edges[cell], s, depth)
         logit = np.minimum(logit + gap / _slowness(logit, s, depth), 38.0)
-    return s / (1 + np.exp(-logit))
+    return s * np.exp(-np.logaddexp(0.0, -logit))
 
 
 def learning_time(
@@ -287,9 +288,10 @@ def learning_time(
             + f", shape {u.shape}" * (u.ndim > 0)
         )
     if depth == 1:
-        return np.log((s - u0) / (s - u))
-    edges = np.linspace(np.log(u0 / (s - u0)), np.log(u / (s - u)), 400)
-    return _durations(edges[:-1], edges[1:], s, depth).sum(axis=0)
+        return -np.log1p(-(u - u0) / (s - u0))
+    width = np.log1p((u - u0) / u0) - np.log1p(-(u - u0) / (s - u0))  # of logits, right where u is next to u_0
+    begins = _logit(u0, s) + np.multiply.outer(np.arange(400) / 400, width)
+    return _durations(begins, width / 400, s, depth).sum(axis=0)
 
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
@@ -297,39 +299,43 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 
 def _slowness(logit, s, depth):
     """dt / d logit = u^(2/D - 1) / (s D) at u = s / (1 + e^-logit)."""
-    return (s / (1 + np.exp(-logit))) ** (2 / depth - 1) / (s * depth)
+    return np.exp((2 / depth - 1) * (np.log(s) - np.logaddexp(0.0, -logit))) / (s * depth)
 
 
-def _durations(begin, end, s, depth):
+def _logit(u, s):
+    """ln u / (s - u), the quotient of which may be below the range."""
+    return np.log(u) - np.log(s - u)
+
+
+def _durations(begin, width, s, depth):
     """Time from one logit to another, elementwise, by Gauss-Legendre."""
-    half = (end - begin) / 2
+    half = np.asarray(width) / 2
     points = (begin + half)[..., None] + half[..., None] * _NODES
     return half * (_slowness(points, s, depth) @ _WEIGHTS)
 
 
 def _mode(singular_value, start, depth):
     depth = checks.whole("depth", depth)
-    checks.positive("singular_value", singular_value, shape=())
-    checks.positive("start", start, shape=())
+    singular_value = checks.number("singular_value", singular_value, above=0.0)
+    start = checks.number("start", start, above=0.0)
     if start >= singular_value:
         raise checks.BadValue(f"start must be below singular_value = {singular_value:g}; got {start:g}")
-    return float(singular_value), float(start)
+    return singular_value, start
 
 
 def _momentum(method, momentum):
     checks.one_of("method", method, METHODS)
-    checks.finite("momentum", momentum, least=0.0, shape=())
-    if momentum >= 1:
+    b = checks.number("momentum", momentum, least=0.0)
+    if b >= 1:
         raise checks.BadValue(f"momentum must be below 1; got {momentum!r}")
-    if method == "gradient_descent" and momentum != 0:
+    if method == "gradient_descent" and b != 0:
         raise checks.BadValue(f"momentum must be 0 for gradient_descent; got {momentum!r}: polyak or nesterov have one")
-    return float(momentum)
+    return b
 
 
 def _step(eigenvalues, method, learning_rate, momentum):
     """Trace and determinant of one step, for each eigenvalue."""
-    b = _momentum(method, momentum)
-    checks.positive("learning_rate", learning_rate, shape=())
+    b, learning_rate = _momentum(method, momentum), checks.number("learning_rate", learning_rate, above=0.0)
     eigenvalues = checks.finite("eigenvalues", checks.concrete("eigenvalues", eigenvalues))
     a = learning_rate * np.asarray(eigenvalues, np.float64)
     trace, determinant = {

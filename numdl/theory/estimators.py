@@ -114,7 +114,7 @@ def square_norm(
     """
     d = checks.whole("dimension", dimension)
     big = checks.finite("square_mean", checks.concrete("square_mean", square_mean), least=0.0)
-    s2 = float(checks.positive("variance", checks.concrete("variance", variance), shape=()))
+    s2 = checks.number("variance", variance, above=0.0)
     baseline = _baseline(baseline)
     m = np.asarray(big, np.float64)
     named = {"none": 0 * m, "mean": m + s2 * d, "best": m + s2 * (d + 2)}
@@ -131,14 +131,14 @@ def square_norm(
 def _admitted(f, mean, variance):
     f = checks.accepts("f", f, 1, "f(z)")
     mean = checks.finite("mean", checks.concrete("mean", mean))
-    variance = checks.positive("variance", checks.concrete("variance", variance), shape=())
+    variance = checks.number("variance", variance, above=0.0)
     return f, np.asarray(mean, np.float64), float(variance)
 
 
 def _baseline(baseline):
-    if isinstance(baseline, str) or not np.isscalar(baseline):
+    if isinstance(baseline, str) or not isinstance(baseline, int | float | np.generic | np.ndarray | jax.Array):
         return checks.one_of("baseline", baseline, BASELINES)
-    return float(checks.finite("baseline", baseline, shape=()))
+    return checks.number("baseline", baseline)
 
 
 @float64

@@ -46,11 +46,11 @@ def growth(
     Twin: analysis.games.spectrum.    Experiment: f14.
     """
     method, consensus = _method(method, consensus)
-    h = float(checks.positive("learning_rate", checks.concrete("learning_rate", learning_rate), shape=()))
+    h = checks.number("learning_rate", learning_rate, above=0.0)
     values = _eigenvalues(eigenvalues)
     z = h * values
     if method == "alternating":
-        root = np.sqrt((2 + z**2) ** 2 - 4)
+        root = z * np.sqrt(z**2 + 4)
         return np.maximum(np.abs(2 + z**2 + root), np.abs(2 + z**2 - root)) / 2
     factor = {"simultaneous": 0 * z, "extragradient": z**2, "consensus": -h * consensus * np.abs(values) ** 2}
     return np.abs(1 - z + factor[method])
@@ -116,7 +116,7 @@ def step_matrix(
     Twin: analysis.games.spectrum.    Experiment: f14.
     """
     method, consensus = _method(method, consensus)
-    h = float(checks.positive("learning_rate", checks.concrete("learning_rate", learning_rate), shape=()))
+    h = checks.number("learning_rate", learning_rate, above=0.0)
     j, sizes = _square(jacobian), checks.wholes("sizes", sizes)
     if sum(sizes) != len(j):
         raise checks.BadValue(f"sizes must add up to the {len(j)} coordinates of jacobian; got {sizes}")
@@ -144,7 +144,7 @@ def _square(jacobian):
 
 def _method(method, consensus):
     checks.one_of("method", method, METHODS)
-    consensus = float(checks.variance("consensus", checks.concrete("consensus", consensus), shape=()))
+    consensus = checks.number("consensus", consensus, least=0.0)
     if consensus and method != "consensus":
         raise checks.BadValue(f"consensus must be 0 for the method {method}; got {consensus!r}")
     return method, consensus

@@ -88,15 +88,15 @@ def growth(
     Source: Schoenholz et al. 2017, arXiv:1611.01232, on gradients and on dropout.
     Twin: analysis.gradients.growth.    Experiments: b1, b4.
     """
-    _check(activation, weight_variance, bias_variance, keep_probability)
-    checks.variance("x_variance", checks.concrete("x_variance", x_variance), shape=())
+    weight_variance, bias_variance, keep = _check(activation, weight_variance, bias_variance, keep_probability)
+    x_variance = checks.number("x_variance", x_variance, least=0.0)
     last = weight_variance if readout_weight_variance is None else readout_weight_variance
-    checks.variance("readout_weight_variance", checks.concrete("readout_weight_variance", last), shape=())
+    last = checks.number("readout_weight_variance", last, least=0.0)
     ratios = _ratios(depth, widths)
-    kept = weight_variance / keep_probability
+    kept = weight_variance / keep
     first = weight_variance * x_variance + bias_variance
     q, slopes = _factors.dense(first, kept, bias_variance, ratios.size, activation)
-    weights = np.append(np.full(ratios.size - 1, kept), last / keep_probability)
+    weights = np.append(np.full(ratios.size - 1, kept), last / keep)
     chi = _roots.scaled(weights, slopes) * ratios
     limit = propagation.fixed_point(activation=activation, weight_variance=kept, bias_variance=bias_variance)
     return Growth(q, chi, _log_products(chi), limit.chi_1, _scale(limit.chi_1))
@@ -140,17 +140,17 @@ def residual_growth(
     ValueError, TypeError       depth < 1, a step of another shape, a negative variance, x_mean**2 > x_variance
     Source: Yang & Schoenholz 2017, arXiv:1712.08969.    Twin: analysis.gradients.growth.    Experiment: b7.
     """
-    _check(activation, weight_variance, bias_variance, keep_probability)
+    weight_variance, bias_variance, keep = _check(activation, weight_variance, bias_variance, keep_probability)
     depth = checks.whole("depth", depth)
-    checks.variance("x_variance", checks.concrete("x_variance", x_variance), shape=())
-    checks.finite("x_mean", x_mean, shape=(), least=-math.sqrt(x_variance), most=math.sqrt(x_variance))
-    checks.positive("readout_gain", readout_gain, shape=())
+    x_variance = checks.number("x_variance", x_variance, least=0.0)
+    x_mean = checks.number("x_mean", x_mean, least=-math.sqrt(x_variance), most=math.sqrt(x_variance))
+    readout_gain = checks.number("readout_gain", readout_gain, above=0.0)
     step = checks.finite("step", checks.concrete("step", step))
     checks.shape("step", step, (depth,) if np.ndim(step) else ())
     if second_weight_variance is not None:
-        checks.variance("second_weight_variance", second_weight_variance, shape=())
+        second_weight_variance = checks.number("second_weight_variance", second_weight_variance, least=0.0)
     steps = np.broadcast_to(np.asarray(step, float), (depth,))
-    numbers = (x_mean, x_variance, weight_variance, bias_variance, second_weight_variance, keep_probability)
+    numbers = (x_mean, x_variance, weight_variance, bias_variance, second_weight_variance, keep)
     q, block = _factors.residual(steps, numbers, activation)
     chi = np.append(block[1:], readout_gain)
     return Growth(q, chi, _log_products(chi), np.float64(np.nan), np.float64(np.nan))
@@ -179,10 +179,10 @@ def dropout_fixed_point(
     ValueError, TypeError       a variance that is negative or not finite, keep_probability outside (0, 1]
     Source: Schoenholz et al. 2017, arXiv:1611.01232, on dropout.
     """
-    _check(activation, weight_variance, bias_variance, keep_probability)
-    kept = weight_variance / keep_probability
+    weight_variance, bias_variance, keep = _check(activation, weight_variance, bias_variance, keep_probability)
+    kept = weight_variance / keep
     point = propagation.fixed_point(activation=activation, weight_variance=kept, bias_variance=bias_variance)
-    if keep_probability == 1:
+    if keep == 1:
         scale = point.depth_scale_c
         return DropoutFixedPoint(point.q, point.c, point.chi_1, point.chi_c, scale, _scale(point.chi_1))
     c, chi_c = np.float64(np.nan), np.float64(np.nan)
@@ -217,7 +217,7 @@ def log_norm(*, widths: Sequence[int], weight_variance: ArrayLike, activation: A
     Twin: analysis.gradients.growth.    Experiment: b6.
     """
     checks.instance("activation", activation, Activation, hint="activations.relu or activations.identity")
-    checks.positive("weight_variance", checks.concrete("weight_variance", weight_variance), shape=())
+    weight_variance = checks.number("weight_variance", weight_variance, above=0.0)
     hidden = _widths(widths)[1:-1]
     checks.one_of("activation", activation, (activations.relu, activations.identity))
     is_relu = activation is activations.relu
@@ -289,7 +289,7 @@ def _widths(widths):
 
 def _check(activation, weight_variance, bias_variance, keep_probability):
     checks.instance("activation", activation, Activation, hint="for example numdl.activations.tanh")
-    checks.variance("weight_variance", checks.concrete("weight_variance", weight_variance), shape=())
-    checks.variance("bias_variance", checks.concrete("bias_variance", bias_variance), shape=())
-    checks.concrete("keep_probability", keep_probability)
-    checks.finite("keep_probability", keep_probability, above=0.0, most=1.0, shape=())
+    weight_variance = checks.number("weight_variance", weight_variance, least=0.0)
+    bias_variance = checks.number("bias_variance", bias_variance, least=0.0)
+    keep = checks.number("keep_probability", keep_probability, above=0.0, most=1.0)
+    return weight_variance, bias_variance, keep

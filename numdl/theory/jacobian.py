@@ -108,15 +108,15 @@ def product_norm(
     Twin: analysis.products.product_norm.    Experiment: a1.
     """
     n = checks.whole("width", width)
-    depths = np.asarray([checks.whole("depth", one) for one in np.ravel(_whole_array("depth", depth)).tolist()])
+    depths = np.asarray([checks.whole("depth", one) for one in np.ravel(_wholes("depth", depth)).tolist()])
     orthogonal = checks.flag("orthogonal", orthogonal)
-    checks.variance("entry_variance", checks.concrete("entry_variance", entry_variance), shape=())
+    entry_variance = checks.number("entry_variance", entry_variance, least=0.0)
     if orthogonal == (excess_kurtosis is not None):
         raise checks.BadValue(
             f"excess_kurtosis must be given for independent entries and only then; got {excess_kurtosis!r}"
         )
     if not orthogonal:
-        checks.finite("excess_kurtosis", excess_kurtosis, least=-2.0, shape=())
+        excess_kurtosis = checks.number("excess_kurtosis", excess_kurtosis, least=-2.0)
     if y is not None:
         y = checks.shape("y", checks.finite("y", checks.array("y", checks.concrete("y", y), ndim=1)), (n,))
     start = _input_moments(n, y)
@@ -152,7 +152,7 @@ def squared_singular_values(
     checks.instance("activation", activation, Activation, hint="for example numdl.activations.tanh")
     q = checks.variance("q", checks.concrete("q", q))
     checks.shape("q", q, (depth,) if np.ndim(q) else ())
-    checks.variance("weight_variance", checks.concrete("weight_variance", weight_variance), shape=())
+    weight_variance = checks.number("weight_variance", weight_variance, least=0.0)
     checks.flag("orthogonal", orthogonal)
     first, second = _slope_moments(np.broadcast_to(np.asarray(q, float), (depth,)), activation)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
@@ -186,10 +186,14 @@ def largest_squared(*, depth: int, weight_variance: ArrayLike, orthogonal: bool,
     Twins: analysis.jacobian.singular_values, analysis.jacobian.extremes.    Experiment: b5.
     """
     depth = checks.whole("depth", depth)
-    checks.positive("weight_variance", checks.concrete("weight_variance", weight_variance), shape=())
+    weight_variance = checks.number("weight_variance", weight_variance, above=0.0)
     checks.flag("orthogonal", orthogonal)
-    checks.finite("active", active, above=0.0, most=1.0, shape=())
-    return np.float64(weight_variance) ** depth * math.exp(_log_edge(depth, active, orthogonal))
+    active = checks.number("active", active, above=0.0, most=1.0)
+    log_edge = _log_edge(depth, active, orthogonal)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        power, edge = weight_variance**depth, np.exp(log_edge)
+        within = 0 < power < np.inf and edge > 0
+        return power * edge if within else np.exp(depth * np.log(weight_variance) + log_edge)
 
 
 def product_density(*, depth: int, weight_variance: ArrayLike, points: int) -> ProductDensity:
@@ -214,9 +218,11 @@ def product_density(*, depth: int, weight_variance: ArrayLike, points: int) -> P
     Twin: analysis.jacobian.spectra.    Experiment: b5.
     """
     depth, points = checks.whole("depth", depth), checks.whole("points", points)
-    checks.positive("weight_variance", checks.concrete("weight_variance", weight_variance), shape=())
-    t = np.pi / (depth + 1) * (1 - (np.arange(points) + 0.5) / points)
-    low, middle, high = np.log(np.sin(t)), np.log(np.sin(depth * t)), np.log(np.sin((depth + 1) * t))
+    weight_variance = checks.number("weight_variance", weight_variance, above=0.0)
+    share = np.pi * (np.arange(points) + 0.5) / points
+    t = (np.pi - share) / (depth + 1)
+    # (L + 1) t = pi - share and L t = pi - share - t: of these the sines are small, and exact.
+    low, middle, high = np.log(np.sin(t)), np.log(np.sin(share + t)), np.log(np.sin(share))
     log_scale = depth * np.log(weight_variance)
     log_x = log_scale + (depth + 1) * high - low - depth * middle
     log_density = 2 * low + (depth - 1) * middle - depth * high - np.log(np.pi) - log_scale
@@ -248,16 +254,17 @@ def lyapunov_exponents(*, width: int, entry_variance: ArrayLike) -> LyapunovExpo
     from scipy.special import polygamma
 
     width = checks.whole("width", width)
-    checks.positive("entry_variance", checks.concrete("entry_variance", entry_variance), shape=())
+    entry_variance = checks.number("entry_variance", entry_variance, above=0.0)
     freedom = np.arange(width, 0, -1) / 2
     return LyapunovExponents((np.log(2 * entry_variance) + polygamma(0, freedom)) / 2, polygamma(1, freedom) / 4)
 
 
 @float64
 def _slope_moments(q, activation):
-    """E f'^2 and E f'^4 at lengths q."""
-    fourth = quadrature.expect(_FourthPower(activation.slope), jnp.asarray(q), kinks=activation.kinks)
-    second = activation.slope_mean_square(jnp.asarray(q))
+    """E f'^2 and E f'^4 at lengths q; at 0 their limits from above, where both sides of a kink count."""
+    q = jnp.asarray(q) if activation.jumps else jnp.maximum(q, 1e-30)
+    fourth = quadrature.expect(_FourthPower(activation.slope), q, kinks=activation.kinks)
+    second = activation.slope_mean_square(q)
     return second, jnp.where(jnp.isinf(second), jnp.inf, fourth)
 
 
@@ -285,38 +292,42 @@ def _log_edge(depth, active, orthogonal):
 
 @float64
 def _input_moments(n, y):
-    """E|y|^2, E|y|^4 / (E|y|^2)^2, E sum y_i^4 / (E|y|^2)^2, E ln|y|^2, Var ln|y|^2."""
+    """E|y|^2 and its ln, E|y|^4 / (E|y|^2)^2 - 1, E sum y_i^4 / (E|y|^2)^2, E ln|y|^2, Var ln|y|^2."""
     if y is None:
-        return float(n), 1 + 2 / n, 3 / n, *_log_chi_square(n)
-    square = np.asarray(y, dtype=float) ** 2
+        return float(n), np.log(n), 2 / n, 3 / n, *_log_chi_square(n)
+    y = np.asarray(y, dtype=float)
+    size = np.abs(y).max()
+    if size == 0:
+        return 0.0, -np.inf, 0.0, 1.0, -np.inf, 0.0
+    square = (y / size) ** 2  # entries of 1e-200 have squares as well
     norm = square.sum()
-    if norm == 0:
-        return 0.0, 1.0, 1.0, -np.inf, 0.0
-    return norm, 1.0, (square**2).sum() / norm**2, np.log(norm), 0.0
+    log_norm = np.log(norm) + 2 * np.log(size)
+    with np.errstate(over="ignore", under="ignore"):
+        return norm * size**2, log_norm, 0.0, (square**2).sum() / norm**2, log_norm, 0.0
 
 
 def _independent(n, depths, kurtosis, start):
-    """Relative fourth moment by powers of the 2x2 recursion, and the logarithm's two moments (Gaussian entries)."""
-    step = np.array([[1 + 2 / n, kurtosis / n], [3 / n, kurtosis / n]])
-    with np.errstate(over="ignore"):
-        fourth = np.array([(np.linalg.matrix_power(step, depth) @ start[1:3])[0] for depth in depths])
+    """Var |z|^2 / (E |z|^2)^2 by powers of the recursion, of A - 1 and P, and the logarithm's moments (Gaussian)."""
+    step = np.array([[1 + 2 / n, kurtosis / n, 2 / n], [3 / n, kurtosis / n, 3 / n], [0, 0, 1]])
+    with np.errstate(over="ignore", invalid="ignore"):
+        spread = np.array([(np.linalg.matrix_power(step, depth) @ [*start[2:4], 1.0])[0] for depth in depths])
     if kurtosis != 0:
-        return fourth, np.full(depths.shape, np.nan), np.full(depths.shape, np.nan)
+        return spread, np.full(depths.shape, np.nan), np.full(depths.shape, np.nan)
     mean, variance = _log_chi_square(n)
-    return fourth, depths * (mean - np.log(n)), depths * variance
+    return spread, depths * (mean - np.log(n)), depths * variance
 
 
 def _orthogonal(n, depths, start):
-    return np.full(depths.shape, start[1]), np.zeros(depths.shape), np.zeros(depths.shape)
+    return np.full(depths.shape, start[2]), np.zeros(depths.shape), np.zeros(depths.shape)
 
 
-def _assemble(gain, depths, shape, norm, _, __, log_norm, log_spread, fourth, log_drift, log_variance):
+def _assemble(gain, depths, shape, norm, log_size, _, __, log_norm, log_spread, spread, log_drift, log_variance):
     """`gain` is n s^2, the mean growth a layer; `log_drift` is the typical growth relative to it."""
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         log_gain = depths * np.log(gain)
-        log_expectation = log_gain + np.log(norm)
+        log_expectation = log_gain + log_size
         mean = norm * np.power(float(gain), depths)
-        relative = np.maximum(fourth - 1, 0.0)
+        relative = np.maximum(spread, 0.0)
         fields = (mean, relative * mean**2, log_norm + log_gain + log_drift, log_spread + log_variance, log_expectation)
     return ProductNorm(*(np.reshape(field, shape)[()] for field in (*fields, relative)))
 
@@ -328,8 +339,5 @@ def _log_chi_square(n):
     return float(polygamma(0, n / 2)) + np.log(2), float(polygamma(1, n / 2))
 
 
-def _whole_array(name, value):
-    array = np.asarray(checks.native(name, value))
-    if array.dtype.kind not in "iu" or array.size == 0:
-        raise checks.BadType(f"{name} must be an integer >= 1 or an array of such; got {value!r}")
-    return array
+def _wholes(name, value):
+    return np.asarray(checks.array(name, checks.concrete(name, value), kind="integer"))

@@ -205,7 +205,7 @@ def residual(
     Source: Yang & Schoenholz 2017, arXiv:1712.08969 (C); the chain rule (S).
     Twins: analysis.kernels.nngp, analysis.kernels.ntk.
     """
-    _kernel_doors.check(
+    w, v, b, r = _kernel_doors.check(
         x1,
         x2,
         depth,
@@ -215,11 +215,10 @@ def residual(
         bias_variance=bias_variance,
         readout_weight_variance=readout_weight_variance,
     )
-    checks.finite("step", step, shape=())
-    scaled = step**2 * second_weight_variance
-    inner = _run(_residual_layer, x1, x2, depth, activation, weight_variance, bias_variance, scaled, 1.0)
-    outputs = readout_weight_variance * inner.nngp + bias_variance
-    return Kernels(outputs, outputs + readout_weight_variance * inner.ntk)
+    step = checks.number("step", step)
+    inner = _run(_residual_layer, x1, x2, depth, activation, w, b, _kernel_doors.gain(step, v), 1.0)
+    outputs = r * inner.nngp + b
+    return Kernels(outputs, outputs + r * inner.ntk)
 
 
 def convolutional(
@@ -263,7 +262,7 @@ def convolutional(
     Twins: analysis.kernels.nngp, analysis.kernels.ntk.
     """
     for name, value in (("weight_variance", weight_variance), ("bias_variance", bias_variance)):
-        checks.variance(name, checks.concrete(name, value), shape=())
+        checks.number(name, value, least=0.0)
     shape = _convolutional_kernels.check(x1, x2, depth, window, padding, pooling, activation)
     return _convolve(shape, x1, x2, weight_variance, bias_variance)
 

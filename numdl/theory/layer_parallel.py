@@ -105,8 +105,10 @@ def multigrid(
     if fine.shape != coarse.shape:
         raise checks.BadValue(f"coarse must have the shape of fine, {fine.shape}; got {coarse.shape}")
     slices, relaxations = checks.whole("slices", slices), checks.whole("relaxations", relaxations, least=0)
-    powers = np.abs(coarse)[..., None] ** np.arange(max(slices - 1 - relaxations, 0))
-    return np.abs(fine - coarse) * np.abs(fine) ** relaxations * powers.sum(axis=-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        powers = _geometric(np.abs(coarse), max(slices - 1 - relaxations, 0))
+        difference = np.abs(fine - coarse) * np.abs(fine) ** relaxations
+        return np.where(difference == 0, 0.0, difference * powers)[()]
 
 
 def speed_up(
@@ -149,8 +151,7 @@ def speed_up(
     layer_seconds = _positive("layer_seconds", layer_seconds)
     coarse_seconds = layer_seconds if coarse_seconds is None else _positive("coarse_seconds", coarse_seconds)
     state_bytes, latency = (
-        float(checks.variance(n, checks.concrete(n, v), shape=()))
-        for n, v in (("state_bytes", state_bytes), ("latency", latency))
+        checks.number(n, v, least=0.0) for n, v in (("state_bytes", state_bytes), ("latency", latency))
     )
     infinite = isinstance(bandwidth, float) and bandwidth == math.inf
     bandwidth = bandwidth if infinite else _positive("bandwidth", bandwidth)
@@ -165,18 +166,32 @@ def speed_up(
     return SpeedUp(*(np.float64(number) for number in numbers))
 
 
+def _geometric(size, count):
+    """1 + size + ... + size^(count - 1)."""
+    other = np.where((size == 1) | (size == 0), 0.5, size)
+    sums = np.expm1(count * np.log(other)) / (other - 1)
+    return np.where(size == 1, count, np.where(size == 0, float(count > 0), sums))
+
+
 def _superlinear(difference, coarse, slices, k):
     if k >= slices:
         return np.zeros_like(difference)
-    return difference**k * math.comb(slices - 1, k) * np.maximum(1.0, coarse) ** (slices - 1 - k)
+    return _terms(difference, k, slices - 1, k, np.maximum(1.0, coarse), slices - 1 - k)
 
 
 def _sharp(difference, coarse, slices, k):
     if k == 0:
         return np.ones_like(difference)
     lags = np.arange(k, slices)
-    weights = np.array([math.comb(s - 1, k - 1) for s in lags.tolist()], dtype=np.float64)
-    return difference**k * (weights * coarse[..., None] ** (lags - k)).sum(axis=-1)
+    return _terms(difference[..., None], k, lags - 1, k - 1, coarse[..., None], lags - k).sum(axis=-1)
+
+
+def _terms(difference, k, above, below, size, power):
+    """difference^k binomial(above, below) size^power by logarithms: the factors leave the range where this does not."""
+    from scipy.special import gammaln, xlogy
+
+    binomial = gammaln(above + 1.0) - gammaln(below + 1.0) - gammaln(above - below + 1.0)
+    return np.exp(xlogy(k, difference) + binomial + xlogy(power, size))
 
 
 def _modes(difference, coarse):
@@ -208,4 +223,4 @@ def _divisors(layers, slices, devices):
 
 
 def _positive(name, value):
-    return float(checks.positive(name, checks.concrete(name, value), shape=()))
+    return checks.number(name, value, above=0.0)

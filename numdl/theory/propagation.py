@@ -36,7 +36,7 @@ from numdl.theory import _maps, _roots
 class FixedPoint:
     """Where lengths and correlations settle, how fast, and in which phase the network is."""
 
-    q: np.ndarray  # []  length, V(q) = q; 0 where signals die, inf where lengths grow without bound
+    q: np.ndarray  # []  length, V(q) = q; 0 where signals die, inf where lengths grow without bound, or beyond 1e16
     c: np.ndarray  # []  correlation, C(c) = c; nan where q is 0 or inf
     chi_1: np.ndarray  # []  C'(1); inf where the activation jumps
     chi_c: np.ndarray  # []  C'(c); nan where c is
@@ -88,7 +88,7 @@ def length_map(
     Source: Poole et al. 2016, arXiv:1606.05340.
     Twin: analysis.propagation.lengths.    Experiments: a2, b3.
     """
-    _check(activation, weight_variance, bias_variance)
+    weight_variance, bias_variance = _check(activation, weight_variance, bias_variance)
     q = checks.variance("q", checks.concrete("q", q))
     return _maps.next_length(_roots.as_float(q), activation, weight_variance, bias_variance)
 
@@ -117,8 +117,8 @@ def lengths(
     Source: Poole et al. 2016, arXiv:1606.05340.
     Twin: analysis.propagation.lengths.    Experiments: a2, b3.
     """
-    _check(activation, weight_variance, bias_variance)
-    checks.variance("x_variance", checks.concrete("x_variance", x_variance), shape=())
+    weight_variance, bias_variance = _check(activation, weight_variance, bias_variance)
+    x_variance = checks.number("x_variance", x_variance, least=0.0)
     return _maps.lengths(x_variance, checks.whole("depth", depth), activation, weight_variance, bias_variance)
 
 
@@ -157,15 +157,13 @@ def correlations(
     Source: Poole et al. 2016, arXiv:1606.05340; Schoenholz et al. 2017, arXiv:1611.01232.
     Twin: analysis.propagation.correlations.    Experiments: a3, a4.
     """
-    _check(activation, weight_variance, bias_variance)
+    weight_variance, bias_variance = _check(activation, weight_variance, bias_variance)
     c = checks.finite("c", checks.concrete("c", c), least=-1.0, most=1.0)
     depth = checks.whole("depth", depth)
     q = checks.positive("q", checks.concrete("q", q))
     if np.ndim(q):
         checks.shape("q", q, (depth + 1,))
-    checks.finite(
-        "keep_probability", checks.concrete("keep_probability", keep_probability), above=0.0, most=1.0, shape=()
-    )
+    keep_probability = checks.number("keep_probability", keep_probability, above=0.0, most=1.0)
     return _maps.correlations(c, depth, q, activation, weight_variance, bias_variance, keep_probability)
 
 
@@ -193,7 +191,7 @@ def fixed_point(*, activation: Activation, weight_variance: ArrayLike, bias_vari
     Twin: analysis.propagation.depth_scale (xi_c), analysis.gradients.growth (chi_1).
     Experiments: a3, b1, b2.
     """
-    _check(activation, weight_variance, bias_variance)
+    weight_variance, bias_variance = _check(activation, weight_variance, bias_variance)
     q = _roots.reached(activation, weight_variance, bias_variance)
     return _fixed_point(q, activation, weight_variance, bias_variance)
 
@@ -201,7 +199,7 @@ def fixed_point(*, activation: Activation, weight_variance: ArrayLike, bias_vari
 def fixed_points(
     *, activation: Activation, weight_variance: ArrayLike, bias_variance: ArrayLike
 ) -> tuple[FixedPoint, ...]:
-    """PREDICTED fixed points of the length map from q = 0 to q = 1e8, in order, stable or not.
+    """PREDICTED fixed points of the length map from q = 0 to q = 1e16, in order, stable or not.
 
     Where every length is a fixed point (relu at 2 and 0) the one at q = 1 represents all.
 
@@ -218,7 +216,7 @@ def fixed_points(
     Source: Schoenholz et al. 2017, arXiv:1611.01232.
     Twin: analysis.propagation.depth_scale.    Experiments: a3, b2.
     """
-    _check(activation, weight_variance, bias_variance)
+    weight_variance, bias_variance = _check(activation, weight_variance, bias_variance)
     found = _roots.all_roots(activation, weight_variance, bias_variance)
     return tuple(_fixed_point(q, activation, weight_variance, bias_variance) for q in found)
 
@@ -246,7 +244,7 @@ def critical_weight_variance(*, activation: Activation, bias_variance: ArrayLike
     Twin: analysis.gradients.growth.    Experiments: b1, b2.
     """
     checks.instance("activation", activation, Activation, hint="for example numdl.activations.tanh")
-    checks.variance("bias_variance", checks.concrete("bias_variance", bias_variance), shape=())
+    bias_variance = checks.number("bias_variance", bias_variance, least=0.0)
     for weight_variance in _roots.critical_candidates(activation, float(bias_variance)):
         q = _roots.reached(activation, weight_variance, bias_variance)
         if np.isfinite(q) and abs(_roots.scaled(weight_variance, _roots.moments(q, activation)[1]) - 1) < 1e-7:
@@ -279,19 +277,18 @@ def phase_diagram(
     Source: Poole et al. 2016, figure 1; Schoenholz et al. 2017, figure 2.
     Twin: analysis.gradients.growth.    Experiments: b1, b2.
     """
+    checks.instance("activation", activation, Activation, hint="for example numdl.activations.tanh")
     weight_variances, bias_variances = (
-        np.atleast_1d(checks.array(name, checks.concrete(name, checks.variance(name, value))))
-        for name, value in (("weight_variances", weight_variances), ("bias_variances", bias_variances))
+        _variances(*pair) for pair in (("weight_variances", weight_variances), ("bias_variances", bias_variances))
     )
-    _check(activation, weight_variances, bias_variances, ndim=1)
     q, chi_1, slope = _roots.grid(
         _roots.table(activation), _roots.at_zero(activation), weight_variances, bias_variances
     )
     with np.errstate(divide="ignore"):
         scale_gradient = 1 / np.abs(np.log(chi_1))
     return PhaseDiagram(
-        weight_variances=weight_variances.astype(float),
-        bias_variances=bias_variances.astype(float),
+        weight_variances=weight_variances,
+        bias_variances=bias_variances,
         q=q,
         chi_1=chi_1,
         slope_q=slope,
@@ -325,10 +322,15 @@ def _depth_scale(slope):
     return np.where(slope >= 1 - _roots.CRITICAL, math.inf, np.where(slope == 0, 0.0, scale))
 
 
-def _check(activation, weight_variance, bias_variance, ndim=0):
+def _check(activation, weight_variance, bias_variance):
     checks.instance("activation", activation, Activation, hint="for example numdl.activations.tanh")
-    for name, value in (("weight_variance", weight_variance), ("bias_variance", bias_variance)):
-        name += "s" if ndim else ""
-        checks.variance(name, checks.concrete(name, value), shape=None if ndim else ())
-        if ndim and np.ndim(value) != 1:
-            raise checks.BadValue(f"{name} must be one list of numbers; got an array of shape {np.shape(value)}")
+    pairs = ("weight_variance", weight_variance), ("bias_variance", bias_variance)
+    return [checks.number(name, value, least=0.0) for name, value in pairs]
+
+
+def _variances(name, value):
+    """One list of variances [n]; a number stands for a list of one."""
+    found = np.atleast_1d(checks.array(name, checks.variance(name, checks.concrete(name, value))))
+    if found.ndim != 1:
+        raise checks.BadValue(f"{name} must be one list of numbers; got an array of shape {found.shape}")
+    return found.astype(float)

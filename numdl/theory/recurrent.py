@@ -3,10 +3,11 @@
 Everything is a natural logarithm, so that no number of steps leaves the range. Twin: analysis.recurrent.
 """
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float64
 
-from numdl import activations, checks, quadrature
+from numdl import _quadrature_rules, activations, checks
 from numdl._compiled import jit
 from numdl.activations import Activation
 from numdl.precision import float64
@@ -57,8 +58,8 @@ def gradient_through_time(
     Twin: analysis.recurrent.gradient_through_time.    Experiment: b8.
     """
     steps = checks.whole("steps", steps)
-    singular = float(checks.variance("largest_singular_value", largest_singular_value, shape=()))
-    slope = float(checks.variance("largest_slope", largest_slope, shape=()))
+    singular = checks.number("largest_singular_value", largest_singular_value, least=0.0)
+    slope = checks.number("largest_slope", largest_slope, least=0.0)
     with np.errstate(divide="ignore"):
         log_rate = float(np.log(singular) + np.log(slope))
     return ThroughTimeBound(np.arange(steps, 0, -1) * log_rate, log_rate, log_rate < 0, log_rate > 0)
@@ -149,16 +150,18 @@ def carousel(*, steps: int, forget_bias: ArrayLike, gate_variance: ArrayLike) ->
     Twin: analysis.recurrent.carousel.    Experiment: b8.
     """
     steps = checks.whole("steps", steps)
-    bias = float(checks.finite("forget_bias", forget_bias, shape=()))
-    variance = checks.variance("gate_variance", gate_variance, shape=())
+    bias = checks.number("forget_bias", forget_bias)
+    variance = checks.number("gate_variance", gate_variance, least=0.0)
     return np.arange(1, steps + 1) * np.float64(_log_gate(bias, variance))
 
 
 @float64
 @jit
 def _log_gate(bias, variance):
-    # softplus is smooth: no kink to tell. Small variances are handled by the quadrature itself.
-    return -quadrature.expect(lambda x: activations.softplus(-(x + bias)), variance)
+    """-E softplus(-(x + bias)): it bends at x = -bias, where the nodes must lie densest."""
+    root = jnp.sqrt(jnp.maximum(variance, 1e-300))
+    nodes, weights = _quadrature_rules.rule((), -bias / root, root, 1 / jnp.maximum(root, 1.0), 144, 0)
+    return -jnp.sum(activations.softplus(-(root * nodes + bias)) * weights * _quadrature_rules.density(nodes))
 
 
 def _log_powers(w, steps):

@@ -28,7 +28,7 @@ from numdl._compiled import jit
 from numdl.activations import Activation
 from numdl.precision import float64
 from numdl.records import record
-from numdl.theory import _factors
+from numdl.theory import _factors, _kernel_doors
 
 
 @record
@@ -83,17 +83,15 @@ def correlations(
     """
     checks.instance("activation", activation, Activation, hint="for example numdl.activations.tanh")
     c = np.asarray(checks.finite("c", checks.concrete("c", c), least=-1.0, most=1.0), float)
-    x_variance = checks.positive("x_variance", checks.concrete("x_variance", x_variance), shape=())
+    x_variance = checks.number("x_variance", x_variance, above=0.0)
     depth = checks.whole("depth", depth)
-    step = checks.finite("step", checks.concrete("step", step), shape=())
-    _variances(
+    step = checks.number("step", step)
+    w, b, v = _variances(
         weight_variance=weight_variance, bias_variance=bias_variance, second_weight_variance=second_weight_variance
     )
-    gain = step**2 * second_weight_variance
-    square, products = _recursion(
-        c.ravel() * x_variance, x_variance, gain, weight_variance, bias_variance, depth, activation
+    square, products, _ = _recursion(
+        c.ravel() * x_variance, x_variance, _kernel_doors.gain(step, v), w, b, depth, activation
     )
-    square, products = np.asarray(square), np.asarray(products)
     with np.errstate(invalid="ignore"):
         found = np.where(c.ravel() == 1, 1.0, np.clip(products / square[:, None], -1, 1))
     return Correlations(square, found.T.reshape(*c.shape, depth))
@@ -135,21 +133,19 @@ def branch_shares(
     ValueError, TypeError       x_variance not above 0, depth < 1, a bad variance, no Activation
     Source: De & Smith 2020, arXiv:2002.10444.    Twin: analysis.propagation.branch_shares.    Experiment: b14.
     """
-    square = correlations(
-        1.0,
-        x_variance=x_variance,
-        depth=depth,
-        step=step,
-        activation=activation,
-        weight_variance=weight_variance,
-        second_weight_variance=second_weight_variance,
-        bias_variance=bias_variance,
-    ).square
-    if not checks.flag("normalized", normalized):
-        with np.errstate(invalid="ignore"):
-            return np.diff(square, prepend=float(x_variance)) / square
-    added = step**2 * second_weight_variance * float(_unit_square(activation))
-    return added / (x_variance + added * np.arange(1, depth + 1))
+    checks.instance("activation", activation, Activation, hint="for example numdl.activations.tanh")
+    x_variance = checks.number("x_variance", x_variance, above=0.0)
+    depth, step = checks.whole("depth", depth), checks.number("step", step)
+    normalized = checks.flag("normalized", normalized)
+    w, b, v = _variances(
+        weight_variance=weight_variance, bias_variance=bias_variance, second_weight_variance=second_weight_variance
+    )
+    with np.errstate(over="ignore", invalid="ignore"):
+        if normalized:
+            added = _kernel_doors.gain(step, v) * _unit_square(activation)
+            return added / (x_variance + added * np.arange(1, depth + 1))
+        square, _, added = _recursion(np.zeros(0), x_variance, _kernel_doors.gain(step, v), w, b, depth, activation)
+        return np.where(np.isfinite(square), added / square, np.nan)
 
 
 def tanh_laws(*, weight_variance: ArrayLike, second_weight_variance: ArrayLike, step: ArrayLike = 1.0) -> TanhLaws:
@@ -174,13 +170,12 @@ def tanh_laws(*, weight_variance: ArrayLike, second_weight_variance: ArrayLike, 
     Source: Yang & Schoenholz 2017, arXiv:1712.08969.    Twins: analysis.propagation.correlations,
     analysis.gradients.growth.    Experiment: b12.
     """
-    _variances(weight_variance=weight_variance, second_weight_variance=second_weight_variance)
-    h = float(checks.finite("step", checks.concrete("step", step), shape=()))
-    v = float(second_weight_variance)
-    gain = h**2 * v * float(weight_variance)
-    decay = 1 - 2 / math.pi if gain > 0 else 0.0
-    gradient = 4 / 3 * math.sqrt(2 / math.pi) * abs(h) * math.sqrt(float(weight_variance) * v)
-    return TanhLaws(np.float64(h**2 * v if gain > 0 else 0.0), np.float64(decay), np.float64(gradient))
+    w, v = _variances(weight_variance=weight_variance, second_weight_variance=second_weight_variance)
+    h = checks.number("step", step)
+    added = h != 0 and w > 0 and v > 0
+    decay = 1 - 2 / math.pi if added else 0.0
+    gradient = 4 / 3 * math.sqrt(2 / math.pi) * abs(h) * (np.sqrt(w) * np.sqrt(v))
+    return TanhLaws(np.float64(_kernel_doors.gain(h, v) if added else 0.0), np.float64(decay), np.float64(gradient))
 
 
 @float64
@@ -189,8 +184,7 @@ def _unit_square(activation):
 
 
 def _variances(**variances):
-    for name, value in variances.items():
-        checks.variance(name, checks.concrete(name, value), shape=())
+    return [checks.number(name, value, least=0.0) for name, value in variances.items()]
 
 
 @float64
@@ -206,7 +200,8 @@ def _recursion_jit(product, square, gain, weight_variance, bias_variance, *, dep
         q, inner = weight_variance * square + bias_variance, weight_variance * product + bias_variance
         q_each = jnp.full_like(product, q)
         added = activation.mean_product(q_each, q_each, _factors.correlation(q, q, inner))
-        after = product + gain * added, square + gain * activation.mean_square(q)
-        return after, (after[1], after[0])
+        own = gain * activation.mean_square(q)
+        after = product + gain * added, square + own
+        return after, (after[1], after[0], own)
 
     return jax.lax.scan(block, (product, square), None, length=depth)[1]

@@ -67,7 +67,7 @@ def certified_radius(margins: ArrayLike, *, lipschitz: ScalarLike) -> np.ndarray
     Twin: analysis.robustness.boundary.    Experiment: f15.
     """
     margins = np.asarray(checks.finite("margins", checks.array("margins", margins)), np.float64)
-    bound = float(checks.variance("lipschitz", lipschitz, shape=()))
+    bound = checks.number("lipschitz", lipschitz, least=0.0)
     safe = np.maximum(margins, 0.0)
     return safe / (np.sqrt(2.0) * bound) if bound > 0 else np.where(safe > 0, np.inf, 0.0)
 

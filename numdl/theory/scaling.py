@@ -141,14 +141,14 @@ def depth_exponents(*, branch: ArrayLike, optimizer: str, rate: ArrayLike | None
     Source: Yang et al. 2023, arXiv:2310.02244; Bordelon et al. 2023, arXiv:2309.16620; Dey et al. 2025,
     arXiv:2505.01618.    Experiment: g12.
     """
-    a = float(checks.finite("branch", checks.concrete("branch", branch), least=0.0, shape=()))
+    a = checks.number("branch", branch, least=0.0)
     optimizer = _spelled("optimizer", optimizer, OPTIMIZERS)
     stream = max(0.0, 0.5 - a)
     gradient = -a - stream
     without = (gradient if optimizer == "sgd" else 0.0) - a - stream
     if rate is None:
         rate = -1.0 - without
-    c = float(checks.finite("rate", checks.concrete("rate", rate), shape=()))
+    c = checks.number("rate", rate)
     numbers = (-a, c, stream, gradient, without + c, without + c + 1)
     return DepthExponents(optimizer, *map(np.float64, numbers))
 
@@ -172,7 +172,7 @@ def score_exponents(*, power: ArrayLike) -> ScoreExponents:
     ValueError, TypeError       power is not a finite scalar
     Source: Yang et al. 2022, arXiv:2203.03466, definition 4.1.    Experiment: g12.
     """
-    p = float(checks.finite("power", checks.concrete("power", power), shape=()))
+    p = checks.number("power", power)
     return ScoreExponents(*map(np.float64, (0.5 - p, 1 - p, p - 1, p - 1)))
 
 
@@ -187,7 +187,7 @@ def _spelled(name, value, allowed):
     """The one of these names that is meant: 'muP', 'standard_with_rate_per_layer'."""
     plain = re.sub(r"[\W_]+", " ", value).strip() if isinstance(value, str) else value
     plain = _SPELLINGS.get(plain, plain) if isinstance(plain, str) else plain
-    return plain if plain in allowed else checks.one_of(name, value, allowed)
+    return plain if isinstance(plain, str) and plain in allowed else checks.one_of(name, value, allowed)
 
 
 def _floats(numbers) -> Float64[np.ndarray, " layers"]:

@@ -26,7 +26,7 @@ from numdl._compiled import jit
 from numdl.activations import Activation
 from numdl.precision import float64
 from numdl.records import record
-from numdl.theory import _factors
+from numdl.theory import _factors, _kernel_doors
 
 
 @record
@@ -71,8 +71,8 @@ def dense(
     Twin: analysis.shattering.gradient_correlations.    Experiment: b13.
     """
     c, x_variance, depth = _admitted(c, x_variance, depth, activation)
-    w = checks.variance("weight_variance", checks.concrete("weight_variance", weight_variance), shape=())
-    b = checks.variance("bias_variance", checks.concrete("bias_variance", bias_variance), shape=())
+    w = checks.number("weight_variance", weight_variance, least=0.0)
+    b = checks.number("bias_variance", bias_variance, least=0.0)
     if checks.flag("normalized", normalized):
         w, b, x_variance = 1.0, 0.0, 1.0
     found, factors = _dense(c.ravel(), x_variance, w, b, depth, activation, normalized)
@@ -119,21 +119,19 @@ def residual(
     Twin: analysis.shattering.gradient_correlations.    Experiment: b13.
     """
     c, x_variance, depth = _admitted(c, x_variance, depth, activation)
-    step = checks.finite("step", checks.concrete("step", step), shape=())
-    w = checks.variance("weight_variance", checks.concrete("weight_variance", weight_variance), shape=())
-    b = checks.variance("bias_variance", checks.concrete("bias_variance", bias_variance), shape=())
-    v = checks.variance(
-        "second_weight_variance", checks.concrete("second_weight_variance", second_weight_variance), shape=()
-    )
+    step = checks.number("step", step)
+    w = checks.number("weight_variance", weight_variance, least=0.0)
+    b = checks.number("bias_variance", bias_variance, least=0.0)
+    v = checks.number("second_weight_variance", second_weight_variance, least=0.0)
     normalized = checks.flag("normalized", normalized)
-    found, factors = _residual(c.ravel(), x_variance, step**2 * v, w, b, depth, activation, normalized)
+    found, factors = _residual(c.ravel(), x_variance, _kernel_doors.gain(step, v), w, b, depth, activation, normalized)
     return _shattering(c, found, np.append(factors[1:], np.ones_like(factors[:1]), axis=0))
 
 
 def _admitted(c, x_variance, depth, activation):
     checks.instance("activation", activation, Activation, hint="for example numdl.activations.relu")
     c = np.asarray(checks.finite("c", checks.concrete("c", c), least=-1.0, most=1.0), float)
-    x_variance = checks.positive("x_variance", checks.concrete("x_variance", x_variance), shape=())
+    x_variance = checks.number("x_variance", x_variance, above=0.0)
     return c, x_variance, checks.whole("depth", depth)
 
 

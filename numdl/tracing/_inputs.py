@@ -94,8 +94,9 @@ def _prefix(x, examples):
 def _checked(path, leaf, axis):
     if axis is None:
         return None
-    if isinstance(axis, bool) or not hasattr(axis, "__index__"):
-        raise checks.BadType(f"examples must be axes (integers) or None; got {axis!r} for {_show(path)}")
+    number = not isinstance(axis, bool) and hasattr(axis, "__index__")
+    if not number or getattr(axis, "ndim", 0) or getattr(axis, "dtype", np.dtype(int)).kind not in "iu":
+        raise checks.BadType(f"examples must be axes (integers) or None; got {checks.shown(axis)} for {_show(path)}")
     axis, ndim = axis.__index__(), np.ndim(leaf)
     if not -ndim <= axis < ndim:
         raise checks.BadValue(f"examples must be an axis of {_show(path)} {tuple(np.shape(leaf))}; got {axis}")

@@ -209,3 +209,10 @@ def test_float64_needs_the_flag(key):
     else:
         with pytest.raises(ValueError, match=r"dtype .*jax_enable_x64.*float64"):
             initializers.he_normal(key, (3, 3), jnp.float64)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, lambda v: np.array(v, np.int8), np.float16], ids=["uint8", "int8", "half"])
+@pytest.mark.parametrize("law", [initializers.variance_scaling, initializers.orthogonal, initializers.uniform])
+def test_a_variance_of_few_bits_is_the_number_that_it_is(key, law, kind):
+    found, expected = (law(value)(key, (300, 4), "float32") for value in (kind(100), 100.0))
+    np.testing.assert_array_equal(found, expected)

@@ -79,3 +79,13 @@ def test_errors_name_argument_and_value():
         convergence.study(trapezoidal, steps=[2, 4, 6])
     with pytest.raises(ValueError, match=r"factor must be a finite number > 1; got 1\.0"):
         convergence.richardson(1.0, 2.0, order=1, factor=1.0)
+
+
+def test_small_integers_do_not_wrap_around_and_windows_have_two_ends():
+    coarse, fine = np.array([1.0]), np.array([1.1])
+    one, other = (
+        convergence.richardson(coarse, fine, order=8, factor=factor) for factor in (np.array(2, np.int8), 2.0)
+    )
+    np.testing.assert_array_equal(one.value, other.value)
+    with pytest.raises(ValueError, match="high must be above low = 0.01; got 1e-12"):
+        convergence.observed_order([0.1, 0.01, 0.001], [1, 2, 4], low=1e-2, high=1e-12)

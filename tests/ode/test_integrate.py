@@ -384,3 +384,35 @@ def test_schemes_without_inverse_say_so():
         integrate.invert(linear, jnp.ones(2), (), scheme=schemes.semi_implicit(np.eye(2)), t1=1.0, steps=2)
     with pytest.raises(ValueError, match=r"matrix must have shape \(n, n\).*got \(2, 3\)"):
         schemes.semi_implicit(np.ones((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("time", "t1", "theta", "match"),
+    [
+        (3.5, 3.0, np.ones(5), "time must lie between t0 = 1.0 and t1 = 3.0; got 3.5"),
+        (0.0, 3.0, np.ones(5), "time must lie between t0 = 1.0 and t1 = 3.0; got 0.0"),
+        (1.0, 1.0, np.ones(5), "t1 must be another time than t0"),
+        (2.0, 3.0, np.ones(1), r"theta must .* at least.*got shape \(1,\)"),
+        (2.0, 3.0, {"a": np.ones(5), "b": np.ones(4)}, r"theta\['b'\] must have shape"),
+    ],
+)
+def test_theta_is_not_read_outside_of_its_times_and_entries(time, t1, theta, match):
+    with pytest.raises(ValueError, match=match):
+        integrate.theta_at(theta, time, t0=1.0, t1=t1, interpolation="linear")
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ({"times": np.array([0.5, 0.2])}, "times must go from t0 to t1"),
+        ({"times": np.array([0.5, 0.5])}, "times must go from t0 to t1"),
+        ({"times": np.array([0.5, 3.0])}, "times must lie between t0 = 0.0 and t1 = 1.0; got 3.0"),
+        ({"times": np.array([0.2, 0.5]), "t1": -1.0}, "times must lie between"),
+        ({"solver": "dopri5"}, "solver must be .*got 'dopri5'"),
+        ({"theta": np.ones(1), "interpolation": "linear"}, "theta must .* at least"),
+    ],
+)
+def test_adaptive_refuses_what_its_solver_would_fail_on(more, match):
+    given = {"theta": np.ones(()), "t1": 1.0, "rtol": 1e-3, "atol": 1e-6, **more}
+    with pytest.raises((ValueError, TypeError), match=match):
+        integrate.adaptive(lambda t, y, theta: -theta * y, np.ones(1), **given)

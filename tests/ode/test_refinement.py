@@ -123,3 +123,10 @@ def test_errors_name_argument_and_value():
         refinement.tikhonov(theta, step=0.0, interpolation="constant")
     with pytest.raises(ValueError, match=r"theta must have leaves of one length.*got lengths \[2, 4\]"):
         refinement.smoothness({**theta, "c": jnp.ones(2)}, step=0.1, interpolation="constant")
+
+
+@pytest.mark.parametrize("penalty", [refinement.smoothness, refinement.tikhonov])
+def test_a_step_of_few_bits_is_the_number_that_it_is(penalty):
+    theta = np.array([1.0, 2.0])
+    found = penalty(theta, step=np.array(100, np.int8), interpolation="constant")
+    np.testing.assert_array_equal(found, penalty(theta, step=100.0, interpolation="constant"))

@@ -88,3 +88,10 @@ def test_bad_boxes_are_named(function):
             function(bad, good)
     with pytest.raises(ValueError, match="targets must have shape .*3, 4.*got.*4,"):
         function(good, jnp.ones(4))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_areas_of_half_precision_boxes_are_not_those_of_half_precision(dtype):
+    """300 x 300 is beyond float16, and bfloat16 knows three digits of it."""
+    found = boxes.intersection_over_union(jnp.array([0, 0, 288, 288], dtype), jnp.array([0, 0, 288, 272], dtype))
+    assert float(found) == pytest.approx(272 / 288, rel=1e-6)

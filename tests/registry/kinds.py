@@ -48,7 +48,7 @@ def limited(good=2, *, most, least=1):
 
 def number(good=1.0, *bad):
     """A finite real scalar."""
-    return Argument(good, ("1", None, NAN, INF, 1j, np.ones(3), [1.0, [2.0]], *bad))
+    return Argument(good, ("1", None, NAN, INF, 1j, np.ones(3), [1.0, [2.0]], 10**400, span(()), *bad))
 
 
 def variance(good=1.0):
@@ -68,12 +68,24 @@ def probability(good=0.5, *bad):
 
 def numbers(good, *bad):
     """Finite real numbers, of any shape."""
-    return Argument(good, ("1", None, NAN, INF, 1j, masked((3,)), *bad))
+    return Argument(good, ("1", None, NAN, INF, 1j, masked((3,)), span((3,)), *bad))
 
 
 def name(good, *also):
     """One of a few names."""
-    return Argument(good, ("tpyo", "", good.upper() if good.upper() != good else good.lower(), None, 3, [good], *also))
+    return Argument(
+        good,
+        (
+            "tpyo",
+            "",
+            good.upper() if good.upper() != good else good.lower(),
+            None,
+            3,
+            [good],
+            np.array(["tpyo"] * 2),
+            *also,
+        ),
+    )
 
 
 def text(good):
@@ -83,12 +95,12 @@ def text(good):
 
 def key(good):
     """One typed random key."""
-    return Argument(good, (0, None, "key", old_key(), keys(), np.zeros(2)))
+    return Argument(good, (0, None, "key", old_key(), keys(), np.zeros(2), deleted_key()))
 
 
 def function(good, *returning):
     """A function with as many arguments as the good one has, returning what the good one does."""
-    return Argument(good, (None, 3, "text", no_arguments, *map(giving, returning)))
+    return Argument(good, (None, 3, "text", float, int, no_arguments, *map(giving, returning)))
 
 
 def loss(good):
@@ -120,6 +132,7 @@ def batch(good):
             np.ones((0, *shape[1:])),
             masked(shape),
             deleted(shape),
+            span(shape),
         ),
     )
 
@@ -144,6 +157,7 @@ def real(good, *bad):
             np.ones((0, *shape[1:])),
             masked(shape),
             deleted(shape),
+            span(shape),
             *bad,
         ),
     )
@@ -206,7 +220,7 @@ def spoiled(good):
     """The pytree with a first leaf that is no array of numbers, or none that can be read."""
     leaves, structure = jax.tree.flatten(good)
     shape = np.shape(leaves[0])
-    wrong = "text", np.full(shape, "text"), np.ones(shape, object), masked(shape), deleted(shape)
+    wrong = "text", np.full(shape, "text"), np.ones(shape, object), masked(shape), deleted(shape), span(shape)
     return [jax.tree.unflatten(structure, [leaf, *leaves[1:]]) for leaf in wrong]
 
 
@@ -274,6 +288,19 @@ def deleted(shape):
     array = jnp.asarray(np.ones(shape))
     array.delete()
     return array
+
+
+def span(shape):
+    """Spans of time: whole numbers to NumPy."""
+    return np.full(shape, 3, "timedelta64[s]")
+
+
+@functools.cache
+def deleted_key():
+    """A random key that was given away."""
+    found = jax.random.key(0)
+    found.delete()
+    return found
 
 
 @functools.cache

@@ -56,6 +56,11 @@ def pair(deviation, correlation, tokens):
     return _pair(float(deviation), float(np.clip(correlation, -1.0, 1.0)), float(tokens))
 
 
+def decisive(deviation, tokens):
+    """The size of a shift beyond which one score is above all others, or below, to rounding."""
+    return deviation * (np.sqrt(2 * np.log(tokens)) + 2 * _REACH) + np.log(tokens) + _LOW
+
+
 def log_partition(deviation, tokens, shift):
     """E ln(sum of T - 1 exp(s_i) and one exp(s + shift))."""
     y, step = _line(deviation, tokens, 0.125, abs(shift))

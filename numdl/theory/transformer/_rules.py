@@ -145,7 +145,7 @@ def gram_stream(
     if g.ndim != 2 or g.shape[0] != g.shape[1] or not g.size or (np.diagonal(g) <= 0).any():
         raise checks.BadValue(f"gram must be a matrix [T, T] with a positive diagonal; got {_told(g)}")
     scalars = [
-        float(checks.finite(name, checks.concrete(name, value), shape=(), least=least))
+        checks.number(name, value, least=least)
         for name, value, least in (
             ("value_gain", value_gain, 0.0),
             ("mlp_gain", mlp_gain, 0.0),

@@ -178,6 +178,11 @@ def initial_loss(
 
 
 def _loss(deviation, tokens, shift):
-    if shift:
+    """Shifts that decide alone need no integral, whose line would be as long as they are."""
+    if not shift:
+        return (_integrals.single(deviation, tokens).log_partition,)
+    if abs(shift) <= _integrals.decisive(deviation, tokens):
         return (_integrals.log_partition(deviation, tokens, shift),)
-    return (_integrals.single(deviation, tokens).log_partition,)
+    if shift > 0 or tokens == 1:
+        return (shift,)
+    return (_integrals.single(deviation, tokens - 1).log_partition,)
