@@ -91,7 +91,7 @@ def pieces(value):
     if isinstance(value, str) and value:
         return [value]
     if isinstance(value, str | int | float | complex | None):
-        return [repr(value)]
+        return [repr(value)[:40]]  # a number of four hundred digits is not told in full
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         entries = [str(value.ravel()[0])] if isinstance(value, np.ndarray) and value.size else []
         empty = [f"({length},)" for length in value.shape[:1] if not length]

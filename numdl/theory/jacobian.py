@@ -340,4 +340,7 @@ def _log_chi_square(n):
 
 
 def _wholes(name, value):
+    """A whole number, or an array of them."""
+    if not getattr(value, "shape", ()) and not isinstance(value, list | tuple):
+        return np.asarray(checks.whole(name, value))
     return np.asarray(checks.array(name, checks.concrete(name, value), kind="integer"))
