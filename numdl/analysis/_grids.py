@@ -95,6 +95,7 @@ def plane(
     """
     loss, moving, rest, batch = _parts.opened(loss, params, batch, frozen)
     u, v = (_parts.inward(name, tree, params, rest, moving) for name, tree in (("u", u), ("v", v)))
+    checks.finite("second", checks.array("second", second, ndim=1))  # before any work on the first
     first, second = checked_positions("first", first, moving), checked_positions("second", second, moving)
     size = _samples.at_a_time(at_a_time, first.size * second.size)
     return Plane(first, second, on_grid(loss, moving, rest, batch, (u, v), (first, second), size))

@@ -116,8 +116,9 @@ def gradient_overlap(
     """
     loss = checks.returning("loss", loss, 2, "loss(params, batch)", scalar=True)
     moving, rest = trees.trainable(params, frozen=frozen)
+    batch = _parts.data("batch", batch)
     rows = _parts.inward_rows("vectors", vectors, rest.params(moving), rest, moving)
-    return _overlap(loss, moving, rest, _parts.data("batch", batch), rows)
+    return _overlap(loss, moving, rest, batch, rows)
 
 
 def outliers(values: ArrayLike, intervals: ArrayLike | None = None, *, least_ratio: ScalarLike = 1.5) -> Outliers:
