@@ -206,7 +206,7 @@ def symmetry(r):
     at = int(np.nanargmax(inner))
     share = float(inner[at])
     severity = "certain" if share > 0.99 and r.flat else "likely" if r.end < 0.5 else "hint"
-    return Seen(severity, share, COPIES, predicted=start_variance(r), where=s.names[at], weight=0.97)
+    return Seen(severity, share, COPIES, start_variance(r), s.names[at], f"{share:.0%}", weight=0.97)
 
 
 def start_variance(r):

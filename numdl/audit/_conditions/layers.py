@@ -138,6 +138,7 @@ def saturated(r):
         SATURATED,
         start_variance(r),
         s.names[at],
+        f"{s.saturated[at]:.0%}",
         weight=0.82,
     )
 
