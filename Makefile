@@ -4,6 +4,9 @@
 #   make test-all                 with the tests that take minutes, every file in both precisions
 #   make test PYTHON=python3.13   the same on another Python, with the newest jax that it gets
 #   make test-stacks              the oldest versions that pyproject.toml promises, the usual ones, and NEWEST's (python3.13)
+#   make check                    linter and types, then test-all
+#   make docs                     build the site, which opens without a network: site/index.html
+#   make notebooks                execute the notebooks and write them anew
 #   make verification             measure every figure of docs/verification.md on this Python (PYTHON=... for the other)
 #   make verification-stacks      both columns of it: this Python, then NEWEST's (ARGS=--missing: what has no figures yet)
 #   make bench                    numdl beside its peers, interleaved; make bench-peers: environments for torch and an old jax
@@ -23,7 +26,7 @@ CORE := tests/test_trees.py tests/test_statistics.py tests/networks/test_core.py
 
 .PHONY: help demo test test-all verification verification-stacks mutants test-oldest test-stacks check notebooks docs bench bench-peers clean
 help:
-	@sed -n '1,11s/^# \{0,1\}//p' Makefile
+	@sed -n '1,13s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.core
 	@$(BIN)/python -m experiments.demo $(ARGS)

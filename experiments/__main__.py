@@ -1,24 +1,25 @@
-"""python -m experiments list | run NAME [--field value ...] | replay FOLDER | reproduce | margins | scoreboard FOLDER
+"""python -m experiments list | show NAME | run NAME | replay FOLDER | reproduce | margins | scoreboard FOLDER
 
 list                                     every group and experiment with its question, and the lecture that shows it
-run NAME [--field value ...]             one experiment; NAME may be short (a1); --help shows its fields
+show NAME                                what an experiment asks, predicts, measures and found; runs nothing
+run NAME [--field value ...]             one experiment; NAME may be short (a1); run NAME --help shows its fields
 replay FOLDER                            a kept run again: what differs in versions, claims and numbers; writes nothing
 reproduce [--only NAME ...]              all of them, each in a process of its own: a table, scoreboard.json, index.html
 margins [--least 3]                      every claim of the kept runs, those nearest to their limits first
 scoreboard FOLDER [FOLDER]               what `reproduce` kept, one results folder for each stack, as Markdown
 
---tiny             the small version of each, seconds instead of a minute
+--tiny             run, reproduce: the small version of each, seconds instead of minutes
 --quick            reproduce: all of them in minutes: the quick version where an experiment has one, else the small one
 --output FILE      scoreboard: where the Markdown goes (default: the terminal)
---json             the last line of the output is one JSON object
---results DIR      where the runs' folders go (default: results)
+--json             run, replay, reproduce, margins: the last line of the output is one JSON object
+--results DIR      run, reproduce, margins: where the runs' folders are (default: results)
 --jobs N           reproduce: this many at once, each with its share of the cores (default: 1)
 --executor WHERE   reproduce: on other machines that see DIR, dask:ADDRESS, slurm, slurm:PARTITION, or local (submitit)
 --timeout SECONDS  reproduce: how long one may take (default: as long as it needs)
 --again            reproduce: also what was finished before for the same program, config and versions
 
-reproduce ends with exit code 1 if a claim fails or an experiment has no result; margins if one is below --least; replay
-if a number or a claim is not, bit for bit, as it was.
+run and reproduce end with exit code 1 if a claim fails or an experiment has no result; margins if one is below --least;
+replay if a number or a claim is not, bit for bit, as it was. A wrong call is exit code 2.
 """
 
 import argparse
@@ -52,11 +53,11 @@ def main(arguments=None):
 
 def _dispatch(arguments):
     command = arguments[0] if arguments else "--help"
-    if command in ("-h", "--help", "help") or (command != "run" and {"-h", "--help"} & set(arguments)):
+    if command in ("-h", "--help", "help") or (_asks_for_help(arguments) and not _names_one(arguments)):
         print(__doc__.strip())
         return 0
     commands = {
-        "list": _list, "run": _run, "replay": _replay, "reproduce": _reproduce, "margins": _margins,
+        "list": _list, "show": _about, "run": _run, "replay": _replay, "reproduce": _reproduce, "margins": _margins,
         "scoreboard": _scoreboard,
     }  # fmt: skip
     if command not in commands:
@@ -79,11 +80,35 @@ def _list(arguments):
     return 0
 
 
-def _run(arguments):
+def _asks_for_help(arguments):
+    return bool({"-h", "--help"} & set(arguments))
+
+
+def _names_one(arguments):
+    """Whether it is a run of an experiment, whose fields have a help of their own."""
+    return arguments[0] == "run" and not arguments[1].startswith("-")
+
+
+def _about(arguments):
+    name = runner.resolve(_first(arguments, "show"))
+    _options("show", arguments[1:])
+    parts = runner.headings(name)
+    print(f"{name}: {parts['title']}")
+    for heading in ("Lecture", *runner.HEADINGS):
+        if parts[heading]:
+            print(f"\n{heading}\n{parts[heading]}")
+    return 0
+
+
+def _first(arguments, command):
     if not arguments or arguments[0].startswith("-"):
-        raise runner.UsageError(f"run needs an experiment: one of {', '.join(runner.names())}")
-    name = runner.resolve(arguments[0])
-    if {"-h", "--help"} & set(arguments):
+        raise runner.UsageError(f"{command} needs an experiment: one of {runner.shortly(runner.names())}")
+    return arguments[0]
+
+
+def _run(arguments):
+    name = runner.resolve(_first(arguments, "run"))
+    if _asks_for_help(arguments):
         print(runner.help_text(name) + "\nbesides: --tiny, --json, --results DIR (python -m experiments --help)")
         return 0
     options, fields = _options("run", arguments[1:], fields=True)
@@ -269,7 +294,7 @@ def _options(command, arguments, *, fields=False):
     elif command == "replay":
         parser.add_argument("folder", type=_folder)
         add("--json", nargs=0, default=False)
-    elif command != "list":
+    elif command not in ("list", "show"):
         add("--json", nargs=0, default=False)
         add("--results", default="results", type=_folder)
     if command in ("run", "reproduce"):

@@ -103,8 +103,9 @@ def _field(name, known, argument):
     if asked.removeprefix("no_") in known:
         return asked.removeprefix("no_")
     close = difflib.get_close_matches(asked, known, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join('--' + c for c in close)}?" if close else f"it has --{', --'.join(known)}"
-    raise UsageError(f"{name}: unknown field --{asked}: {hint}")
+    said = [f"--{other.replace('_', '-')}" for other in close or known]  # as --help writes them
+    hint = f"did you mean {' or '.join(said)}?" if close else f"it has {', '.join(said)}"
+    raise UsageError(f"{name}: unknown field {argument.partition('=')[0]}: {hint}")
 
 
 def _written(shown, default, field):

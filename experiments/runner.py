@@ -54,9 +54,18 @@ def resolve(name):
     short = [full for full in known if full.split("_")[0] == name]
     if name in known or len(short) == 1:
         return name if name in known else short[0]
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
-    hint = f"did you mean {' or '.join(close)}?" if close else "there is none in this folder"
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"it is one of {shortly(known)}"
     raise UsageError(f"unknown experiment {name!r}: {hint}")
+
+
+def shortly(known):
+    """All names of a few experiments; of many their numbers, as ranges, and where they stand in full."""
+    if len(known) <= 9:
+        return ", ".join(known) or "none: there is none in this folder"
+    letters = itertools.groupby((name.split("_")[0] for name in known), key=lambda short: short[0])
+    ranges = [(members[0], members[-1]) for members in (list(group) for _, group in letters)]
+    return ", ".join(" to ".join(dict.fromkeys(ends)) for ends in ranges) + " (python -m experiments list)"
 
 
 def source(name):

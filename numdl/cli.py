@@ -42,17 +42,30 @@ class UsageError(Exception):
 
 def _parser():
     parser = argparse.ArgumentParser(
-        prog="numdl", description="Will this network train? What is wrong, what to change."
+        prog="numdl",
+        description="Will this network train? What is wrong, what to change.",
+        epilog="numdl COMMAND --help says more. Exit codes: 0 will train, 1 will not or badly, 2 a wrong call.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    audit = commands.add_parser("audit", help="examine the network that a function hands over")
+    audit = commands.add_parser(
+        "audit",
+        help="examine the network that a function hands over",
+        description="Examine the network that a function hands over: verdict, findings, what to change.",
+        epilog="The function returns the arguments of numdl.audit.examine, as a dictionary, or as a tuple that ends in "
+        "one: apply, params, batch; loss, optimizer, key; and what you know of learning_rate, steps, data and others. "
+        "Example: numdl audit train.py:setting --html report.html",
+    )
     audit.add_argument(
         "target", metavar="MODULE:FUNCTION", help="a module or a .py file, and a function without arguments"
     )
     audit.add_argument("--prove", metavar="STEPS", type=int, help="repair it, and train both side by side this long")
     audit.set_defaults(command=_audit)
-    watch = commands.add_parser("watch", help="what a watched training has written so far")
-    watch.add_argument("folder", metavar="FOLDER", type=pathlib.Path)
+    watch = commands.add_parser(
+        "watch",
+        help="what a watched training has written so far",
+        description="What numdl.audit.watch(..., folder=FOLDER) has written so far; the training may still go on.",
+    )
+    watch.add_argument("folder", metavar="FOLDER", type=pathlib.Path, help="the folder that the training was given")
     watch.set_defaults(command=_watch)
     for command in (audit, watch):
         command.add_argument("--html", metavar="FILE", type=pathlib.Path, help="write a page that opens anywhere")

@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "parallel": GROUND | {"analysis", "reporting"},
     "audit": GROUND | {"theory", "analysis", "networks", "ode", "optimize", "plotting", "reporting"},
     "cli": GROUND | {"audit", "reporting", "plotting"},
+    "__main__": {"cli"},
     "__init__": {"lazy"},
 }
 

@@ -122,6 +122,11 @@ def test_argparse_refuses_with_code_2(capsys):
         assert stopped.value.code == 2
 
 
+def test_the_module_is_the_command():
+    made = subprocess.run([sys.executable, "-m", "numdl", "--help"], capture_output=True, text=True, check=True)
+    assert made.stdout.startswith("usage: numdl ") and "audit" in made.stdout
+
+
 def test_help_is_quick_to_load():
     code = "import sys; import numdl.cli; assert not {'matplotlib', 'optax', 'numdl.audit'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

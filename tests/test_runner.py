@@ -241,6 +241,10 @@ def test_tiny_is_the_small_config_and_fields_go_over_it(dice, capsys):
         (["run", "a1_dise"], ["a1_dise", "a1_dice"]),
         (["run", "../a1_dice"], ["../a1_dice"]),
         (["run"], ["a1_dice"]),
+        (["show"], ["show", "a1_dice"]),
+        (["show", "b7"], ["b7", "a1_dice"]),
+        (["show", "a1", "--tiny"], ["--tiny"]),
+        (["run", "a1", "--gaps-of-sizes", "3"], ["--gaps-of-sizes:", "--sizes"]),
         (["run", "a1", "--throw", "3"], ["--throw:", "--throws"]),
         (["run", "a1", "--zzz", "3"], ["--zzz", "--mode"]),
         (["run", "a1", "--throws", "many"], ["--throws", "int", "many"]),
@@ -337,7 +341,22 @@ def test_help_names_the_fields(dice, capsys):
     assert "how many" in out
 
 
-@pytest.mark.parametrize("name", ["list", "reproduce", "margins"])
+def test_show_is_the_docstring_and_runs_nothing(dice, capsys, tmp_path):
+    code, out, _ = call(capsys, "show", "a1")
+    assert code == 0
+    assert out.startswith("a1_dice: Is the mean of dice 3.5?\n\nQuestion\n")
+    assert out.endswith("Verdict\nAs it should.\n")
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_long_list_of_experiments_is_told_as_ranges(dice, capsys):
+    for i in range(4, 12):
+        (dice / f"b{i}_dice.py").write_text(EXPERIMENT)
+    _, _, err = call(capsys, "run", "zzz")
+    assert err == "error: unknown experiment 'zzz': it is one of a1 to a10, b4 to b11 (python -m experiments list)\n"
+
+
+@pytest.mark.parametrize("name", ["list", "run", "show", "reproduce", "margins"])
 def test_help_of_a_command_names_the_options_and_runs_nothing(dice, capsys, tmp_path, name):
     code, out, _ = call(capsys, name, "--help")
     assert code == 0

@@ -9,10 +9,9 @@ move numbers, of jax as of NumPy.
 import itertools
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from numdl.tracing._programs import scan_counts
+from numdl.tracing._programs import operand, scan_counts
 
 # ---- running -------------------------------------------------------------------------------------------------------
 
@@ -25,7 +24,7 @@ def run(program, values, steps, probes, constants):
     slots = dict(zip(program.inputs, values)) | {s: constants[i] for s, i in program.captured.items()}
     found = {}
     for step in program.steps:
-        values = [_value(slots, read) for read in step.reads]
+        values = [operand(slots, read) for read in step.reads]
         index = steps.get(id(step))
         if index is not None:
             found[index] = values[1 - step.weight[0]]
@@ -37,11 +36,7 @@ def run(program, values, steps, probes, constants):
         else:
             results = step.call(values)
         slots.update(zip(step.writes, results))
-    return [_value(slots, read) for read in program.outputs], found
-
-
-def _value(slots, read):
-    return slots[read] if isinstance(read, int) else np.asarray(read.val, read.aval.dtype)
+    return [operand(slots, read) for read in program.outputs], found
 
 
 def _inside(step, steps):

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 
 import jax.extend.core as jex
+import numpy as np
 
 TAP = "numdl:"
 _INLINED = {"jit", "pjit", "closed_call", "core_call"}
@@ -143,6 +144,11 @@ def _interesting(equation):
 def is_tap(equation):
     """Whether this equation is a value's name given by `tap`."""
     return equation.primitive.name == "name" and equation.params["name"].startswith(TAP)
+
+
+def operand(slots, read):
+    """What a step reads: a slot's value, or a literal as an array of its dtype."""
+    return slots[read] if isinstance(read, int) else np.asarray(read.val, read.aval.dtype)
 
 
 def scan_counts(params):

@@ -79,17 +79,7 @@ def _course(form, method, params, gradient, *, horizon):
     zero = jax.tree.map(jnp.zeros_like, gradient)
     begin = transformation.init(params)
     times = jnp.arange(horizon)
-
-    def pushed(carry, t):
-        state, total, sizes = carry
-        update, state = _update(transformation, gradient, state, params, t)
-        total = jax.tree.map(lambda a, u: a + u.astype(a.dtype), total, update)
-        own = _norms(update)
-        return (state, total, jnp.maximum(sizes, own)), jnp.sqrt(jnp.sum(own**2))
-
-    count = len(jax.tree.leaves(params))
-    blank = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    (_, total, sizes), norms = jax.lax.scan(pushed, (begin, blank, jnp.zeros(count)), times)
+    total, sizes, norms = _pushed(transformation, params, gradient, begin, times)
 
     def idle(carry, t):
         state, at = carry
@@ -117,6 +107,22 @@ def _course(form, method, params, gradient, *, horizon):
         "leaf_totals": _norms(total),
         "numbers": jnp.asarray(float(sum(np.size(leaf) for leaf in jax.tree.leaves(params)))),
     }
+
+
+def _pushed(transformation, params, gradient, begin, times):
+    """Under a constant gradient: the sum of all updates, the largest norm of each leaf's, and every update's norm."""
+
+    def pushed(carry, t):
+        state, total, sizes = carry
+        update, state = _update(transformation, gradient, state, params, t)
+        total = jax.tree.map(lambda a, u: a + u.astype(a.dtype), total, update)
+        own = _norms(update)
+        return (state, total, jnp.maximum(sizes, own)), jnp.sqrt(jnp.sum(own**2))
+
+    count = len(jax.tree.leaves(params))
+    blank = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    (_, total, sizes), norms = jax.lax.scan(pushed, (begin, blank, jnp.zeros(count)), times)
+    return total, sizes, norms
 
 
 def _update(transformation, gradient, state, params, t):
