@@ -1,6 +1,7 @@
 """The site: guides, concepts, notebooks as they were executed, experiments and the reference; offline throughout."""
 
 import pathlib
+import re
 import shutil
 import sys
 
@@ -22,6 +23,7 @@ project, author, release = "numdl", "The numdl developers", numdl.__version__
 extensions = ["myst_nb", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["dollarmath"]
 nb_execution_mode = "off"
+nb_merge_streams = True
 suppress_warnings = ["mystnb.unknown_mime_type"]
 html_theme, html_title = "furo", "numdl"
 html_static_path, html_css_files = ["_static"], ["site.css"]
@@ -55,6 +57,13 @@ def _visit_math(self, node):
     raise nodes.SkipNode
 
 
+def _breakable(app, page, template, context, doctree):
+    """Let dotted names break after a dot: a column of them is then as narrow as their longest part."""
+    dotted = re.compile(r'(?<=<span class="pre">)[\w.]+(?=</span>)')
+    if "body" in context:
+        context["body"] = dotted.sub(lambda name: re.sub(r"\.(?=\w)", ".<wbr>", name[0]), context["body"])
+
+
 def _warn(app):
     """With -W, which `make docs` sets, an undocumented public name ends the build."""
     for gap in app.config.numdl_gaps:
@@ -65,3 +74,4 @@ def setup(app):
     app.add_html_math_renderer("mathml", (_visit_math, None), (_visit_math, None))
     app.add_config_value("numdl_gaps", made(), "env")
     app.connect("builder-inited", _warn)
+    app.connect("html-page-context", _breakable)

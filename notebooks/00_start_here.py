@@ -89,7 +89,9 @@ axes
 # ## 3. With an activation: the length map
 #
 # In a wide network $y_{l+1} = W f(y_l) + b$ the mean square $q$ of one layer decides that of the next:
+#
 # $$q_{l+1} = \sigma_w^2\, E\big[f(\sqrt{q_l}\, z)^2\big] + \sigma_b^2, \qquad z \sim N(0, 1).$$
+#
 # `numdl.theory.propagation` evaluates it; `numdl.analysis.propagation` measures it on networks, here on digits.
 
 # %%
@@ -154,5 +156,6 @@ for name in ("tanh", "erf", "relu", "leaky_relu(0.2)", "sin"):
 #    (`depth_scale_c`; experiment a3.)
 # 3. Dropout draws another mask for each of two equal inputs. Is there still a critical weight variance? (Experiment a4.)
 #
-# **Next.** Notebook 08 follows the gradients back, notebook 01 examines a network of yours. `python -m experiments list` shows every question that this library asks, each with its prediction, its
-# measurement and a verdict; `make demo` runs the first three and writes one page about them.
+# **Next.** Notebook 08 follows the gradients back, notebook 01 examines a network of yours. `python -m experiments list`
+# shows every question that this library asks, each with its prediction, its measurement and a verdict; `make demo` answers
+# three of them and writes a page about each.

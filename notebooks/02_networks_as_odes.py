@@ -335,5 +335,10 @@ drawing
 # the way back multiplies rounding, too. The remedy costs little: differentiate what
 # was computed (`checkpointed`, `binomial`), or make the network reversible by construction, as in part 3.
 #
+# **Questions.** 1. Which eigenvalues of the layers would make forward Euler the right scheme, and which step would you then
+# choose? (Part 2; experiment c3.) 2. Part 3 needs no states on the way back. What does it pay instead, and what becomes of
+# rounding in a thousand layers? (Experiment c8.) 3. A network grows instead of contracting: which of its two solves is now
+# the stable one, and is its continuous adjoint right? (Part 4; experiment c9.)
+#
 # **Next.** `python -m experiments run c8` and `c9` ask the questions of parts 3 and 4 in earnest: depths to 3200,
 # float64, several seeds, and what the wrong gradient does to training.

@@ -267,5 +267,9 @@ drawing
 # with a well-chosen rate goes lower. Which one is best depends on how accurate the answer is to be, and on the rate that
 # Adam, not Gauss–Newton, has to be told.
 #
+# **Questions.** 1. The smallest eigenvalue of part 2 becomes a hundred times smaller. How many more steps does each method
+# need, and which of them forgives a wrong guess of it? 2. A rate is halved in the middle of the run of part 3: what will the
+# sharpness do? 3. Why does variable projection suit a linear last layer, and what would be left of it with two of them?
+#
 # **Next.** `python -m experiments run d7` measures the edge for momentum and Adam too, `d8` finds the flow that gradient
 # descent follows up to second order, `d6` compares six optimizers, and `d10` asks how large a batch is worth it.

@@ -80,8 +80,9 @@ print(f"{size} parameters, loss {float(loss(params, examples)):.4f}")
 # ## 1. Eigenvalues, each with an interval
 #
 # `top_eigenvalues` is Lanczos with full reorthogonalization, restarts, and a second search beside what was found. For
-# every value it spends one more product on the residual $r = |Hv - \theta v|$: there *is* an eigenvalue within $r$ of
-# $\theta$. `converged` says that the residual is within the tolerance and that no larger eigenvalue was met.
+# every value it knows the residual $r = |Hv - \theta v|$, and one more product checks all of them: there *is* an
+# eigenvalue within $r$ of $\theta$. `converged` says that the residual is within the tolerance and that no larger
+# eigenvalue was met.
 
 # %%
 top = curvature.top_eigenvalues(loss, params, examples, k=12, key=key)
@@ -293,6 +294,11 @@ drawing
 
 # %% [markdown]
 # Every number here came with a bound, an error bar, or a prediction beside it.
+#
+# **Questions.** 1. Double the steps of the training. What becomes of $\lambda_1$, and of the learning rates that are still
+# stable? (Experiment d7.) 2. The plain recurrence begins to repeat itself once an eigenvalue has converged: after how many
+# products does the first copy come, and does float64 prevent it or put it off? 3. How many eigenvalues stick out, and what
+# has that number to do with ten classes? (Experiment e1.)
 #
 # **Your model:** `curvature.top_eigenvalues(loss, params, batch, k=5, key=key)` takes any `loss(params, batch)` that is
 # a mean over the batch, with batch statistics frozen. `operator="gauss_newton"`, `"empirical_fisher"` for other matrices,

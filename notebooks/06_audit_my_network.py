@@ -118,7 +118,7 @@ drawing
 # %% [markdown]
 # ## Questions
 #
-# 1. Set `depth` to 16, to 8, to 4: where does the verdict change, and what has become of the findings? Compare with $2^{-L/2}$?
+# 1. Set `depth` to 16, to 8, to 4: where does the verdict change, and what has become of the findings? Compare the shrinking with $2^{-L/2}$.
 # 2. Exchange relu for tanh. The variance is the same: why is the verdict another one? (Notebook *Start here*, phase diagram.)
 # 3. Take the rate 5 instead of 0.05. Which finding comes first now, and is it right? Train it.
 # 4. Where would you not trust the verdict? Read `docs/diagnosis.md`: what is it wrong about most often?

@@ -126,7 +126,7 @@ drawing
 # ## Questions
 #
 # 1. How deep may a tanh network of weight variance 1 be, if single precision is to tell its first layer's gradient from zero?
-#    (`line.depth_scale` and $10^{-38}$; then ask experiment b2 from which depth training fails long before that.)
+#    (`predicted.growth(...).depth_scale` and $10^{-38}$; then ask experiment b2 from which depth training fails long before that.)
 # 2. The bars of section 1 grow towards the first layer although $\chi_1$ is exact. Double the width: what do they do, and why?
 #    (`predicted.log_norm` for relu; experiment b6.)
 # 3. Residual connections keep $\chi$ near one whatever the weights. What do they do to the score of section 2, and what does
