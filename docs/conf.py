@@ -20,6 +20,7 @@ import reference  # noqa: E402
 import numdl  # noqa: E402
 
 project, author, release = "numdl", "The numdl developers", numdl.__version__
+copyright = "The numdl developers, Apache 2.0"
 extensions = ["myst_nb", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["dollarmath"]
 nb_execution_mode = "off"

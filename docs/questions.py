@@ -31,7 +31,7 @@ def write(folder, reference):
             title = reference.prose(runner.headings(name)["title"]).replace("|", r"\|")
             lines.append(f"| [{name.split('_')[0]}]({name}.md) | {title} |")
             (folder / f"{name}.md").write_text(page(name, reference), encoding="utf-8")
-    lines += ["", "```{toctree}", ":hidden:", ":glob:", "", "*_*", "```", ""]
+    lines += ["", "```{toctree}", ":hidden:", "", *runner.names(), "```", ""]  # b2 before b10
     (folder / "index.md").write_text("\n".join(lines), encoding="utf-8")
 
 

@@ -153,6 +153,8 @@ def test_a_failing_claim_says_by_how_much_and_why():
     assert claim(measured=1.1).failure_text() == "1.100 ± 0.010 misses 1 with 0.06 allowed by 0.04, 4 standard errors."
     limit = {"measured": 2.0, "uncertainty": 0.0, "tolerance": 0.0, "relation": "<="}
     assert claim(**limit, note="Too narrow.").failure_text() == "2 misses ≤ 1 by 1. Too narrow."
+    assert claim(**limit, note="a net of 8 units").failure_text() == "2 misses ≤ 1 by 1. A net of 8 units."
+    assert claim(**limit, note="q is too small").failure_text() == "2 misses ≤ 1 by 1. q is too small."
     nothing = claim(measured=float("nan"), uncertainty=float("inf"))
     assert nothing.failure_text() == "Nothing can be compared: measured, uncertainty not finite."
     assert claim(measured=1.1).failure_text() in reporting.claims_text([claim(measured=1.1)])

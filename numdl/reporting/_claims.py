@@ -128,11 +128,22 @@ class Claim:
             errors = f", {-self.margin:.3g} standard errors" if self.uncertainty else ""
             allowed = f" with {self.tolerance:.3g} allowed" if self.tolerance else ""
             said = f"{self.measured_text()} misses {self.expected_text()}{allowed} by {beyond:.3g}{errors}."
-        return f"{said} {self.note}".strip()
+        return f"{said} {_sentence(self.note)}".strip()
 
     def measured_text(self):
         """The measurement with as many digits as its uncertainty leaves: '0.998 ± 0.003'."""
         return with_uncertainty(self.measured, self.uncertainty)
+
+
+def _sentence(text):
+    """A note as it stands between sentences: a capital, unless it begins with a symbol, and a full stop."""
+    first = text.split(" ")[0]
+    begun = (
+        text[:1].upper() + text[1:]
+        if first.isalpha() and first.islower() and (len(first) > 1 or first == "a")
+        else text
+    )
+    return begun if not text or text.endswith((".", "!", "?")) else begun + "."
 
 
 def with_uncertainty(value, uncertainty):
