@@ -1,6 +1,6 @@
 """What does LeNet-5 know about a digit, and does it know when it does not?
 
-Lecture: Convolutional networks, LeNet-5 and the class probabilities of handwritten digits.
+Lecture: convolutional networks, LeNet-5 and the class probabilities of handwritten digits
 
 Question
 --------

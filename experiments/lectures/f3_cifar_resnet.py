@@ -1,6 +1,6 @@
 """How far does a small residual network get on natural images in minutes?
 
-Lecture: Convolutional networks, residual networks on natural images.
+Lecture: convolutional networks, residual networks on natural images
 
 Question
 --------

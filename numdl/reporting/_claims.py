@@ -137,12 +137,9 @@ class Claim:
 
 def _sentence(text):
     """A note as it stands between sentences: a capital, unless it begins with a symbol, and a full stop."""
-    first = text.split(" ")[0]
-    begun = (
-        text[:1].upper() + text[1:]
-        if first.isalpha() and first.islower() and (len(first) > 1 or first == "a")
-        else text
-    )
+    first = text.partition(" ")[0]
+    word = first == "a" or (len(first) > 1 and first.isalpha())
+    begun = text[:1].upper() + text[1:] if word else text
     return begun if not text or text.endswith((".", "!", "?")) else begun + "."
 
 
