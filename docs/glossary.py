@@ -14,7 +14,7 @@ def page(reference):
     lines = ["# Glossary", "", "What the field calls it, and the functions and experiments of numdl that have it.", ""]
     for row in sorted(symbols.load(), key=lambda row: row["name"].lower()):
         for synonym in dict.fromkeys([re.split("[:,;]", row["name"])[0], *row["synonyms"]]):
-            lines += [f"```{{index}} single: {synonym}", "```"]
+            lines += [f"```{{index}} ! single: {synonym}", "```"]  # "!": first among what the search finds
         lines += [f"## {reference.prose(_titled(row['name']))}", ""]
         lines += [f"${row['symbol']}$, also called *{'*, *'.join(reference.prose(s) for s in row['synonyms'])}*.", ""]
         shown = formula(row, reference)
