@@ -158,4 +158,4 @@ for name in ("tanh", "erf", "relu", "leaky_relu(0.2)", "sin"):
 #
 # **Next.** Notebook 08 follows the gradients back, notebook 01 examines a network of yours. `python -m experiments list`
 # shows every question that this library asks, each with its prediction, its measurement and a verdict; `make demo` answers
-# three of them and writes a page about each.
+# the first three on one page.
