@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import itertools
 import pathlib
 import re
 import subprocess
@@ -107,6 +108,12 @@ def test_commands_and_files_exist(page):
         assert (ROOT / name).exists() or "a9_" in name, name
     for name in re.findall(r"\]\((?!https?:|generated|#)([\w./]+)", text):
         assert (page.parent / name).exists(), name
+
+
+def test_every_decision_is_a_paragraph_of_its_own():
+    lines = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8").splitlines()
+    stuck = [line for before, line in itertools.pairwise(lines) if line.startswith("**") and before.strip()]
+    assert not stuck, "an empty line is missing before these, so that the site runs them together"
 
 
 def test_the_experiment_of_the_guide_runs(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from numdl.tracing._programs import REMAT, bodies, scan_counts, value_of
+from numdl.tracing._programs import REMAT, bodies, read_from, scan_counts
 
 MARK = "numdl line "
 
@@ -54,13 +54,13 @@ def _run(program, values, traced, numbers):
     slots = dict(zip(program.inputs, values, strict=True))
     slots |= {slot: traced.constants[i] for slot, i in program.captured.items()}
     for step in program.steps:
-        values = [value_of(slots, read) for read in step.reads]
+        values = [read_from(slots, read) for read in step.reads]
         enter = _ENTER["remat" if step.name in REMAT else step.name] if step.entered else None
         results = step.call(values) if enter is None else enter(step, values, traced, numbers)
         for slot, result in zip(step.writes, results, strict=True):
             number = numbers.get((id(program), slot))
             slots[slot] = result if number is None else checkpoint_name(result, f"{MARK}{number}")
-    return [value_of(slots, read) for read in program.outputs]
+    return [read_from(slots, read) for read in program.outputs]
 
 
 def _scan(step, values, traced, numbers):

@@ -11,7 +11,7 @@ import itertools
 import jax.numpy as jnp
 from jax import lax
 
-from numdl.tracing._programs import scan_counts, value_of
+from numdl.tracing._programs import read_from, scan_counts
 
 # ---- running -------------------------------------------------------------------------------------------------------
 
@@ -24,7 +24,7 @@ def run(program, values, steps, probes, constants):
     slots = dict(zip(program.inputs, values)) | {s: constants[i] for s, i in program.captured.items()}
     found = {}
     for step in program.steps:
-        values = [value_of(slots, read) for read in step.reads]
+        values = [read_from(slots, read) for read in step.reads]
         index = steps.get(id(step))
         if index is not None:
             found[index] = values[1 - step.weight[0]]
@@ -36,7 +36,7 @@ def run(program, values, steps, probes, constants):
         else:
             results = step.call(values)
         slots.update(zip(step.writes, results))
-    return [value_of(slots, read) for read in program.outputs], found
+    return [read_from(slots, read) for read in program.outputs], found
 
 
 def _inside(step, steps):

@@ -146,7 +146,7 @@ def is_tap(equation):
     return equation.primitive.name == "name" and equation.params["name"].startswith(TAP)
 
 
-def value_of(slots, read):
+def read_from(slots, read):
     """What a step reads: a slot's value, or a literal as an array of its dtype."""
     return slots[read] if isinstance(read, int) else np.asarray(read.val, read.aval.dtype)
 

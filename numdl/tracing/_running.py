@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numdl.tracing._programs import REMAT, calls, scan_counts, value_of
+from numdl.tracing._programs import REMAT, calls, read_from, scan_counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ def run_program(program, values, visit, given):
     slots = dict(zip(program.inputs, values)) | {s: visit.constants[i] for s, i in program.captured.items()}
     found, seen, weighed, watched = {}, {}, {}, {}
     for step in program.steps:
-        values = [value_of(slots, read) for read in step.reads]
+        values = [read_from(slots, read) for read in step.reads]
         if step.weight is not None and visit.weigh is not None:
             operand, index = step.weight
             values[operand], weighed[index] = visit.weigh(visit.layers[index], values[operand], given[index])
@@ -43,7 +43,7 @@ def run_program(program, values, visit, given):
                     view = visit.layers[index].activation.view
                     watched[index] = visit.watch(visit.layers[index], view.see(slots[slot]) if view else slots[slot])
     found |= {index: (seen[index], weighed.get(index), watched.get(index)) for index in seen}
-    return [value_of(slots, read) for read in program.outputs], found
+    return [read_from(slots, read) for read in program.outputs], found
 
 
 def _visited(visit, index, state, given):
