@@ -65,7 +65,7 @@ class Config:
     """Sizes of the experiment."""
 
     widths: tuple[int, ...] = (16, 64, 256)
-    pairs: int = 8
+    pairs: int = 12
     steps: int = 400
     batch: int = 64
     learning_rate: float = 0.05

@@ -61,7 +61,7 @@ class Config:
     """Sizes of the experiment."""
 
     source: str = "digits"  # or mnist: needs NUMDL_DATA
-    pairs: int = 10
+    pairs: int = 16
     steps: int = 1000
     batch: int = 60
     shared: tuple[int, ...] = (10, 30, 100)  # steps that two copies have in common, besides 0 and the onset

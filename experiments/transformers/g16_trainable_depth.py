@@ -65,7 +65,7 @@ VOCABULARY, TOKENS, HEADS, HEAD = 16, 8, 2, 8  # token 0 hides another
 STEEPNESS = 3.0  # hidden units are tanh(3 z): slopes and values differ, so that gradients can grow
 MOST = 0.7  # gradient exponents up to 0.74 exist with these units
 NEAR, FAR = 1.0, 4.0  # exponents times depth
-CHECKED = (128, 2, 0.999, 128)  # where exponents are measured: width, blocks, correlation of the tokens, draws
+CHECKED = (128, 2, 0.999, 256)  # where exponents are measured: width, blocks, correlation of the tokens, draws
 
 
 @dataclasses.dataclass(frozen=True)
