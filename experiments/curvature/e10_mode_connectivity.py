@@ -25,16 +25,18 @@ digits.
 
 Verdict
 -------
-8 pairs, widths 16, 64 and 256, 400 steps, copies with 0 to 300 common steps; two CPU cores that others used, too, 44 s.
-All claims hold. Width 64: the straight path's barrier is 0.88, the Bezier curve's 0.0004. Alignment lowers the mean
-barrier from 1.70, 0.88 and 0.60 at widths 16, 64 and 256 to 0.46, 0.11 and 0.09: lower where it is wide, but not gone
-at 256, and most of the gain is there at 64 (Ainsworth et al. find next to nothing left at 512). Copies with two hidden
-layers stay below 0.7 % of error from k = 0 on in every pair; with 12 hidden layers the mean is 14 % for k = 0, 3.5 %
-for 10, 2.7 % for 30 and 0.07 % for 100 of 400 steps.
+12 pairs, widths 16, 64 and 256, 400 steps, copies with 0 to 300 common steps; two CPU cores shared with many other
+programs, 1631 s (8 pairs with less beside them: 44 s). All claims hold. Width 64: the straight path's barrier is 0.87,
+the Bezier curve's 0.0004. Alignment lowers the mean barrier from 1.78, 0.87 and 0.60 at widths 16, 64 and 256 to 0.44,
+0.10 and 0.08: lower where it is wide, but not gone at 256, and most of the gain is there at 64 (Ainsworth et al. find
+next to nothing left at 512). Copies with two hidden layers stay below 0.8 % of error from k = 0 on in every pair; with
+12 hidden layers the mean is 26 % (standard error 5.7, one pair 73 %) for k = 0, 6.8 % for 10, 4.0 % for 30 and 0.08 %
+for 100 of 400 steps.
 Changed after first runs with other seeds (3, 8 and 8 pairs): a learning rate of 0.02 instead of 0.01 for the deep
 copies, with which the barrier had been 0.6 to 10 % and three pairs did not suffice; and a claim that the barrier is
 divided by more at width 256 than at 16 held twice and failed once (5.4 at 16, 8.1 at 256): what holds is that the
-aligned barrier falls.
+aligned barrier falls. Eight pairs became twelve, and signs that were asked after three standard errors had been taken
+off are asked plainly, since the scoreboard's margin counted these twice.
 """
 
 import dataclasses
@@ -232,16 +234,14 @@ def _connected(config, result, depth, shared):
 
 
 def _above(claim, source, samples):
-    found = mean_and_error(samples)
-    return Claim(
-        f"{claim}; the mean less three standard errors",
+    return near(
+        f"{claim}, mean over pairs",
         source,
         origin="published",
         expected=0.0,
-        measured=found.mean - 3 * found.stderr,
-        uncertainty=found.stderr,
+        samples=samples,
         tolerance=0.0,
-        tolerance_from="three standard errors over the pairs, taken off already",
+        tolerance_from="the sign is claimed",
         relation=">=",
     )
 
