@@ -26,6 +26,7 @@ class Search:
         self.unlike = [0.0, 0]  # sum of squares of q_i'Aq_j - q_j'Aq_i, and how many
         self.found = np.zeros(0)  # values of the locked rows, the first of the basis
         self.used, self.plain, self.counting, self.coupling = 0, 0, True, 0.0
+        self.budget, self.doubt = 0, 0  # products in all, and looks that found the bounds alone too large
         self.bound = np.inf  # the ceiling of the starts before this one
         self.verified = self.broken = False
         self.previous, self.next = None, None
@@ -42,6 +43,7 @@ class Search:
 
     def run(self, budget, warm, verify):
         """Expand, restart and verify until all is found or the budget is spent."""
+        self.budget = budget
         self.begin(warm)
         while self.used < budget and not self.broken:
             self.expand()
@@ -113,18 +115,38 @@ class Search:
             return True
         if len(self.found) and np.any(values[: self.k] > self.found + goal / 2):
             self.found = np.zeros(0)  # one more has come into the list: find it first
-        if not np.all(missed[: self.k] <= goal):
+        if verify and len(self.found) and not self.nothing_above(goal):
+            return False
+        if not (np.all(missed[: self.k] <= goal) or self.measured_below(goal, weights)):
             return False
         if verify and not len(self.found):
-            self.bound = self.ceiling()
+            self.bound, self.doubt = self.ceiling(), 0
             given_up = np.zeros((self.room, 1))
             given_up[: self.k, 0] = self.coupling * weights[-1, : self.k]
             self.restart(self.k)
             self.outside, self.found = np.hstack([self.outside, given_up]), values[: self.k].copy()
             self.begin()
             return False
-        self.verified = verify and self.nothing_above(goal)
-        return self.verified or not verify
+        self.verified = verify
+        return True
+
+    def measured_below(self, goal, weights):
+        """Whether k products say what the bounds do not: what given up starts left in them adds up and never falls."""
+        here, left = np.abs(self.parts(weights[:, : self.k])).T[0], self.outside[: self.size].any()
+        if not left or np.any(here > goal) or self.used + self.k > self.budget:
+            return False
+        self.doubt += 1
+        if self.doubt <= 2 * self.k:  # the bounds may still fall: another start mixes the rows anew
+            return False
+        self.used, self.doubt = self.used + self.k, -self.used
+        rows = self.best()[0]
+        norms = quotients(rows, jnp.stack([self.image(row) for row in rows]))[1]
+        return bool(np.all(np.asarray(norms) <= goal))
+
+    def image(self, v):
+        """The matrix, turned so that the largest values are wanted, and beside what is left out, times a vector."""
+        image = self.sign * _vectors.apply(self.matvec, v)
+        return self.left_out.project(image)[1] if self.left_out.count else image
 
     def nothing_above(self, goal):
         """Whether the largest value beside the locked vectors is known well enough to lie below the least of them."""
@@ -185,6 +207,19 @@ class Search:
         # The same holds at the other end, so that the spread of the Ritz values bounds the spectrum's.
         above = share / (1 - 2 * share) * (values[0] - values[-1]) if share < 0.5 else np.inf
         return min(self.bound, values[0] + above) if len(values) else self.bound
+
+
+@jax.jit
+def quotients(rows, images):
+    """(Rayleigh quotients, norms of the residuals, root mean square of the asymmetry q_i'Aq_j - q_j'Aq_i)."""
+    squares = jnp.sum(rows**2, axis=1)
+    theta = jnp.sum(rows * images, axis=1) / squares
+    left = images - theta[:, None] * rows
+    scale = jnp.maximum(jnp.max(jnp.abs(left), axis=1, keepdims=True), jnp.finfo(left.dtype).tiny)
+    norms = scale[:, 0] * jnp.sqrt(jnp.sum((left / scale) ** 2, axis=1)) / jnp.sqrt(squares)
+    cross = jnp.matmul(rows, images.T, precision="highest")
+    pairs = max(len(rows) * (len(rows) - 1), 1)
+    return theta, norms, jnp.sqrt(jnp.sum((cross - cross.T) ** 2) / pairs / 2)
 
 
 @jax.jit

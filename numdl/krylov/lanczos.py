@@ -35,7 +35,7 @@ from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 from numdl import checks
 from numdl._compiled import as_tree, compiled, reading_once
 from numdl.krylov import _vectors
-from numdl.krylov._search import Search
+from numdl.krylov._search import Search, quotients
 from numdl.records import record
 from numdl.typing import Matvec
 
@@ -205,26 +205,21 @@ def _certified(search, verify, most):
 def _measured(search, rows, values, parts, scale, most):
     """(values, residuals, asymmetry, products made for them) of the rows.
 
-    The recursion tells the residuals, and one product with a sum of all rows whether it tells the truth; one product
-    for each row where it does not, or where rounding would be most of it.
+    The recursion bounds the residuals, and one product with a sum of all rows shows whether it tells the truth; one
+    product for each row where it does not, where the bounds are above what is asked, or rounding would be most of them.
     """
     more = search.k
     if search.exact and search.used + 1 + search.k <= most:
         rounding, more = np.sqrt(search.space.count) * search.layout.eps * scale, more + 1
         signs = np.where(np.arange(search.k) % 3 == 1, -1.0, 1.0)
-        left = float(_residual_of_sum(rows, _image(search, signs.astype(rows.dtype) @ rows), signs * values))
+        left = float(_residual_of_sum(rows, search.image(signs.astype(rows.dtype) @ rows), signs * values))
         told = np.abs(signs @ parts).sum() + np.sqrt(search.k * search.layout.size) * search.layout.eps * scale
-        if left <= told:
-            return values, np.abs(parts).sum(axis=1) + rounding, search.asymmetry, 1
-    images = jnp.stack([_image(search, row) for row in rows])
-    found = (np.asarray(x, np.float64) for x in _residuals(rows, images))
+        bounds = np.abs(parts).sum(axis=1) + rounding
+        if left <= told and np.all(bounds <= search.tolerance * scale):
+            return values, bounds, search.asymmetry, 1
+    images = jnp.stack([search.image(row) for row in rows])
+    found = (np.asarray(x, np.float64) for x in quotients(rows, images))
     return *found, more
-
-
-def _image(search, v):
-    """The matrix, turned so that the largest values are wanted, and beside what is left out, times a vector."""
-    image = search.sign * _vectors.apply(search.matvec, v)
-    return search.left_out.project(image)[1] if search.left_out.count else image
 
 
 def _nothing(search):
@@ -254,19 +249,6 @@ def _intervals(theta, radii, tops):
 def _residual_of_sum(rows, image, values):
     """|image - values @ rows|"""
     return jnp.linalg.norm(image - jnp.matmul(values.astype(rows.dtype), rows, precision="highest"))
-
-
-@jax.jit
-def _residuals(rows, images):
-    """(Rayleigh quotients, norms of the residuals, root mean square of the asymmetry q_i'Aq_j - q_j'Aq_i)."""
-    squares = jnp.sum(rows**2, axis=1)
-    theta = jnp.sum(rows * images, axis=1) / squares
-    left = images - theta[:, None] * rows
-    scale = jnp.maximum(jnp.max(jnp.abs(left), axis=1, keepdims=True), jnp.finfo(left.dtype).tiny)
-    norms = scale[:, 0] * jnp.sqrt(jnp.sum((left / scale) ** 2, axis=1)) / jnp.sqrt(squares)
-    cross = jnp.matmul(rows, images.T, precision="highest")
-    pairs = max(len(rows) * (len(rows) - 1), 1)
-    return theta, norms, jnp.sqrt(jnp.sum((cross - cross.T) ** 2) / pairs / 2)
 
 
 @functools.partial(compiled, static=("m", "reorthogonalize"))

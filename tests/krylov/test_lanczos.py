@@ -113,6 +113,15 @@ def test_a_single_start_misses_copies_that_a_second_finds():
     np.testing.assert_allclose(verified.values, exact[:K], rtol=1e-3)
 
 
+def test_what_several_starts_leave_behind_is_measured():
+    """Six copies: what two starts left in the bounds of the rows adds up to more than is asked and never falls."""
+    rng = np.random.default_rng([7, 6])
+    matrix, exact = matrix_of(np.concatenate([np.ones(6), rng.uniform(-0.5, 0.7, N)[6:]]), rng)
+    found = solve(matrix, tolerance=1e-2, max_matvecs=300, basis=24)
+    assert found.converged.all()
+    np.testing.assert_allclose(found.values, exact[:K], rtol=1e-3)
+
+
 def test_values_and_vectors_to_rounding():
     rng = np.random.default_rng(1)
     matrix, exact = matrix_of(rng.normal(size=N), rng)
