@@ -360,3 +360,21 @@ def test_the_walk_over_a_deep_program_is_short():
     traced = tracing.trace(apply, [W] * 100, X)
     assert [layer.leaf for layer in traced.layers] == [str(i) for i in range(100)]
     assert list(itertools.chain(*(axes.outputs for axes in traced.roles().values()))) == [1] * 100
+
+
+@pytest.mark.parametrize(
+    "mix", [lambda w: jnp.linalg.qr(w)[0], lambda w: jnp.fft.fft2(w).real, lambda w: jnp.linalg.inv(w)]
+)
+def test_a_weight_whose_axes_a_decomposition_mixes_is_not_followed(mix):
+    """It is no vector either, which has axes that do nothing: what asks for filters must be told."""
+    w = normal(1, 4, 4)
+    assert tracing.trace(lambda w, x: x @ mix(w), w, normal(0, 5, 4)).roles() == {"params": None}
+
+
+def test_right_hand_sides_stay_examples_and_blocks_of_them_are_named():
+    w, x = normal(1, 4, 4), normal(0, 6, 4)
+    solve = jax.scipy.linalg.solve_triangular
+    (layer,) = tracing.trace(lambda w, x: solve(jnp.eye(4), x.T).T @ w, w, x).layers
+    assert layer.example_axis == 0 and layer.note is None
+    (layer,) = tracing.trace(lambda w, x: jax.lax.map(lambda part: part @ w, x.reshape(3, 2, 4)), w, x).layers
+    assert layer.note == "it is of some of the examples at a time"

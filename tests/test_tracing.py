@@ -387,6 +387,38 @@ def test_a_custom_rule_around_one_layer_is_the_layer():
     assert np.all(jax.grad(lambda w: placed(w, X)[0].sum())(W) == 7)
 
 
+@jax.custom_vjp
+def aside(params, x):
+    """A layer that is the second output, of params of which it reads a part."""
+    return jnp.sum(x), jnp.sin(x @ params["w"].T + params["b"][None])
+
+
+aside.defvjp(lambda *a: (aside(*a), a), lambda a, ct: jax.tree.map(jnp.ones_like, a))
+
+
+@jax.custom_vjp
+def scaled(x, w, s):
+    return x @ (w * s[None])
+
+
+scaled.defvjp(lambda *a: (scaled(*a), a), lambda a, ct: jax.tree.map(jnp.ones_like, a))
+
+
+def test_a_custom_rules_weight_and_state_are_followed_not_the_largest_and_the_first():
+    params = {"w": W, "b": B, "table": 100 * normal(5, 50, 4), "v": normal(6, 4, 3), "s": jnp.full(3, 2.0)}
+
+    def apply(p, x):
+        return scaled(aside(p, x)[1] + p["table"][:1], p["v"], p["s"])
+
+    traced = tracing.trace(apply, params, X)
+    assert [layer.name for layer in traced.layers] == ["w", "v"]
+    assert traced.uses[traced.parameters.index("table")] == ("bias: elementwise sum",)
+    _, found = traced.run(params, X, visit=lambda l, y, g: (y, y), weigh=lambda l, w, g: (w, w))
+    close(found[0][0], jnp.sin(X @ W.T + B[None]) + params["table"][:1])  # past what is added, as ever
+    close(found[0][1], W)
+    assert found[1][1] is None and traced.layers[1].weight_shape is None  # w * s is computed inside
+
+
 def test_a_custom_rule_around_several_layers_is_kept_and_named():
     rule = crooked(lambda x, w: (x @ w) @ w)
     traced = tracing.trace(lambda w, x: rule(x, w) @ w, W, X)

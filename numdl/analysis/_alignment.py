@@ -4,6 +4,7 @@ Sorting the units of a hidden layer, the columns of its weights and the rows of 
 Two trained networks differ by such an order among other things; `align` finds the order in which they differ least.
 """
 
+import re
 from collections.abc import Sequence
 
 import jax
@@ -45,7 +46,8 @@ def align(
     params, reference : pytrees     of one structure
     layers : sequence of pairs      (path of a kernel, path of its bias or None) from input to output; kernels
                                 [n_in, n_out], or stacked [layers, n_in, n_out]. None: every leaf of 2 or 3 axes that is
-                                not named like a bias, in the order of the leaves, with the vector beside it
+                                not named like a bias, in the order of the leaves (layer_2 before layer_10), with the
+                                vector beside it
     key : key                   the layers in random order; None: from input to output
     sweeps : int >= 1           at most
     Returns
@@ -120,6 +122,7 @@ def _guessed(names, params):
     """(kernel, bias) by the number of axes; a bias lies under the same parent, or is the leaf behind."""
     leaves = dict(zip(names, jax.tree.leaves(params), strict=True))
     kernels = [name for name in names if np.ndim(leaves[name]) >= 2 and name.rpartition("/")[2] not in ("bias", "b")]
+    kernels = _counted(kernels)
     biases = []
     for kernel in kernels:
         parent, shape = kernel.rpartition("/")[0], np.shape(leaves[kernel])
@@ -127,6 +130,20 @@ def _guessed(names, params):
         fitting = [n for n in beside if np.shape(leaves[n]) == (*shape[:-2], shape[-1])]
         biases.append(fitting[0] if len(fitting) == 1 and parent else None)
     return tuple(zip(kernels, biases))
+
+
+def _counted(names):
+    """Names that differ in their numbers alone in the order of these, at the places that they have: 10 after 9."""
+    found, groups = list(names), {}
+    for place, name in enumerate(names):
+        groups.setdefault(re.sub(r"\d+", "#", name), []).append(place)
+    for places in groups.values():
+        ordered = sorted(
+            (names[place] for place in places), key=lambda name: [int(n) for n in re.findall(r"\d+", name)]
+        )
+        for place, name in zip(places, ordered):
+            found[place] = name
+    return found
 
 
 def _pairs(layers):

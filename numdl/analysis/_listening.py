@@ -65,12 +65,16 @@ def magnitude(careful, array):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def state_statistics(careful, nonlinearity, units, rank_examples, state):
-    """All statistics of one state: dict of scalars, in float32 at least."""
+    """All statistics of one state: dict of scalars, in float32 at least; nan of a state without numbers."""
     state = state.astype(precision.wide(state.dtype))
-    size = jnp.abs(state)
-    square, largest = _size(careful, size)[0], jnp.max(size)
-    mean, nan = jnp.mean(state), jnp.full((), jnp.nan, size.dtype)
-    rank, cosine = _gram_statistics(state, largest, rank_examples) if rank_examples and state.ndim > 1 else (nan, nan)
+    size, nan = jnp.abs(state), jnp.full((), jnp.nan, wide(state.dtype))
+    square, largest = _size(careful, size)[0], jnp.max(size, initial=0) if state.size else nan
+    mean = jnp.mean(state)
+    rank, cosine = (
+        _gram_statistics(state, largest, rank_examples)
+        if rank_examples and state.ndim > 1 and state.size
+        else (nan, nan)
+    )
     return {
         "state_mean": jnp.abs(mean) if jnp.iscomplexobj(mean) else mean,
         "state_rms": square,
@@ -87,6 +91,8 @@ def activity(nonlinearity, units, value):
     """The shares of saturated numbers and of dead units where this nonlinearity acts; nan where it has none."""
     real = wide(value.dtype)
     saturated = dead = jnp.full((), jnp.nan, real)
+    if not value.size:
+        return {"saturated": saturated, "dead": dead}
     if nonlinearity in SATURATION:
         saturated = jnp.mean(jnp.abs(value) > SATURATION[nonlinearity], dtype=real)
     if nonlinearity in DEATH and not jnp.iscomplexobj(value):
@@ -126,8 +132,8 @@ def together(careful, sizes):
     """The size of all arrays whose sizes are [..., 2], each of as many numbers."""
     first, second = sizes[..., 0].ravel(), sizes[..., 1].ravel()
     if not careful:
-        return jnp.stack([jnp.mean(first), jnp.max(second)])
-    scale = _scale(jnp.max(first))
+        return jnp.stack([jnp.mean(first), jnp.max(second, initial=0)])
+    scale = _scale(jnp.max(first, initial=0))
     return jnp.stack([scale * jnp.sqrt(jnp.mean((first / scale) ** 2)), jnp.sum(second)])
 
 
@@ -144,5 +150,7 @@ def rms(careful, size, largest):
 def variance(weight):
     """Var(W) in one pass: shifted by one entry, so that a large mean does not cancel it."""
     weight = weight.astype(precision.wide(weight.dtype))
+    if not weight.size:
+        return jnp.full((), jnp.nan, wide(weight.dtype))
     shifted = weight - weight.ravel()[0]
     return jnp.mean(jnp.abs(shifted) ** 2) - jnp.abs(jnp.mean(shifted)) ** 2

@@ -34,7 +34,7 @@ def layer_rows(traced, careful, value, found, heard):
         "weight_variance": lay_out(variances),
         **states,
         **gradients,
-        "first_nonfinite": jnp.where(jnp.any(lost), jnp.argmax(lost), -1).astype(jnp.int32),
+        "first_nonfinite": jnp.where(jnp.any(lost), jnp.argmax(lost), -1) if of else jnp.array(-1).astype(jnp.int32),
         "value": nan if value is None else value,
     }, jnp.all(good & fine)
 

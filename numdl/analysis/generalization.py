@@ -184,7 +184,8 @@ def path_norm(
     frozen : str or strings     paths of leaves that are taken as they are, like those without floating-point numbers
     Raises
     ------
-    ValueError, TypeError       complex params, no floating-point leaf, a path that fits no leaf, x of integers
+    ValueError, TypeError       complex params, no floating-point leaf, a path that fits no leaf, x of integers, `apply`
+                                with other functions in it (tanh, softmax, norms): that is verified, not under jit
     Source: Neyshabur et al. 2015, arXiv:1506.02617.
     """
     apply = checks.returning("apply", apply, 2, "apply(params, x)")
@@ -195,8 +196,23 @@ def path_norm(
     outputs = jax.eval_shape(lambda moving, x: apply(rest.params(moving), x[:1]), moving, x)
     if not isinstance(outputs, jax.ShapeDtypeStruct) or not jnp.issubdtype(outputs.dtype, jnp.floating):
         raise checks.BadType(f"apply must return one array of real numbers; got {outputs}")
-    squares = rest.params(jax.tree.map(jnp.square, moving))
-    return jnp.sqrt(jnp.sum(apply(squares, jnp.ones_like(x[:1]))))
+    squares, one = rest.params(jax.tree.map(jnp.square, moving)), jnp.ones_like(x[:1])
+    found = apply(squares, one)
+    if not isinstance(found, jax.core.Tracer):
+        _check_affine(apply, squares, one, found)
+    return jnp.sqrt(jnp.sum(found))
+
+
+def _check_affine(apply, squares, one, found):
+    """Without negative weights and inputs a relu is the identity: then f(u) + f(1 - u) = f(1) + f(0)."""
+    u = jnp.asarray(np.random.default_rng(0).uniform(size=one.shape), one.dtype)
+    left, right, zero = (apply(squares, x) for x in (u, one - u, jnp.zeros_like(one)))
+    apart, size = (float(jnp.max(jnp.abs(part))) for part in (left + right - found - zero, found))
+    if np.isfinite(size) and not apart <= 100 * float(jnp.finfo(found.dtype).eps) * size:
+        raise checks.BadValue(
+            "apply must be built of affine maps, relus, sums and means for a path norm; got one that is not affine "
+            f"where weights and inputs are positive: f(u) + f(1 - u) - f(1) - f(0) = {apart:.3g}, f(1) = {size:.3g}"
+        )
 
 
 def tolerated_variance(

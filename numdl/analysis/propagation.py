@@ -27,6 +27,7 @@ from numdl import checks, precision
 from numdl._compiled import jit
 from numdl.analysis import _pairs, _samples
 from numdl.networks import core
+from numdl.networks._record import of_examples
 from numdl.records import record
 
 
@@ -134,7 +135,7 @@ def correlations_at(
     x : array [P, 2, ...]       P pairs of inputs
     Returns
     -------
-    c : array [P, L]            nan where a state is exactly 0
+    c : array [P, L]            nan where a state is exactly 0, or of a lifted function whose examples are not known
     Raises
     ------
     ValueError, TypeError       x without pairs along axis 1; not a Network, or one that does not take params and x
@@ -143,7 +144,7 @@ def correlations_at(
     """
     x = _pairs.pairs(x)
     network, params, rows = core.fitting(network, params, x.reshape(-1, *x.shape[2:]))
-    states = network.states(params, rows)
+    states = of_examples(network, params, rows, network.states(params, rows))
     return core.per_layer(_pairs.cosines, states).reshape(-1, x.shape[0]).T
 
 
@@ -215,14 +216,14 @@ def covariances_at(network: core.Network, params: PyTree, x: Shaped[ArrayLike, "
     x : array [N, ...]          one batch
     Returns
     -------
-    k : array [L, N, N]
+    k : array [L, N, N]         nan where a lifted function's examples are not known
     Raises
     ------
     ValueError, TypeError       not a Network, or one that does not take params and x
     Source: the definition.    Twin: theory.kernels.nngp, one layer at a time.
     """
     network, params, x = core.fitting(network, params, x)
-    return core.per_layer(_second_moments, network.states(params, x))
+    return core.per_layer(_second_moments, of_examples(network, params, x, network.states(params, x)))
 
 
 @record

@@ -22,8 +22,9 @@ from numdl.typing import Apply
 def lift(apply: Apply, params: PyTree, x: PyTree, *, examples: PyTree = None) -> Network:
     """`apply(params, x)` as a Network whose states are its layers' outputs, before the activations.
 
-    Its last state is the outputs. If `apply` does something after its last layer (a softmax, a norm), or the last layer
-    is scanned, the outputs are added as one more state, so that the readout returns the last state as it is.
+    Where the program loses the examples (`tracing.trace` says why) a state is as it has it: what compares examples is
+    nan there. The last state is the outputs: if `apply` does something after its last layer (a softmax, a norm), or
+    that is scanned, the outputs are added as one more state, so that the readout returns the last state as it is.
     Each state costs one array; for a large model `analysis.layers.probe` measures without keeping any.
 
     Parameters
@@ -48,6 +49,12 @@ def lift(apply: Apply, params: PyTree, x: PyTree, *, examples: PyTree = None) ->
     def states(params, x, probes=None):
         return _states(apply, params, x, probes, examples)
 
+    def of_examples(params, x):
+        traced = _traced(apply, params, x, examples)
+        known = [layer.note is None for layer in traced.layers]
+        return (*known, *(() if traced.ends_in_layer else (True,))), traced.examples
+
+    states.of_examples = of_examples
     return Network(Partial(_kept, params), states, _last)
 
 

@@ -5,14 +5,12 @@ import dataclasses
 import math
 from typing import Any
 
-from numdl.tracing import _activity, _geometry, _layouts
+from numdl.tracing import _activity, _custom, _geometry, _layouts
 from numdl.tracing._axes import NOTHING, read, shape_of
 from numdl.tracing._geometry import Axes, Sight
 from numdl.tracing._programs import CONTRACTIONS, CUSTOM, REMAT, TAP, is_tap
 from numdl.tracing._rules import after
 from numdl.tracing._uses import Uses
-
-_MOVES = {"reshape", "squeeze", "transpose", "convert_element_type", "copy"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,14 +165,13 @@ class Finder:
         for body in step.inner:
             self.follower.guess(program, step, body, values)
             scout.search(body, steps)
-        weights = [i for i, value in enumerate(values) if value.made]
         only = scout.layers[0] if len(scout.layers) == 1 else None
-        if step.name in CUSTOM and only and only.weight_shape and only.steps == steps and weights:
-            step.weight = (max(weights, key=lambda i: values[i].size), len(self.layers))
-            self.uses.layer([leaf for i in weights for leaf in values[i].layouts], len(self.layers))
-            shape = program.avals[step.writes[0]].shape
-            same = only.view is None and only.shape == shape
-            return self.put(program, step.writes[0], only, only.units if same else (len(shape) - 1,), readers)
+        if step.name in CUSTOM and only and only.weight_shape and only.steps == steps:
+            place, output = _custom.weight_operand(step), _custom.state_output(step)
+            if output is not None and any(value.made for value in values):
+                _custom.forget(step)
+                return self.call(program, step, values, readers, only, place, output)
+        _custom.forget(step)
         if scout.layers or any(value.leaf is not None for value in values):
             leaf = max(values, key=lambda value: value.size, default=NOTHING).leaf
             held = ", ".join(layer.name for layer in scout.layers) or (
@@ -182,6 +179,19 @@ class Finder:
             )
             self.not_entered.append(f"{step.name} holding {held}")
         return None
+
+    def call(self, program, step, values, readers, only, place, output):
+        """The layer inside a custom rule, its state the call's output; without a weight where that is computed."""
+        index = len(self.layers)
+        if place is not None and values[place].made:
+            step.weight = place, index
+        else:
+            only = dataclasses.replace(only, weight_shape=None)
+        used = [values[i] for i in _custom.read_operands(step) if values[i].made]
+        self.uses.layer(dict.fromkeys(leaf for value in used for leaf in value.layouts), index)
+        shape = program.avals[step.writes[output]].shape
+        same = only.view is None and only.shape == shape
+        return self.put(program, step.writes[output], only, only.units if same else (len(shape) - 1,), readers)
 
     def named(self):
         """The layers with '#1', '#2', ... from the second use of a parameter on, and attentions counted."""
@@ -227,7 +237,7 @@ def _advance(program, slot, tags, readers):
     features, only_transposed = math.prod(parts), True
     while True:
         step = readers[at[0]][0] if len(readers[at[0]]) == 1 else None
-        if step is not None and step.name in _MOVES:
+        if step is not None and step.name in _custom.MOVES:
             at = (step.writes[0], moved(program, step, at[1]))
             only_transposed &= step.name == "transpose"
             if only_transposed:

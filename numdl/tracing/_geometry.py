@@ -186,6 +186,8 @@ def _why_not(examples, parts, count):
     if not all(part.exact for part in parts):
         return "the examples are cut, permuted or repeated before it"
     size = 1
+    if len(parts) == 1 and parts[0].size < count:
+        return "it is of some of the examples at a time"
     for part in reversed(parts):
         if part.stride != size:
             return "two of its axes are the examples"

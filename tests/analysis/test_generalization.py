@@ -160,6 +160,12 @@ def test_path_norm_is_the_sum_over_paths():
     np.testing.assert_allclose(found, np.sqrt(total), rtol=1e-12)
 
 
+@pytest.mark.parametrize("f", [jnp.tanh, jax.nn.softmax, lambda y: y / jnp.linalg.norm(y), lambda y: y**2])
+def test_path_norm_refuses_other_functions(f):
+    with pytest.raises(ValueError, match="apply must be built of affine maps, relus, sums and means"):
+        generalization.path_norm(lambda w, x: f(x @ w) @ w, jnp.arange(9.0).reshape(3, 3) / 9, jnp.ones((1, 3)))
+
+
 CURVATURES = jnp.asarray([1.0, 2.0, 5.0, 0.0], WIDEST)
 
 

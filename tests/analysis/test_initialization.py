@@ -551,3 +551,20 @@ def test_table_is_readable():
     assert len(lines) == 27, "title, head, 25 rows"
     assert "... 6 more" in text
     assert max(map(len, lines)) < 200
+
+
+def test_layers_inside_a_custom_rule_are_nobodys(key):
+    """What lies inside stands in no row, and in no other row's place: the first layer still reads x."""
+    keys = jax.random.split(key, 5)
+    params = {name: jax.random.normal(k, (6, 6)) for name, k in zip(("w", "a", "b", "o"), keys)}
+    x = jax.random.normal(keys[4], (20, 6))
+    two = jax.custom_vjp(lambda x, a, b: jnp.tanh(x @ a) @ b)
+    two.defvjp(lambda *args: (two(*args), args), lambda args, ct: tuple(jnp.ones_like(each) for each in args))
+
+    def apply(p, x):
+        return jnp.tanh(two(jnp.tanh(x @ p["w"]), p["a"], p["b"])) @ p["o"]
+
+    found = initialization.explain(params, apply=apply, x=x)
+    assert found.names == ("w", "o") and found.breaks == ((), ("a layer not entered",))
+    gain = np.mean(np.asarray(x @ params["w"]) ** 2) / np.mean(np.asarray(x) ** 2)
+    np.testing.assert_allclose(found.length_gain[0], gain, rtol=1e-4)

@@ -193,6 +193,17 @@ def test_ntk_scale_counts_products_of_each_output():
     assert found["hidden"][1]["kernel"] == 0.5 and found["hidden"][0]["kernel"] == pytest.approx(2 / 3)
 
 
+def test_ntk_scale_of_weights_side_by_side():
+    """Gates of a cell in one product: each has the fan_in of the product, not the largest one alone."""
+    params = {"gate": jnp.ones((3, 4)), "cell": jnp.ones((3, 5)), "g": jnp.ones(4), "v": jnp.ones((9, 4))}
+
+    def apply(p, x):
+        return jnp.tanh(x @ jnp.concatenate([p["gate"], p["cell"]], axis=1)) @ (p["g"][None] * p["v"])
+
+    found = measured.ntk_scale(apply, params, jnp.ones((5, 3)), weight_variance=2.0, bias_variance=0.3)
+    assert found == pytest.approx({"gate": 2 / 3, "cell": 2 / 3, "v": 2 / 9, "g": 0.3})
+
+
 LAW = {"activation": activations.relu, "weight_variance": 2.0, "bias_variance": 0.1}
 PAIR = jnp.asarray([[1.0, 0.5, -0.3], [0.2, -1.0, 0.4]], jnp.float32)
 

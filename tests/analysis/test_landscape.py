@@ -398,3 +398,22 @@ def test_a_scale_of_outputs_in_a_weight_has_no_filters():
     d = landscape.direction(jax.random.key(0), params, apply=apply, x=x)
     np.testing.assert_allclose(jnp.linalg.norm(d["v"], axis=0), jnp.linalg.norm(params["v"], axis=0), rtol=1e-6)
     assert not d["g"].any()
+
+
+def test_alignment_takes_layer_10_after_layer_9():
+    """Leaves of a dictionary come in the order of their names as texts, where 10 is before 2."""
+    keys = jax.random.split(jax.random.key(0), 24)
+    params, reference = (
+        {f"layer_{i}": {"kernel": jax.random.normal(key, (4, 4))} for i, key in enumerate(some)}
+        for some in (keys[:12], keys[12:])
+    )
+
+    def apply(p, x):
+        for i in range(12):
+            x = jnp.tanh(x @ p[f"layer_{i}"]["kernel"])
+        return x
+
+    x = jax.random.normal(jax.random.key(1), (3, 4))
+    np.testing.assert_allclose(
+        apply(landscape.align(params, reference).params, x), apply(params, x), rtol=1e-4, atol=1e-5
+    )

@@ -631,6 +631,19 @@ def test_what_is_not_entered_is_reported():
 # ---- the table
 
 
+def test_states_and_weights_without_numbers_have_no_statistics():
+    params = {"w": normal(1, 4, 0), "e": normal(2, 0, 3), "none": normal(3, 0, 4, 4), "v": normal(4, 4, 3)}
+
+    def apply(p, x):
+        return chain(jnp.tanh)(p["none"], x) @ p["v"] + (x @ p["w"]) @ p["e"]
+
+    flow = layers.probe(apply, params, X, loss=mean_square)
+    assert sorted(flow.names) == ["e", "v", "w"]  # no step of the scan
+    row = flow.names.index("w")
+    assert np.isnan([flow.state_rms[row], flow.weight_variance[row], flow.weight_gradient_rms[row]]).all()
+    close(flow.state_rms[flow.names.index("v")], np.sqrt(np.mean(np.asarray(X @ params["v"]) ** 2)))
+
+
 def test_the_table_has_a_row_for_every_layer_up_to_24():
     short = repr(layers.probe(chain(jnp.tanh), normal(1, 24, 4, 4), X, loss=mean_square))
     long = layers.probe(chain(jnp.tanh), normal(1, 40, 4, 4), X, loss=mean_square)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numdl.analysis import propagation
+from numdl.analysis import normalization, propagation
 from numdl.networks import core, dense, residual
 
 pytestmark = pytest.mark.float32
@@ -235,3 +235,24 @@ def test_branch_shares_are_differences_of_states(key, size):
     params = ragged.init(key, x)
     with pytest.raises(ValueError, match="network must have states of one shape"):
         propagation.branch_shares(ragged, params, x)
+
+
+def test_states_whose_examples_are_lost_have_no_correlations(key):
+    """As many experts as examples: a matrix of experts is none of examples, whatever its shape."""
+    params = {"router": jnp.eye(4, 4), "expert": jax.random.normal(key, (4, 4, 3)), "out": jnp.ones((3, 2))}
+
+    def apply(p, x):
+        share = jax.nn.softmax(x @ p["router"])
+        queue = jnp.einsum("ne,nd->ed", share, x)  # one token for each expert
+        return jnp.einsum("ne,ef->nf", share, jnp.einsum("ed,edf->ef", queue, p["expert"])) @ p["out"]
+
+    x = jax.random.normal(key, (4, 4), jnp.float32)
+    net = core.lift(apply, params, x)
+    kept = [True, False, False, True, True]  # router, queue, expert, its return, out
+    for found in (
+        propagation.covariances_at(net, params, x),
+        propagation.correlations_at(net, params, x.reshape(2, 2, 4)).T,
+        normalization.correlation(net, params, x),
+    ):
+        assert [bool(np.isfinite(row).all()) for row in found] == kept
+    np.testing.assert_allclose(propagation.covariances_at(net, params, x)[0], x @ x.T / 4, rtol=1e-5, atol=1e-6)
