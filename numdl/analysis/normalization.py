@@ -12,8 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 from numdl import checks
 from numdl._compiled import jit
 from numdl.analysis import _samples
-from numdl.networks import core
-from numdl.networks._record import of_examples
+from numdl.networks import _segments, core
 from numdl.precision import widen
 from numdl.records import record
 
@@ -127,7 +126,7 @@ def _correlation(network, params, x):
         squares = jnp.sum(y**2)
         return (jnp.sum(jnp.sum(y, axis=0) ** 2) - squares) / (y.shape[0] - 1) / squares
 
-    return core.per_layer(one, of_examples(network, params, x, network.states(params, x)))
+    return core.per_layer(one, _segments.of_examples(network, params, x, network.states(params, x)))
 
 
 def _log_square(y):

@@ -26,8 +26,7 @@ from jaxtyping import Array, ArrayLike, Float, Key, PyTree, Real, Shaped
 from numdl import checks, precision
 from numdl._compiled import jit
 from numdl.analysis import _pairs, _samples
-from numdl.networks import core
-from numdl.networks._record import of_examples
+from numdl.networks import _segments, core
 from numdl.records import record
 
 
@@ -144,7 +143,7 @@ def correlations_at(
     """
     x = _pairs.pairs(x)
     network, params, rows = core.fitting(network, params, x.reshape(-1, *x.shape[2:]))
-    states = of_examples(network, params, rows, network.states(params, rows))
+    states = _segments.of_examples(network, params, rows, network.states(params, rows))
     return core.per_layer(_pairs.cosines, states).reshape(-1, x.shape[0]).T
 
 
@@ -223,7 +222,7 @@ def covariances_at(network: core.Network, params: PyTree, x: Shaped[ArrayLike, "
     Source: the definition.    Twin: theory.kernels.nngp, one layer at a time.
     """
     network, params, x = core.fitting(network, params, x)
-    return core.per_layer(_second_moments, of_examples(network, params, x, network.states(params, x)))
+    return core.per_layer(_second_moments, _segments.of_examples(network, params, x, network.states(params, x)))
 
 
 @record

@@ -13,8 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from numdl import checks
 from numdl._compiled import jit
 from numdl.analysis import _pairs
-from numdl.networks import core
-from numdl.networks._record import of_examples
+from numdl.networks import _segments, core
 
 
 def gradient_correlations(
@@ -55,5 +54,5 @@ def _correlations(network, params, rows, v):
     def loss(outputs):
         return jnp.sum(outputs * v[None])
 
-    gradients = of_examples(network, params, rows, core.state_gradients(network, params, rows, loss))
+    gradients = _segments.of_examples(network, params, rows, core.state_gradients(network, params, rows, loss))
     return core.per_layer(_pairs.cosines, gradients).reshape(-1, rows.shape[0] // 2).T

@@ -175,21 +175,6 @@ def zero_probes(network: Network, params: PyTree, x: PyTree) -> tuple[Array, ...
     return tuple(jnp.zeros(stretch.shape, stretch.dtype) for stretch in shapes)
 
 
-def of_examples(network, params, x, stretches):
-    """For measures that compare examples: the stretches [layers, N, ...], nan where a lifted function has lost them.
-
-    Then a state is not of examples (an expert's queue, one example at a time); its stretch becomes [layers, N, 1].
-    """
-    told = getattr(getattr(network.states, "func", network.states), "of_examples", None)
-    if told is None:
-        return stretches
-    known, count = told(params, x)
-    return tuple(
-        y if own else jnp.full((y.shape[0], count, 1), jnp.nan, y.dtype)
-        for y, own in zip(stretches, known, strict=True)
-    )
-
-
 def split_probes(probes: Sequence[ArrayLike | None] | None, stretches: int) -> tuple[ArrayLike | None, ...]:
     """For builders: one probe or None for each stretch, their number checked.
 

@@ -71,3 +71,18 @@ def _place(states, layer):
     """The stretch that holds this layer (from 1), and the place in it."""
     places = [(number, index) for number, stretch in enumerate(states) for index in range(stretch.shape[0])]
     return places[layer - 1]
+
+
+def of_examples(network, params, x, stretches):
+    """For measures that compare examples: the stretches [layers, N, ...], nan where a lifted function has lost them.
+
+    Then a state is not of examples (an expert's queue, one example at a time); its stretch becomes [layers, N, 1].
+    """
+    told = getattr(getattr(network.states, "func", network.states), "of_examples", None)
+    if told is None:
+        return stretches
+    known, count = told(params, x)
+    return tuple(
+        y if own else jnp.full((y.shape[0], count, 1), jnp.nan, y.dtype)
+        for y, own in zip(stretches, known, strict=True)
+    )

@@ -314,7 +314,11 @@ class _Walker:
             return plain
         initial, made = self.carries[trail.source]
         seen = seen | {trail.source}
-        first = self.resolved(after(trail, initial), seen) if isinstance(initial, Trail) else None
+        first = None
+        if isinstance(initial, Trail):  # in the first step no carry was made yet
+            came = after(trail, initial)
+            came = dataclasses.replace(came, upstream=initial.upstream | trail.upstream - {trail.source})
+            first = self.resolved(came, seen)
         if isinstance(made, Fixed) or (made.source == trail.source and made.function is None and not made.between):
             return first or plain  # handed on unchanged
         return self.resolved(after(trail, made), seen)._replace(first=first)

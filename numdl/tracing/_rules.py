@@ -1,6 +1,6 @@
 """What each primitive does to axes: `after` gives its outputs' layouts for one source, given those of its inputs."""
 
-from numdl.tracing import _layouts
+from numdl.tracing import _layouts, _mixing
 from numdl.tracing._layouts import Layout, blank, drop, followed, inexact, join, merged, other, reshape, stacked
 
 # fmt: off
@@ -19,10 +19,6 @@ _ELEMENTWISE = {
 REDUCTIONS = {
     "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor",
     "reduce", "argmax", "argmin",
-}
-_MATRICES = {
-    "cholesky", "eig", "eigh", "householder_product", "hessenberg", "lu", "qr", "schur", "svd",
-    "triangular_solve", "tridiagonal",
 }
 # fmt: on
 
@@ -177,35 +173,6 @@ def _window(params, given, before, shapes):
     return given[0]._replace(axes=axes)
 
 
-def _leading(name):
-    """Linear algebra of matrices along the last two axes."""
-
-    def rule(params, given, before, shapes):
-        one, count = join(given, before[0]), len(before[0]) - 2
-        return [_mixed(one, count, shape, name) for shape in shapes]
-
-    return rule
-
-
-def _mixed(one, count, shape, name):
-    """The first `count` axes as they are; the others are made of all entries of what they were."""
-    lost = one.lost or (f"{name} is not followed" if any(map(followed, one.axes[count:])) else None)
-    return one._replace(axes=(*one.axes[:count], *blank(shape[count:])), lost=lost)
-
-
-def _triangular(params, given, before, shapes):
-    """Solutions of A X = B or X A = B: what numbers the right-hand sides stays."""
-    matrix, sides = given
-    free = len(shapes[0]) - (1 if params["left_side"] else 2)
-    if matrix is not None or sides is None or followed(sides.axes[2 * len(shapes[0]) - 3 - free]):
-        return _leading("triangular_solve")(params, given, before, shapes)
-    return [sides]
-
-
-def _fourier(params, given, before, shapes):
-    return _mixed(given[0], len(shapes[0]) - len(params["fft_lengths"]), shapes[0], "fft")
-
-
 def _dot(params, given, before, shapes):
     contracted, batched = params["dimension_numbers"]
     found = []
@@ -335,8 +302,7 @@ def _put(axes, index, parts):
 RULES = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     **dict.fromkeys(REDUCTIONS, _reduce),
-    **{name: _leading(name) for name in _MATRICES},
-    "triangular_solve": _triangular,
+    **_mixing.RULES,
     **dict.fromkeys(
         ["reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window", "cumulative_window"], _window
     ),
@@ -358,7 +324,6 @@ RULES = {
     "rev": _rev,
     "sort": _sort,
     "top_k": _top_k,
-    "fft": _fourier,
     "dot_general": _dot,
     "ragged_dot": lambda params, given, before, shapes: _rows(given, shapes),
     "ragged_dot_general": _ragged,

@@ -307,6 +307,8 @@ def test_errors_name_the_argument():
         curvature.trace(curvature.hessian(loss, params, batch), params, key=key)
     with pytest.raises(ValueError, match="likelihood must be one of categorical"):
         curvature.fisher(outputs, params, batch, likelihood="poisson")
+    with pytest.raises(ValueError, match=r"outputs must return an array \[examples, ..., C\]; .*to \(24, 1\) for 24 "):
+        curvature.fisher(lambda p, b: outputs(p, b).ravel()[:24], params, batch, likelihood="bernoulli")
     with pytest.raises(ValueError, match="linearize keeps the whole data's activations"):
         curvature.trace(loss, params, batch, key=key, chunk=4, linearize=True)
     with pytest.raises(

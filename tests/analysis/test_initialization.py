@@ -568,3 +568,16 @@ def test_layers_inside_a_custom_rule_are_nobodys(key):
     assert found.names == ("w", "o") and found.breaks == ((), ("a layer not entered",))
     gain = np.mean(np.asarray(x @ params["w"]) ** 2) / np.mean(np.asarray(x) ** 2)
     np.testing.assert_allclose(found.length_gain[0], gain, rtol=1e-4)
+
+
+def test_the_first_step_of_a_scan_on_x_reads_x(key):
+    """Nothing was made by a step before it: its gain is that from x."""
+    stack, x = jax.random.normal(key, (3, 6, 6)), jax.random.normal(jax.random.fold_in(key, 1), (20, 6))
+
+    def apply(stack, x):
+        return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, stack)[0]
+
+    found = initialization.explain(stack, apply=apply, x=x)
+    assert found.begins.tolist() == [True, False, False] and not any(found.breaks) and not found.notes
+    gain = np.mean(np.asarray(x @ stack[0]) ** 2) / np.mean(np.asarray(x) ** 2)
+    np.testing.assert_allclose(found.length_gain[0], gain, rtol=1e-4)

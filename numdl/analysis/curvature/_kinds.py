@@ -71,6 +71,11 @@ class Fisher:
         z = self.outputs(params, batch)
         if not getattr(z, "shape", ()) or not jnp.issubdtype(jnp.result_type(z), jnp.floating) or 0 in np.shape(z):
             raise checks.BadType(f"outputs must return one array of real numbers [..., C]; got {z}")
+        if z.ndim < 2:  # N examples of one output, or one example of C: a factor of N between the two
+            raise checks.BadValue(
+                f"outputs must return an array [examples, ..., C]; got shape {tuple(z.shape)}: reshape it to "
+                f"({z.size}, 1) for {z.size} examples of one output, or to (1, {z.size}) for one example"
+            )
         return jnp.ravel(z)[0]
 
 

@@ -113,7 +113,7 @@ def fisher(
 
     Parameters
     ----------
-    outputs : function          (params, batch) -> z [..., C]: logits, or means of unit variance; leading axes: examples
+    outputs : function          (params, batch) -> z [N, ..., C]: logits, or means of unit variance; N, ...: examples
     params, batch, frozen, chunk : as in `hessian`
     likelihood : "categorical" | "bernoulli" | "gaussian"   the distribution that z parameterizes
     Returns

@@ -69,3 +69,8 @@ def scales(params, rest, scale):
     copies = {"real": 1, "complex": 2, "kept": 0}
     moving = [value for value, kind in zip(found, rest.kinds, strict=True) for _ in range(copies[kind])]
     return moving + [1.0] * len(rest.kept)
+
+
+def summed_over(layer):
+    """The leaves in a layer's weight that it sums over with data, one or several side by side; no scales."""
+    return [leaf for leaf, axes in layer.made_of if axes is None or axes.inputs or axes.window]

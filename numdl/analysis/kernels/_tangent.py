@@ -125,7 +125,7 @@ def ntk_scale(
     trees.trainable(params)
     x = checks.leaves("x", x, examples=True)
     traced = tracing.trace(apply, params, x)
-    fans = {leaf: layer.fan_in for layer in reversed(traced.layers) for leaf in _summed_over(layer)}
+    fans = {leaf: layer.fan_in for layer in reversed(traced.layers) for leaf in _doors.summed_over(layer)}
     leaves, structure = jax.tree.flatten(params)
     pairs = zip(traced.parameters, leaves, strict=True)
     found = [weight_variance / fans[name] if name in fans else bias_variance for name, _ in pairs]
@@ -161,11 +161,6 @@ def nngp(
         raise checks.BadValue(f"x2 must have examples like x1's, {_doors.forms(x1)}; got {_doors.forms(x2)}")
     _doors.taken(network, key, x1)
     return _nngp(key, network, x1, x2, seeds=checks.whole("seeds", seeds))
-
-
-def _summed_over(layer):
-    """The leaves in a layer's weight that it sums over with data, one or several side by side; no scales."""
-    return [leaf for leaf, axes in layer.made_of if axes is None or axes.inputs or axes.window]
 
 
 @functools.partial(jit, static_argnames="seeds")

@@ -125,6 +125,8 @@ def _derived(layer, made):
 
 def _side_by_side(layer, shapes):
     """Whether a weight is its leaves one after the other: they fill it, and every axis of theirs is one of its own."""
+    if layer.weight_shape is None:  # computed inside a custom rule
+        return False
     sizes = [math.prod(shapes[leaf]) for leaf, _ in layer.made_of]
     own = [axes is not None and _all_placed(axes, shapes[leaf]) for leaf, axes in layer.made_of]
     return len(sizes) > 1 and all(own) and sum(sizes) == math.prod(layer.weight_shape)
