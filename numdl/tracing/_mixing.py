@@ -1,4 +1,4 @@
-"""What decompositions, inverses and Fourier transforms do to axes: they mix all entries along some, and keep the rest."""
+"""What decompositions, inverses and Fourier transforms do to axes: all entries along some are mixed, the rest stays."""
 
 from numdl.tracing._layouts import blank, followed, join
 
