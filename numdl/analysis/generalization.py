@@ -198,13 +198,14 @@ def path_norm(
         raise checks.BadType(f"apply must return one array of real numbers; got {outputs}")
     squares, one = rest.params(jax.tree.map(jnp.square, moving)), jnp.ones_like(x[:1])
     found = apply(squares, one)
-    if not isinstance(found, jax.core.Tracer):
-        _check_affine(apply, squares, one, found)
+    _check_affine(apply, squares, one, found)
     return jnp.sqrt(jnp.sum(found))
 
 
 def _check_affine(apply, squares, one, found):
     """Without negative weights and inputs a relu is the identity: then f(u) + f(1 - u) = f(1) + f(0)."""
+    if isinstance(found, jax.core.Tracer):
+        return
     u = jnp.asarray(np.random.default_rng(0).uniform(size=one.shape), one.dtype)
     left, right, zero = (apply(squares, x) for x in (u, one - u, jnp.zeros_like(one)))
     apart, size = (float(jnp.max(jnp.abs(part))) for part in (left + right - found - zero, found))

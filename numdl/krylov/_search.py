@@ -25,8 +25,7 @@ class Search:
         self.outside = np.zeros((self.room, 0))
         self.unlike = [0.0, 0]  # sum of squares of q_i'Aq_j - q_j'Aq_i, and how many
         self.found = np.zeros(0)  # values of the locked rows, the first of the basis
-        self.used, self.plain, self.counting, self.coupling = 0, 0, True, 0.0
-        self.budget, self.doubt = 0, 0  # products in all, and looks that found the bounds alone too large
+        self.used, self.budget, self.plain, self.doubt, self.counting, self.coupling = 0, 0, 0, 0, True, 0.0
         self.bound = np.inf  # the ceiling of the starts before this one
         self.verified = self.broken = False
         self.previous, self.next = None, None
@@ -135,7 +134,7 @@ class Search:
         here, left = np.abs(self.parts(weights[:, : self.k])).T[0], self.outside[: self.size].any()
         if not left or np.any(here > goal) or self.used + self.k > self.budget:
             return False
-        self.doubt += 1
+        self.doubt += 1  # looks that found the bounds alone too large
         if self.doubt <= 2 * self.k:  # the bounds may still fall: another start mixes the rows anew
             return False
         self.used, self.doubt = self.used + self.k, -self.used

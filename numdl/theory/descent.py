@@ -283,10 +283,8 @@ def learning_time(
     end = checks.finite("end", checks.concrete("end", end), least=float(start))
     u = np.asarray(end, np.float64)
     if (u >= s).any():
-        raise checks.BadValue(
-            f"end must be below singular_value = {s:g}, which is never reached; got {u.max()}"
-            + f", shape {u.shape}" * (u.ndim > 0)
-        )
+        got = f"{u.max()}, shape {u.shape}" if u.ndim else u
+        raise checks.BadValue(f"end must be below singular_value = {s:g}, which is never reached; got {got}")
     if depth == 1:
         return -np.log1p(-(u - u0) / (s - u0))
     width = np.log1p((u - u0) / u0) - np.log1p(-(u - u0) / (s - u0))  # of logits, right where u is next to u_0

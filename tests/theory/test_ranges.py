@@ -190,7 +190,11 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("kind", [np.uint8, lambda v: np.array(v, np.uint8), np.float16, np.float32], ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [np.uint8, lambda v: np.array(v, np.uint8), np.float16, np.float32],
+    ids=["uint8", "array", "float16", "float32"],
+)
 @pytest.mark.parametrize("name", SMALL)
 def test_numbers_of_few_bits_are_the_numbers_that_they_are(name, kind):
     """uint8 wraps around at 256, its logarithm is a float16, and float32 rounds what is computed of it."""
