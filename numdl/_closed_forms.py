@@ -51,9 +51,9 @@ def erf_product(q1, q2, c):
 
 def root_volume(q1, q2, c):
     """sqrt(det(1 + Sigma)), without a difference of large terms; the determinant itself may leave the range."""
-    size = jax.lax.stop_gradient(jnp.maximum(jnp.maximum(q1, q2), 1))
-    one, two = q1 / size, q2 / size
-    return size * jnp.sqrt((1 / size + one + two) / size + one * two * (1 - c) * (1 + c))
+    near1, near2 = 1 / (1 + q1), 1 / (1 + q2)
+    far1, far2 = q1 * near1, q2 * near2
+    return jnp.sqrt(1 + q1) * jnp.sqrt(1 + q2) * jnp.sqrt(near2 + far2 * (near1 + far1 * (1 - c) * (1 + c)))
 
 
 def sin_product(q1, q2, c):
