@@ -169,9 +169,9 @@ PROBLEMS = {
     ),
     "fast oscillation": (lambda x: jnp.sin(40 * x) ** 2, (), lambda q: -np.expm1(-3200 * q) / 2, False),
     "bump off the centre": (
-        lambda x: jnp.exp(-((x - 1) ** 2) / 0.02),
+        lambda x: jnp.exp(-((x - 1) ** 2) / 0.002),
         (),
-        lambda q: np.exp(-0.5 / (q + 0.01)) * np.sqrt(0.01 / (q + 0.01)),
+        lambda q: np.exp(-0.5 / (q + 0.001)) * np.sqrt(0.001 / (q + 0.001)),
         False,
     ),
 }
