@@ -52,10 +52,10 @@ def occurrences(mutant, root=ROOT):
 
 @contextmanager
 def copy():
-    """A folder with the package and its tests."""
+    """A folder with the package, its tests and what these import."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         root = pathlib.Path(folder)
-        for name in ("numdl", "tests"):
+        for name in ("numdl", "tests", "experiments"):  # the tests' settings read what workers compile with
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", root)
         yield root
@@ -144,13 +144,19 @@ def tried(root, mutant, before):
 
 
 def main(wanted):
-    """Run the chosen faults; the exit code is 1 if one is not caught."""
+    """Run the chosen faults; the exit code is 1 if one is not caught, 2 if none was chosen."""
+    if {"-h", "--help"} & set(wanted):
+        print(__doc__)
+        return 0
     for name in SHARED:
         importlib.import_module(name)
     known = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
     still_open = "--open" in wanted
     wanted = tuple(name for name in wanted if name != "--open")
     chosen = {_name(m): m for m in read() if m["file"].startswith(wanted or "")}
+    if not chosen:
+        print(f"error: no fault's file begins with {' or '.join(wanted)}", file=sys.stderr)
+        return 2
     if still_open:
         chosen = {name: m for name, m in chosen.items() if known.get(name, {}).get("verdict") != "caught"}
     with copy() as root:
