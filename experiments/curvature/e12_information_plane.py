@@ -43,6 +43,8 @@ Changed after first runs with two other seeds of 8 networks: relu networks that 
 left out; with noise the claim compares behind and before tanh, since the first one, that the lower bound at its largest
 exceeds the last upper bound in the last layer, failed for a second rule: the bounds lie 1 to 2 bits apart; and 12 seeds
 instead of 8.
+Signs were claimed of means less three standard errors, which the scoreboard's margin then counted twice; they are
+claimed plainly now.
 """
 
 import dataclasses
@@ -283,14 +285,14 @@ def _generalizes(config, result):
 
 def _above(claim, source, found, origin):
     return Claim(
-        f"{claim}; the mean less three standard errors",
+        f"{claim}, mean",
         source,
         origin=origin,
         expected=0.0,
-        measured=found.mean - 3 * found.stderr,
+        measured=found.mean,
         uncertainty=found.stderr,
         tolerance=0.0,
-        tolerance_from="three standard errors over the seeds, taken off already",
+        tolerance_from="the sign is claimed",
         relation=">=",
     )
 

@@ -11,6 +11,7 @@ from numdl import checks
 from numdl._compiled import Same
 
 # What a function of a fixed number of examples, or of a graph's nodes, may raise when it is given another number.
+NO_DERIVATIVE = (TypeError, ValueError, NotImplementedError)  # of a rule for the way back alone
 REFUSALS = (TypeError, ValueError, IndexError, AssertionError, ZeroDivisionError, NotImplementedError)
 
 

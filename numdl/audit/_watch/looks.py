@@ -9,10 +9,10 @@ import numpy as np
 from numdl import checks, precision, trees
 from numdl._compiled import jit
 from numdl.analysis import attention, descent, layers
+from numdl.audit._measured import views
 from numdl.optimize import train
 
 MATVECS = 3  # Hessian-vector products of a look; the vector of the look before is where they start
-NO_DERIVATIVE = (TypeError, NotImplementedError, ValueError)  # what a rule for the way back alone raises
 PARTS = 4  # of the batch, whose gradients tell the noise
 FIELDS = {
     "state_rms": "state_rms",
@@ -62,7 +62,7 @@ class Programs:
         jax.eval_shape(jax.grad(self._of_batch, allow_int=True), params, batch)  # what is wrong with it is raised
         try:
             self.sharpest(params, batch, vector, None)
-        except NO_DERIVATIVE:
+        except views.NO_DERIVATIVE:
             return False
         return True
 
@@ -150,7 +150,7 @@ class Instruments:
             self._vector = _pattern(moving)
         try:
             found = self._programs.sharpest(params, batch, self._vector, (state, np.int32(step)) if scaled else None)
-        except NO_DERIVATIVE as error:
+        except views.NO_DERIVATIVE as error:
             if self._programs.curved(params, batch, self._vector):
                 raise
             self._no_curvature = f"no second derivative: {str(error).splitlines()[0]}"
