@@ -1,5 +1,7 @@
 """The list of planted faults fits the source: each stands in it once, has tests, and changes something."""
 
+import json
+
 import pytest
 
 from tests.verification import mutants
@@ -21,6 +23,14 @@ def test_a_fault_stands_in_the_source_once_and_has_its_tests(mutant):
     assert mutants.occurrences(mutant) == 1
     assert mutant["old"] != mutant["new"]
     assert all((mutants.ROOT / "tests" / test).is_file() for test in mutant["tests"])
+
+
+def test_the_tests_that_noticed_are_quick_ones():
+    """A test that goes to the long suite lets the fault through that it alone noticed: ask `--open` then."""
+    known = json.loads(mutants.FIGURES.read_text(encoding="utf-8"))
+    slow = (mutants.ROOT / "tests" / "long_suite.txt").read_text(encoding="utf-8").splitlines()
+    assert {figure["by"] for figure in known.values()}.isdisjoint(slow)
+    assert all(figure["verdict"] == "caught" for figure in known.values())
 
 
 def test_a_copy_is_whole_again_after_a_fault(tmp_path):
