@@ -176,7 +176,7 @@ def _range_fits(entries, family, variance):
     below, bound = _FAMILIES[family].below, _FAMILIES[family].bound
     if largest > bound * (1 + 4e-3):  # what bfloat16 rounds
         return False
-    chance = below(min(largest, bound))  # ty: ignore[not-callable]
+    chance = below(min(largest, bound))
     return entries.size * math.log(max(chance, 1e-300)) > math.log(RARE)
 
 
