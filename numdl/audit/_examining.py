@@ -175,14 +175,16 @@ def describe(evidence: Evidence, findings: tuple) -> dict[str, float]:
     """
     r = Reading(evidence)
     told = [f for f in findings if f.name not in ASIDE]
+    # Where no shallow model can be set beside it, what a longer training reached counts as what the trial did.
+    longer = math.nan if r.comparable else r.carried
     certain = {f.name for f in told if f.severity == "certain"}
     clip = lambda value, low, high: float(np.clip(np.nan_to_num(value, nan=0.0), low, high))  # noqa: E731
     return {
-        "trial": clip(r.end, -0.5, 1),
+        "trial": clip(np.fmax(r.end, longer), -0.5, 1),
         "progress": clip(r.progress, -1, 1),
         "faster": clip(r.higher if r.budget > 4 else r.end, -0.5, 1),
         "forecast": clip(r.forecast, -0.5, 1),
-        "unseen": clip(r.unseen if np.isfinite(r.unseen) else r.end, -0.5, 1),
+        "unseen": clip(np.fmax(r.unseen if np.isfinite(r.unseen) else r.end, longer), -0.5, 1),
         "repeated": clip(r.repeated, -0.5, 1),
         "seen": clip(r.e.kernel.alignment / 10, -0.2, 1),
         "later": clip(r.later, -0.5, 1),
@@ -227,5 +229,5 @@ def _verdict(probability, evidence):
     r = Reading(evidence)
     if r.comparable and r.spent > 0.5:
         return "trains badly" if r.beside > 0.5 else "will not train"
-    learns = max(r.end, r.unseen if math.isfinite(r.unseen) else -1.0) > 0.2
+    learns = np.fmax(np.fmax(r.end, r.unseen), r.carried) > 0.2
     return "trains badly" if learns or probability > 0.25 else "will not train"

@@ -140,6 +140,11 @@ class Reading:
         return float((ahead.score[-1] - ahead.chance) / max(1 - ahead.chance, 1e-3))
 
     @functools.cached_property
+    def carried(self):
+        """Skill of the loss on unseen examples where the training was carried on; nan where it was not."""
+        return self.skill(self.e.ahead.unseen[-1]) if self.e.ahead.steps.size else math.nan
+
+    @functools.cached_property
     def shallow(self):
         """Skill of a shallow model of the same data; nan where none could be fitted."""
         ahead = self.e.ahead

@@ -120,6 +120,7 @@ class Loss:
     gradient_rms: float
     border: float  # binary: the output at which both labels cost the same; nan where there is none, or several
     pull: float  # cosine of -dL/do with the direction to the label: 1 towards, -1 away, nan unknown
+    meets: float  # share of the values on whose two sides the loss pulls opposite ways; low: outputs are logits, logs
     wrong_pays: float  # of what the way from the labels earns, what a wrong answer does: 1 a wrong sign, 0 a distance
     coupling: float  # change of the other examples' gradient / of its own, when one target changes
     coupling_reshaped: float  # the same with the outputs in the targets' shape; nan if the shapes agree or cannot

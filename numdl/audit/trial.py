@@ -159,7 +159,7 @@ def ahead(case: Any, program: Program, loss: Any) -> Ahead:
     train, unseen = case.parts
     if unseen is None:
         return empty(Ahead)
-    told = labels.told(loss)
+    told = labels.scored(loss)
     score, seen = scores.scorer(case, told, loss.border), _Seen(case)
     chunk, rows = program.steps, []
     (order,), pool = _orders(case, chunk * max(_chunks(case, chunk), 1), 1)

@@ -15,6 +15,7 @@ from numdl.audit import _examining, _reading, _settings, trial
 from numdl.audit._conditions.data import labels_out_of_range
 from numdl.audit._measured import cases, described, labels, scores, ways
 from numdl.audit.evidence import Ahead, Evidence, Facts, Loss, empty
+from tests.audit import made
 
 DRAW = np.random.default_rng(1)
 X = DRAW.standard_normal((400, 6)).astype(np.float32)
@@ -239,6 +240,8 @@ def test_classes_may_have_any_numbers():
         (X[:50], np.tile(LABELS[:50, None], (1, 5)), "classes"),  # an answer for each position
         (np.full((50, 6), np.nan, np.float32), LABELS[:50], "classes"),
         (X[:50], LABELS[:50], "other"),
+        (X[:50], X[:50], "values"),  # a copy needs no model
+        (255 * X[:50], X[:50] - 3, "values"),
     ],
 )
 def test_what_a_shallow_model_cannot_take_is_unknown(x, y, kind):
@@ -317,6 +320,23 @@ def test_an_optimizer_may_hold_keys_of_any_kind(kind, shape):
 @pytest.mark.parametrize("number", [float, np.asarray, lambda rate: 1 / len(range(int(1 / rate)))])
 def test_an_optimizer_may_compute_with_its_rate_outside_of_jax(number):
     assert carried(case(steps=40, optimizer=lambda rate: optax.sgd(number(rate)))).unseen[-1] < np.log(3)
+
+
+@pytest.mark.parametrize(("shallow", "counts"), [(np.nan, True), (0.9, False)])
+def test_what_a_longer_training_reached_counts_where_nothing_stands_beside_it(shallow, counts):
+    """A loss of two parts: no better than one answer for all after forty steps, far better at the end of the budget."""
+    ahead = empty(
+        Ahead, examples=100, chance=0.0, shallow=shallow, steps=np.array([40.0, 1000.0]),
+        unseen=np.array([3.0, 0.5]), score=np.array([np.nan, np.nan]) if counts else np.array([0.1, 0.5]),
+    )  # fmt: skip
+    seen = made.evidence(
+        ahead=ahead,
+        trial=made.trial(0.9999, start=3.0),
+        loss=empty(Loss, kind="values", floor=0.0, floor_shared=1.0, value=3.0),
+    )
+    found = _examining.describe(seen, ())
+    assert found["later"] == 0.5
+    assert (found["trial"] == 0.5) == counts and (found["unseen"] == 0.5) == counts
 
 
 def test_without_a_budget_probability_and_verdict_take_the_same_one():

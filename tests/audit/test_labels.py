@@ -306,14 +306,43 @@ WAYS = [
 ]  # fmt: skip
 
 
+SHARES = np.float32(1 / (1 + np.exp(-3 * X @ W["w"])))  # between 0 and 1
+ABOVE = np.float32(np.exp(X @ W["w"]))
+# Whether the loss makes an output what its target is.
+MEETS = [
+    ("squares", X @ W["w"] + 1, squares, True),
+    ("minus squares", X @ W["w"] + 1, lambda o, y: -squares(o, y), True),
+    ("distances", X @ W["w"] + 1, lambda o, y: jnp.mean(jnp.abs(o - y)), True),
+    ("a quantile", X @ W["w"] + 1, lambda o, y: jnp.mean(jnp.maximum(0.9 * (y - o), 0.1 * (o - y))), True),
+    ("with gaps", np.where(X @ W["w"] > 0.1, np.nan, X @ W["w"] + 1), but_gaps, True),
+    ("logits of shares", SHARES, lambda o, y: jnp.mean(optax.sigmoid_binary_cross_entropy(o, y)), False),
+    ("squares of sigmoids", SHARES, lambda o, y: squares(jax.nn.sigmoid(o), y), False),
+    ("logs of counts", ABOVE, lambda o, y: jnp.mean(jnp.exp(o) - y * o), False),
+    ("other units", ABOVE + 9, lambda o, y: squares(o, (y - 9) / 5), False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MEETS, ids=[each[0] for each in MEETS])
+def test_outputs_that_stand_for_something_else_than_their_targets_are_not_scored_beside_them(case):
+    _, y, loss, own = case
+    with _settings.ours():
+        found, _ = heads.measure(made_of(W, y, loss))
+    assert found.kind == "values" and (found.meets > 0.9) == own
+    assert labels.scored(found).kind == ("values" if own else "other")
+
+
+def made_of(params, y, loss):
+    return cases.case(
+        apply, params, (X[:24], y[:24]), loss=loss, optimizer=optax.sgd, learning_rate=0.1, steps=80, data=None,
+        evaluate=None, stochastic=False, key=jax.random.key(0),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("way", WAYS, ids=[each[0] for each in WAYS])
 def test_a_distance_is_told_from_a_wrong_sign(way):
     _, params, y, loss, pull, paid = way
     with _settings.ours():
-        known = cases.case(
-            apply, params, (X[:24], y[:24]), loss=loss, optimizer=optax.sgd, learning_rate=0.1, steps=80, data=None,
-            evaluate=None, stochastic=False, key=jax.random.key(0),
-        )  # fmt: skip
+        known = made_of(params, y, loss)
         out = known.forward(known.moving, known.x, known.key)
         told = labels.answers(known, out, known.y)
         found = ways.asked(

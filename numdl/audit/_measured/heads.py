@@ -53,7 +53,7 @@ def measure(case):
 
 
 _PLAIN = (
-    "border", "floor_unit", "pull", "wrong_pays", "coupling", "coupling_reshaped", "doubled", "shift", "floor",
+    "border", "floor_unit", "pull", "meets", "wrong_pays", "coupling", "coupling_reshaped", "doubled", "shift", "floor",
     "floor_shared",
 )  # fmt: skip
 

@@ -23,6 +23,7 @@ LEVEL = 0.5  # of all outputs when the loss is asked: a probability, a logit and
 LEVELS = (LEVEL, -1.03, 1.71)  # at all of which an answer that is asked for cannot be right
 QUARTERS = (0.25, 0.5, 0.75)  # of targets: where the loss is asked which of them its outputs shall become
 AGREED = 0.9  # share of the rows in which the named column must stand apart
+COUPLED = 0.05  # share of an example's pull that others have in it, from which on its target is not where it stops
 MOST = 4096  # targets that are looked at
 LOOKS = 64  # batches, spread over the data, in which an answer may be left out
 NUMBERS = 3e7  # outputs in all of these; where there are more, the other batches are taken to be asked for
@@ -62,6 +63,12 @@ class Answers:
 def told(loss):
     """The Answers that the evidence `loss` keeps."""
     return Answers(loss.kind, *loss.place)
+
+
+def scored(loss):
+    """The same where outputs can be set beside their targets; "other" where the loss makes them something else."""
+    elsewhere = loss.kind == "values" and loss.meets < AGREED and not loss.coupling > COUPLED
+    return Answers() if elsewhere else told(loss)
 
 
 def answers(case, out, y):

@@ -8,18 +8,30 @@ import jax.numpy as jnp
 
 from numdl.audit._measured import labels
 
+NEAR = 0.1  # of the values' deviation: where the loss is asked on both sides of one
 FAR_APART = 20.0  # outputs of an answer without doubt
 
 
 def asked(loss, gradient, out, y, told):
-    """{field of Loss: value}: pull, wrong_pays; of two labels border and floor_unit too."""
+    """{field of Loss: value}: pull, wrong_pays; of values meets, of two labels border and floor_unit too."""
     found = {
         "pull": _pull(*map(told.outputs, (gradient, out)), told.targets(y), told.kind),
         "wrong_pays": _wrong_pays(loss, out, y, told),
     }
+    if told.kind == "values":
+        return found | {"meets": _meets(loss, out, y, told)}
     if told.kind != "binary":
         return found
     return found | {"border": _border(loss, out, y, told.target), "floor_unit": _floor_unit(loss, out, y, told)}
+
+
+def _meets(loss, out, y, told):
+    """Share of the values asked for on whose two sides, a tenth of their deviation away, the slope has another sign."""
+    t = jnp.nan_to_num(told.targets(y).astype(jnp.float32)).reshape(out[told.output].shape)
+    slope = jax.grad(lambda o: loss(_put(out, told, o), y))
+    below, above = (slope(t + way * NEAR * t.std()) for way in (-1, 1))
+    asked = (below != 0) | (above != 0)
+    return jnp.sum(asked & (below * above <= 0)) / jnp.maximum(jnp.sum(asked), 1)
 
 
 def _border(loss, out, y, target):
