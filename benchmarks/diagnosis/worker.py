@@ -55,7 +55,8 @@ def repaired(setting, report, known):
         return {"crash": f"{type(error).__name__}: {error}"[:300]}
     ahead = progress(found, known["reference"], known["chance"])
     return {"progress": np.round(ahead, 3).tolist(), "scores": np.round(found, 4).tolist(),
-            "changes": list(repair.changes), "seconds": round(time.perf_counter() - begin, 1)}  # fmt: skip
+            "changes": list(repair.changes), "by_hand": list(repair.by_hand),
+            "seconds": round(time.perf_counter() - begin, 1)}  # fmt: skip
 
 
 def _cured(setting, repair):

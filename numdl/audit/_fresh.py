@@ -18,7 +18,7 @@ from numdl.audit.evidence import Evidence
 ADDED = "bias: elementwise sum"  # how `tracing` says that a leaf is added to a state
 
 
-def fresh(case: Any, evidence: Evidence, *, depth_scaled: bool = False) -> tuple[Any, str]:
+def fresh(case: Any, evidence: Evidence, depth_scaled: bool = False, draw: int = 0) -> tuple[Any, str]:
     """(moving parameters drawn anew, what was done): critical variance, then unit size from layer to layer.
 
     Parameters
@@ -26,6 +26,7 @@ def fresh(case: Any, evidence: Evidence, *, depth_scaled: bool = False) -> tuple
     case : Case                 whose network it is
     evidence : Evidence         its layers and theory's critical variance
     depth_scaled : bool         divide the layers that end a residual branch by the root of their number
+    draw : int                  another number, other weights
     """
     try:
         traced = tracing.trace(case.plain, case.moving, case.x)
@@ -34,7 +35,7 @@ def fresh(case: Any, evidence: Evidence, *, depth_scaled: bool = False) -> tuple
     critical = evidence.predicted.critical_weight_variance
     names = trees.names(case.moving)
     leaves = dict(zip(names, jax.tree.leaves(case.moving), strict=True))
-    keys = dict(zip(names, jax.random.split(jax.random.fold_in(case.key, 7), len(names))))
+    keys = dict(zip(names, jax.random.split(jax.random.fold_in(case.key, 7 + draw), len(names))))
     last = traced.layers[-1].leaf if traced.layers else None
     done = set()
     for layer in traced.layers:

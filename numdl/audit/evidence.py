@@ -52,6 +52,7 @@ class Signal:
     largest: float  # largest finite number of the states' dtype, in the narrowest layer
     leaf_names: tuple = static()
     leaf_still: np.ndarray  # [P] bool: the gradient is exactly zero, here and a little off these parameters
+    stops: tuple = static()  # what ends the gradient of those leaves, and in which line; () if nothing does
     leaf_rms: np.ndarray  # [P]
     leaf_gradient_rms: np.ndarray  # [P]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numdl import trees
 from numdl.analysis import attention, descent, initialization, layers, scaling
 from numdl.audit._measured import attending as attention_watch
-from numdl.audit._measured import black_box, cases, described, functions, heads, labels, tangent
+from numdl.audit._measured import black_box, cases, described, functions, heads, labels, programs, tangent
 from numdl.audit.evidence import Chain, Signal, Widths, empty
 
 MOST_PROBED = 128  # examples whose states are looked at
@@ -90,9 +90,17 @@ def _signal(case, flow, traced, gradient, near):
         largest=float(min(jnp.finfo(layer.dtype).max for layer in traced.layers)),
         leaf_names=names,
         leaf_still=np.array(still),
+        stops=_stops(case, still) if any(still) else (),
         leaf_rms=np.array([_rms(leaf) for leaf in jax.tree.leaves(case.moving)]),
         leaf_gradient_rms=np.array([_rms(leaf) for leaf in jax.tree.leaves(gradient)]),
     )
+
+
+def _stops(case, still):
+    """Where the gradients of leaves that get none end."""
+    program = jax.make_jaxpr(case.plain)(case.moving, case.x)
+    rest = [False] * (len(program.in_avals) - len(still))
+    return programs.stops(program, [*still, *rest])
 
 
 def _stacked(name, roles):

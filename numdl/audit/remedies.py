@@ -5,21 +5,17 @@ to change. Weights are drawn anew where the start is at fault (`_fresh`); the ra
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit import _affine, _fresh, trial
-from numdl.audit._measured import cases, heads, labels
+from numdl.audit import _affine, _bare, _contest, _fresh
+from numdl.audit._measured import cases, labels
 from numdl.audit.evidence import Evidence
 from numdl.records import record, static
 
-GRID = {"adam": (1e-4, 1e-3, 3e-3, 1e-2), "sgd": (1e-3, 1e-2, 1e-1, 5e-1)}
-USUAL = {True: 1e-3, False: 1e-1}  # of Adam and its like, of descent
-TRIED = 60  # steps for each rate
 # Findings whose cure is a new start, another method, another rate.
 START = {
     "symmetry", "signal_vanishes", "signal_explodes", "gradient_vanishes", "gradient_explodes", "saturated", "chaotic",
@@ -28,6 +24,10 @@ START = {
 REPLACED = {"clipped_to_nothing", "optimizer_epsilon", "schedule", "decay_too_strong", "frozen"}
 SHARP = {"attention_logits", "entropy_collapse"}  # a lower rate is tried; the norm of queries and keys is by hand
 METHOD = {*REPLACED, *SHARP, "rate_too_high", "rate_too_low", "needs_warmup", "batch_noise", "loss_scale"}
+FEW = 8  # examples: a smaller batch is noisy
+ARCHITECTURE = (
+    "nothing tried ends near a shallow model of the same data: fewer layers, wider ones, skips or another activation"
+)
 BY_HAND = {
     "attention_logits": "normalise queries and keys (qk-norm), scores over sqrt(k)",
     "entropy_collapse": "normalise queries and keys (qk-norm), scores over sqrt(k)",
@@ -80,29 +80,35 @@ def repair(case: Any, evidence: Evidence, findings: tuple) -> Repair:
     Repair                      its `case` is the setting to train
     """
     strong = [f for f in findings if f.severity != "hint"] or list(findings[:1])
-    names = list(dict.fromkeys(name for f in strong for name in (f.name, *f.consequences)))
-    work, lines = _Work(case, evidence), []
+    cut = evidence.signal is not None and evidence.signal.stops  # by hand, and all that follows with it
+    names = [name for f in strong for name in (f.name, *f.consequences) if not (cut and f.name == "frozen")]
+    work, lines = _Work(case, evidence, set(names)), []
     for name, act in _ACTS.items():
         if name in names:
             lines += act(work)
-    if START & set(names):
-        lines += work.start_again(names)
-    if METHOD & set(names) or work.changed or not names:
-        lines += work.choose_rate(names)
     # What only follows from a cause goes with it.
-    causes = [f.name for f in strong if f.name in BY_HAND and f.name not in work.done]
-    by_hand = [f"{name}: {BY_HAND[name]}" for name in causes]
+    causes = [f for f in strong if (f.name in BY_HAND or (cut and f.name == "frozen")) and f.name not in work.done]
+    if (START | METHOD) & work.names or work.changed or not any(f.severity == "certain" for f in causes):
+        work.choose()
+    lines += [work.told[part] for part in ("batch", "start", "method", "rate") if work.told.get(part)]
+    told = causes if work.short or not lines else [f for f in causes if f.severity != "hint"]
+    by_hand = [f"{f.name}: {_hand(f.name, cut)}" for f in told] + work.short
     if not lines and not by_hand:
         by_hand = [f"{f.name}: {f.remedy}" for f in strong]
     return work.repair(lines, by_hand)
 
 
+def _hand(name, cut):
+    return f"take away what ends the gradient: {', '.join(cut)}" if name == "frozen" else BY_HAND[name]
+
+
 class _Work:
     """A Case under repair."""
 
-    def __init__(self, case, evidence):
-        self.before, self.case, self.e = case, case, evidence
-        self.changed, self.done = False, set()
+    def __init__(self, case, evidence, names):
+        self.before, self.case, self.e, self.names = case, case, evidence, names
+        self.changed, self.done, self.ends, self.short = False, set(), None, []
+        self.told = {}  # batch, start, method, rate -> what was changed of it
         self.parts = dict.fromkeys(
             ("params", "optimizer", "input_shift", "input_scale", "target_shift", "target_scale", "apply", "loss")
         )
@@ -192,18 +198,22 @@ class _Work:
         return ["data: shuffle the examples before they are cut into batches"]
 
     def larger_batch(self):
-        if self.case.data is None:
+        """Where a batch is small: for what is normalised over it, and for its noise."""
+        if self.case.data is None or not self.case.separate or self.case.examples >= FEW:
             return []
-        size = slice(0, min(32, cases.count(self.case.data[0])))
-        self.put("norm_degenerate", x=cases.take(self.case.data[0], size), y=cases.take(self.case.data[1], size))
-        return ["batch: 32 examples"]
+        size = min(4 * FEW, cases.count(self.case.data[0]))
+        x, y = (cases.take(part, slice(0, size)) for part in self.case.data)
+        self.put("norm_degenerate", x=x, y=y)
+        self.told["batch"] = f"batch: {size} examples"
+        return []
 
     # ---- loss and head ----
 
     def sign(self):
         loss = self.case.loss
         if self.e.optimizer.ascent < 0:
-            return self.replace_method("wrong_sign")
+            self.replace_method("wrong_sign")
+            return []
         self.parts["loss"] = lambda outputs, targets: -loss(outputs, targets)
         self.put("wrong_sign", loss=self.parts["loss"])
         return ["loss: minus"]
@@ -222,72 +232,78 @@ class _Work:
 
     def head(self):
         """The last layer's output, raw or through the function that the loss expects."""
-        bare = _bare(self.case)
-        if bare is None:
+        found = _bare.best(self.case)
+        if found is None:
             return []
-        # Of heads whose gradient reaches most outputs the one with the least loss.
-        tried = [(*_reachable(self.case, _through(bare, function)), i) for i, (_, function) in enumerate(_HEADS)]
-        deaf, floor, i = min(tried)
-        if deaf or not math.isfinite(floor):
-            return []
-        words, function = _HEADS[i]
-        self.parts["apply"] = _through(bare, function)
+        words, self.parts["apply"] = found
         self.put("head_against_loss", apply=self.parts["apply"], evaluate=None)
         self.done.add("outputs_constant")
         return [f"network: {words}"]
 
-    # ---- the start ----
+    # ---- the start and the method ----
 
-    def start_again(self, names):
-        moving, text = _fresh.fresh(self.case, self.e, depth_scaled="residual_scale" in names)
+    def start_again(self, draw):
+        """Weights drawn anew; None: the user's own."""
+        scaled = "residual_scale" in self.names
+        moving, text = (self.own, None) if draw is None else _fresh.fresh(self.case, self.e, scaled, draw)
         if moving is None:
-            return []
-        self.parts["params"] = moving
+            return
+        self.told["start"], self.parts["params"] = text, None if draw is None else moving
         self.put("start", moving=moving)
-        return [text]
-
-    # ---- the method ----
 
     def replace_method(self, why):
-        self.parts["optimizer"] = "adam"
+        self.told["method"], self.parts["optimizer"] = "optimizer: plain Adam in its place", "adam"
         self.put(why, make=cases.named("adam"), transformation=cases.named("adam")(1e-3), name="adam", rate=1e-3)
-        return ["optimizer: plain Adam in its place"]
 
-    def choose_rate(self, names):
-        lines = []
-        if (self.case.make is None or REPLACED & set(names)) and self.parts["optimizer"] is None:
-            lines += self.replace_method("method")
-        chosen = self._rate()
-        hard = START & set(names) or "needs_warmup" in names
-        if self.ends is not None and hard and self.case.name not in ("adam", "adamw") and not self.learned > 0.3:
-            lines, chosen = [*lines, *self.replace_method("method")], self._rate()
-        return lines + chosen
+    def choose(self):
+        """Lines on start, method and rate: what a contest ends best with, the least change first."""
+        self.own, started = self.case.moving, bool(START & self.names)
+        if started:
+            self.start_again(0)
+        if (self.case.make is None or REPLACED & self.names) and self.parts["optimizer"] is None:
+            self.replace_method("method")
+        self._rate()
+        if self.ends is not None and self.ends.seen:
+            self._go_on(started)
+        elif self.ends is not None:
+            slow = (started or "needs_warmup" in self.names) and not self.ends.fell > 0.3
+            if slow and not self.adam:
+                self.replace_method("method")
+                self._rate()
 
-    def _rate(self):
-        adaptive = self.case.name in ("adam", "adamw") or self.e.optimizer.degree_up < 0.5
-        rates = sorted(
-            {*GRID["adam" if adaptive else "sgd"], *([self.case.rate] if math.isfinite(self.case.rate) else [])}
-        )
-        base = self.case.rate if math.isfinite(self.case.rate) else rates[0]
-        steps = min(TRIED, self.case.steps or TRIED)
-        self.ends, self.learned = None, math.nan
-        found = trial.run(
-            dataclasses.replace(self.case, rate=base), factors=tuple(r / base for r in rates), steps=steps, seeds=1
-        )
-        end = np.where(np.isfinite(found.unseen_end), found.unseen_end, found.end)[:, 0]
-        end = np.where(np.isfinite(end), end, np.inf)
-        if not np.isfinite(end).any():
-            return []
-        self.ends = end
-        # Of rates within two per cent of the way the largest: a budget is longer than a trial.
-        gap = found.start - end.min()
-        good = [r for r, value in zip(rates, end) if value <= end.min() + 0.02 * abs(gap)]
-        rate = good[0] if adaptive else good[len(good) // 2]
-        if not gap > 0.02 * abs(found.start):  # nothing was learned yet: the usual rate, not the smallest
-            rate = min(good, key=lambda r: abs(math.log(r / USUAL[adaptive])))
-        self.learned = float((found.start - end.min()) / max(abs(found.start), 1e-30))
-        self.case = dataclasses.replace(self.case, rate=rate, transformation=self.case.make(rate))
-        return [f"learning rate: {rate:.3g}"]
+    def _go_on(self, started):
+        """Where the best rate ends short: Adam, a larger batch, other starts; each only if clearly better."""
+        poor = lambda *share: _contest.poor(self.ends, self.e.ahead, *share)  # noqa: E731
+        if poor() and not self.adam:
+            self._otherwise(lambda: self.replace_method("method"))
+        if poor():
+            self._otherwise(self.larger_batch)
+        for draw in (None, 1, 2) if started else (0, 1):
+            if poor():
+                self._otherwise(lambda draw=draw: self.start_again(draw), self.ends.rate)
+        self.short = [ARCHITECTURE] if poor(0.7) else []
+
+    @property
+    def adam(self):
+        return self.case.name in ("adam", "adamw")
+
+    def _otherwise(self, act, *near):
+        """The act and a new contest, if it ends better; else all is as it was."""
+        kept = self.case, dict(self.parts), set(self.done), dict(self.told), self.ends
+        act()
+        if self.case is not kept[0]:
+            self._rate(*near)
+            if self.ends is not None and _contest.better(self.ends, kept[-1]):
+                return
+        self.case, self.parts, self.done, self.told, self.ends = kept
+
+    def _rate(self, *near):
+        adaptive = self.adam or self.e.optimizer.degree_up < 0.5
+        self.ends = _contest.run(self.case, adaptive, *_contest.known(self.e.loss, self.parts), *near)
+        if self.ends is not None:
+            rate = self.ends.rate
+            self.case = dataclasses.replace(self.case, rate=rate, transformation=self.case.make(rate))
+            self.told["rate"] = f"learning rate: {rate:.3g}"
 
     def repair(self, lines, by_hand):
         return Repair(
@@ -314,37 +330,3 @@ _ACTS = {
     "head_against_loss": _Work.head,
     "outputs_constant": _Work.head,
 }
-
-_HEADS = (
-    ("end in the last layer: no function behind it", lambda z: z),
-    ("a sigmoid behind the last layer", jax.nn.sigmoid),
-    ("a softmax behind the last layer", lambda z: jax.nn.softmax(z, -1)),
-)
-
-
-def _bare(case):
-    """The network up to its last layer, as apply(params, x); None where it has no head that can be cut."""
-    if heads.split(case, case.x)[1] is None:
-        return None
-
-    def apply(params, x, *key):
-        form, moving = dataclasses.replace(case.form, **({"key": key[0]} if key else {})), case.moving_of(params)
-        traced, parts = heads.cut(form, moving, x)
-        return parts[1](moving, x, traced.constants)
-
-    return apply
-
-
-def _through(apply, function):
-    return lambda params, x, *key: function(apply(params, x, *key))
-
-
-def _reachable(case, apply):
-    """(whether the loss is deaf to many outputs of this network, least loss over any state of its last layer)."""
-    changed = dataclasses.replace(case, apply=apply)
-    try:
-        found, _ = heads.measure(changed)
-        silent = heads.silent(changed)
-    except (ValueError, TypeError):
-        return True, math.inf
-    return silent > 0.3 or not found.pull > 0, round(found.floor_head, 2)

@@ -52,10 +52,10 @@ def run(
     began = time.perf_counter()
     factors = factors if case.make is not None else (1.0,)
     rates = np.array([case.rate * f for f in factors])
-    train, seen, rows = program or Program(case, steps), _Seen(case), []
-    steps, (orders, pool) = train.steps, _orders(case, train.steps, seeds)
+    train, seen, rows = program or Program(case, steps), Seen(case), []
+    steps, (rows_of, pool) = train.steps, orders(case, train.steps, seeds)
     for i, rate in enumerate(rates):
-        ends = [train.start(rate, order, s, pool) for s, order in enumerate(orders)]
+        ends = [train.start(rate, order, s, pool) for s, order in enumerate(rows_of)]
         rows.append([seen.after(*end) for end in ends])
         for end in ends if watch is not None else ():
             watch(i, end[0])
@@ -75,8 +75,14 @@ def run(
     )
 
 
-def _orders(case, steps, seeds):
-    """([seeds, steps, N] rows that each step takes, or None for all; the rows: data, the batch behind them)."""
+def orders(case: Any, steps: int, seeds: int) -> tuple[list, tuple]:
+    """([seeds, steps, N] rows that each step takes, or None for all; the rows: data, the batch behind them).
+
+    Parameters
+    ----------
+    case : Case
+    steps, seeds : int
+    """
     train, _ = case.parts
     own = case.x, case.y
     if train is None:
@@ -160,9 +166,9 @@ def ahead(case: Any, program: Program, loss: Any) -> Ahead:
     if unseen is None:
         return empty(Ahead)
     told = labels.scored(loss)
-    score, seen = scores.scorer(case, told, loss.border), _Seen(case)
+    score, seen = scores.scorer(case, told, loss.border), Seen(case)
     chunk, rows = program.steps, []
-    (order,), pool = _orders(case, chunk * max(_chunks(case, chunk), 1), 1)
+    (order,), pool = orders(case, chunk * max(chunks(case, chunk), 1), 1)
     at, state = case.moving, program.blank
     for i, part in enumerate(order.reshape(-1, chunk, order.shape[-1])):
         at, _, _, state = program.follow(at, state, i * chunk, case.rate, part, 0, pool)
@@ -182,14 +188,20 @@ def ahead(case: Any, program: Program, loss: Any) -> Ahead:
     )
 
 
-def _chunks(case, chunk):
-    """How many times the trial's length are cheap, and within the budget."""
+def chunks(case: Any, chunk: int, trainings: int = 1) -> int:
+    """How many times `chunk` steps are cheap, and within the budget.
+
+    Parameters
+    ----------
+    case : Case
+    chunk, trainings : int      steps of a program, and how many trainings share what is cheap
+    """
     dear = 3 * case.examples * case.work + OVERHEAD * case.length
-    most = min(MOST_STEPS, CHEAP / dear)
+    most = min(MOST_STEPS, CHEAP / trainings / dear)
     return int((min(most, case.steps) if case.steps else most) // chunk)
 
 
-class _Seen:
+class Seen:
     """What is read of parameters: losses of the watched and the unseen examples, the outputs' spread, evaluation."""
 
     def __init__(self, case):
@@ -197,6 +209,7 @@ class _Seen:
         self.evaluate = case.evaluated if case.evaluate is not None else None
 
     def before(self):
+        """{field of Trial: value} of the parameters as they are."""
         watched, _ = self.watched(self.case.moving)
         return {
             "start": watched,
@@ -205,6 +218,7 @@ class _Seen:
         }
 
     def after(self, at, first, losses):
+        """{field of Trial: value} of a training that ended `at` some parameters, after its first step at others."""
         (end, spread), (after_one, spread_first) = self.watched(at), self.watched(first)
         return {
             "losses": np.asarray(losses),
@@ -228,6 +242,7 @@ class _Seen:
         return float(self.loss(out, y)), spread
 
     def on_unseen(self, moving):
+        """Loss on the unseen examples; nan without."""
         if self.unseen is None:
             return math.nan
         return float(self.loss(self.case.forward(moving, self.unseen[0], self.case.key), self.unseen[1]))
@@ -243,6 +258,7 @@ class _Seen:
         return jax.tree.map(lambda *leaves: jnp.mean(jnp.stack(leaves), 0), *outs)
 
     def evaluated(self, moving):
+        """Loss in evaluation mode; nan where it is not known."""
         x, y = self.case.sample
         return math.nan if self.evaluate is None else float(self.loss(self.evaluate(moving, x), y))
 

@@ -56,7 +56,7 @@ def test_it_goes_to_the_end_of_a_cheap_budget_and_learns_what_a_shallow_model_do
 def test_parts_are_one_training():
     """Five times forty steps in the trial's program, against a plain loop of optax over the same rows."""
     known = case(optimizer=optax.adam, rate=0.05)
-    (order,), pool = trial._orders(known, 200, 1)
+    (order,), pool = trial.orders(known, 200, 1)
     at, method = known.moving, optax.adam(0.05)
     state = method.init(at)
     slope = jax.jit(jax.grad(lambda p, x, y: entropy(apply(p, x), y)))
@@ -86,7 +86,7 @@ def test_how_far_it_goes_is_counted_in_operations_and_within_the_budget():
     assert carried(case(steps=None)).steps[-1] == trial.MOST_STEPS
     dear = dataclasses.replace(case())
     dear.__dict__["work"] = trial.CHEAP / (3 * 16 * 100)
-    assert trial._chunks(dear, 40) == 2
+    assert trial.chunks(dear, 40) == 2
     assert carried(case(whole=False)).steps.size == 0  # no example is unseen
 
 
@@ -301,7 +301,7 @@ def test_a_network_with_noise_is_scored_by_the_mean_of_its_draws():
             tossed, way, (X[:16], LABELS[:16]), loss=entropy, optimizer="sgd", learning_rate=1e-6, steps=40,
             data=(X, LABELS), evaluate=None, stochastic=True, key=jax.random.key(0),
         )  # fmt: skip
-        seen, (x, y) = trial._Seen(known), known.parts[1]
+        seen, (x, y) = trial.Seen(known), known.parts[1]
         one, mean = (scores._score(np.asarray(seen.used(way, x, average=how)), y, "classes") for how in (False, True))
     assert mean > one
     assert trial.DRAWS > 1 and carried(known).score[-1] == pytest.approx(mean, abs=0.03)

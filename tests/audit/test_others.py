@@ -240,7 +240,7 @@ def test_a_repair_of_labels_gives_shift_and_scale(kind, low, high):
         facts=empty(Facts), loss=empty(Loss, kind=kind), seconds={},
         data=empty(Data, label_low=float(low), label_high=float(high)),
     )  # fmt: skip
-    work = remedies._Work(known, found)
+    work = remedies._Work(known, found, set())
     work.labels()
     shift, scale = work.parts["target_shift"], work.parts["target_scale"]
     labels = (y - shift) * scale
@@ -449,7 +449,7 @@ def test_methods_that_ask_for_more_than_a_gradient_are_run(name):
 
 @pytest.mark.parametrize(("dtype", "lines"), [(np.float16, 1), (jnp.bfloat16, 0), (np.float32, 0)])
 def test_parameters_without_range_are_made_wider(dtype, lines):
-    work = remedies._Work(case(linear, jnp.asarray(W, dtype), (X, Y)), None)
+    work = remedies._Work(case(linear, jnp.asarray(W, dtype), (X, Y)), None, set())
     assert len(work.wider()) == lines
     assert work.case.moving.dtype == (jnp.float32 if lines else dtype)
     assert (work.parts["params"] is None) == (not lines)

@@ -220,7 +220,7 @@ CALLS = {
         "least": kinds.count(30, least=10),
         "draws": kinds.count(2),
     },
-    "analysis.generalization.path_norm": LIFTED,
+    "analysis.generalization.path_norm": {**LIFTED, "apply": kinds.function(o.rectified)},
     "analysis.generalization.tolerated_variance": {
         "rise": kinds.positive(0.1),
         "smallest": kinds.positive(1e-6),

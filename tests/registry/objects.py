@@ -42,6 +42,11 @@ def apply(params, x):
     return jnp.tanh(x @ params["w"]) @ params["v"]
 
 
+def rectified(params, x):
+    """The same with rectifiers."""
+    return jax.nn.relu(x @ params["w"]) @ params["v"]
+
+
 def build(width):
     """`apply` with parameters of this width."""
     hidden, last = np.linspace(-1.0, 1.0, 4 * width), np.linspace(-0.5, 1.0, 2 * width)

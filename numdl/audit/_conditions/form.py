@@ -8,6 +8,7 @@ from numdl.audit._conditions.seen import Seen, certain
 
 CONSTANT = 1e-6  # spread of outputs, relative
 FAR_FROM_LABEL = -0.3  # cosine
+WORSE = -0.1  # skill of the answers when the training was carried on
 COUPLED = 0.05
 HEAD = 0.3
 SHUT = 0.02  # of the gradient that passes a head
@@ -100,7 +101,8 @@ def wrong_sign(r):
     # A bounded loss may expect what falls where the label is near: a distance, an energy, a mean's logarithm.
     named = loss.kind in ("classes", "one-hot")
     wrong = loss.wrong_pays > 0.5
-    if r.bottomless and (named or wrong):
+    # Answers that get worse than a single one for all say it, too, of a loss that a wrong answer lowers.
+    if (r.bottomless and named) or (wrong and (r.bottomless or r.later < WORSE)):
         return Seen("certain", loss.pull, FAR_FROM_LABEL, where="loss", predicted=1, weight=1.0)
     severity = "likely" if wrong or (named and r.e.function.rows_sum < 1e-3) else "hint"
     more = "" if severity == "likely" else " Right where outputs are distances, energies or logarithms."
@@ -192,6 +194,7 @@ def frozen(r):
             names = ", ".join(name for name, still in zip(s.leaf_names, which) if still)[:120]
             severity = "likely" if r.flat_anywhere or r.end < 0.3 else "hint"
             more = f"{share.mean():.0%} of the leaves {words}: {names}."
+            more += f" The gradient ends at {', '.join(s.stops)}." if which is s.leaf_still and s.stops else ""
             return Seen(severity, share.mean(), limit, where=names, more=more, weight=0.9)
     return None
 

@@ -2,12 +2,18 @@
 
 import functools
 import math
+import os
 
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
+import numdl
+
 CONVOLUTION = "conv_general_dilated"
+STOPS = {"stop_gradient", "round", "floor", "ceil", "sign"}  # beside what puts out whole numbers or truth values
+CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "scan"}
+NOT_THE_USERS = (os.path.dirname(jax.__file__), os.path.dirname(numdl.__file__))
 # A number made by itself costs 5 to 45 times as much as a multiplication in a product, without LLVM's expensive passes.
 ALONE = 10
 
@@ -38,6 +44,82 @@ def read(jaxpr):
         if not wanted.isdisjoint(equation.outvars):
             wanted.update(v for v in equation.invars if not isinstance(v, jex.Literal))
     return tuple(v in wanted for v in jaxpr.invars)
+
+
+def stops(jaxpr, moving):
+    """Where the derivative by the inputs marked in `moving` ends, as text; nothing where some output has one.
+
+    Of the equations without a derivative the last ones on each way from those inputs to the outputs.
+    """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    if _moved(jaxpr, moving).isdisjoint(v for v in jaxpr.outvars if not isinstance(v, jex.Literal)):
+        return tuple(dict.fromkeys(_line(*each) for each in _last(jaxpr, moving, [True] * len(jaxpr.outvars))))
+    return ()
+
+
+def _line(equation, *around):
+    """What an equation does and in which line of the user's file, as far as it or those around it know."""
+    sources = [getattr(each.source_info, "traceback", None) for each in (equation, *around)]
+    frames = [frame for source in sources for frame in getattr(source, "frames", ())]
+    own = next((f for f in frames if not f.file_name.startswith(NOT_THE_USERS)), None)
+    place = "" if own is None else f" in {own.function_name} ({os.path.basename(own.file_name)}, line {own.line_num})"
+    return equation.primitive.name + place
+
+
+def _moved(jaxpr, moving):
+    """Variables with a derivative by the marked inputs."""
+    found = {v for v, own in zip(jaxpr.invars, moving) if own}
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in STOPS or found.isdisjoint(_reads(equation)):
+            continue
+        body, own = _entered(equation, [v in found for v in _slots(equation)])
+        inner = None if body is None else _moved(body, own)
+        moves = [inner is None or v in inner for v in (equation if body is None else body).outvars]
+        found.update(v for v, own in zip(equation.outvars, moves) if own and _has_derivative(v.aval))
+    return found
+
+
+def _last(jaxpr, moving, wanted):
+    """[(equation, those around it)]: where the wanted outputs last depend on what has a derivative."""
+    found, moved = [], _moved(jaxpr, moving)
+    wanted = {v for v, own in zip(jaxpr.outvars, wanted) if own and not isinstance(v, jex.Literal)}
+    for equation in reversed(jaxpr.eqns):
+        asked = [v in wanted for v in equation.outvars]
+        if not any(asked):
+            continue
+        reads = _reads(equation)
+        if not moved.isdisjoint(reads):
+            body, own = _entered(equation, [v in moved for v in _slots(equation)])
+            found += [(*each, equation) for each in ([()] if body is None else _last(body, own, asked))]
+        wanted.update(v for v in reads if v not in moved)
+    return found
+
+
+def _slots(equation):
+    """Inputs of an equation; None stands for a number."""
+    return [None if isinstance(v, jex.Literal) else v for v in equation.invars]
+
+
+def _reads(equation):
+    return [v for v in _slots(equation) if v is not None]
+
+
+def _entered(equation, marked):
+    """(the jaxpr in a call or a scan, its marked inputs); None for what is taken as a whole."""
+    if equation.primitive.name not in CALLS:
+        return None, marked
+    (body,) = (getattr(inner, "jaxpr", inner) for inner in _bodies(equation))
+    if equation.primitive.name == "scan":
+        consts, carries = equation.params["num_consts"], equation.params["num_carry"]
+        for _ in range(carries):  # a carry that moves is marked from the next step on
+            moved = _moved(body, marked)
+            again = [own or v in moved for own, v in zip(marked[consts : consts + carries], body.outvars)]
+            marked = [*marked[:consts], *again, *marked[consts + carries :]]
+    return body, marked
+
+
+def _has_derivative(aval):
+    return jnp.issubdtype(getattr(aval, "dtype", jnp.int32), jnp.inexact)
 
 
 def convolves(jaxpr):

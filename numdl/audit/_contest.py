@@ -1,0 +1,137 @@
+"""A contest: trainings of one network at several rates, each carried through as much of the budget as is cheap.
+
+What a few dozen steps say of a rate is its first fall; which rate a budget ends best with is seen at its end.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numdl.audit import trial
+from numdl.audit._measured import labels, scores
+
+GRID = {True: (1e-4, 1e-3, 3e-3, 1e-2, 3e-2), False: (1e-3, 1e-2, 1e-1, 5e-1)}  # of Adam and its like, of descent
+USUAL = {True: 1e-3, False: 1e-1}
+STEPS = 60  # of each rate at least
+MOST = 0.5  # of the budget: from then on a contest's end is taken for the training's
+
+
+class Ends(NamedTuple):
+    """What became of each rate."""
+
+    rates: np.ndarray  # [R]
+    losses: np.ndarray  # [R] at the end, of examples not trained on where there are any; inf: not finite
+    values: np.ndarray  # [R] 1: all answers right, 0: as good as the best single answer; nan where no score is known
+    start: float  # the loss before
+    seen: bool  # whether most of the budget was run
+    adaptive: bool  # whether updates do not grow with the gradient
+
+    @property
+    def fell(self):
+        """Share of the first loss that the best rate took away."""
+        return float((self.start - self.losses.min()) / max(abs(self.start), 1e-30))
+
+    @property
+    def best(self):
+        """Index of the rate that ended best; of those whose answers are as good the one with the least loss."""
+        value = np.where(np.isfinite(self.losses), np.nan_to_num(self.values, nan=0.0), -np.inf)
+        return int(np.argmin(np.where(value >= value.max() - 0.02, self.losses, np.inf)))
+
+    @property
+    def rate(self):
+        """The rate to take: the best at the end; after some steps alone, one of those near the least loss."""
+        if self.seen:
+            return float(self.rates[self.best])
+        gap = self.start - self.losses.min()
+        good = self.rates[self.losses <= self.losses.min() + 0.02 * abs(gap)].tolist()
+        if not gap > 0.02 * abs(self.start):  # nothing was learned yet: the usual rate, not the smallest
+            return min(good, key=lambda rate: abs(math.log(rate / USUAL[self.adaptive])))
+        return good[0] if self.adaptive else good[len(good) // 2]
+
+
+def run(case: Any, adaptive: bool, told: labels.Answers, border: float, near: float = math.nan) -> Ends | None:
+    """MEASURED: the Ends of a Case at its own rate and the usual ones, one order of the data; None if all blow up.
+
+    Parameters
+    ----------
+    case : Case                 what is trained
+    adaptive : bool             whether its optimizer's updates do not grow with the gradient
+    told, border : Answers, scalar      how targets relate to outputs, and which of two labels an output names
+    near : scalar               only this rate and those within a factor of four of it, where it is a number
+    """
+    rates = sorted({*GRID[adaptive], *([case.rate] if math.isfinite(case.rate) else [])})
+    rates = [rate for rate in rates if not abs(math.log(rate / near)) > math.log(4.0)]
+    program, seen, unseen = trial.Program(case, STEPS), trial.Seen(case), case.parts[1]
+    chunk = program.steps
+    count = max(trial.chunks(case, chunk, len(rates)), 1)
+    (order,), pool = trial.orders(case, chunk * count, 1)
+    parts = [None] * count if order is None else order.reshape(count, chunk, -1)
+    score = scores.scorer(case, told, border) if unseen is not None else None
+    found = []
+    for rate in rates:
+        at, state = case.moving, program.blank
+        for i, part in enumerate(parts):
+            at, _, losses, state = program.follow(at, state, i * chunk, rate, part, 0, pool)
+            if not np.isfinite(losses[-1]):
+                break
+        found.append(_end(seen, score, at, unseen, told))
+    losses, values = np.array(found, float).T
+    if not np.isfinite(losses).any():
+        return None
+    start = seen.watched(case.moving)[0] if unseen is None else seen.on_unseen(case.moving)
+    most = chunk * count > MOST * case.steps if case.steps else False
+    return Ends(np.array(rates), np.where(np.isfinite(losses), losses, np.inf), values, start, most, adaptive)
+
+
+def _end(seen, score, at, unseen, told):
+    """(loss, skill of the answers) of the parameters at the end."""
+    if unseen is None:
+        return seen.watched(at)[0], math.nan
+    out = seen.used(at, unseen[0], average=told.kind != "other")
+    return float(seen.loss(out, unseen[1])), (score(out) - score.chance) / max(1 - score.chance, 1e-3)
+
+
+def known(loss: Any, parts: dict) -> tuple[labels.Answers, float]:
+    """(Answers, border) that still hold after what a repair has changed; of kind "other" where they do not.
+
+    Parameters
+    ----------
+    loss : Loss                 of the network as it was examined
+    parts : dict                what the repair has changed: None stays as it was
+    """
+    told = labels.scored(loss)
+    head = parts["apply"] is not None or parts["loss"] is not None
+    moved = parts["target_shift"] is not None
+    lost = {"binary": head or moved, "values": head}.get(told.kind, False)
+    return (labels.Answers() if lost else told), loss.border
+
+
+def poor(ends: Ends, ahead: Any, share: float = 0.9) -> bool:
+    """Whether even the best rate ends short of this share of what can be learned, as far as is known.
+
+    Parameters
+    ----------
+    ends : Ends
+    ahead : Ahead               with the shallow model's score
+    share : scalar              of that model's skill; of all answers where it has none
+    """
+    value = ends.values[ends.best]
+    if not math.isfinite(value):
+        return ends.fell < 0.5
+    shallow = (ahead.shallow - ahead.chance) / max(1 - ahead.chance, 1e-3)
+    return bool(value < share * (shallow if shallow > 0.1 else 1.0))
+
+
+def better(new: Ends, old: Ends) -> bool:
+    """Whether the best of `new` is clearly better: a twentieth of all answers, or of the loss.
+
+    Parameters
+    ----------
+    new, old : Ends             of one loss
+    """
+    a, b = (ends.values[ends.best] for ends in (new, old))
+    if math.isfinite(a) and math.isfinite(b):
+        return bool(a > b + 0.05)
+    least, before = float(new.losses.min()), float(old.losses.min())
+    return bool(math.isfinite(least) and least < before - 0.05 * abs(old.start))
