@@ -34,9 +34,11 @@ class Ends(NamedTuple):
 
     @property
     def best(self):
-        """Index of the rate that ended best; of those whose answers are as good the one with the least loss."""
-        value = np.where(np.isfinite(self.losses), np.nan_to_num(self.values, nan=0.0), -np.inf)
-        return int(np.argmin(np.where(value >= value.max() - 0.02, self.losses, np.inf)))
+        """Index of the rate that ended best; of those whose answers are as good the smallest, which is the safest."""
+        value = np.where(np.isfinite(self.losses), self.values, np.nan)
+        if np.isfinite(value).any():
+            return int(np.argmax(np.nan_to_num(value, nan=-np.inf) >= np.nanmax(value) - 0.02))
+        return int(np.argmin(self.losses))
 
     @property
     def rate(self):

@@ -133,14 +133,18 @@ def _train(form, method, moving, state, begin, order, seed, pool, *, steps):
     key = jax.random.fold_in(form.key, 100 + seed)
     state = jax.tree.map(lambda new, old: jnp.where(begin == 0, new, old), method.init(moving), state)
 
+    def both(at, x, y, key):
+        out = form.call(at, x, key)
+        return form.value(out, y), form.recorded(out, y)
+
     def step(carry, t):
         at, state, first = carry
         x, y = pool if order is None else cases.take(pool, order[t])
         cost = lambda at: form.cost(at, x, y, jax.random.fold_in(key, begin + t))  # noqa: E731
-        value, gradient = jax.value_and_grad(cost)(at)
+        (value, shown), gradient = jax.value_and_grad(both, has_aux=True)(at, x, y, jax.random.fold_in(key, begin + t))
         update, state = forms.updated(method, gradient, state, at, value, cost)
         at = jax.tree.map(lambda a, u: (a + u).astype(a.dtype), at, update)
-        return (at, state, jax.tree.map(lambda f, a: jnp.where(t == 0, a, f), first, at)), value
+        return (at, state, jax.tree.map(lambda f, a: jnp.where(t == 0, a, f), first, at)), shown
 
     count = steps if order is None else len(order)
     (at, state, first), losses = jax.lax.scan(step, (moving, state, moving), jnp.arange(count))
@@ -205,7 +209,7 @@ class Seen:
     """What is read of parameters: losses of the watched and the unseen examples, the outputs' spread, evaluation."""
 
     def __init__(self, case):
-        self.case, self.unseen, self.loss = case, case.parts[1], case.value
+        self.case, self.unseen, self.loss = case, case.parts[1], case.recorded
         self.evaluate = case.evaluated if case.evaluate is not None else None
 
     def before(self):

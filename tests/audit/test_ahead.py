@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from sklearn.linear_model import Ridge
 
 import numdl as nd
-from numdl.audit import _examining, _reading, _settings, trial
+from numdl.audit import _contest, _examining, _reading, _settings, trial
 from numdl.audit._conditions.data import labels_out_of_range
 from numdl.audit._measured import cases, described, labels, scores, ways
 from numdl.audit.evidence import Ahead, Evidence, Facts, Loss, empty
@@ -337,6 +337,58 @@ def test_what_a_longer_training_reached_counts_where_nothing_stands_beside_it(sh
     found = _examining.describe(seen, ())
     assert found["later"] == 0.5
     assert (found["trial"] == 0.5) == counts and (found["unseen"] == 0.5) == counts
+
+
+def ends(losses, values=None, **known):
+    values = np.full(len(losses), np.nan) if values is None else np.array(values)
+    rates = np.array([1e-4, 1e-3, 3e-3, 1e-2, 3e-2][: len(losses)])
+    return _contest.Ends(rates, np.array(losses), values, **{"start": 2.0, "seen": True, "adaptive": True} | known)
+
+
+@pytest.mark.parametrize(
+    ("found", "rate"),
+    [
+        (ends([2.0, 1.0, 0.5, np.inf]), 3e-3),
+        (ends([0.5, 0.7, 0.6], [0.8, 0.9, 0.91]), 1e-3),  # answers count, and of equal ones the smallest rate
+        (ends([2.0, 1.01, 1.0, np.inf], seen=False), 1e-3),  # after some steps: the smallest that is near the best
+        (ends([2.0, 1.01, 1.0, 1.005], seen=False, adaptive=False), 3e-3),
+        (ends([2.0, 1.999, 2.01, 2.0], seen=False), 1e-3),  # nothing learned yet: the usual one
+    ],
+)
+def test_a_contest_names_a_rate(found, rate):
+    assert found.rate == rate
+
+
+def test_a_contest_is_poor_beside_a_shallow_model_and_better_by_a_twentieth():
+    shallow, unknown = empty(Ahead, chance=0.1, shallow=0.91), empty(Ahead, chance=0.1, shallow=np.nan)
+    assert _contest.poor(ends([1.0], [0.7]), shallow) and not _contest.poor(ends([1.0], [0.85]), shallow)
+    assert not _contest.poor(ends([1.0], [0.7]), shallow, 0.7)
+    assert _contest.poor(ends([1.0], [0.85]), unknown)  # of all answers
+    assert _contest.poor(ends([1.5]), unknown) and not _contest.poor(ends([0.5]), unknown)
+    assert _contest.better(ends([1.0], [0.9]), ends([0.1], [0.8])) and not _contest.better(
+        ends([0.1], [0.84]), ends([1.0], [0.8])
+    )
+    assert _contest.better(ends([0.8]), ends([1.0])) and not _contest.better(ends([0.95]), ends([1.0]))
+
+
+def test_each_rate_of_a_contest_is_trained_as_a_plain_loop_would():
+    known, told = case(optimizer="adam", rate=0.02), labels.Answers("classes", columns=3)
+    with _settings.ours():
+        found = _contest.run(known, True, told, 0.0)
+    assert found.seen and found.rates.tolist() == [1e-4, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2]
+    (order,), pool = trial.orders(known, 180, 1)  # three times sixty of two hundred
+    for rate, loss, value in zip(found.rates, found.losses, found.values):
+        method, at = optax.adam(rate), known.moving
+        state = method.init(at)
+        for rows in order:
+            slope = jax.grad(lambda at, x, y: entropy(apply(at, x), y))(at, *cases.take(pool, rows))
+            update, state = method.update(slope, state)
+            at = optax.apply_updates(at, update)
+        x, y = known.parts[1]
+        assert loss == pytest.approx(float(entropy(apply(at, x), y)), rel=1e-4)
+        right = float(np.mean(np.argmax(apply(at, x), -1) == y))
+        chance = np.bincount(y).max() / len(y)
+        assert value == pytest.approx((right - chance) / (1 - chance), abs=0.02)
 
 
 def test_without_a_budget_probability_and_verdict_take_the_same_one():

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -296,6 +297,20 @@ def test_skill_of_a_loss_without_a_bound_is_measured_by_what_was_met():
 def test_a_repair_has_helped_where_the_same_loss_ends_lower_or_another_falls_further(sick, healed, same, helped):
     runs = [empty(Trial, start=start, end=np.full((1, 2), end), unseen_start=np.nan) for start, end in (sick, healed)]
     assert _proof._helped(*runs, same) is helped
+
+
+def test_a_proof_shows_both_trainings_in_the_repaired_loss():
+    """Minus a loss falls for ever: in the loss that was meant it rises."""
+    y = (X @ W).argmax(1).astype(np.int32)
+    right = lambda out, t: optax.softmax_cross_entropy_with_integer_labels(out, t).mean()  # noqa: E731
+    known = case(linear, W, (X, y), loss=lambda out, t: -right(out, t), optimizer="sgd", learning_rate=0.1)
+    cured = dataclasses.replace(known, loss=right)
+    repair = types.SimpleNamespace(case=cured, loss=right, target_shift=None, target_scale=None)
+    with _settings.ours():
+        found = _proof.prove(known, repair, 20)
+    assert found.same_loss and found.helped
+    np.testing.assert_allclose(found.sick[:, 0], found.repaired[:, 0], rtol=1e-6)
+    assert (np.diff(found.sick) > 0).all() and (np.diff(found.repaired) < 0).all()
 
 
 def test_what_the_program_reads_is_followed_from_the_end():

@@ -90,3 +90,42 @@ def test_a_case_compiles_its_convolutions_in_order():
     # Nine taps and a squared error for each of 50 outputs; the border's zeros are multiplied, too.
     assert 50 * 9 <= known.work <= 50 * (9 + 5 * programs.ALONE)
     np.testing.assert_allclose(known.forward(known.moving, x, None), apply(w, x), rtol=1e-6)
+
+
+def stopped(w, v, x):
+    return jax.nn.softmax(jax.lax.stop_gradient(jax.nn.leaky_relu(x @ w)) @ v)
+
+
+def chosen(w, v, x):
+    return jax.nn.one_hot(jnp.argmax(x @ w, -1), 3) @ v
+
+
+def rounded(w, v, x):
+    return jax.jit(jax.checkpoint(lambda x: jnp.round(x @ w)))(x) @ v
+
+
+def carried(w, v, x):
+    return jax.lax.scan(lambda c, _: (jnp.sign(c @ w), c @ v), x @ w, None, length=3)[0]
+
+
+def beside(w, v, x):
+    return x @ jax.lax.stop_gradient(w) + x @ w @ v
+
+
+@pytest.mark.parametrize(
+    ("function", "leaf", "what"),
+    [(stopped, 0, "stop_gradient"), (chosen, 0, "argmax"), (rounded, 0, "round"), (carried, 0, "sign")],
+)
+def test_what_ends_a_gradient_is_named_with_its_line(function, leaf, what):
+    w = jnp.ones((3, 3))
+    assert not jax.grad(lambda w: function(w, jnp.eye(3), jnp.ones((2, 3))).sum())(w).any()
+    marks = [place == leaf for place in range(3)]
+    (found,) = programs.stops(jax.make_jaxpr(function)(w, w, jnp.ones((2, 3))), marks)
+    assert found.startswith(what) and f"line {function.__code__.co_firstlineno + 1})" in found
+
+
+@pytest.mark.parametrize(("function", "leaf"), [(stopped, 1), (chosen, 1), (rounded, 1), (beside, 0)])
+def test_a_gradient_that_gets_through_has_no_such_line(function, leaf):
+    w = jnp.ones((3, 3))
+    marks = [place == leaf for place in range(3)]
+    assert programs.stops(jax.make_jaxpr(function)(w, w, jnp.ones((2, 3))), marks) == ()

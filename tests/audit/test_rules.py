@@ -205,11 +205,14 @@ LAST = {
     "signal__kinds": ("dense",) * 3 + ("attention",) + ("dense",) * 2,
     "loss__finite_value": False,
 }
+WORSE = {"ahead__steps": np.array([400.0]), "ahead__score": np.array([0.0]), "ahead__chance": 0.1}
 TIME_FIRST = {"function__mixing": 0.5, "function__disorder": 0.5, "function__mixing_back": 0.0}
 KNOWN = {
     "a distance": (AWAY | {"loss__wrong_pays": 0.05}, "wrong_sign", "hint"),
     "minus a loss": (AWAY | BOTTOMLESS, "wrong_sign", "certain"),
     "a likelihood of logits": (AWAY | {"loss__wrong_pays": 1.0}, "wrong_sign", "likely"),
+    "a likelihood whose answers get worse": (AWAY | {"loss__wrong_pays": 1.0} | WORSE, "wrong_sign", "certain"),
+    "a distance whose nearest is the answer": (AWAY | {"loss__wrong_pays": 0.05} | WORSE, "wrong_sign", "hint"),
     "a probability": (AWAY | BOTTOMLESS | HEAD | {"function__rows_sum": 0.0}, "wrong_sign", "likely"),
     "a margin of distances": (AWAY | BINARY, "wrong_sign", "hint"),
     "a critic": (AWAY | BINARY | BOTTOMLESS | {"loss__wrong_pays": 0.0}, "wrong_sign", "hint"),
@@ -312,3 +315,11 @@ def test_a_parametrization_says_nothing_of_this_networks_training():
     evidence = planted(widths=widths(hidden="fails: grows", output="fails: grows"))
     told = _examining.describe(evidence, rules.judge(evidence))
     assert told == _examining.describe(healthy(), ()) and rules.judge(evidence)
+
+
+def test_what_ends_a_gradient_stands_in_the_finding():
+    still = np.arange(LEAVES) < 8
+    line = "stop_gradient in apply (model.py, line 7)"
+    found = rules.judge(planted(signal__leaf_still=still, signal__stops=(line,), **STUCK))
+    frozen = next(each for each in found if each.name == "frozen")
+    assert frozen.severity == "likely" and line in frozen.sentence

@@ -53,6 +53,7 @@ class Case(forms.Told):
     notes: tuple = ()
     build: Callable | None = None  # width -> (apply, params), or these and a transformation
     widths: tuple = ()
+    shown: Callable | None = None  # the loss that trainings record; None: the one that is trained
 
     @property
     def examples(self):
@@ -65,8 +66,9 @@ class Case(forms.Told):
     @functools.cached_property
     def form(self):
         """The functions, as programs take them."""
-        functions = (None if each is None else Same(each) for each in (self.apply, self.loss, self.evaluate))
-        return forms.Form(self.rest, self.key, *functions, self.stochastic, self.follows)
+        known = lambda function: None if function is None else Same(function)  # noqa: E731
+        functions = map(known, (self.apply, self.loss, self.evaluate))
+        return forms.Form(self.rest, self.key, *functions, self.stochastic, self.follows, known(self.shown))
 
     @functools.cached_property
     def method(self):
@@ -109,6 +111,10 @@ class Case(forms.Told):
     def value(self, outputs, y):
         """The loss of outputs, compiled."""
         return self.run(_value, outputs, y)
+
+    def recorded(self, outputs, y):
+        """The loss of outputs that trainings record, compiled."""
+        return self.run(_recorded, outputs, y)
 
     def evaluated(self, moving, x):
         """The outputs in evaluation mode, compiled."""
@@ -196,6 +202,10 @@ def _slope(form, moving, x, y):
 
 def _value(form, outputs, y):
     return form.value(outputs, y)
+
+
+def _recorded(form, outputs, y):
+    return form.recorded(outputs, y)
 
 
 def _evaluated(form, moving, x):

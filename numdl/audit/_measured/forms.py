@@ -52,6 +52,7 @@ class Form(Told):
     evaluate: Same = static()
     stochastic: bool = static()
     follows: tuple | None = static()  # as in `Case`
+    shown: Same | None = static(default=None)  # the loss that is recorded; None: the one that is trained
 
     def whole(self, moving):
         """All parameters, as the user's functions take them."""
@@ -66,6 +67,10 @@ class Form(Told):
     def value(self, outputs, y):
         """The loss of outputs, a float32 scalar."""
         return jnp.asarray(self.loss(outputs, y), jnp.float32).reshape(())
+
+    def recorded(self, outputs, y):
+        """The loss of outputs that is recorded, a float32 scalar."""
+        return self.value(outputs, y) if self.shown is None else jnp.asarray(self.shown(outputs, y), jnp.float32)
 
     def cost(self, moving, x, y, key=None):
         """The loss of a batch, a float32 scalar."""

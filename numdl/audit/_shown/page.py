@@ -116,7 +116,7 @@ def _proof(root):
     proof, drawn = root.proof, figures.picture(root, figures.PROOF)
     word = "The repair helped." if proof.helped else "The repair did not help."
     same = (
-        "" if proof.same_loss else " The repaired network has another loss: compare the curves' courses, not heights."
+        "" if proof.same_loss else " The repaired network has other targets: compare the curves' courses, not heights."
     )
     parts = [tag("strong", word), f"{same} Loss at the end: as it was ", number(root, "proof.sick.last.mean")]
     parts += [", repaired ", number(root, "proof.repaired.last.mean")]
