@@ -195,6 +195,17 @@ def test_figures_by_hand():
     assert "crashes" in score.table({"all": found})
 
 
+def test_rescues_are_counted_apart_where_only_the_users_code_can_be_changed():
+    trains, not_yet = {"progress": [0.95, 1.0], "by_hand": []}, {"progress": [0.1, 0.2], "by_hand": ["mask: a line"]}
+    rows = [row(name, "will not train", 0.1, repair=not_yet if name in "bce" else trains) for name in "abcde"]
+    causes = ["rate_too_low", "mask", "rate_too_low", None, None]
+    facts = {name: known("will not train", cause) for name, cause in zip("abcde", causes)}
+    facts["e"]["architecture"] = True
+    found = score.figures(rows, facts)
+    assert (found["rescued"], found["rescued, planted"], found["line told"]) == (0.4, 0.5, 1.0)
+    assert (found["rescued, random"], found["rescued, random, able"]) == (0.5, 1.0)
+
+
 def test_baselines_by_hand():
     assert baselines.autotrainer(np.array([1e-6, 1.0]), 0.1) > 1 > baselines.autotrainer(np.array([0.1, 0.2]), 0.3)
     assert baselines.autotrainer(np.array([0.1, 0.2]), 0.8) > 1 and baselines.autotrainer(np.array([90.0, 1]), 0.0) > 1

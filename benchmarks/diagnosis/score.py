@@ -8,6 +8,8 @@ A row is what one case gave: {"name", "verdict", "probability", "findings": [[na
     false alarms   share of "will train" that was called otherwise
     calibration    expected error of the probability over ten bins of equal count
     rescued        share of sick cases that train after repair(); a repair that raises has not
+                    planted: of causes that are no line of the user's own code (`IN_THE_CODE`: there, the share of
+                    those that the repair tells by name); able: of networks that train when started as usual
     first, three   share of sick cases of known cause whose first finding, or one of the first three, names it
 """
 
@@ -16,6 +18,12 @@ import numpy as np
 from benchmarks.diagnosis.truth import VERDICTS, verdict
 
 SICK, BADLY, TRAINS = VERDICTS
+# Faults that only another line of the network or the loss, or other data, can cure.
+IN_THE_CODE = {
+    "mask", "wrong_axis", "norm_degenerate", "outputs_constant", "loss_ignores_outputs", "no_nonlinearity",
+    "cannot_see", "labels_constant", "labels_unrelated", "labels_imbalanced", "inputs_constant", "dropout_too_high",
+    "too_narrow", "train_differs_from_evaluate", "not_finite",
+}  # fmt: skip
 # What a fault of one name also is, to any measurement: a fair answer is any of these.
 ALSO = {
     "symmetry": ("signal_vanishes", "outputs_constant"),
@@ -92,6 +100,12 @@ def certain_right(row, known):
             yield known["verdict"] != TRAINS and (cause is None or name in {cause, *ALSO.get(cause, ())})
 
 
+def told(row, cause):
+    """Whether a line to change by hand names the cause."""
+    names = {cause, *ALSO.get(cause, ())}
+    return any(line.partition(":")[0] in names for line in row["repair"].get("by_hand", ()))
+
+
 def paired(rows, truth):
     """(row, known) of the rows that have a verdict and a truth."""
     return [(row, truth[row["name"]]) for row in rows if row["name"] in truth and "verdict" in row]
@@ -107,6 +121,8 @@ def figures(rows, truth):
     alarmed = lambda row: row["verdict"] != TRAINS  # noqa: E731
     repaired = [(row, known) for row, known in pairs if known["verdict"] != TRAINS and "repair" in row]
     cured = lambda row: "progress" in row["repair"] and verdict(row["repair"]["progress"]) == TRAINS  # noqa: E731
+    planted = [pair for pair in repaired if pair[1]["cause"]]
+    drawn = [pair for pair in repaired if not pair[1]["cause"]]
     return {
         "cases": len(pairs),
         "crashes": sum("crash" in row for row in rows),
@@ -126,7 +142,10 @@ def figures(rows, truth):
         "certain right": share(flag for row, known in pairs for flag in certain_right(row, known)),
         "crashes, repair": sum("crash" in row.get("repair", {}) for row in rows),
         "rescued": share(cured(row) for row, _ in repaired),
-        "rescued, random": share(cured(row) for row, known in repaired if known["group"] == "random"),
+        "rescued, planted": share(cured(row) for row, known in planted if known["cause"] not in IN_THE_CODE),
+        "line told": share(told(row, known["cause"]) for row, known in planted if known["cause"] in IN_THE_CODE),
+        "rescued, random": share(cured(row) for row, _ in drawn),
+        "rescued, random, able": share(cured(row) for row, known in drawn if not known.get("architecture")),
         "seconds": float(np.median([row["seconds"] for row, _ in pairs])) if pairs else np.nan,
     }
 
