@@ -108,10 +108,6 @@ class Case(forms.Told):
         """(loss of a batch, its gradient), compiled."""
         return self.run(_slope, moving, x, y)
 
-    def value(self, outputs, y):
-        """The loss of outputs, compiled."""
-        return self.run(_value, outputs, y)
-
     def recorded(self, outputs, y):
         """The loss of outputs that trainings record, compiled."""
         return self.run(_recorded, outputs, y)
@@ -198,10 +194,6 @@ def _forward(form, moving, x, key):
 
 def _slope(form, moving, x, y):
     return jax.value_and_grad(form.cost)(moving, x, y)
-
-
-def _value(form, outputs, y):
-    return form.value(outputs, y)
 
 
 def _recorded(form, outputs, y):
