@@ -206,6 +206,11 @@ LAST = {
     "loss__finite_value": False,
 }
 WORSE = {"ahead__steps": np.array([400.0]), "ahead__score": np.array([0.0]), "ahead__chance": 0.1}
+BY_HEART = {
+    "kernel__alignment": 0.5, "kernel__alignment_raw": 0.3, "trial__unseen_end": np.full((4, 2), 3.0),
+    "ahead__steps": np.array([500.0]), "ahead__score": np.array([0.1]), "ahead__chance": 0.1, "ahead__shallow": 0.1,
+    "ahead__unseen": np.array([3.0]), "ahead__examples": 100,
+}  # fmt: skip
 TIME_FIRST = {"function__mixing": 0.5, "function__disorder": 0.5, "function__mixing_back": 0.0}
 KNOWN = {
     "a distance": (AWAY | {"loss__wrong_pays": 0.05}, "wrong_sign", "hint"),
@@ -213,6 +218,9 @@ KNOWN = {
     "a likelihood of logits": (AWAY | {"loss__wrong_pays": 1.0}, "wrong_sign", "likely"),
     "a likelihood whose answers get worse": (AWAY | {"loss__wrong_pays": 1.0} | WORSE, "wrong_sign", "certain"),
     "a distance whose nearest is the answer": (AWAY | {"loss__wrong_pays": 0.05} | WORSE, "wrong_sign", "hint"),
+    "labels learned by heart": (BY_HEART, "labels_unrelated", "likely"),
+    "labels that a shallow model foretells": (BY_HEART | {"ahead__shallow": 0.9}, "labels_unrelated", "hint"),
+    "labels that may be foretold later": (BY_HEART | {"ahead__steps": np.array([40.0])}, "labels_unrelated", "hint"),
     "a probability": (AWAY | BOTTOMLESS | HEAD | {"function__rows_sum": 0.0}, "wrong_sign", "likely"),
     "a margin of distances": (AWAY | BINARY, "wrong_sign", "hint"),
     "a critic": (AWAY | BINARY | BOTTOMLESS | {"loss__wrong_pays": 0.0}, "wrong_sign", "hint"),

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from numdl.audit._conditions.seen import Seen
+from numdl.audit._reading import FLAT
 
 LOST = 0.1  # of an update, to a clip or an epsilon
 DECAY = 0.01  # of the parameters, a step
@@ -184,7 +185,10 @@ def unrelated(r):
     gained = r.unseen > 0.05
     if gained:
         return None
-    return Seen(_unmoved(r) if r.flat else "hint", k.alignment, BLIND, k.alignment_raw, "data", weight=0.6)
+    # What it learns is the examples themselves, where neither it nor a shallow model foretells others in the end.
+    by_heart = r.spent > 0.5 and r.later < FLAT and r.shallow < FLAT
+    severity = _unmoved(r) if r.flat else "likely" if by_heart else "hint"
+    return Seen(severity, k.alignment, BLIND, k.alignment_raw, "data", weight=0.6)
 
 
 def rate_low(r):
