@@ -12,6 +12,7 @@ import numpy as np
 from numdl.audit.evidence import Evidence
 
 NO_BUDGET = 1000  # steps that count as the whole budget where none was given
+PERFECT = 1e-3  # of the way from the loss now to the least: a single answer that comes nearer is right for all
 FLAT = 0.1  # skill below which a training has learned nothing yet
 FEWEST = 10  # unseen examples that the best single answer gets wrong, for a score to say much
 
@@ -26,9 +27,10 @@ class Reading:
 
     @functools.cached_property
     def chance(self):
-        """Loss of the best single answer; the loss now where no target says what an answer is."""
-        shared, start = self.e.loss.floor_shared, self.e.loss.value
-        return shared if np.isfinite(shared) and not self.unanswered else start
+        """Loss of the best single answer; the loss now where no target says what an answer is, or that one is right."""
+        shared, start, floor = self.e.loss.floor_shared, self.e.loss.value, self.e.loss.floor
+        told = np.isfinite(shared) and not self.unanswered
+        return start if not told or shared - floor <= PERFECT * (start - floor) else shared
 
     @functools.cached_property
     def residual(self):

@@ -129,7 +129,7 @@ class Loss:
     shift: float  # relative change of the loss when a row's outputs are all shifted by one
     floor_unit: float  # binary: the least loss far to either side if the labels were 0 and 1
     floor: float  # least loss over all outputs; -inf: unbounded below
-    floor_head: float  # least loss over what the head can produce from any state of the last layer
+    floor_head: float  # least loss over what the head, its own parameters too, can produce from any last state
     floor_shared: float  # least loss with one output for all examples
     transmission: float  # |dL/dz| / |dL/do| through the head; 1 if the network ends in its last layer
     has_head: bool = static()

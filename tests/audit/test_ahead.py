@@ -339,6 +339,15 @@ def test_what_a_longer_training_reached_counts_where_nothing_stands_beside_it(sh
     assert (found["trial"] == 0.5) == counts and (found["unseen"] == 0.5) == counts
 
 
+def test_a_skill_is_known_where_one_answer_is_right_for_all():
+    r = read(steps=np.array([400.0]), score=np.array([np.nan]), unseen=np.array([0.4]))
+    same = dataclasses.replace(r.e, loss=empty(Loss, floor=0.0, floor_shared=1e-6, value=1.0))
+    assert r.carried == pytest.approx(0.6) and _reading.Reading(same).carried == pytest.approx(0.6)
+    assert np.isnan(
+        _reading.Reading(dataclasses.replace(r.e, loss=empty(Loss, floor=1.0, floor_shared=1.0, value=1.0))).carried
+    )
+
+
 def ends(losses, values=None, **known):
     values = np.full(len(losses), np.nan) if values is None else np.array(values)
     rates = np.array([1e-4, 1e-3, 3e-3, 1e-2, 3e-2][: len(losses)])

@@ -74,6 +74,16 @@ def hinge(out, y):
     return jnp.mean(jnp.sum(jax.nn.relu(1 + out - own), 1) - 1)
 
 
+def two(params, x):
+    return x @ params["w"][:, :2]
+
+
+def scores_apart(out, y):
+    """1 asks for the first of two scores to be the higher one."""
+    return optax.sigmoid_binary_cross_entropy(out[:, 0] - out[:, 1], y).mean()
+
+
+PAIRS = (np.arange(N) % 3 > 0).astype(np.int32)
 CASES = [
     ("class numbers", apply, Y, entropy, "classes"),
     ("class numbers as floats", apply, Y.astype(np.float32), entropy, "classes"),
@@ -88,6 +98,10 @@ CASES = [
     ("counts for every column", apply, COUNTS, each_column, "other"),
     ("counts for one column", apply, COUNTS, first_column, "other"),
     ("counts under a Poisson law", apply, COUNTS, poisson, "other"),
+    ("the higher of two scores", two, PAIRS, scores_apart, "other"),
+    ("the higher of two scores, in floats", two, np.float32(PAIRS), scores_apart, "other"),
+    ("two classes", two, PAIRS, entropy, "classes"),
+    ("two classes, the wrong sign", two, PAIRS, lambda o, y: -entropy(o, y), "classes"),
     ("one-hot", apply, ROWS, spelled, "one-hot"),
     ("one-hot, smoothed", apply, SMOOTH, spelled, "one-hot"),
     ("one-hot whole numbers", apply, ROWS.astype(np.int32), spelled, "one-hot"),
@@ -313,7 +327,8 @@ MEETS = [
     ("squares", X @ W["w"] + 1, squares, True),
     ("minus squares", X @ W["w"] + 1, lambda o, y: -squares(o, y), True),
     ("distances", X @ W["w"] + 1, lambda o, y: jnp.mean(jnp.abs(o - y)), True),
-    ("a quantile", X @ W["w"] + 1, lambda o, y: jnp.mean(jnp.maximum(0.9 * (y - o), 0.1 * (o - y))), True),
+    ("a quantile", X @ W["w"] + 1, lambda o, y: jnp.mean(jnp.maximum(0.9 * (y - o), 0.1 * (o - y))), False),
+    ("Huber's", X @ W["w"] + 1, lambda o, y: jnp.mean(optax.huber_loss(o, y, delta=0.05)), True),
     ("with gaps", np.where(X @ W["w"] > 0.1, np.nan, X @ W["w"] + 1), but_gaps, True),
     ("logits of shares", SHARES, lambda o, y: jnp.mean(optax.sigmoid_binary_cross_entropy(o, y)), False),
     ("squares of sigmoids", SHARES, lambda o, y: squares(jax.nn.sigmoid(o), y), False),

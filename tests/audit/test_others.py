@@ -216,6 +216,18 @@ def test_a_layer_that_an_output_goes_around_is_no_head():
     assert [head is not None for head in found] == [False, True, False]
 
 
+def test_parameters_behind_the_last_layer_are_no_limit_of_the_head():
+    """One score beside four steps that are learned: apart as they are now they cost, moved they do not."""
+    steps = (np.arange(4) < np.arange(N)[:, None] % 5).astype(np.float32)
+    apply = lambda p, x: (x @ p["w"]) + p["c"]  # noqa: E731
+    params = {"w": drawn(3, 1), "c": jnp.linspace(0.5, -0.5, 4)}
+    cost = lambda o, y: optax.sigmoid_binary_cross_entropy(o, y).mean()  # noqa: E731
+    with _settings.ours():
+        moved, _ = heads.measure(case(apply, params, (X, steps), cost))
+        held, _ = heads.measure(case(lambda p, x: apply(p | {"c": params["c"]}, x), params, (X, steps), cost))
+    assert moved.has_head and moved.floor_head < 0.05 and held.floor_head > 0.2
+
+
 @pytest.mark.parametrize("tree", [lambda a, b: (a, b), lambda a, b: [a, (b,)], lambda a, b: {"x": a, "t": b}])
 def test_affine_maps_are_like_the_tree_they_change(tree):
     x = tree(3 + 5 * X, np.arange(N, dtype=np.int32))

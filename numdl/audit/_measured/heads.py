@@ -172,7 +172,18 @@ def _through_head(form, moving, x, y, flat):
     z = state(moving, x, traced.constants)
     through = lambda s: form.value(head(s, moving, x, traced.constants), y)  # noqa: E731
     passed = jax.grad(through)(z).astype(jnp.float32)
-    least = _least(lambda s, one: through(s), *_both(_starts(z, None), False), 1.0)
+    # Parameters of the head itself move as well.
+    leaves, structure = jax.tree.flatten(moving)
+    reads = programs.read(jax.make_jaxpr(lambda at: head(z, at, x, traced.constants))(moving))
+    behind = {i: leaf for i, (leaf, read) in enumerate(zip(leaves, reads)) if read}
+
+    def reached(at, one):
+        new = structure.unflatten([at[1].get(i, leaf) for i, leaf in enumerate(leaves)])
+        return form.value(head(at[0], new, x, traced.constants), y)
+
+    begin = _starts(z, None)
+    begin = begin, {i: jnp.broadcast_to(leaf, (len(begin), *leaf.shape)) for i, leaf in behind.items()}
+    least = _least(reached, *_both(begin, False), 1.0)
     return {
         "transmission": _rms(passed) * np.sqrt(z.size / flat.size) / _rms(flat),
         "floor_head": jnp.nanmin(least),

@@ -20,6 +20,7 @@ from numdl.audit._measured import cases, views
 
 NAMED = ("classes", "one-hot")
 LEVEL = 0.5  # of all outputs when the loss is asked: a probability, a logit and a value
+REST = 10.0  # half the distance of two outputs from which on one is far above the other
 LEVELS = (LEVEL, -1.03, 1.71)  # at all of which an answer that is asked for cannot be right
 QUARTERS = (0.25, 0.5, 0.75)  # of targets: where the loss is asked which of them its outputs shall become
 AGREED = 0.9  # share of the rows in which the named column must stand apart
@@ -162,17 +163,28 @@ def _stands_apart(case, told, out, y):
     A row that the loss leaves out says nothing.
     """
     leaves, structure = jax.tree.flatten(y)
-    named, leaves[told.target] = _made(told, leaves[told.target])
-    slope = _slopes(case, told, out, jax.tree.unflatten(structure, leaves))
+    columns, leaves[told.target] = _made(told, leaves[told.target])
+    made = jax.tree.unflatten(structure, leaves)
+    slope = _slopes(case, told, out, made)
     kept = np.isfinite(slope).all(-1) & slope.any(-1)
-    slope, named = slope[kept], named.reshape(-1)[kept]
+    slope, named = slope[kept], columns.reshape(-1)[kept]
     if not len(slope):
         return False
     own = np.take_along_axis(slope, named[:, None], 1)
     others = np.where(np.arange(slope.shape[1]) == named[:, None], np.nan, slope)
     gap = 1e-3 * np.abs(slope).max(1, keepdims=True)
     below, above = own + gap < np.nanmin(others, 1, keepdims=True), own - gap > np.nanmax(others, 1, keepdims=True)
-    return bool(max(below.mean(), above.mean()) >= AGREED)
+    if below.mean() >= AGREED:
+        return True
+    return bool(above.mean() >= AGREED) and not (told.columns == 2 and _comes_to_rest(case, told, out, made, columns))
+
+
+def _comes_to_rest(case, told, out, y, columns):
+    """Whether the push away from the named column ends: two columns may be two scores of which one has to be higher."""
+    far = np.where(np.arange(told.columns) == columns[..., None], -REST, REST).astype(np.float32)
+    levels = LEVEL, np.moveaxis(far, -1, told.axis)
+    near, there = (np.nanmax(np.abs(_slopes(case, told, out, y, level))) for level in levels)
+    return bool(there < 0.01 * near)
 
 
 def _pulled(case, told, out, y, others):
@@ -220,8 +232,11 @@ def _held(dtype):
 
 
 def _slopes(case, told, out, y, level=LEVEL):
-    """Gradient of the loss at equal outputs like `out`, a row [K] or one number for each answer."""
-    filled = [jnp.full(o.shape, level, o.dtype) for o in views.floats(out)]
+    """Gradient of the loss where the outputs have this level, a row [K] or one number for each answer."""
+    outs = views.floats(out)
+    filled = [
+        jnp.full(o.shape, LEVEL if np.ndim(level) and i != told.output else level, o.dtype) for i, o in enumerate(outs)
+    ]
     slope = np.asarray(told.outputs(case.run(_slope, filled, out, y)), np.float64)
     return slope.reshape(-1, slope.shape[-1] if told.kind in NAMED else 1)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from numdl.audit._measured import labels
 
+EVEN = 0.5  # of slopes on two sides: one is at most three times the other
 NEAR = 0.1  # of the values' deviation: where the loss is asked on both sides of one
 FAR_APART = 20.0  # outputs of an answer without doubt
 
@@ -26,12 +27,16 @@ def asked(loss, gradient, out, y, told):
 
 
 def _meets(loss, out, y, told):
-    """Share of the values asked for on whose two sides, a tenth of their deviation away, the slope has another sign."""
+    """Share of the values asked for on whose two sides, a tenth of their deviation away, the slopes are opposite.
+
+    A quantile pulls harder from one side than from the other: its outputs lie beside their targets.
+    """
     t = jnp.nan_to_num(told.targets(y).astype(jnp.float32)).reshape(out[told.output].shape)
     slope = jax.grad(lambda o: loss(_put(out, told, o), y))
     below, above = (slope(t + way * NEAR * t.std()) for way in (-1, 1))
     asked = (below != 0) | (above != 0)
-    return jnp.sum(asked & (below * above <= 0)) / jnp.maximum(jnp.sum(asked), 1)
+    opposite = jnp.abs(below + above) <= EVEN * jnp.abs(below - above)
+    return jnp.sum(asked & opposite) / jnp.maximum(jnp.sum(asked), 1)
 
 
 def _border(loss, out, y, target):
