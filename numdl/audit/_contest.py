@@ -14,6 +14,7 @@ from numdl.audit._measured import labels, scores
 GRID = {True: (1e-4, 1e-3, 3e-3, 1e-2, 3e-2), False: (1e-3, 1e-2, 1e-1, 5e-1)}  # of Adam and its like, of descent
 USUAL = {True: 1e-3, False: 1e-1}
 STEPS = 60  # of each rate at least
+LOST = -0.5  # value of a rate that blows up
 MOST = 0.5  # of the budget: from then on a contest's end is taken for the training's
 
 
@@ -34,11 +35,12 @@ class Ends(NamedTuple):
 
     @property
     def best(self):
-        """Index of the rate that ended best; of those whose answers are as good the smallest, which is the safest."""
-        value = np.where(np.isfinite(self.losses), self.values, np.nan)
-        if np.isfinite(value).any():
-            return int(np.argmax(np.nan_to_num(value, nan=-np.inf) >= np.nanmax(value) - 0.02))
-        return int(np.argmin(self.losses))
+        """Index of the rate that ended best together with its neighbours: the middle of what works, not its edge."""
+        if not np.isfinite(self.values).any():
+            return int(np.argmin(self.losses))
+        value = np.clip(np.where(np.isfinite(self.losses), np.nan_to_num(self.values, nan=LOST), LOST), LOST, 1)
+        slower, faster = np.append(value[:1], value[:-1]), np.append(value[1:], value[-1:] / 2)
+        return int(np.argmax(2 * value + slower + faster))
 
     @property
     def rate(self):
@@ -109,7 +111,7 @@ def known(loss: Any, parts: dict) -> tuple[labels.Answers, float]:
     return (labels.Answers() if lost else told), loss.border
 
 
-def poor(ends: Ends, ahead: Any, share: float = 0.9) -> bool:
+def poor(ends: Ends, ahead: Any, share: float = 0.97) -> bool:
     """Whether even the best rate ends short of this share of what can be learned, as far as is known.
 
     Parameters

@@ -358,7 +358,7 @@ def ends(losses, values=None, **known):
     ("found", "rate"),
     [
         (ends([2.0, 1.0, 0.5, np.inf]), 3e-3),
-        (ends([0.5, 0.7, 0.6], [0.8, 0.9, 0.91]), 1e-3),  # answers count, and of equal ones the smallest rate
+        (ends([0.5, 0.9, 0.8, 0.7, np.inf], [0.6, 0.9, 0.91, 0.92, 0.0]), 3e-3),  # answers count, far from an edge
         (ends([2.0, 1.01, 1.0, np.inf], seen=False), 1e-3),  # after some steps: the smallest that is near the best
         (ends([2.0, 1.01, 1.0, 1.005], seen=False, adaptive=False), 3e-3),
         (ends([2.0, 1.999, 2.01, 2.0], seen=False), 1e-3),  # nothing learned yet: the usual one
@@ -370,7 +370,7 @@ def test_a_contest_names_a_rate(found, rate):
 
 def test_a_contest_is_poor_beside_a_shallow_model_and_better_by_a_twentieth():
     shallow, unknown = empty(Ahead, chance=0.1, shallow=0.91), empty(Ahead, chance=0.1, shallow=np.nan)
-    assert _contest.poor(ends([1.0], [0.7]), shallow) and not _contest.poor(ends([1.0], [0.85]), shallow)
+    assert _contest.poor(ends([1.0], [0.8]), shallow) and not _contest.poor(ends([1.0], [0.89]), shallow)
     assert not _contest.poor(ends([1.0], [0.7]), shallow, 0.7)
     assert _contest.poor(ends([1.0], [0.85]), unknown)  # of all answers
     assert _contest.poor(ends([1.5]), unknown) and not _contest.poor(ends([0.5]), unknown)
