@@ -34,6 +34,12 @@ class Ends(NamedTuple):
         return float((self.start - self.losses.min()) / max(abs(self.start), 1e-30))
 
     @property
+    def learned(self):
+        """Whether the best rate learned something."""
+        value = self.values[self.best]
+        return bool(value > 0.2) if math.isfinite(value) else self.fell > 0.1
+
+    @property
     def best(self):
         """Index of the rate that ended best together with its neighbours: the middle of what works, not its edge."""
         if not np.isfinite(self.values).any():

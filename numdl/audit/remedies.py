@@ -1,10 +1,12 @@
 """Remedies: from findings to a network, a loss, an optimizer and scales that do not have the fault, and a proof.
 
 Each remedy is a change of the Case; what cannot be built (an axis, a mask, a pairing of rows) is a line that says what
-to change. Weights are drawn anew where the start is at fault (`_fresh`); the rate is the best of a short trial.
+to change. Weights are drawn anew where the start is at fault (`_fresh`); rate, method and start are those that a
+contest over the budget ends best with (`_contest`).
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -16,6 +18,7 @@ from numdl.audit._measured import cases, labels
 from numdl.audit.evidence import Evidence
 from numdl.records import record, static
 
+_SEVERITIES = ("certain", "likely", "hint")
 # Findings whose cure is a new start, another method, another rate.
 START = {
     "symmetry", "signal_vanishes", "signal_explodes", "gradient_vanishes", "gradient_explodes", "saturated", "chaotic",
@@ -91,8 +94,8 @@ def repair(case: Any, evidence: Evidence, findings: tuple) -> Repair:
     if (START | METHOD) & work.names or work.changed or not any(f.severity == "certain" for f in causes):
         work.choose()
     lines += [work.told[part] for part in ("batch", "start", "method", "rate") if work.told.get(part)]
-    told = causes if work.short or not lines else [f for f in causes if f.severity != "hint"]
-    by_hand = [f"{f.name}: {_hand(f.name, cut)}" for f in told] + work.short
+    left = {"certain"} if work.cured else {"certain", "likely"} if lines and not work.short else {*_SEVERITIES}
+    by_hand = [f"{f.name}: {_hand(f.name, cut)}" for f in causes if f.severity in left] + work.short
     if not lines and not by_hand:
         by_hand = [f"{f.name}: {f.remedy}" for f in strong]
     return work.repair(lines, by_hand)
@@ -245,11 +248,10 @@ class _Work:
     def start_again(self, draw):
         """Weights drawn anew; None: the user's own."""
         scaled = "residual_scale" in self.names
-        moving, text = (self.own, None) if draw is None else _fresh.fresh(self.case, self.e, scaled, draw)
-        if moving is None:
-            return
-        self.told["start"], self.parts["params"] = text, None if draw is None else moving
-        self.put("start", moving=moving)
+        moving, text = (self.own[0], None) if draw is None else _fresh.fresh(self.case, self.e, scaled, draw)
+        if moving is not None:
+            self.told["start"], self.parts["params"] = text, self.own[1] if draw is None else moving
+            self.put("start", moving=moving)
 
     def replace_method(self, why):
         self.told["method"], self.parts["optimizer"] = "optimizer: plain Adam in its place", "adam"
@@ -257,12 +259,15 @@ class _Work:
 
     def choose(self):
         """Lines on start, method and rate: what a contest ends best with, the least change first."""
-        self.own, started = self.case.moving, bool(START & self.names)
+        self.own, started = (self.case.moving, self.parts["params"]), bool(START & self.names)
         if started:
             self.start_again(0)
         if (self.case.make is None or REPLACED & self.names) and self.parts["optimizer"] is None:
             self.replace_method("method")
         self._rate()
+        if self.ends is None and not started:  # every rate blows up
+            self.start_again(0)
+            self._rate()
         if self.ends is not None and self.ends.seen:
             self._go_on(started)
         elif self.ends is not None:
@@ -273,15 +278,21 @@ class _Work:
 
     def _go_on(self, started):
         """Where the best rate ends short: Adam, a larger batch, other starts; each only if clearly better."""
-        poor = lambda *share: _contest.poor(self.ends, self.e.ahead, *share)  # noqa: E731
-        if poor() and not self.adam:
+        if not self.cured and not self.adam:
             self._otherwise(lambda: self.replace_method("method"))
-        if poor():
+        if not self.cured:
             self._otherwise(self.larger_batch)
         for draw in (None, 1, 2) if started else (0, 1):
-            if poor():
-                self._otherwise(lambda draw=draw: self.start_again(draw), self.ends.rate)
-        self.short = [ARCHITECTURE] if poor(0.7) else []
+            if not self.cured:
+                # Where nothing was learned, its rate says nothing of another start's.
+                near = self.ends.rate if self.ends.learned else math.nan
+                self._otherwise(lambda draw=draw: self.start_again(draw), near)
+        self.short = [ARCHITECTURE] if _contest.poor(self.ends, self.e.ahead, 0.7) else []
+
+    @property
+    def cured(self):
+        """Whether a contest over the budget ended as near to what can be learned as is known."""
+        return self.ends is not None and self.ends.seen and not _contest.poor(self.ends, self.e.ahead)
 
     @property
     def adam(self):
