@@ -14,6 +14,7 @@ from numdl.audit._measured import labels, scores
 GRID = {True: (1e-4, 1e-3, 3e-3, 1e-2, 3e-2), False: (1e-3, 1e-2, 1e-1, 5e-1)}  # of Adam and its like, of descent
 USUAL = {True: 1e-3, False: 1e-1}
 STEPS = 60  # of each rate at least
+ENOUGH = 0.95  # of all answers
 LOST = -0.5  # value of a rate that blows up
 MOST = 0.5  # of the budget: from then on a contest's end is taken for the training's
 
@@ -34,6 +35,12 @@ class Ends(NamedTuple):
         return float((self.start - self.losses.min()) / max(abs(self.start), 1e-30))
 
     @property
+    def short(self):
+        """Whether the best rate leaves much to learn, whatever others make of the data."""
+        value = self.values[self.best]
+        return bool(value < ENOUGH) if math.isfinite(value) else self.fell < 0.5
+
+    @property
     def learned(self):
         """Whether the best rate learned something."""
         value = self.values[self.best]
@@ -45,7 +52,7 @@ class Ends(NamedTuple):
         if not np.isfinite(self.values).any():
             return int(np.argmin(self.losses))
         value = np.clip(np.where(np.isfinite(self.losses), np.nan_to_num(self.values, nan=LOST), LOST), LOST, 1)
-        slower, faster = np.append(value[:1], value[:-1]), np.append(value[1:], value[-1:] / 2)
+        slower, faster = np.append(value[:1], value[:-1]), np.append(value[1:], value[-1:] - 0.1)
         return int(np.argmax(2 * value + slower + faster))
 
     @property
@@ -128,7 +135,7 @@ def poor(ends: Ends, ahead: Any, share: float = 0.97) -> bool:
     """
     value = ends.values[ends.best]
     if not math.isfinite(value):
-        return ends.fell < 0.5
+        return ends.short
     shallow = (ahead.shallow - ahead.chance) / max(1 - ahead.chance, 1e-3)
     return bool(value < share * (shallow if shallow > 0.1 else 1.0))
 

@@ -277,13 +277,13 @@ class _Work:
                 self._rate()
 
     def _go_on(self, started):
-        """Where the best rate ends short: Adam, a larger batch, other starts; each only if clearly better."""
-        if not self.cured and not self.adam:
+        """Where answers are left to get right: Adam, a larger batch, other starts; each only if clearly better."""
+        if self.ends.short and not self.adam:
             self._otherwise(lambda: self.replace_method("method"))
-        if not self.cured:
+        if self.ends.short:
             self._otherwise(self.larger_batch)
-        for draw in (None, 1, 2) if started else (0, 1):
-            if not self.cured:
+        for place, draw in enumerate((None, 1, 2) if started else (0, 1)):
+            if self.ends.short if place == 0 else not self.cured:
                 # Where nothing was learned, its rate says nothing of another start's.
                 near = self.ends.rate if self.ends.learned else math.nan
                 self._otherwise(lambda draw=draw: self.start_again(draw), near)

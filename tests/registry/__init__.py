@@ -59,6 +59,8 @@ UNCHECKED = {
     "audit.measure.signal": "takes what the door of examine let in",
     "audit.measure.widths": "takes what the door of examine let in",
     "audit.trial.ahead": "takes what the door of examine let in",
+    "audit.trial.chunks": "takes what the door of examine let in",
+    "audit.trial.orders": "takes what the door of examine let in",
     "audit.predict.everything": "takes measured evidence",
     "audit.remedies.repair": "takes what the door of examine let in",
     "audit.rules.judge": "takes evidence",
