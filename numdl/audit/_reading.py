@@ -171,6 +171,11 @@ class Reading:
         return rewarded and bool(self.shallow > FLAT or self.later > 0.9)
 
     @functools.cached_property
+    def behind(self):
+        """Whether most of the budget brought it less than half as far as a shallow model comes."""
+        return self.comparable and self.spent > 0.5 and self.beside < 0.5
+
+    @functools.cached_property
     def spent(self):
         """Share of the budget for which the training was carried on; of `NO_BUDGET` steps where none was given."""
         return float(self.e.ahead.steps.max(initial=0) / (self.e.facts.steps or NO_BUDGET))

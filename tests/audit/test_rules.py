@@ -211,6 +211,13 @@ BY_HEART = {
     "ahead__steps": np.array([500.0]), "ahead__score": np.array([0.1]), "ahead__chance": 0.1, "ahead__shallow": 0.1,
     "ahead__unseen": np.array([3.0]), "ahead__examples": 100,
 }  # fmt: skip
+LEFT_BEHIND = {
+    "ahead__steps": np.array([500.0]), "ahead__score": np.array([0.2]), "ahead__chance": 0.1, "ahead__shallow": 0.9,
+    "ahead__unseen": np.array([2.2]), "ahead__examples": 100,
+}  # fmt: skip
+CELL = {"signal__recurrent": (True,) * 5 + (False,), "signal__names": (*(f"cell/w[{i}]" for i in range(5)), "out")}
+EXPLODES = CELL | {"signal__gradient_rms": np.array([1.0, 0.3, 0.1, 0.05, 0.02, 0.1])} | STUCK
+BLIND = {"function__blind": 0.0, "trial__end": np.full((4, 2), 1.9)}
 TIME_FIRST = {"function__mixing": 0.5, "function__disorder": 0.5, "function__mixing_back": 0.0}
 KNOWN = {
     "a distance": (AWAY | {"loss__wrong_pays": 0.05}, "wrong_sign", "hint"),
@@ -218,6 +225,10 @@ KNOWN = {
     "a likelihood of logits": (AWAY | {"loss__wrong_pays": 1.0}, "wrong_sign", "likely"),
     "a likelihood whose answers get worse": (AWAY | {"loss__wrong_pays": 1.0} | WORSE, "wrong_sign", "certain"),
     "a distance whose nearest is the answer": (AWAY | {"loss__wrong_pays": 0.05} | WORSE, "wrong_sign", "hint"),
+    "fifty times through time": (EXPLODES, "recurrent_explodes", None),
+    "fifty times through time, and left behind": (EXPLODES | LEFT_BEHIND, "recurrent_explodes", "likely"),
+    "no positions": (BLIND, "cannot_see", None),
+    "no positions, and left behind": (BLIND | LEFT_BEHIND, "cannot_see", "likely"),
     "labels learned by heart": (BY_HEART, "labels_unrelated", "likely"),
     "labels that a shallow model foretells": (BY_HEART | {"ahead__shallow": 0.9}, "labels_unrelated", "hint"),
     "labels that may be foretold later": (BY_HEART | {"ahead__steps": np.array([40.0])}, "labels_unrelated", "hint"),

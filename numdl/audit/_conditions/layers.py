@@ -9,6 +9,7 @@ from numdl.audit._conditions.seen import Seen, factor
 
 CHANGE = math.log(1e3)  # of states or gradients from end to end
 THROUGH_TIME = math.log(1e3)
+FAILED_IN_TIME = math.log(30)  # the same, of a training that was seen to stay behind a shallow model
 BLOCK = 1.15  # growth of states a layer that adds up
 SATURATED, DEAD = 0.5, 0.5
 ALIKE = 0.999
@@ -99,13 +100,14 @@ def residual_scale(r):
 
 def recurrent_explodes(r):
     gradient, state, name = r.times
-    if not (gradient > THROUGH_TIME or state > THROUGH_TIME):
+    limit = FAILED_IN_TIME if r.behind else THROUGH_TIME
+    if not (gradient > limit or state > limit):
         return None
     worst = max(x for x in (gradient, state) if np.isfinite(x))
     return Seen(
         _severity(r),
         math.exp(min(worst, 700)),
-        math.exp(THROUGH_TIME),
+        math.exp(limit),
         where=name,
         more=f"{factor(worst)} from end to end",
         weight=0.85,
@@ -114,13 +116,14 @@ def recurrent_explodes(r):
 
 def recurrent_vanishes(r):
     gradient, _, name = r.times
-    if not gradient < -THROUGH_TIME:
+    limit = FAILED_IN_TIME if r.behind else THROUGH_TIME
+    if not gradient < -limit:
         return None
     severity = "likely" if r.end < 0.3 and not r.unseen > 0.3 else "hint"
     return Seen(
         severity,
         math.exp(max(gradient, -700)),
-        math.exp(-THROUGH_TIME),
+        math.exp(-limit),
         where=name,
         more=f"gradients shrink, {factor(gradient)} from the last step to the first",
         weight=0.85,

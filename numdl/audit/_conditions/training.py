@@ -149,7 +149,7 @@ def linear(r):
 def cannot_see(r):
     k, f = r.e.kernel, r.e.function
     blind = f.blind < 1e-4
-    if blind and r.flat:
+    if blind and (r.flat or r.behind):
         return Seen(
             "likely",
             k.alignment,
