@@ -10,6 +10,7 @@ import numpy as np
 
 from numdl.audit import trial
 from numdl.audit._measured import labels, scores
+from numdl.audit._reading import NO_BUDGET
 
 GRID = {True: (1e-4, 1e-3, 3e-3, 1e-2, 3e-2), False: (1e-3, 1e-2, 1e-1, 5e-1)}  # of Adam and its like, of descent
 USUAL = {True: 1e-3, False: 1e-1}
@@ -97,7 +98,7 @@ def run(case: Any, adaptive: bool, told: labels.Answers, border: float, near: fl
     if not np.isfinite(losses).any():
         return None
     start = seen.watched(case.moving)[0] if unseen is None else seen.on_unseen(case.moving)
-    most = chunk * count > MOST * case.steps if case.steps else False
+    most = chunk * count > MOST * (case.steps or NO_BUDGET)
     return Ends(np.array(rates), np.where(np.isfinite(losses), losses, np.inf), values, start, most, adaptive)
 
 

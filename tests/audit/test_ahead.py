@@ -384,6 +384,8 @@ def test_each_rate_of_a_contest_is_trained_as_a_plain_loop_would():
     known, told = case(optimizer="adam", rate=0.02), labels.Answers("classes", columns=3)
     with _settings.ours():
         found = _contest.run(known, True, told, 0.0)
+        without = _contest.run(dataclasses.replace(known, steps=None), True, told, 0.0, near=0.02)
+    assert without.seen and without.rates.tolist() == [1e-2, 2e-2, 3e-2]  # a thousand steps stand for the budget
     assert found.seen and found.rates.tolist() == [1e-4, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2]
     (order,), pool = trial.orders(known, 180, 1)  # three times sixty of two hundred
     for rate, loss, value in zip(found.rates, found.losses, found.values):

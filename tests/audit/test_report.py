@@ -305,3 +305,10 @@ def test_theory_is_drawn_at_the_layers_that_it_speaks_of():
     rms = signal.gradient_rms[-1] * np.exp(drawn.log_gradient / 2)
     assert np.allclose(rms[[1, 3]], signal.gradient_rms[3] * np.exp([-2, 0]))
     assert figures._theory(made.report(evidence=made.evidence(predicted=made.predicted(names=("other",) * 12)))) is None
+
+
+def test_a_verdict_without_a_cause_says_on_what_it_rests():
+    for verdict, words in (("will train", "speaks against training"), ("will not train", "No cause was found")):
+        bare = made.report(findings=(), verdict=verdict)
+        for text in (repr(bare), bare._repr_html_(), report_page.page(bare)):
+            assert words in text

@@ -13,7 +13,7 @@ from numdl.activations import Activation
 from numdl.audit._shown import figures, summaries
 from numdl.audit._shown.cards import card, number, remedy, said, spoken, unknown
 from numdl.audit._shown.paths import At
-from numdl.audit._shown.words import NOTHING, NOTHING_FOUND, plain, short
+from numdl.audit._shown.words import NOTHING, nothing_found, plain, short
 
 tag = reporting.tag
 TONES = {"will train": "good", "trains badly": "fair", "will not train": "poor"}
@@ -63,7 +63,7 @@ def _verdict(root):
         tag("p", plain(report.verdict), class_="word"),
         tag("p", said(root, summaries.facts(report)), class_="facts"),
     ]
-    words += _cause(report.findings[0]) if report.findings else [tag("p", NOTHING_FOUND)]
+    words += _cause(report.findings[0]) if report.findings else [tag("p", nothing_found(report.verdict))]
     return tag("div", _gauge(root), tag("div", *words), class_=f"verdict {TONES.get(report.verdict, 'fair')}")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from numdl import checks, reporting
 from numdl.audit._shown import summaries
 from numdl.audit._shown.paths import as_json, value_at
-from numdl.audit._shown.words import NOTHING, NOTHING_FOUND, WIDTH, folded, measured, plain, short, written
+from numdl.audit._shown.words import NOTHING, WIDTH, folded, measured, nothing_found, plain, short, written
 
 __all__ = ["as_json", "notebook", "save", "text"]
 
@@ -45,7 +45,7 @@ def notebook(report: Any) -> str:
         "div",
         tag("div", tag("span", report.verdict, style=tone), f" probability that it trains: {_odds(report)}"),
         tag("div", written(summaries.facts(report), report)),
-        reporting.table(header, rows) if rows else tag("p", NOTHING_FOUND),
+        reporting.table(header, rows) if rows else tag("p", nothing_found(report.verdict)),
         _rests_on(report),
         class_="numdl-report",
     )
@@ -89,7 +89,7 @@ def _head(report):
 def _findings(report):
     order = summaries.nested(report.findings)
     if not order:
-        return [[NOTHING_FOUND]]
+        return [[nothing_found(report.verdict)]]
     return [_block(report, number, i, follow) for number, (i, follow) in enumerate(order, 1)]
 
 

@@ -12,7 +12,13 @@ from numdl.reporting._claims import with_uncertainty
 
 WIDTH = 100  # columns of a terminal
 NOTHING = "not measured"
-NOTHING_FOUND = "Nothing was found that speaks against training."
+
+
+def nothing_found(verdict: str = "will train") -> str:
+    """What stands where findings would."""
+    if verdict == "will train":
+        return "Nothing was found that speaks against training."
+    return "No cause was found: the verdict is what the training itself showed, below."
 
 
 def short(value: Any, form: str = "number") -> str:

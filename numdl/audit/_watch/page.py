@@ -10,7 +10,7 @@ from numdl import plotting, reporting
 from numdl.audit._shown import figures, tables
 from numdl.audit._shown.cards import card, number, said, spoken, unknown
 from numdl.audit._shown.paths import At, as_json
-from numdl.audit._shown.words import NOTHING_FOUND, folded, plain, seen, written
+from numdl.audit._shown.words import folded, nothing_found, plain, seen, written
 
 tag = reporting.tag
 RANK = {"certain": 2, "likely": 1}
@@ -27,7 +27,7 @@ def text(events: Any) -> str:
     str
     """
     blocks = [folded(written(_where(events), events))]
-    blocks += [tables.block(finding, f"step {step}: ") for step, finding in events.findings] or [[NOTHING_FOUND]]
+    blocks += [tables.block(finding, f"step {step}: ") for step, finding in events.findings] or [[nothing_found()]]
     blocks.append([line for label, parts in _lines(events) for line in tables.labelled(label, written(parts, events))])
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
@@ -74,7 +74,7 @@ def _verdict(events):
     tone = "good" if not sick(events) else "poor" if worst.severity == "certain" else "fair"
     word = "nothing found" if worst is None else plain(worst.name)
     words = [tag("p", word, class_="word"), tag("p", said(events, _where(events)), class_="facts")]
-    words.append(tag("p", NOTHING_FOUND if worst is None else spoken(worst.sentence)))
+    words.append(tag("p", nothing_found() if worst is None else spoken(worst.sentence)))
     return tag("div", tag("div", *words), class_=f"verdict plain {tone}")
 
 
