@@ -9,6 +9,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 
 import numdl
+from numdl.tracing._programs import scan_counts
 
 CONVOLUTION = "conv_general_dilated"
 STOPS = {"stop_gradient", "round", "floor", "ceil", "sign"}  # beside what puts out whole numbers or truth values
@@ -110,7 +111,7 @@ def _entered(equation, marked):
         return None, marked
     (body,) = (getattr(inner, "jaxpr", inner) for inner in _bodies(equation))
     if equation.primitive.name == "scan":
-        consts, carries = equation.params["num_consts"], equation.params["num_carry"]
+        consts, carries = scan_counts(equation.params)
         for _ in range(carries):  # a carry that moves is marked from the next step on
             moved = _moved(body, marked)
             again = [own or v in moved for own, v in zip(marked[consts : consts + carries], body.outvars)]
