@@ -104,14 +104,8 @@ def recurrent_explodes(r):
     if not (gradient > limit or state > limit):
         return None
     worst = max(x for x in (gradient, state) if np.isfinite(x))
-    return Seen(
-        _severity(r),
-        math.exp(min(worst, 700)),
-        math.exp(limit),
-        where=name,
-        more=f"{factor(worst)} from end to end",
-        weight=0.85,
-    )
+    more = f"{factor(worst)} from end to end"
+    return Seen(_severity(r), math.exp(min(worst, 700)), math.exp(limit), where=name, more=more, weight=0.85)
 
 
 def recurrent_vanishes(r):
@@ -120,14 +114,8 @@ def recurrent_vanishes(r):
     if not gradient < -limit:
         return None
     severity = "likely" if r.end < 0.3 and not r.unseen > 0.3 else "hint"
-    return Seen(
-        severity,
-        math.exp(max(gradient, -700)),
-        math.exp(-limit),
-        where=name,
-        more=f"gradients shrink, {factor(gradient)} from the last step to the first",
-        weight=0.85,
-    )
+    more = f"gradients shrink, {factor(gradient)} from the last step to the first"
+    return Seen(severity, math.exp(max(gradient, -700)), math.exp(-limit), where=name, more=more, weight=0.85)
 
 
 def saturated(r):
