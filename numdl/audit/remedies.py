@@ -43,6 +43,7 @@ BY_HAND = {
     "labels_imbalanced": "weigh the classes by 1 / frequency, or sample them evenly",
     "data_order": "shuffle the examples before they are cut into batches",
     "inputs_constant": "check how the inputs are read",
+    "loss_couples_examples": "let the loss of an example depend on its own target alone",
     "loss_ignores_outputs": "let the loss depend on the outputs through differentiable operations",
     "no_nonlinearity": "put an activation between the layers",
     "cannot_see": "give the network what the labels depend on: positions, features, the other tokens",
@@ -222,6 +223,8 @@ class _Work:
         return ["loss: minus"]
 
     def shapes(self):
+        if not np.isfinite(self.e.loss.coupling_reshaped):  # it is no matter of shapes
+            return []
         loss = self.case.loss
         self.parts["loss"] = lambda outputs, targets: loss(outputs.reshape(targets.shape), targets)
         self.put("loss_couples_examples", loss=self.parts["loss"])

@@ -229,6 +229,8 @@ KNOWN = {
     "fifty times through time, and left behind": (EXPLODES | LEFT_BEHIND, "recurrent_explodes", "likely"),
     "no positions": (BLIND, "cannot_see", None),
     "no positions, and left behind": (BLIND | LEFT_BEHIND, "cannot_see", "likely"),
+    "examples compared": ({"loss__coupling": 0.5}, "loss_couples_examples", "hint"),
+    "examples compared, and left behind": ({"loss__coupling": 0.5} | LEFT_BEHIND, "loss_couples_examples", "likely"),
     "labels learned by heart": (BY_HEART, "labels_unrelated", "likely"),
     "labels that a shallow model foretells": (BY_HEART | {"ahead__shallow": 0.9}, "labels_unrelated", "hint"),
     "labels that may be foretold later": (BY_HEART | {"ahead__steps": np.array([40.0])}, "labels_unrelated", "hint"),

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from numdl.audit._conditions.seen import Seen, certain
+from numdl.audit._reading import FLAT
 
 CONSTANT = 1e-6  # spread of outputs, relative
 FAR_FROM_LABEL = -0.3  # cosine
@@ -116,7 +117,10 @@ def coupled(r):
     if loss.coupling_reshaped < 0.1 * loss.coupling:
         return certain("loss", BROADCAST, loss.coupling, COUPLED, predicted=0)
     more = "right for a loss that compares examples"
-    return Seen("hint", loss.coupling, COUPLED, predicted=0, where="loss", more=more, weight=0.4)
+    # Unless its answers stay wrong that a shallow model of the same data gives.
+    astray = r.spent > 0.5 and r.shallow > FLAT and r.later < 0.5 * r.shallow
+    severity, weight = ("likely", 0.9) if astray else ("hint", 0.4)
+    return Seen(severity, loss.coupling, COUPLED, predicted=0, where="loss", more=more, weight=weight)
 
 
 def head(r):
