@@ -228,6 +228,10 @@ KNOWN = {
     "fifty times through time": (EXPLODES, "recurrent_explodes", None),
     "fifty times through time, and left behind": (EXPLODES | LEFT_BEHIND, "recurrent_explodes", "likely"),
     "no positions": (BLIND, "cannot_see", None),
+    "no positions, and stuck": (BLIND | STUCK, "cannot_see", "likely"),
+    "no positions, and learned later": (
+        BLIND | STUCK | LEFT_BEHIND | {"ahead__score": np.array([0.8])}, "cannot_see", None
+    ),
     "no positions, and left behind": (BLIND | LEFT_BEHIND, "cannot_see", "likely"),
     "examples compared": ({"loss__coupling": 0.5}, "loss_couples_examples", "hint"),
     "examples compared, and left behind": ({"loss__coupling": 0.5} | LEFT_BEHIND, "loss_couples_examples", "likely"),

@@ -148,6 +148,8 @@ def linear(r):
 
 def cannot_see(r):
     k, f = r.e.kernel, r.e.function
+    if r.later > 0.3 and not r.behind:  # what was learned in the end can be seen
+        return None
     blind = f.blind < 1e-4
     if blind and (r.flat or r.behind):
         return Seen(
