@@ -10,7 +10,7 @@ import numpy as np
 
 from numdl.audit import trial
 from numdl.audit._measured import labels, scores
-from numdl.audit._reading import NO_BUDGET
+from numdl.audit._reading import FLAT, NO_BUDGET, beyond
 
 GRID = {True: (1e-4, 1e-3, 3e-3, 1e-2, 3e-2), False: (1e-3, 1e-2, 1e-1, 5e-1)}  # of Adam and its like, of descent
 USUAL = {True: 1e-3, False: 1e-1}
@@ -107,7 +107,7 @@ def _end(seen, score, at, unseen, told):
     if unseen is None:
         return seen.watched(at)[0], math.nan
     out = seen.used(at, unseen[0], average=told.kind != "other")
-    return float(seen.loss(out, unseen[1])), (score(out) - score.chance) / max(1 - score.chance, 1e-3)
+    return float(seen.loss(out, unseen[1])), beyond(score(out), score.chance)
 
 
 def known(loss: Any, parts: dict) -> tuple[labels.Answers, float]:
@@ -125,29 +125,30 @@ def known(loss: Any, parts: dict) -> tuple[labels.Answers, float]:
     return (labels.Answers() if lost else told), loss.border
 
 
-def poor(ends: Ends, ahead: Any, share: float = 0.97) -> bool:
+def poor(ends: Ends, shallow: float, share: float = 0.97) -> bool:
     """Whether even the best rate ends short of this share of what can be learned, as far as is known.
 
     Parameters
     ----------
     ends : Ends
-    ahead : Ahead               with the shallow model's score
-    share : scalar              of that model's skill; of all answers where it has none
+    shallow : scalar            skill of a shallow model of the same data; nan where none could be fitted
+    share : scalar              of that skill; of all answers where it has none
     """
     value = ends.values[ends.best]
     if not math.isfinite(value):
         return ends.short
-    shallow = (ahead.shallow - ahead.chance) / max(1 - ahead.chance, 1e-3)
-    return bool(value < share * (shallow if shallow > 0.1 else 1.0))
+    return bool(value < share * (shallow if shallow > FLAT else 1.0))
 
 
-def better(new: Ends, old: Ends) -> bool:
+def better(new: Ends | None, old: Ends | None) -> bool:
     """Whether the best of `new` is clearly better: a twentieth of all answers, or of the loss.
 
     Parameters
     ----------
-    new, old : Ends             of one loss
+    new, old : Ends or None     of one loss; None where every rate blew up
     """
+    if new is None or old is None:
+        return new is not None
     a, b = (ends.values[ends.best] for ends in (new, old))
     if math.isfinite(a) and math.isfinite(b):
         return bool(a > b + 0.05)

@@ -17,6 +17,16 @@ FLAT = 0.1  # skill below which a training has learned nothing yet
 FEWEST = 10  # unseen examples that the best single answer gets wrong, for a score to say much
 
 
+def beyond(score: float, chance: float) -> float:
+    """Skill of a score: 0 is the best single answer for all, 1 all right.
+
+    Parameters
+    ----------
+    score, chance : scalars     shares of right answers or R2, of what is asked about and of that answer
+    """
+    return float((score - chance) / max(1 - chance, 1e-3))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reading:
     """What the evidence says, in the terms of rules."""
@@ -139,7 +149,7 @@ class Reading:
             return math.nan
         if not np.isfinite(ahead.score[-1]):
             return self.skill(ahead.unseen[-1])
-        return float((ahead.score[-1] - ahead.chance) / max(1 - ahead.chance, 1e-3))
+        return beyond(ahead.score[-1], ahead.chance)
 
     @functools.cached_property
     def carried(self):
@@ -149,8 +159,7 @@ class Reading:
     @functools.cached_property
     def shallow(self):
         """Skill of a shallow model of the same data; nan where none could be fitted."""
-        ahead = self.e.ahead
-        return float((ahead.shallow - ahead.chance) / max(1 - ahead.chance, 1e-3))
+        return beyond(self.e.ahead.shallow, self.e.ahead.chance)
 
     @functools.cached_property
     def beside(self):

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit import _affine, _bare, _contest, _fresh
+from numdl.audit import _affine, _bare, _by_hand, _contest, _fresh
 from numdl.audit._measured import cases, labels
+from numdl.audit._reading import Reading
 from numdl.audit.evidence import Evidence
 from numdl.records import record, static
 
-_SEVERITIES = ("certain", "likely", "hint")
 # Findings whose cure is a new start, another method, another rate.
 START = {
     "symmetry", "signal_vanishes", "signal_explodes", "gradient_vanishes", "gradient_explodes", "saturated", "chaotic",
@@ -28,29 +28,6 @@ REPLACED = {"clipped_to_nothing", "optimizer_epsilon", "schedule", "decay_too_st
 SHARP = {"attention_logits", "entropy_collapse"}  # a lower rate is tried; the norm of queries and keys is by hand
 METHOD = {*REPLACED, *SHARP, "rate_too_high", "rate_too_low", "needs_warmup", "batch_noise", "loss_scale"}
 FEW = 8  # examples: a smaller batch is noisy
-ARCHITECTURE = (
-    "nothing tried ends near a shallow model of the same data: fewer layers, wider ones, skips or another activation"
-)
-BY_HAND = {
-    "attention_logits": "normalise queries and keys (qk-norm), scores over sqrt(k)",
-    "entropy_collapse": "normalise queries and keys (qk-norm), scores over sqrt(k)",
-    "parametrization_does_not_transfer": "optimize.scaling.rescale and multipliers",
-    "mask": "let every row of the mask see at least one position that carries information",
-    "wrong_axis": "find the operation that runs over axis 0, which holds the examples",
-    "norm_degenerate": "normalise over an axis with several numbers, or take a larger batch",
-    "labels_constant": "check how the labels are read",
-    "labels_unrelated": "check that inputs and labels are paired",
-    "labels_imbalanced": "weigh the classes by 1 / frequency, or sample them evenly",
-    "data_order": "shuffle the examples before they are cut into batches",
-    "inputs_constant": "check how the inputs are read",
-    "loss_couples_examples": "let the loss of an example depend on its own target alone",
-    "loss_ignores_outputs": "let the loss depend on the outputs through differentiable operations",
-    "no_nonlinearity": "put an activation between the layers",
-    "cannot_see": "give the network what the labels depend on: positions, features, the other tokens",
-    "dropout_too_high": "a smaller dropout rate",
-    "train_differs_from_evaluate": "update the running statistics during training",
-    "outputs_constant": "find what makes the outputs one number: a softmax over one unit, a factor of 0, a clip",
-}
 
 
 @record
@@ -84,26 +61,24 @@ def repair(case: Any, evidence: Evidence, findings: tuple) -> Repair:
     Repair                      its `case` is the setting to train
     """
     strong = [f for f in findings if f.severity != "hint"] or list(findings[:1])
-    cut = evidence.signal is not None and evidence.signal.stops  # by hand, and all that follows with it
+    cut = _by_hand.cut(evidence.signal, strong)  # by hand, and all that follows with it
     names = [name for f in strong for name in (f.name, *f.consequences) if not (cut and f.name == "frozen")]
     work, lines = _Work(case, evidence, set(names)), []
     for name, act in _ACTS.items():
         if name in names:
             lines += act(work)
     # What only follows from a cause goes with it.
-    causes = [f for f in strong if (f.name in BY_HAND or (cut and f.name == "frozen")) and f.name not in work.done]
+    causes = [
+        f for f in strong if (f.name in _by_hand.LINES or (cut and f.name == "frozen")) and f.name not in work.done
+    ]
     if (START | METHOD) & work.names or work.changed or not any(f.severity == "certain" for f in causes):
         work.choose()
     lines += [work.told[part] for part in ("batch", "start", "method", "rate") if work.told.get(part)]
-    left = {"certain"} if work.cured else {"certain", "likely"} if lines and not work.short else {*_SEVERITIES}
-    by_hand = [f"{f.name}: {_hand(f.name, cut)}" for f in causes if f.severity in left] + work.short
+    solved = {"hint", "likely"} if work.cured else {"hint"} if lines and not work.short else set()
+    by_hand = [f"{f.name}: {_by_hand.line(f.name, cut)}" for f in causes if f.severity not in solved] + work.short
     if not lines and not by_hand:
         by_hand = [f"{f.name}: {f.remedy}" for f in strong]
     return work.repair(lines, by_hand)
-
-
-def _hand(name, cut):
-    return f"take away what ends the gradient: {', '.join(cut)}" if name == "frozen" else BY_HAND[name]
 
 
 class _Work:
@@ -269,8 +244,7 @@ class _Work:
             self.replace_method("method")
         self._rate()
         if self.ends is None and not started:  # every rate blows up
-            self.start_again(0)
-            self._rate()
+            self._otherwise(lambda: self.start_again(0))
         if self.ends is not None and self.ends.seen:
             self._go_on(started)
         elif self.ends is not None:
@@ -290,12 +264,16 @@ class _Work:
                 # Where nothing was learned, its rate says nothing of another start's.
                 near = self.ends.rate if self.ends.learned else math.nan
                 self._otherwise(lambda draw=draw: self.start_again(draw), near)
-        self.short = [ARCHITECTURE] if _contest.poor(self.ends, self.e.ahead, 0.7) else []
+        self.short = [_by_hand.ARCHITECTURE] if _contest.poor(self.ends, self.shallow, 0.7) else []
+
+    @property
+    def shallow(self):
+        return Reading(self.e).shallow
 
     @property
     def cured(self):
         """Whether a contest over the budget ended as near to what can be learned as is known."""
-        return self.ends is not None and self.ends.seen and not _contest.poor(self.ends, self.e.ahead)
+        return self.ends is not None and self.ends.seen and not _contest.poor(self.ends, self.shallow)
 
     @property
     def adam(self):
@@ -307,7 +285,7 @@ class _Work:
         act()
         if self.case is not kept[0]:
             self._rate(*near)
-            if self.ends is not None and _contest.better(self.ends, kept[-1]):
+            if _contest.better(self.ends, kept[-1]):
                 return
         self.case, self.parts, self.done, self.told, self.ends = kept
 

@@ -369,7 +369,7 @@ def test_a_contest_names_a_rate(found, rate):
 
 
 def test_a_contest_is_poor_beside_a_shallow_model_and_better_by_a_twentieth():
-    shallow, unknown = empty(Ahead, chance=0.1, shallow=0.91), empty(Ahead, chance=0.1, shallow=np.nan)
+    shallow, unknown = 0.9, np.nan
     assert _contest.poor(ends([1.0], [0.8]), shallow) and not _contest.poor(ends([1.0], [0.89]), shallow)
     assert not _contest.poor(ends([1.0], [0.7]), shallow, 0.7)
     assert _contest.poor(ends([1.0], [0.85]), unknown)  # of all answers
@@ -377,6 +377,7 @@ def test_a_contest_is_poor_beside_a_shallow_model_and_better_by_a_twentieth():
     assert _contest.better(ends([1.0], [0.9]), ends([0.1], [0.8])) and not _contest.better(
         ends([0.1], [0.84]), ends([1.0], [0.8])
     )
+    assert _contest.better(ends([2.0]), None) and not _contest.better(None, ends([2.0]))
     assert _contest.better(ends([0.8]), ends([1.0])) and not _contest.better(ends([0.95]), ends([1.0]))
 
 

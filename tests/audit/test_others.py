@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import numdl as nd
-from numdl.audit import _affine, _proof, _settings, remedies
+from numdl.audit import _affine, _by_hand, _proof, _settings, remedies
 from numdl.audit._measured import (
     black_box,
     cases,
@@ -309,6 +309,13 @@ def test_skill_of_a_loss_without_a_bound_is_measured_by_what_was_met():
 def test_a_repair_has_helped_where_the_same_loss_ends_lower_or_another_falls_further(sick, healed, same, helped):
     runs = [empty(Trial, start=start, end=np.full((1, 2), end), unseen_start=np.nan) for start, end in (sick, healed)]
     assert _proof._helped(*runs, same) is helped
+
+
+@pytest.mark.parametrize(("said", "cut"), [("The gradient ends at round.", ("round",)), ("Its updates are 0.", ())])
+def test_a_frozen_optimizer_beside_a_stopped_leaf_is_no_cut(said, cut):
+    signal = types.SimpleNamespace(stops=("round",))
+    found = types.SimpleNamespace(name="frozen", sentence=said)
+    assert _by_hand.cut(signal, [found]) == cut and _by_hand.cut(None, [found]) == ()
 
 
 def test_a_proof_shows_both_trainings_in_the_repaired_loss():

@@ -116,11 +116,10 @@ def coupled(r):
         return None
     if loss.coupling_reshaped < 0.1 * loss.coupling:
         return certain("loss", BROADCAST, loss.coupling, COUPLED, predicted=0)
-    more = "right for a loss that compares examples"
-    # Unless its answers stay wrong that a shallow model of the same data gives.
-    astray = r.spent > 0.5 and r.shallow > FLAT and r.later < 0.5 * r.shallow
-    severity, weight = ("likely", 0.9) if astray else ("hint", 0.4)
-    return Seen(severity, loss.coupling, COUPLED, predicted=0, where="loss", more=more, weight=weight)
+    more, astray = "right for a loss that compares examples", "and answers that a shallow model gives stay wrong"
+    if r.spent > 0.5 and r.shallow > FLAT and r.later < 0.5 * r.shallow:
+        return Seen("likely", loss.coupling, COUPLED, predicted=0, where="loss", more=astray, weight=0.9)
+    return Seen("hint", loss.coupling, COUPLED, predicted=0, where="loss", more=more, weight=0.4)
 
 
 def head(r):
