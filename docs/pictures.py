@@ -1,4 +1,4 @@
-"""The pictures of the front page, taken from the notebooks as they were executed: no copy of a figure lies in git."""
+"""The pictures of the front page, taken from the notebooks as they were executed: no copy of them lies in git."""
 
 import base64
 import json

@@ -11,6 +11,7 @@ scoreboard FOLDER [FOLDER]               what `reproduce` kept, one results fold
 --tiny             run, reproduce: the small version of each, seconds instead of minutes
 --quick            reproduce: all of them in minutes: the quick version where an experiment has one, else the small one
 --output FILE      scoreboard: where the Markdown goes (default: the terminal)
+--pictures DIR     scoreboard: also the first folder's figures, smaller, one PNG file for each experiment
 --json             run, replay, reproduce, margins: the last line of the output is one JSON object
 --results DIR      run, reproduce, margins: where the runs' folders are (default: results)
 --jobs N           reproduce: this many at once, each with its share of the cores (default: 1)
@@ -228,11 +229,15 @@ def _scoreboard(arguments):
     from numdl import reporting
 
     options = _options("scoreboard", arguments)
-    text = scoreboard.document([scoreboard.read(folder) for folder in options.folders])
-    if options.output is None:
-        print(text, end="")
-        return 0
+    boards = [scoreboard.read(folder) for folder in options.folders]
+    text = scoreboard.document(boards)
     try:
+        if options.pictures is not None:
+            shown = gallery.pictures(boards[0], options.folders[0], options.pictures)
+            print(f"{len(shown)} pictures written to {options.pictures}", file=sys.stderr)
+        if options.output is None:
+            print(text, end="")
+            return 0
         reporting.publish(options.output, text)
     except OSError as error:
         raise runner.UsageError(str(error)) from error
@@ -291,6 +296,7 @@ def _options(command, arguments, *, fields=False):
     if command == "scoreboard":
         parser.add_argument("folders", nargs="+", type=_folder)
         add("--output", default=None, type=_folder)
+        add("--pictures", default=None, type=_folder)
     elif command == "replay":
         parser.add_argument("folder", type=_folder)
         add("--json", nargs=0, default=False)

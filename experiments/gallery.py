@@ -8,6 +8,7 @@ import os
 import pathlib
 
 WIDTH = 640  # pixels of a small picture
+WIDE = 1100  # of one that a page has to itself
 COLORS = 96  # of its palette
 
 
@@ -37,13 +38,37 @@ def index(entries, board, folder):
     return reporting.page("Theory beside measurement: every experiment", sections, lead=lead)
 
 
-def thumbnail(picture):
-    """A PNG file's content, smaller: at most WIDTH pixels wide, with a palette."""
+def pictures(board, results, folder):
+    """Write the figure of every run of a record, smaller, as NAME.png into a folder that is made if it is missing.
+
+    Parameters
+    ----------
+    board : dict        the record of `scoreboard`
+    results : path      where its runs' folders are
+    folder : path       where the pictures go
+    Returns
+    -------
+    list of str         the experiments whose picture was written
+    """
+    from numdl import reporting
+
+    shown = []
+    for run in board["runs"]:
+        if not run["problem"]:
+            figure = pathlib.Path(results) / run["name"] / reporting.digest(run["config"]) / "figure.png"
+            if figure.is_file():
+                reporting.publish(pathlib.Path(folder) / f"{run['name']}.png", thumbnail(figure.read_bytes(), WIDE))
+                shown.append(run["name"])
+    return shown
+
+
+def thumbnail(picture, width=WIDTH):
+    """A PNG file's content, smaller: at most so many pixels wide, with a palette."""
     from PIL import Image
 
     with Image.open(io.BytesIO(picture)) as opened:
         small = opened.convert("RGB")
-        small.thumbnail((WIDTH, WIDTH))
+        small.thumbnail((width, width))
         made = io.BytesIO()
         small.quantize(COLORS).save(made, "PNG", optimize=True)
     return made.getvalue()

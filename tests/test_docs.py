@@ -133,6 +133,20 @@ def test_nothing_public_is_undocumented_and_every_link_leads_somewhere(pages):
     assert not list(pages.gaps())
 
 
+def test_an_experiments_page_has_its_claims_and_its_picture(docs, pages):
+    questions = docs[2]
+    said, claims = questions.board()
+    assert said.startswith("Measured with jax")
+    text = questions.page("a1_init_scaling", said, claims["a1"], pages)
+    assert "8 of 8 claims hold. Measured with jax" in text
+    assert len([line for line in text.split("\n") if line.startswith("| holds |")]) == 8
+    assert "/gallery/a1_init_scaling.png" in text
+    assert "Not on the scoreboard yet." in "\n".join(questions.card("a1_init_scaling", [], pages))
+    pictured = {path.stem for path in (ROOT / "docs" / "gallery").glob("*.png")}
+    assert pictured <= set(runner.names())
+    assert {name.split("_")[0] for name in pictured} == set(claims), "scoreboard --pictures docs/gallery renews them"
+
+
 def test_what_is_missing_is_seen(docs, pages, monkeypatch):
     bare = docs[0].docstrings.parts("One.\n\nParameters\n----------\na : int    one\nTwin: theory.nowhere.at_all.")
     module = next(module for module in pages.modules if module.name == "numdl.theory.propagation")

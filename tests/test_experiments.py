@@ -5,10 +5,13 @@ import dataclasses
 import re
 
 import jax
+import numpy as np
+import PIL.Image
 import pytest
 
 from experiments import fields, runner, workers
-from numdl import reporting
+from experiments.drawing import legend_below
+from numdl import plotting, reporting
 from numdl.networks import dense
 
 NAMES = runner.names()
@@ -40,6 +43,28 @@ def test_every_group_says_what_it_asks():
         assert len(more) > 80
 
 
+def cut_off(picture):
+    """The edges of a picture on which something is drawn: what the layout holds keeps a distance from them."""
+    with PIL.Image.open(picture) as opened:
+        pixels = np.asarray(opened.convert("L"))
+    edges = {"left": pixels[:, 0], "right": pixels[:, -1], "top": pixels[0], "bottom": pixels[-1]}
+    return [name for name, line in edges.items() if line.min() < 250]
+
+
+def test_a_legend_below_takes_more_lines_where_it_is_too_wide(tmp_path):
+    for wanted, legend in ((["left", "right"], None), ([], legend_below)):
+        drawn = plotting.figure(width=4, height=3)
+        ax = drawn.subplots()
+        lines = [ax.plot([0, 1], label=f"a line with a long name, {number}")[0] for number in range(5)]
+        names = [each.get_label() for each in lines]
+        if legend is None:
+            drawn.legend(lines, names, loc="outside lower center", ncols=5)
+        else:
+            legend(drawn, lines, names)
+        drawn.savefig(tmp_path / "drawn.png")
+        assert cut_off(tmp_path / "drawn.png") == wanted
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_tiny_run_holds_and_is_kept(name, tmp_path, monkeypatch):
     """In a process of its own, as `reproduce` does it: programs of 52 experiments would exhaust one's memory maps."""
@@ -55,6 +80,7 @@ def test_tiny_run_holds_and_is_kept(name, tmp_path, monkeypatch):
     again = reporting.load(run.folder)
     assert again.claims == run.claims
     assert (run.folder / "figure.svg").stat().st_size > 2000
+    assert not cut_off(run.folder / "figure.png"), "something is drawn beyond the figure's edge"
     assert (run.folder / "source.py").read_text() == runner.source(name).read_text()
 
 

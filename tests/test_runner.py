@@ -505,8 +505,10 @@ def test_quick_is_the_quick_version_or_else_the_tiny_one_and_the_scoreboard_is_k
     assert "crashed" in kept["runs"][2]["problem"]
     assert "Claims that fail:" in out
     assert "3.50 ± 0.10 misses 9.5 with 0.6 allowed by 5.4, 54 standard errors." in " ".join(out.split())
-    code, out, _ = call(capsys, "scoreboard", "results", "--output", "board.md")
+    code, out, said = call(capsys, "scoreboard", "results", "--output", "board.md", "--pictures", "small")
     assert (code, out) == (0, "Written to board.md\n")
+    assert said.strip().endswith("2 pictures written to small")
+    assert {path.name for path in (tmp_path / "small").iterdir()} == {"a1_dice.png", "a2_dice.png"}
     written = (tmp_path / "board.md").read_text()
     assert "1 of 2" in written
     assert "crashed (signal 11, SIGSEGV)" in written

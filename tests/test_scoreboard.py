@@ -161,6 +161,16 @@ def test_all_well_is_said(outcomes):
     assert scoreboard.failing_text(scoreboard.record(outcomes[:1], size="quick", seconds=1.0)) == "\nNo claim fails."
 
 
+def test_a_picture_of_every_run_that_has_a_figure(outcomes, tmp_path):
+    board = json.loads(json.dumps(scoreboard.record(outcomes, size="full", seconds=404.0)))
+    (outcomes[1].run.folder / "figure.png").unlink()
+    assert gallery.pictures(board, tmp_path, tmp_path / "site" / "gallery") == [NAMES[0]]
+    (made,) = (tmp_path / "site" / "gallery").iterdir()
+    assert made.name == "a1_init_scaling.png"
+    with PIL.Image.open(made) as picture:
+        assert picture.size[0] == gallery.WIDE
+
+
 def test_the_gallery_is_one_page_that_shows_every_run_and_asks_for_nothing(outcomes, tmp_path):
     board = scoreboard.record(outcomes, size="full", seconds=404.0)
     text = gallery.index([(each.score, each.run, each.log) for each in outcomes], board, tmp_path)

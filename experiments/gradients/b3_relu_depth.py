@@ -35,6 +35,7 @@ import numpy as np
 from jax import lax
 
 from experiments.claiming import near, one_number, within
+from experiments.drawing import legend_below
 from numdl import activations, data, plotting
 from numdl.analysis import gradients
 from numdl.analysis import propagation as measured
@@ -277,7 +278,7 @@ def figure(config, result):
     for ax in (others[0], left):
         handles, labels = ax.get_legend_handles_labels()
         shown |= dict(zip(labels, handles, strict=True))
-    drawing.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=6, frameon=False)
+    legend_below(drawing, list(shown.values()), list(shown))
     return drawing
 
 

@@ -40,6 +40,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from experiments.claiming import near, within
+from experiments.drawing import legend_below
 from numdl import activations, data, plotting
 from numdl.analysis import gradients as measured
 from numdl.analysis import propagation
@@ -311,7 +312,7 @@ def _draw_start(part, result):
         ax.set_xticks(np.arange(1, samples.shape[1] + 1))
         ax.set_title(("signals", "gradients")[what == "gradients"] + " of tanh nets before training", fontsize=10)
         plotting.tidy(ax)
-    part.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    legend_below(part, *axes[0].get_legend_handles_labels())
 
 
 def _draw_training(part, config, result):
@@ -332,4 +333,4 @@ def _draw_training(part, config, result):
     middle.set_ylim(-0.03, 1.03)
     right.set_ylim(0, 2.6)
     (lines, names), (others, more) = (ax.get_legend_handles_labels() for ax in (left, right))
-    part.legend(lines + others, names + more, loc="outside lower center", ncols=4, frameon=False)
+    legend_below(part, lines + others, names + more)

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.claiming import near, within
+from experiments.drawing import legend_below
 from numdl import activations, data, plotting
 from numdl.analysis import propagation as measured
 from numdl.networks import dense
@@ -155,5 +156,5 @@ def figure(config, result):
             ax.axhline(result.fixed_points[name].q, color="0.6", linewidth=1, label="fixed point q*")
         ax.get_legend().remove()
         plotting.tidy(ax)
-    drawing.legend(*drawing.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    legend_below(drawing, *drawing.axes[0].get_legend_handles_labels())
     return drawing

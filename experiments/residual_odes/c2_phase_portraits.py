@@ -41,7 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.claiming import one_number
-from experiments.drawing import dress
+from experiments.drawing import dress, legend_below
 from numdl import activations, plotting
 from numdl.networks import residual, reversible
 from numdl.ode import convergence, stability, tableaus
@@ -346,7 +346,7 @@ def figure(config, result):
     axes = drawing.subplots(1, 4, width_ratios=(1, 1, 1, 1.2))
     for index, (ax, name) in enumerate(zip(axes, MATRICES, strict=False)):
         _portrait(ax, name, result.states[index], result.exact[index])
-    drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=3, fontsize=8, frameon=False)
+    legend_below(drawing, *axes[0].get_legend_handles_labels(), loc="outside lower left", fontsize=8)
     _draw_energy(axes[-1], config, result)
     return drawing
 

@@ -43,7 +43,7 @@ import optax
 from jax import lax
 
 from experiments.claiming import near, one_number
-from experiments.drawing import dress
+from experiments.drawing import dress, legend_below
 from numdl import activations, data, plotting
 from numdl.analysis import refinement
 from numdl.audit import verdicts
@@ -275,7 +275,7 @@ def figure(config, result):
         plotting.tidy(ax)
     axes[0].set_xticks(config.depths, [str(depth) for depth in config.depths])
     handles = [*axes[1].get_lines()[: len(result.studies)], *axes[2].get_lines()[-2:]]
-    drawing.legend(handles=handles, loc="outside lower right", ncols=len(handles), fontsize=8, frameon=False)
+    legend_below(drawing, handles, [each.get_label() for each in handles], loc="outside lower right", fontsize=8)
     for ax in axes[1:]:
         ax.set_xticks(config.factors, [str(factor) for factor in config.factors])
         ax.set_xlabel("steps relative to training")

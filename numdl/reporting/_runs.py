@@ -164,13 +164,13 @@ def load(folder: StrPath, *, most_bytes: int = MOST) -> Run:
     return Run(about["name"], folder, config, claims, values, about)
 
 
-def publish(path: StrPath, text: str) -> pathlib.Path:
-    """Write a text file, whole or not at all: beside its place, flushed to the disk, then renamed.
+def publish(path: StrPath, text: str | bytes) -> pathlib.Path:
+    """Write a file, whole or not at all: beside its place, flushed to the disk, then renamed.
 
     Parameters
     ----------
     path : path             the file; its folder is made if needed
-    text : str              its content, written as UTF-8
+    text : str or bytes     its content; text is written as UTF-8
     Returns
     -------
     Path                    the same
@@ -179,8 +179,8 @@ def publish(path: StrPath, text: str) -> pathlib.Path:
     TypeError, ValueError   a path or a text that is neither
     OSError                 the file cannot be written; what was there stays
     """
-    path, text = checks.path("path", path), checks.instance("text", text, str)
-    return put(path, text.encode("utf-8", "replace"))
+    path, text = checks.path("path", path), checks.instance("text", text, (str, bytes))
+    return put(path, text.encode("utf-8", "replace") if isinstance(text, str) else text)
 
 
 def digest(config: Any) -> str:

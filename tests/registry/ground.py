@@ -191,7 +191,7 @@ CALLS = {
     "reporting.load": {"folder": kinds.Argument(None, (None, 3, "/no/such/folder"))},
     "reporting.publish": {
         "path": kinds.Argument("/dev/null/x", (None, 3, "")),
-        "text": kinds.Argument("text", (None, 3, b"x")),
+        "text": kinds.Argument("text", (None, 3, ["x"])),
     },
     "reporting.writable": {"folder": kinds.Argument(None, (None, 3, "/dev/null"))},
     "reporting.figure_image": {"figure": kinds.Argument(None, (None, 3, "text")), "alt": kinds.text("alt")},
