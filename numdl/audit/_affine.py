@@ -6,7 +6,10 @@ import numpy as np
 
 
 def columns(x):
-    """(shift, scale) that give each column of the floating inputs mean 0 and deviation 1."""
+    """(shift, scale) that give each column of the floating inputs mean 0 and deviation 1.
+
+    A column that hardly varies, beside most of the others or its own mean's rounding, is scaled as the others are.
+    """
 
     def of(leaf):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -14,10 +17,11 @@ def columns(x):
         wide = np.asarray(leaf, np.float64)
         wide = np.where(np.isfinite(wide), wide, np.nan)
         axes = 0 if wide.ndim <= 2 else tuple(range(wide.ndim - 1))
-        deviation = np.nanstd(wide, axes)
-        whole = float(np.nanstd(wide)) or 1.0
-        scale = np.where(deviation > 1e-3 * whole, 1 / np.where(deviation > 0, deviation, 1), 1 / whole)
-        return np.asarray(np.nanmean(wide, axes), leaf.dtype), np.asarray(scale, leaf.dtype)
+        mean, deviation = np.nanmean(wide, axes), np.nanstd(wide, axes)
+        varies = deviation > 4 * float(jnp.finfo(leaf.dtype).eps) * np.abs(mean)
+        usual = float(np.quantile(deviation[varies], 0.25, method="lower")) if np.any(varies) else 1.0
+        scale = 1 / np.where(varies & (deviation > 1e-3 * usual), deviation, usual)
+        return np.asarray(mean, leaf.dtype), np.asarray(scale, leaf.dtype)
 
     return _pairs(of, x)
 

@@ -1,6 +1,7 @@
 """A contest: trainings of one network at several rates, each carried through as much of the budget as is cheap.
 
-What a few dozen steps say of a rate is its first fall; which rate a budget ends best with is seen at its end.
+Rates are a search: powers of ten, then what lies between them around the best, and beyond it at an end. What a few dozen
+steps say of a rate is its first fall; which rate a budget ends best with is seen at its end.
 """
 
 import math
@@ -12,8 +13,9 @@ from numdl.audit import trial
 from numdl.audit._measured import labels, scores
 from numdl.audit._reading import FLAT, NO_BUDGET, beyond
 
-GRID = {True: (1e-4, 1e-3, 3e-3, 1e-2, 3e-2), False: (1e-3, 1e-2, 1e-1, 5e-1)}  # of Adam and its like, of descent
+FIRST = {True: (1e-4, 1e-3, 1e-2), False: (1e-3, 1e-2, 1e-1)}  # of Adam and its like, of descent
 USUAL = {True: 1e-3, False: 1e-1}
+MOST_RATES, MANY = 7, 4  # of a contest; of one in which nothing is learned
 STEPS = 60  # of each rate at least
 ENOUGH = 0.95  # of all answers
 LOST = -0.5  # value of a rate that blows up
@@ -54,12 +56,21 @@ class Ends(NamedTuple):
             return int(np.argmin(self.losses))
         value = np.clip(np.where(np.isfinite(self.losses), np.nan_to_num(self.values, nan=LOST), LOST), LOST, 1)
         slower, faster = np.append(value[:1], value[:-1]), np.append(value[1:], value[-1:] - 0.1)
-        return int(np.argmax(2 * value + slower + faster))
+        return int(np.argmax(3 * value + slower + faster))
 
     @property
     def rate(self):
-        """The rate to take: the best at the end; after some steps alone, one of those near the least loss."""
-        if self.seen:
+        """The rate to take: the best at the end; after some steps alone, one of those near the least loss.
+
+        Of descent, whose rates have a limit, half of it where the next one blows up: another order, and it is beyond.
+        """
+        rate = self._taken()
+        above = np.flatnonzero(self.rates > rate * (1 + 1e-9))
+        edge = above.size and not np.isfinite(self.losses[above[0]]) and self.rates[above[0]] < 4 * rate
+        return rate / 2 if edge and not self.adaptive else rate
+
+    def _taken(self):
+        if self.seen and self.learned:
             return float(self.rates[self.best])
         gap = self.start - self.losses.min()
         good = self.rates[self.losses <= self.losses.min() + 0.02 * abs(gap)].tolist()
@@ -69,37 +80,55 @@ class Ends(NamedTuple):
 
 
 def run(case: Any, adaptive: bool, told: labels.Answers, border: float, near: float = math.nan) -> Ends | None:
-    """MEASURED: the Ends of a Case at its own rate and the usual ones, one order of the data; None if all blow up.
+    """MEASURED: the Ends of a Case at its own rate and others, one order of the data; None if all blow up.
+
+    Powers of ten first; then, while answers are left to get right, threefold and a third of the best.
 
     Parameters
     ----------
     case : Case                 what is trained
     adaptive : bool             whether its optimizer's updates do not grow with the gradient
     told, border : Answers, scalar      how targets relate to outputs, and which of two labels an output names
-    near : scalar               only this rate and those within a factor of four of it, where it is a number
+    near : scalar               begin with this rate, where it is a number
     """
-    rates = sorted({*GRID[adaptive], *([case.rate] if math.isfinite(case.rate) else [])})
-    rates = [rate for rate in rates if not abs(math.log(rate / near)) > math.log(4.0)]
+    own = [case.rate] if math.isfinite(case.rate) else []
+    first = [near] if math.isfinite(near) else [*own, *(rate for rate in FIRST[adaptive] if not _tried(rate, own))]
     program, seen, unseen = trial.Program(case, STEPS), trial.Seen(case), case.parts[1]
     chunk = program.steps
-    count = max(trial.chunks(case, chunk, len(rates)), 1)
+    count = max(trial.chunks(case, chunk, len(first) + 2), 1)
     (order,), pool = trial.orders(case, chunk * count, 1)
     parts = [None] * count if order is None else order.reshape(count, chunk, -1)
     score = scores.scorer(case, told, border) if unseen is not None else None
-    found = []
-    for rate in rates:
-        at, state = case.moving, program.blank
-        for i, part in enumerate(parts):
-            at, _, losses, state = program.follow(at, state, i * chunk, rate, part, 0, pool)
-            if not np.isfinite(losses[-1]):
-                break
-        found.append(_end(seen, score, at, unseen, told))
-    losses, values = np.array(found, float).T
-    if not np.isfinite(losses).any():
-        return None
     start = seen.watched(case.moving)[0] if unseen is None else seen.on_unseen(case.moving)
     most = chunk * count > MOST * (case.steps or NO_BUDGET)
-    return Ends(np.array(rates), np.where(np.isfinite(losses), losses, np.inf), values, start, most, adaptive)
+    found, ends, waiting = {}, None, first
+    while waiting:
+        for rate in waiting:
+            at, state = case.moving, program.blank
+            for i, part in enumerate(parts):
+                at, _, losses, state = program.follow(at, state, i * chunk, rate, part, 0, pool)
+                if not np.isfinite(losses[-1]):
+                    break
+            found[rate] = _end(seen, score, at, unseen, told)
+        rates = np.array(sorted(found))
+        losses, values = np.array([found[rate] for rate in rates.tolist()], float).T
+        if not np.isfinite(losses).any():
+            return None
+        ends = Ends(rates, np.where(np.isfinite(losses), losses, np.inf), values, start, most, adaptive)
+        waiting = _next(ends)[: MOST_RATES - len(found)]
+    return ends
+
+
+def _next(ends):
+    """A third of the best rate and threefold, in round numbers, where more can be learned and neither was tried."""
+    if not ends.short or (len(ends.rates) > MANY and not ends.learned):
+        return []
+    best = float(ends.rates[ends.best])
+    return [rate for factor in (0.3, 3.0) if not _tried(rate := float(f"{factor * best:.1g}"), ends.rates)]
+
+
+def _tried(rate, rates):
+    return any(abs(math.log(rate / other)) < math.log(2.0) for other in rates)
 
 
 def _end(seen, score, at, unseen, told):

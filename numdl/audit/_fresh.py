@@ -1,7 +1,8 @@
 """A new start: weights with theory's critical variance, or scaled layer by layer until each hands on unit size.
 
 Source: Mishkin & Matas 2016, arXiv:1511.06422, for layer-sequential scaling; Zhang, Dauphin, Ma 2019, arXiv:1901.09321,
-for branches divided by the root of their number.
+for branches divided by the root of their number; Pennington, Schoenholz, Ganguli 2017, arXiv:1711.04735, for orthogonal
+matrices where many layers saturate.
 """
 
 import dataclasses
@@ -15,10 +16,13 @@ import numpy as np
 from numdl import tracing, trees
 from numdl.audit.evidence import Evidence
 
+MOST_SCALED = 300  # weights: a run for each; of more, only the branches are divided
 ADDED = "bias: elementwise sum"  # how `tracing` says that a leaf is added to a state
 
 
-def fresh(case: Any, evidence: Evidence, depth_scaled: bool = False, draw: int = 0) -> tuple[Any, str]:
+def fresh(
+    case: Any, evidence: Evidence, depth_scaled: bool = False, draw: int = 0, orthogonal: bool = False
+) -> tuple[Any, str]:
     """(moving parameters drawn anew, what was done): critical variance, then unit size from layer to layer.
 
     Parameters
@@ -27,6 +31,7 @@ def fresh(case: Any, evidence: Evidence, depth_scaled: bool = False, draw: int =
     evidence : Evidence         its layers and theory's critical variance
     depth_scaled : bool         divide the layers that end a residual branch by the root of their number
     draw : int                  another number, other weights
+    orthogonal : bool           matrices with equal singular values instead of independent entries
     """
     try:
         traced = tracing.trace(case.plain, case.moving, case.x)
@@ -44,17 +49,18 @@ def fresh(case: Any, evidence: Evidence, depth_scaled: bool = False, draw: int =
             continue
         done.add(name)
         gain = 1.0 if name == last else _gain(layer, critical)
-        leaves[name] = _drawn(keys[name], leaves[name], axes, layer, gain)
+        leaves[name] = _drawn(keys[name], leaves[name], axes, layer, gain, orthogonal)
     for name, uses in zip(traced.parameters, traced.uses, strict=True):
         if name not in done and leaves[name].ndim <= 1 and uses and all(use.endswith(ADDED) for use in uses):
             leaves[name] = jnp.zeros_like(leaves[name])
     moving = jax.tree.unflatten(jax.tree.structure(case.moving), [leaves[name] for name in names])
     ends = _branch_ends(evidence.chain) if depth_scaled else set()
     moving, scaled = _unit(dataclasses.replace(case, moving=moving), traced, names, ends)
-    text = "weights: drawn anew with variance " + (
+    text = f"weights: drawn anew{', orthogonal,' * orthogonal} with variance " + (
         f"{critical:.3g} / fan_in" if np.isfinite(critical) else "2 / fan_in before rectifiers and 1 / fan_in elsewhere"
     )
-    return moving, text + (", then scaled layer by layer to states of size one" if scaled else "") + "; biases 0"
+    text += ", then scaled layer by layer to states of size one" * scaled
+    return moving, text + f", those of the {len(ends)} branches to 1 / sqrt({len(ends)})" * bool(ends) + "; biases 0"
 
 
 def _branch_ends(chain):
@@ -71,41 +77,70 @@ def _gain(layer, critical):
     return critical if np.isfinite(critical) and layer.nonlinearity else 1.0
 
 
-def _drawn(key, leaf, axes, layer, gain):
-    """Orthogonal for the square weight of a recurrence, Gaussian else."""
-    if layer.steps and not (axes and axes.steps) and leaf.ndim == 2 and leaf.shape[0] == leaf.shape[1]:
-        q, r = jnp.linalg.qr(jax.random.normal(key, leaf.shape, jnp.float32))
-        return (q * jnp.sign(jnp.diagonal(r))).astype(leaf.dtype)
+def _drawn(key, leaf, axes, layer, gain, orthogonal):
+    """Orthogonal for the square weight of a recurrence, and for matrices where it is asked for; Gaussian else."""
+    stacked = axes.steps if axes else ()
+    recurrent = bool(layer.steps) and not stacked and leaf.ndim == 2 and leaf.shape[0] == leaf.shape[1]
+    matrices = leaf.ndim >= 2 and stacked == tuple(range(leaf.ndim - 2)) and layer.fan_in in leaf.shape[-2:]
+    if recurrent or (orthogonal and matrices):
+        *lead, m, n = leaf.shape
+        size = 1.0 if recurrent else math.sqrt(gain * max(m, n) / layer.fan_in)
+        return (size * jax.random.orthogonal(key, m, tuple(lead), jnp.float32, n)).astype(leaf.dtype)
     deviation = math.sqrt(gain / max(layer.fan_in, 1))
     return (deviation * jax.random.normal(key, leaf.shape, jnp.float32)).astype(leaf.dtype)
 
 
 def _unit(case, traced, names, ends):
     """(parameters, whether it was needed): weights divided by their states' sizes, in the order of the call."""
-    seen, order = set(), []
-    for i, layer in enumerate(traced.layers):
-        if layer.leaf in names and layer.leaf not in seen and layer.kind in ("dense", "conv"):
-            seen.add(layer.leaf)
-            order.append((i, names.index(layer.leaf)))
+    order = list(_places(traced, names))
     if len(order) < 2:
         return case.moving, False
-    sizes = np.asarray(case.run(_rms_of_states, case.moving, case.x))
-    inner = [sizes[i] for i, _ in order[:-1]]
-    if all(0.2 < size < 5 for size in inner if np.isfinite(size)) and not ends:
+    found = case.run(_rms_of_states, case.moving, case.x)
+    if all(0.2 < size < 5 for place in order[:-1] if np.isfinite(size := _size(found, place))) and not ends:
         return case.moving, False
     leaves, structure = jax.tree.flatten(case.moving)
     leaves = list(leaves)
     branch = 1 / math.sqrt(max(len(ends), 1))
-    for i, at in order[:-1]:
-        moving = jax.tree.unflatten(structure, leaves)
-        size = float(case.run(_rms_of_states, moving, case.x)[i])
+    for place in order[:-1]:
+        name, _, _, at, part = place
+        goal, size = branch if name in ends else 1.0, 1.0
+        if len(order) <= MOST_SCALED:
+            size = _size(case.run(_rms_of_states, jax.tree.unflatten(structure, leaves), case.x), place)
         if np.isfinite(size) and size > 0:
-            goal = branch if traced.layers[i].name in ends else 1.0
-            leaves[at] = (leaves[at] * (goal / size)).astype(leaves[at].dtype)
+            changed = (leaves[at][part] * (goal / size)).astype(leaves[at].dtype)
+            leaves[at] = leaves[at].at[part].set(changed)
     return jax.tree.unflatten(structure, leaves), True
+
+
+def _places(traced, names):
+    """(name, layer, steps, leaf, part of the leaf) of every weight of its own, in the order of the call.
+
+    A weight that every step of a scan uses has one place; one of a stack that an index takes has none.
+    """
+    seen = set()
+    for name, i, steps in traced.entries:
+        layer = traced.layers[i]
+        if layer.leaf not in names or layer.kind not in ("dense", "conv"):
+            continue
+        stacked = layer.leaf_axes.steps if layer.leaf_axes else ()
+        if len(stacked) not in (0, len(steps)):
+            continue
+        part = [slice(None)] * (max(stacked, default=-1) + 1)
+        for axis, step in zip(stacked, steps, strict=False):
+            part[axis] = step
+        which = layer.leaf, steps if stacked else ()
+        if which not in seen:
+            seen.add(which)
+            yield name, i, which[1], names.index(layer.leaf), tuple(part)
+
+
+def _size(sizes, place):
+    """Of the state behind a weight; the largest where the weight serves every step of a scan."""
+    _, i, steps, _, _ = place
+    of_layer = np.asarray(sizes[i])
+    return float(of_layer[steps] if steps else np.max(of_layer))
 
 
 def _rms_of_states(form, moving, x):
     visit = lambda layer, state, given: (state, jnp.sqrt(jnp.mean(jnp.square(state.astype(jnp.float32)))))  # noqa: E731
-    found = tracing.trace(form.plain, moving, x).run(moving, x, visit=visit)[1]
-    return jnp.stack([jnp.max(jnp.asarray(value)) for value in found])
+    return tracing.trace(form.plain, moving, x).run(moving, x, visit=visit)[1]

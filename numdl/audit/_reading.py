@@ -39,8 +39,18 @@ class Reading:
     def chance(self):
         """Loss of the best single answer; the loss now where no target says what an answer is, or that one is right."""
         shared, start, floor = self.e.loss.floor_shared, self.e.loss.value, self.e.loss.floor
-        told = np.isfinite(shared) and not self.unanswered
-        return start if not told or shared - floor <= PERFECT * (start - floor) else shared
+        if not np.isfinite(shared) or self.unanswered:
+            return start
+        # A start far from any answer makes each of them look right.
+        return start if shared - floor <= PERFECT * (start - floor) and not self.answers_differ else shared
+
+    @functools.cached_property
+    def answers_differ(self):
+        """Whether targets that say what an answer is are not all the same."""
+        data = self.e.data
+        if self.e.loss.kind == "other" or data is None:
+            return False
+        return bool(data.labels > 1 or data.target_spread > PERFECT * max(data.target_rms, 1e-30))
 
     @functools.cached_property
     def residual(self):

@@ -223,10 +223,11 @@ class _Work:
 
     # ---- the start and the method ----
 
-    def start_again(self, draw):
+    def start_again(self, draw, orthogonal=False):
         """Weights drawn anew; None: the user's own."""
         scaled = "residual_scale" in self.names
-        moving, text = (self.own[0], None) if draw is None else _fresh.fresh(self.case, self.e, scaled, draw)
+        drawn = (self.own[0], None) if draw is None else _fresh.fresh(self.case, self.e, scaled, draw, orthogonal)
+        moving, text = drawn
         if moving is not None:
             self.told["start"], self.parts["params"] = text, self.own[1] if draw is None else moving
             self.put("start", moving=moving)
@@ -245,6 +246,8 @@ class _Work:
         self._rate()
         if self.ends is None and not started:  # every rate blows up
             self._otherwise(lambda: self.start_again(0))
+        if self.ends is None and not self.adam:
+            self._otherwise(lambda: self.replace_method("method"))
         if self.ends is not None and self.ends.seen:
             self._go_on(started)
         elif self.ends is not None:
@@ -259,11 +262,12 @@ class _Work:
             self._otherwise(lambda: self.replace_method("method"))
         if self.ends.short:
             self._otherwise(self.larger_batch)
-        for place, draw in enumerate((None, 1, 2) if started else (0, 1)):
+        others = [(0, True), (1, False), (2, False)]
+        for place, other in enumerate([(None, False), *others] if started else [(0, False), *others[:2]]):
             if self.ends.short if place == 0 else not self.cured:
                 # Where nothing was learned, its rate says nothing of another start's.
                 near = self.ends.rate if self.ends.learned else math.nan
-                self._otherwise(lambda draw=draw: self.start_again(draw), near)
+                self._otherwise(lambda other=other: self.start_again(*other), near)
         self.short = [_by_hand.ARCHITECTURE] if _contest.poor(self.ends, self.shallow, 0.7) else []
 
     @property

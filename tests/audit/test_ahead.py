@@ -14,7 +14,7 @@ import numdl as nd
 from numdl.audit import _contest, _examining, _reading, _settings, trial
 from numdl.audit._conditions.data import labels_out_of_range
 from numdl.audit._measured import cases, described, labels, scores, ways
-from numdl.audit.evidence import Ahead, Evidence, Facts, Loss, empty
+from numdl.audit.evidence import Ahead, Data, Evidence, Facts, Loss, empty
 from tests.audit import made
 
 DRAW = np.random.default_rng(1)
@@ -348,6 +348,15 @@ def test_a_skill_is_known_where_one_answer_is_right_for_all():
     )
 
 
+def test_a_far_start_does_not_make_one_answer_right_for_all():
+    r = read(steps=np.array([400.0]), score=np.array([np.nan]), unseen=np.array([0.4]))
+    far = empty(Loss, kind="values", floor=0.0, floor_shared=1.0, value=1e6)
+    data = empty(Data, labels=0, target_spread=1.0, target_rms=1.0)
+    assert _reading.Reading(dataclasses.replace(r.e, loss=far, data=data)).chance == 1.0
+    same = dataclasses.replace(data, target_spread=0.0)
+    assert _reading.Reading(dataclasses.replace(r.e, loss=far, data=same)).chance == 1e6
+
+
 def ends(losses, values=None, **known):
     values = np.full(len(losses), np.nan) if values is None else np.array(values)
     rates = np.array([1e-4, 1e-3, 3e-3, 1e-2, 3e-2][: len(losses)])
@@ -362,10 +371,27 @@ def ends(losses, values=None, **known):
         (ends([2.0, 1.01, 1.0, np.inf], seen=False), 1e-3),  # after some steps: the smallest that is near the best
         (ends([2.0, 1.01, 1.0, 1.005], seen=False, adaptive=False), 3e-3),
         (ends([2.0, 1.999, 2.01, 2.0], seen=False), 1e-3),  # nothing learned yet: the usual one
+        (ends([2.0, 1.999, 2.01, 2.0], [0.02, 0.0, 0.0, 0.05]), 1e-3),  # nor by the end: values are chance
+        (ends([2.0, 1.0, 0.5, np.inf], adaptive=False), 1.5e-3),  # the next one blows up
     ],
 )
 def test_a_contest_names_a_rate(found, rate):
     assert found.rate == rate
+
+
+@pytest.mark.parametrize(
+    ("rates", "values", "then"),
+    [
+        ([1e-4, 1e-3, 1e-2], [0.4, 0.6, 0.1], [3e-4, 3e-3]),  # between powers of ten
+        ([1e-4, 1e-3, 1e-2], [0.6, 0.4, 0.1], [3e-5, 3e-4]),  # and beyond their end
+        ([1e-4, 3e-4, 1e-3, 3e-3, 1e-2], [0.4, 0.6, 0.5, 0.3, 0.1], []),  # its neighbours are known
+        ([1e-4, 1e-3, 1e-2], [0.4, 0.96, 0.1], []),  # nothing is left to learn
+        ([1e-4, 3e-4, 1e-3, 3e-3, 1e-2], [0.0, 0.1, 0.0, 0.0, 0.0], []),  # nothing was learned
+    ],
+)
+def test_a_contest_goes_on_around_its_best_rate(rates, values, then):
+    found = _contest.Ends(np.array(rates), np.ones(len(rates)), np.array(values), 2.0, True, True)
+    assert _contest._next(found) == then
 
 
 def test_a_contest_is_poor_beside_a_shallow_model_and_better_by_a_twentieth():
@@ -386,8 +412,8 @@ def test_each_rate_of_a_contest_is_trained_as_a_plain_loop_would():
     with _settings.ours():
         found = _contest.run(known, True, told, 0.0)
         without = _contest.run(dataclasses.replace(known, steps=None), True, told, 0.0, near=0.02)
-    assert without.seen and without.rates.tolist() == [1e-2, 2e-2, 3e-2]  # a thousand steps stand for the budget
-    assert found.seen and found.rates.tolist() == [1e-4, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2]
+    assert without.seen and without.rates.tolist() == [2e-2]  # a thousand steps stand for the budget
+    assert found.seen and found.rates.tolist() == [1e-4, 1e-3, 1e-2, 2e-2]
     (order,), pool = trial.orders(known, 180, 1)  # three times sixty of two hundred
     for rate, loss, value in zip(found.rates, found.losses, found.values):
         method, at = optax.adam(rate), known.moving

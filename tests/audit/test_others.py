@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import numdl as nd
-from numdl.audit import _affine, _by_hand, _proof, _settings, remedies
+from numdl.audit import _affine, _by_hand, _fresh, _proof, _settings, remedies
 from numdl.audit._measured import (
     black_box,
     cases,
@@ -236,6 +236,66 @@ def test_affine_maps_are_like_the_tree_they_change(tree):
     out, same = sorted(jax.tree.leaves(_affine.moved(x, shift, scale)), key=np.ndim, reverse=True)
     np.testing.assert_allclose([out.mean(0), out.std(0)], [np.zeros(3), np.ones(3)], atol=1e-5)
     np.testing.assert_array_equal(same, np.arange(N))
+
+
+def test_columns_of_any_size_get_deviation_one_and_rounding_stays_small():
+    """One of two columns 10^4 times the other, and a constant whose last bits differ."""
+    rounded = np.float32(1e4) * (1 + np.float32(1e-7) * (np.arange(N) % 2))
+    x = np.stack([1e4 * X[:, 0] + 3e4, X[:, 1]], 1).astype(np.float32)
+    out = _affine.moved(x, *_affine.columns(x))
+    np.testing.assert_allclose([out.mean(0), out.std(0)], [np.zeros(2), np.ones(2)], atol=1e-3)
+    with_constant = np.column_stack([x, rounded]).astype(np.float32)
+    assert _affine.moved(with_constant, *_affine.columns(with_constant)).std(0)[2] < 0.01
+
+
+@pytest.mark.parametrize("branches", [True, False])
+def test_each_block_of_a_scan_is_scaled_for_itself(branches):
+    """Twelve residual blocks in one scan whose stream grows: every state has its goal, beside a loop over the blocks."""
+    width, depth = 6, 12
+    a, b = (2 * jax.random.normal(jax.random.key(i), (depth, width, width)) for i in (1, 2))
+    first = jax.random.normal(jax.random.key(3), (3, width))
+
+    def apply(p, x):
+        block = lambda h, w: (h + jnp.tanh(h @ w[0]) @ w[1], None)  # noqa: E731
+        return (jax.lax.scan(block, x @ p["first"], (p["a"], p["b"]))[0] @ p["last"])[:, 0]
+
+    params = {"a": a, "b": b, "first": first, "last": jnp.ones((width, 1))}
+    known = case(apply, params, (X, (X[:, 0] > 0).astype(np.float32)), lambda o, y: jnp.mean((o - y) ** 2))
+    names = ("first", *(f"{name}[{i}]" for i in range(depth) for name in "ab"), "last")
+    breaks = tuple(("skip",) if before.startswith("b") else () for before in ("", *names[:-1]))
+    chain = types.SimpleNamespace(names=names, breaks=breaks)
+    evidence = types.SimpleNamespace(predicted=types.SimpleNamespace(critical_weight_variance=np.nan), chain=chain)
+    with _settings.ours():
+        made, text = _fresh.fresh(known, evidence, branches)
+    made = dict(zip(("a", "b", "first", "last"), jax.tree.leaves(made), strict=True))
+    rms = lambda z: float(np.sqrt(np.mean(np.square(z))))  # noqa: E731
+    h = np.asarray(X @ made["first"])
+    goal = depth**-0.5 if branches else 1.0
+    assert ("those of the 12 branches" in text) == branches
+    for i in range(depth):
+        inner = h @ np.asarray(made["a"][i])
+        outer = np.tanh(inner) @ np.asarray(made["b"][i])
+        if branches:
+            assert rms(inner) == pytest.approx(1, rel=1e-3) and rms(outer) == pytest.approx(goal, rel=1e-3)
+        h = h + outer
+    assert rms(h) < (3 if branches else 20)
+
+
+def test_an_orthogonal_start_has_equal_singular_values_and_the_variance_that_was_asked_for():
+    weights = {"deep": jnp.ones((4, 5, 5)), "first": jnp.ones((3, 5)), "last": jnp.ones((5, 1))}
+
+    def apply(p, x):
+        return (jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x @ p["first"], p["deep"])[0] @ p["last"])[:, 0]
+
+    known = case(apply, weights, (X, (X[:, 0] > 0).astype(np.float32)), lambda o, y: jnp.mean((o - y) ** 2))
+    evidence = types.SimpleNamespace(predicted=types.SimpleNamespace(critical_weight_variance=1.0), chain=None)
+    with _settings.ours():
+        made, text = _fresh.fresh(known, evidence, orthogonal=True)
+    deep, first, _ = jax.tree.leaves(made)
+    assert "orthogonal" in text
+    for w in deep:
+        np.testing.assert_allclose(np.linalg.svd(w, compute_uv=False) / np.linalg.norm(w) * 5**0.5, np.ones(5), rtol=1e-4)
+    np.testing.assert_allclose(first @ first.T / np.sum(first**2) * 3, np.eye(3), atol=1e-5)
 
 
 def test_whole_numbers_as_targets_of_a_regression_become_floating_ones():
