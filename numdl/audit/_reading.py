@@ -14,6 +14,7 @@ from numdl.audit.evidence import Evidence
 NO_BUDGET = 1000  # steps that count as the whole budget where none was given
 PERFECT = 1e-3  # of the way from the loss now to the least: a single answer that comes nearer is right for all
 FLAT = 0.1  # skill below which a training has learned nothing yet
+UNPAIRED = 1e-3  # change of a loss when labels change places: below, it does not know which example each belongs to
 FEWEST = 10  # unseen examples that the best single answer gets wrong, for a score to say much
 
 
@@ -78,12 +79,16 @@ class Reading:
         return float(np.clip(least, self.chance - 3 * size, self.chance - size / 3))
 
     def skill(self, loss):
-        """Between the best single answer (0) and the best (1); far below 0 for what is not finite."""
+        """Between the best single answer (0) and the best (1); far below 0 for what is not finite.
+
+        Of a loss that does not know which example a label belongs to never above 0: it rewards no answer for being right.
+        """
+        most = 0.0 if self.e.loss.pairing < UNPAIRED else 1.0
         gap = self.chance - self.best
         if not gap > 1e-9 * max(abs(self.chance), 1e-9):
             return math.nan
         value = np.where(np.isfinite(loss), (self.chance - np.asarray(loss, float)) / gap, -5.0)
-        return float(np.clip(value, -5.0, 1.0)) if np.ndim(value) == 0 else np.clip(value, -5.0, 1.0)
+        return float(np.clip(value, -5.0, most)) if np.ndim(value) == 0 else np.clip(value, -5.0, most)
 
     @functools.cached_property
     def own(self):

@@ -357,6 +357,12 @@ def test_a_far_start_does_not_make_one_answer_right_for_all():
     assert _reading.Reading(dataclasses.replace(r.e, loss=far, data=same)).chance == 1e6
 
 
+def test_a_loss_that_knows_no_pairs_shows_no_skill():
+    r = read(steps=np.array([400.0]), score=np.array([np.nan]), unseen=np.array([0.0]))
+    known = [empty(Loss, floor=0.0, floor_shared=1.0, value=1.0, pairing=share) for share in (np.nan, 0.0)]
+    assert [_reading.Reading(dataclasses.replace(r.e, loss=loss)).carried for loss in known] == [1.0, 0.0]
+
+
 def ends(losses, values=None, **known):
     values = np.full(len(losses), np.nan) if values is None else np.array(values)
     rates = np.array([1e-4, 1e-3, 3e-3, 1e-2, 3e-2][: len(losses)])

@@ -549,6 +549,31 @@ def test_parameters_without_range_are_made_wider(dtype, lines):
     assert (work.parts["params"] is None) == (not lines)
 
 
+NAMES = np.arange(N, dtype=np.int32) % 3
+LOGS = lambda o: jax.nn.log_softmax(o)  # noqa: E731
+
+
+@pytest.mark.parametrize(
+    ("loss", "y", "knows"),
+    [
+        (lambda o, y: -jnp.mean(LOGS(o)[:, y]), NAMES, False),  # every example beside every label
+        (lambda o, y: jnp.mean((jnp.bincount(y, length=3) / N - jax.nn.softmax(o).mean(0)) ** 2), NAMES, False),
+        (lambda o, y: -jnp.mean(jnp.take_along_axis(LOGS(o), y[:, None], 1)), NAMES, True),
+        (lambda o, y: jnp.mean((y[:, None] == y) * jnp.sum((o[:, None] - o) ** 2, -1)), NAMES, True),  # supervised pairs
+        (lambda o, y: -jnp.mean(jnp.diag(LOGS(o @ o.T))), NAMES, None),  # no label is read
+        (lambda o, y: jnp.mean((jnp.sort(o[:, 0]) - jnp.sort(y)) ** 2), Y[:, 0], None),  # a distribution, no labels
+    ],
+    ids=["every-label", "shares", "cross-entropy", "pairs", "unread", "values"],
+)
+@pytest.mark.parametrize("same", [True, False])
+def test_a_loss_that_knows_no_pairs_is_told_whatever_the_outputs(loss, y, knows, same):
+    weights = np.zeros((3, 3), np.float32) if same else drawn(3, 3, seed=2)
+    with _settings.ours():
+        found, _ = heads.measure(case(linear, weights, (X, y), loss))
+    assert np.isnan(found.pairing) if knows is None else (found.pairing > 1e-2) == knows
+    assert knows is not False or found.pairing < 1e-5
+
+
 @pytest.mark.parametrize(
     ("loss", "coupled", "known"),
     [

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from numdl.audit._conditions.seen import Seen, certain
-from numdl.audit._reading import FLAT
+from numdl.audit._reading import FLAT, UNPAIRED
 
 CONSTANT = 1e-6  # spread of outputs, relative
 FAR_FROM_LABEL = -0.3  # cosine
@@ -116,6 +116,9 @@ def coupled(r):
         return None
     if loss.coupling_reshaped < 0.1 * loss.coupling:
         return certain("loss", BROADCAST, loss.coupling, COUPLED, predicted=0)
+    if loss.pairing < UNPAIRED:
+        more = "it is the same whichever example each label belongs to"
+        return Seen("certain", loss.coupling, COUPLED, predicted=0, where="loss", more=more, weight=1.0)
     more, astray = "right for a loss that compares examples", "and answers that a shallow model gives stay wrong"
     if r.spent > 0.5 and r.shallow > FLAT and r.later < 0.5 * r.shallow:
         return Seen("likely", loss.coupling, COUPLED, predicted=0, where="loss", more=astray, weight=0.9)

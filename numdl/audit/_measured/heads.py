@@ -53,8 +53,8 @@ def measure(case):
 
 
 _PLAIN = (
-    "border", "floor_unit", "pull", "meets", "wrong_pays", "coupling", "coupling_reshaped", "doubled", "shift", "floor",
-    "floor_shared",
+    "border", "floor_unit", "pull", "meets", "wrong_pays", "coupling", "coupling_reshaped", "pairing", "doubled", "shift",
+    "floor", "floor_shared",
 )  # fmt: skip
 
 
@@ -280,12 +280,36 @@ def _couplings(loss, out, y, follows):
         return jnp.nanmax(jax.vmap(change)(jnp.arange(min(m, 8))))
 
     found = {"coupling": coupled(loss, out)}
+    if any(jnp.issubdtype(t.dtype, jnp.integer) or t.dtype == bool for t in jax.tree.leaves(y)):
+        found["pairing"] = _pairing(loss, out, y, follows)
     outs, ys = out, jax.tree.leaves(y)
     if len(outs) == len(ys) == 1 and outs[0].shape != ys[0].shape and outs[0].size == ys[0].size:
         shaped = lambda o, t: loss([o[0].reshape(jax.tree.leaves(t)[0].shape)], t)  # noqa: E731
         with contextlib.suppress(*views.REFUSALS):  # a loss may take columns, which the targets' shape has not
             found["coupling_reshaped"] = coupled(shaped, outs)
     return found
+
+
+def _pairing(loss, out, y, follows):
+    """Change of the loss when labels change places, beside that when all become one: 0 for a loss that knows no pairs.
+
+    At two states near the outputs, since outputs that are all the same hide it.
+    """
+    m = cases.count(y)
+    random = np.random.default_rng(9)
+    rows = random.permutation(m)
+
+    def share(out):
+        at = lambda rows: jnp.abs(loss(out, cases.take(y, rows)) - loss(out, y))  # noqa: E731
+        one = jnp.maximum(at(np.full(m, 0)), at(np.full(m, m // 2)))
+        return jnp.where(one > 1e-4 * jnp.abs(loss(out, y)), at(rows) / one, jnp.nan)
+
+    def stirred(leaf):
+        size = jnp.sqrt(jnp.mean(jnp.square(leaf.astype(jnp.float32)))) + 0.1
+        return leaf + (size * random.standard_normal(leaf.shape, np.float32)).astype(leaf.dtype)
+
+    states = [[stirred(leaf) if own else leaf for leaf, own in zip(out, follows)] for _ in range(2)]
+    return jnp.nanmax(jnp.stack([share(state) for state in states]))
 
 
 def _unlike(t, j):
