@@ -17,6 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 from numdl import checks
 from numdl._compiled import as_tree, compiled, jit
 from numdl.krylov import _vectors
+from numdl.precision import widen
 from numdl.records import record
 from numdl.typing import Matvec
 
@@ -171,7 +172,7 @@ def _triplets(key, matvec, transpose, layout, outer, k, steps, tolerance):
         return layout.ravel(jax.linear_transpose(matvec, like)(outer.unravel(u))[0])
 
     found = decompose(forward, backward, jax.random.normal(key, (layout.size,), layout.dtype), num_matvecs=steps)
-    turn_left, values, turn_right = jnp.linalg.svd(found.square, full_matrices=False)
+    turn_left, values, turn_right = jnp.linalg.svd(widen(found.square), full_matrices=False)
     left = jnp.matmul(turn_left[:, :k].T, found.left, precision="highest")
     right = jnp.matmul(turn_right[:k], found.right, precision="highest")
     values = values[:k]
