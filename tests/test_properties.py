@@ -7,6 +7,7 @@ it never fails inside. What is particular to some, an algebraic law, stands belo
 import inspect
 import pathlib
 import traceback
+import warnings
 
 import hypothesis
 import jax
@@ -127,6 +128,34 @@ def common(name):
 def test_a_varied_call_comes_in_or_is_refused_by_name(name):
     found = common(name)
     assert not {row: wrong for row, wrong in found.items() if row not in KNOWN}
+
+
+# What ends in a factorization, which LAPACK has not in half precision; all others are as slow as they are many.
+FACTORED = ("krylov.bidiagonal.singular_triplets", "optimize.least_squares.svd", "optimize.varpro.project")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, kind) for name in FACTORED for kind in ("float16", "bfloat16")]
+    + [pytest.param(name, "float16", marks=pytest.mark.slow) for name in VARIED if name not in FACTORED],
+)
+def test_half_precision_is_answered_or_refused_by_name(name, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call = registry.good_call(name, FUNCTIONS[name], REGISTERED)
+    halved = {argument: _halved(value, kind) for argument, value in call.items()}
+    said = ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            registry.calling(FUNCTIONS[name], halved)()
+        except (ValueError, TypeError) as error:
+            said = str(error)
+    assert "nsupported dtype" not in said and "does not accept dtype" not in said
+
+
+def _halved(value, kind):
+    half = lambda leaf: leaf.astype(kind) if isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f" else leaf  # noqa: E731
+    return value if callable(value) else jax.tree.map(half, value)
 
 
 def test_every_public_function_with_arrays_is_varied():

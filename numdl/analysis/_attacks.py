@@ -8,6 +8,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from numdl._compiled import jit
+from numdl.precision import widen
 
 OVERSHOOT = 1.02  # of a step to the linearized boundary, so that a curved one is crossed
 HALVINGS = 30
@@ -138,4 +139,4 @@ def _walk(f, steps, z):
 def norms(apply, params, x):
     """Spectral norms of the Jacobians, [N]."""
     f = _of_one(apply, params, x)
-    return lax.map(lambda z: jnp.linalg.norm(jax.jacrev(f)(z), ord=2), x.reshape(len(x), -1))
+    return lax.map(lambda z: jnp.linalg.norm(widen(jax.jacrev(f)(z)), ord=2), x.reshape(len(x), -1))

@@ -12,6 +12,7 @@ from jaxtyping import PyTree, ScalarLike
 from numdl import checks, trees
 from numdl._compiled import jit
 from numdl.analysis import _parts
+from numdl.precision import widen
 from numdl.records import record
 from numdl.typing import Loss
 
@@ -85,7 +86,7 @@ def _critical_point(loss, moving, rest, batch, steps, tolerance, damping):
     def step(state):
         vector, norm, count, _ = state
         g, h = gradient(vector), hessian(vector)
-        values, vectors = jnp.linalg.eigh(h)
+        values, vectors = (part.astype(flat.dtype) for part in jnp.linalg.eigh(widen(h)))
         squares = values**2 + damping * norm
         alive = squares > 0
         inverse = jnp.where(alive, values / jnp.where(alive, squares, jnp.ones_like(squares)), jnp.zeros_like(squares))
@@ -100,7 +101,7 @@ def _critical_point(loss, moving, rest, batch, steps, tolerance, damping):
 
     first = flat, jnp.linalg.norm(gradient(flat)), jnp.zeros((), jnp.int32), jnp.zeros((), bool)
     vector, norm, count, _ = lax.while_loop(unfinished, step, first)
-    eigenvalues = jnp.linalg.eigvalsh(hessian(vector))
+    eigenvalues = jnp.linalg.eigvalsh(widen(hessian(vector))).astype(flat.dtype)
     # A flat direction's eigenvalue is rounding, or as small as what is left of the gradient.
     edge = flat.size * jnp.finfo(flat.dtype).eps * jnp.max(jnp.abs(eigenvalues)) + norm
     index, level = jnp.sum(eigenvalues < -edge), jnp.sum(jnp.abs(eigenvalues) <= edge)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Key, PyTree
 
 from numdl import checks, trees
 from numdl.analysis import _filters, _parts
+from numdl.precision import widen
 from numdl.records import record
 from numdl.typing import Apply
 
@@ -123,6 +124,7 @@ def _principal(trajectory):
     """(last point, two directions, coordinates [T, 2], shares [2])."""
     last = jax.tree.map(lambda leaf: leaf[-1], trajectory)
     rows = jax.vmap(lambda point: trees.ravel(jax.tree.map(jnp.subtract, point, last))[0])(trajectory)
+    rows = widen(rows)
     centered = rows - jnp.mean(rows, axis=0, keepdims=True)
     squares, weights = jnp.linalg.eigh(jnp.matmul(centered, centered.T, precision="highest"))
     basis = weights[:, :-3:-1].T @ centered  # T x T, not a decomposition of T x parameters

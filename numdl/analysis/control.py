@@ -17,6 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
 from numdl import checks
 from numdl._compiled import jit
+from numdl.precision import widen
 from numdl.records import record
 
 
@@ -180,13 +181,13 @@ def _gradients(params, seen, policy, variance, above):
 def _fit(seen, features, bootstrap):
     def back(after, now):
         x, cost, to_go = now
-        rows = jax.vmap(features)(x)
+        rows = widen(jax.vmap(features)(x))
         target = cost + after if bootstrap else to_go
         weights, _, rank, _ = jnp.linalg.lstsq(rows, target)
         fitted = rows @ weights
         return fitted, (weights, jnp.sqrt(jnp.mean((target - fitted) ** 2)), rank)
 
-    rows = [jnp.swapaxes(part, 0, 1) for part in (seen.states, seen.costs, seen.to_go)]
+    rows = [jnp.swapaxes(widen(part), 0, 1) for part in (seen.states, seen.costs, seen.to_go)]
     return FittedValue(*lax.scan(back, jnp.zeros_like(rows[1][0]), rows, reverse=True)[1])
 
 

@@ -26,6 +26,7 @@ from numdl._compiled import compiled, jit
 from numdl._hyperparameters import as_data
 from numdl.analysis import _parts
 from numdl.krylov import _vectors, lanczos
+from numdl.precision import widen
 from numdl.records import record
 from numdl.typing import Loss
 
@@ -115,7 +116,7 @@ def _sharpness(loss, moving, batch, start, num_matvecs, preconditioner):
     least = jnp.min(found.diagonal) - 2 * jnp.max(found.off_diagonal) - 1
     inside = jnp.arange(found.diagonal.size) < jnp.maximum(found.count, 1)
     matrix = jnp.diag(jnp.where(inside, found.diagonal, least)) + jnp.diag(coupling, 1) + jnp.diag(coupling, -1)
-    values, turn = jnp.linalg.eigh(matrix)
+    values, turn = (part.astype(flat.dtype) for part in jnp.linalg.eigh(widen(matrix)))
     vector = jnp.matmul(turn[:, -1], found.basis, precision="highest")
     residual = jnp.abs(found.off_diagonal[-1] * turn[-1, -1])
     return Sharpness(values[-1], residual, unravel(vector / jnp.linalg.norm(vector)))

@@ -157,7 +157,7 @@ def norms(
         raise checks.BadValue(f"params must hold a kernel of 2 axes or more; got {', '.join(trees.names(params))}")
     kernels, starts = dict(_filters.each(params, found)), dict(_filters.each(reference, found))
     frobenius = jnp.stack([trees.norm(kernel) for kernel in kernels.values()])
-    spectral = jnp.stack([jnp.linalg.norm(kernel, 2) for kernel in kernels.values()])
+    spectral = jnp.stack([jnp.linalg.norm(precision.widen(kernel), 2) for kernel in kernels.values()])
     distance = jnp.stack([trees.norm(kernel - starts[name]) for name, kernel in kernels.items()])
     log_product = jnp.sum(jnp.log(spectral))
     complexity = jnp.exp(2 * log_product) * jnp.sum(((distance if given else frobenius) / spectral) ** 2)

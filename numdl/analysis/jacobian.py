@@ -311,7 +311,7 @@ def _extremes(key, network, params, x, start, stop, steps, whole):
     start_key, key = jax.random.split(key)
     first = jax.random.normal(start_key, point.shape, point.dtype)
     found = bidiagonal.decompose(forward, backward, first, num_matvecs=steps, key=key)
-    left, values, _ = jnp.linalg.svd(found.square[:, :-1])
+    left, values, _ = jnp.linalg.svd(widen(found.square[:, :-1]))
     residuals = jnp.abs(found.off_diagonal[-1] * left[-1])
     nan = jnp.full((), jnp.nan, values.dtype)
     ends = (values[-1], residuals[-1]) if whole else (nan, nan)

@@ -1,7 +1,7 @@
 """A contest: trainings of one network at several rates, each carried through as much of the budget as is cheap.
 
-Rates are a search: powers of ten, then what lies between them around the best, and beyond it at an end. What a few dozen
-steps say of a rate is its first fall; which rate a budget ends best with is seen at its end.
+Rates are a search: powers of ten, then what lies between them around the best, and beyond it at an end. What a few
+dozen steps say of a rate is its first fall; which rate a budget ends best with is seen at its end.
 """
 
 import math

@@ -17,6 +17,7 @@ from numdl import tracing, trees
 from numdl.audit.evidence import Evidence
 
 MOST_SCALED = 300  # weights: a run for each; of more, only the branches are divided
+LEAST, LEAST_CRITICAL = 0.2, 0.02  # sizes of states that are left as they are
 ADDED = "bias: elementwise sum"  # how `tracing` says that a leaf is added to a state
 
 
@@ -55,7 +56,9 @@ def fresh(
             leaves[name] = jnp.zeros_like(leaves[name])
     moving = jax.tree.unflatten(jax.tree.structure(case.moving), [leaves[name] for name in names])
     ends = _branch_ends(evidence.chain) if depth_scaled else set()
-    moving, scaled = _unit(dataclasses.replace(case, moving=moving), traced, names, ends)
+    # At theory's variance states shrink as a power of the depth, as they should: size one would be chaos.
+    least = LEAST_CRITICAL if np.isfinite(critical) else LEAST
+    moving, scaled = _unit(dataclasses.replace(case, moving=moving), traced, names, ends, least)
     text = f"weights: drawn anew{', orthogonal,' * orthogonal} with variance " + (
         f"{critical:.3g} / fan_in" if np.isfinite(critical) else "2 / fan_in before rectifiers and 1 / fan_in elsewhere"
     )
@@ -90,13 +93,13 @@ def _drawn(key, leaf, axes, layer, gain, orthogonal):
     return (deviation * jax.random.normal(key, leaf.shape, jnp.float32)).astype(leaf.dtype)
 
 
-def _unit(case, traced, names, ends):
+def _unit(case, traced, names, ends, least):
     """(parameters, whether it was needed): weights divided by their states' sizes, in the order of the call."""
     order = list(_places(traced, names))
     if len(order) < 2:
         return case.moving, False
     found = case.run(_rms_of_states, case.moving, case.x)
-    if all(0.2 < size < 5 for place in order[:-1] if np.isfinite(size := _size(found, place))) and not ends:
+    if all(least < size < 5 for place in order[:-1] if np.isfinite(size := _size(found, place))) and not ends:
         return case.moving, False
     leaves, structure = jax.tree.flatten(case.moving)
     leaves = list(leaves)

@@ -81,7 +81,7 @@ class Reading:
     def skill(self, loss):
         """Between the best single answer (0) and the best (1); far below 0 for what is not finite.
 
-        Of a loss that does not know which example a label belongs to never above 0: it rewards no answer for being right.
+        Of a loss that does not know which example a label belongs to never above 0: it rewards no right answer.
         """
         most = 0.0 if self.e.loss.pairing < UNPAIRED else 1.0
         gap = self.chance - self.best

@@ -125,7 +125,7 @@ class Loss:
     wrong_pays: float  # of what the way from the labels earns, what a wrong answer does: 1 a wrong sign, 0 a distance
     coupling: float  # change of the other examples' gradient / of its own, when one target changes
     coupling_reshaped: float  # the same with the outputs in the targets' shape; nan if the shapes agree or cannot
-    pairing: float  # change of the loss when labels change places / all become one; 0: it knows no pairs; nan: no labels
+    pairing: float  # change of the loss when labels change places / all become one; 0: it knows no pairs; nan: none
     doubled: float  # loss of the batch twice over / loss: 1 a mean, 2 a sum
     shift: float  # relative change of the loss when a row's outputs are all shifted by one
     floor_unit: float  # binary: the least loss far to either side if the labels were 0 and 1

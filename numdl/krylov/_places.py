@@ -17,6 +17,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from numdl.precision import widen
+
 _BEHIND = np.uint32(2**32 - 1)  # the index of an entry that belongs to no leaf
 
 
@@ -168,11 +170,11 @@ def triangular(rows, place):
     axes = place.mesh.axis_names
 
     def here(local):
-        inner, upper = jnp.linalg.qr(local.T)
+        inner, upper = jnp.linalg.qr(widen(local.T))
         stacked = lax.all_gather(upper, axes, axis=0, tiled=True)
         outer, upper = jnp.linalg.qr(stacked)
         own = lax.dynamic_slice_in_dim(outer, lax.axis_index(axes) * inner.shape[1], inner.shape[1])
-        return jnp.matmul(inner, own, precision="highest").T, upper
+        return jnp.matmul(inner, own, precision="highest").T.astype(rows.dtype), upper.astype(rows.dtype)
 
     spec = PartitionSpec(None, axes)
     return place._mapped(here, (spec,), (spec, PartitionSpec()))(rows)

@@ -22,6 +22,7 @@ from numdl import checks
 from numdl._compiled import reading_once
 from numdl.krylov import _places, _vectors
 from numdl.krylov._gauss_rules import Quadrature, rule, weighted_sums
+from numdl.precision import widen
 from numdl.records import record
 from numdl.typing import Matvec
 
@@ -250,8 +251,9 @@ def _leave_one_out(z, basis, upper, products, n):
     """The r estimates of xtrace from Q, R of the sketch (rows) and A Q."""
     inner = jnp.matmul(basis, products.T, precision="highest")  # Q' A Q
     along = jnp.matmul(basis, z.T, precision="highest")  # column i: Q' z_i
-    eye = jnp.eye(len(upper), dtype=upper.dtype)
-    apart = lax.linalg.triangular_solve(_lifted(upper), eye, left_side=True, lower=False, transpose_a=True)
+    lifted = widen(_lifted(upper))
+    eye = jnp.eye(len(upper), dtype=lifted.dtype)
+    apart = lax.linalg.triangular_solve(lifted, eye, left_side=True, lower=False, transpose_a=True)
     apart = apart / jnp.linalg.norm(apart, axis=0, keepdims=True)  # column i: the direction that only A z_i has
     within = along - apart * jnp.sum(apart * along, axis=0, keepdims=True)
     left = jnp.sum(z**2, axis=1) - jnp.sum(within**2, axis=0)
@@ -267,8 +269,8 @@ def _range(sketch, places):
     """(orthonormal rows, R) of the sketch [r, n]."""
     if places is not None:
         return _places.triangular(sketch, places)
-    basis, upper = jnp.linalg.qr(sketch.T)
-    return basis.T, upper
+    basis, upper = jnp.linalg.qr(widen(sketch.T))
+    return basis.T.astype(sketch.dtype), upper.astype(sketch.dtype)  # products are with vectors of their own dtype
 
 
 def _lifted(upper):

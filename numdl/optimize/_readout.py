@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from numdl.optimize.gauss_newton import hessian_product
+from numdl.precision import widen
 
 NEWTON_STEPS = 50  # at most, for W(theta) of a loss that is not a square
 HALVINGS = 30
@@ -15,21 +16,21 @@ HALVINGS = 30
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def solve_damped(kaufman, matrix, rhs):
     """Least squares by QR, with the derivative of Golub and Pereyra or Kaufman's."""
-    q, r = jnp.linalg.qr(matrix)
-    return jax.scipy.linalg.solve_triangular(r, q.T @ rhs)
+    q, r = jnp.linalg.qr(widen(matrix))
+    return jax.scipy.linalg.solve_triangular(r, q.T @ rhs).astype(rhs.dtype)
 
 
 @solve_damped.defjvp
 def _solve_damped_jvp(kaufman, primals, tangents):
     matrix, rhs = primals
     moved, pushed = tangents
-    q, r = jnp.linalg.qr(matrix)
+    q, r = jnp.linalg.qr(widen(matrix))
     solve = jax.scipy.linalg.solve_triangular
     weights = solve(r, q.T @ rhs)
     change = q.T @ (pushed - moved @ weights)
     if not kaufman:
         change = change + solve(r, moved.T @ (rhs - matrix @ weights), trans=1)
-    return weights, solve(r, change)
+    return weights.astype(rhs.dtype), solve(r, change).astype(rhs.dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -98,8 +99,8 @@ def _hessian(loss, matrix, targets, alpha, weights):
 def _solve(hessian, rhs):
     """hessian^-1 rhs; the diagonal is raised by rounding, so that the factorization exists in float32 too."""
     small = jnp.finfo(hessian.dtype).eps * jnp.max(jnp.diagonal(hessian))
-    factor = jnp.linalg.cholesky(hessian + small * jnp.eye(hessian.shape[0], dtype=hessian.dtype))
-    return jax.scipy.linalg.cho_solve((factor, True), rhs.ravel()).reshape(rhs.shape)
+    factor = jnp.linalg.cholesky(widen(hessian + small * jnp.eye(hessian.shape[0], dtype=hessian.dtype)))
+    return jax.scipy.linalg.cho_solve((factor, True), widen(rhs.ravel())).reshape(rhs.shape).astype(rhs.dtype)
 
 
 def _first(sizes, good):

@@ -16,6 +16,7 @@ from jaxtyping import Array, ArrayLike, Float, Key, ScalarLike
 from numdl import checks
 from numdl.krylov import cg
 from numdl.optimize import _damping
+from numdl.precision import widen
 from numdl.records import record, static
 
 CHOICES = ("gcv", "discrepancy")
@@ -344,4 +345,4 @@ def _check(features, targets):
     checks.shape("targets", targets, (features.shape[0], *targets.shape[1:]))
     if targets.ndim > 2:
         raise checks.BadValue(f"targets must have 1 or 2 axes; got shape {tuple(targets.shape)}")
-    return features, targets
+    return widen(features), widen(targets)

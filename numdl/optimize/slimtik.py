@@ -24,6 +24,7 @@ from numdl import checks, trees
 from numdl._compiled import compiled
 from numdl._hyperparameters import as_data
 from numdl.optimize.train._stepping import transformation
+from numdl.precision import widen
 from numdl.records import record
 
 if TYPE_CHECKING:
@@ -225,8 +226,8 @@ def _spectrum(memory):
     """Singular values and right singular vectors [width, width] of all rows in memory."""
     width = memory.shape[-1]
     rows = jnp.concatenate([memory.reshape(-1, width), jnp.zeros((width, width), memory.dtype)])
-    _, values, vt = jnp.linalg.svd(jnp.linalg.qr(rows, mode="r"))
-    return values, vt.T
+    _, values, vt = jnp.linalg.svd(jnp.linalg.qr(widen(rows), mode="r"))
+    return values.astype(memory.dtype), vt.T.astype(memory.dtype)
 
 
 def _move(batch, total):

@@ -250,7 +250,7 @@ def test_columns_of_any_size_get_deviation_one_and_rounding_stays_small():
 
 @pytest.mark.parametrize("branches", [True, False])
 def test_each_block_of_a_scan_is_scaled_for_itself(branches):
-    """Twelve residual blocks in one scan whose stream grows: every state has its goal, beside a loop over the blocks."""
+    """Twelve residual blocks in one scan whose stream grows: every state has its goal, beside a loop over them."""
     width, depth = 6, 12
     a, b = (2 * jax.random.normal(jax.random.key(i), (depth, width, width)) for i in (1, 2))
     first = jax.random.normal(jax.random.key(3), (3, width))
@@ -293,8 +293,8 @@ def test_an_orthogonal_start_has_equal_singular_values_and_the_variance_that_was
         made, text = _fresh.fresh(known, evidence, orthogonal=True)
     deep, first, _ = jax.tree.leaves(made)
     assert "orthogonal" in text
-    for w in deep:
-        np.testing.assert_allclose(np.linalg.svd(w, compute_uv=False) / np.linalg.norm(w) * 5**0.5, np.ones(5), rtol=1e-4)
+    for values in np.linalg.svd(np.asarray(deep), compute_uv=False):
+        np.testing.assert_allclose(values, np.full(5, np.sqrt(np.mean(values**2))), rtol=1e-4)
     np.testing.assert_allclose(first @ first.T / np.sum(first**2) * 3, np.eye(3), atol=1e-5)
 
 
@@ -559,7 +559,11 @@ LOGS = lambda o: jax.nn.log_softmax(o)  # noqa: E731
         (lambda o, y: -jnp.mean(LOGS(o)[:, y]), NAMES, False),  # every example beside every label
         (lambda o, y: jnp.mean((jnp.bincount(y, length=3) / N - jax.nn.softmax(o).mean(0)) ** 2), NAMES, False),
         (lambda o, y: -jnp.mean(jnp.take_along_axis(LOGS(o), y[:, None], 1)), NAMES, True),
-        (lambda o, y: jnp.mean((y[:, None] == y) * jnp.sum((o[:, None] - o) ** 2, -1)), NAMES, True),  # supervised pairs
+        (
+            lambda o, y: jnp.mean((y[:, None] == y) * jnp.sum((o[:, None] - o) ** 2, -1)),
+            NAMES,
+            True,
+        ),  # supervised pairs
         (lambda o, y: -jnp.mean(jnp.diag(LOGS(o @ o.T))), NAMES, None),  # no label is read
         (lambda o, y: jnp.mean((jnp.sort(o[:, 0]) - jnp.sort(y)) ** 2), Y[:, 0], None),  # a distribution, no labels
     ],

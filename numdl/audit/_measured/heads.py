@@ -53,8 +53,8 @@ def measure(case):
 
 
 _PLAIN = (
-    "border", "floor_unit", "pull", "meets", "wrong_pays", "coupling", "coupling_reshaped", "pairing", "doubled", "shift",
-    "floor", "floor_shared",
+    "border", "floor_unit", "pull", "meets", "wrong_pays", "coupling", "coupling_reshaped", "pairing", "doubled",
+    "shift", "floor", "floor_shared",
 )  # fmt: skip
 
 
