@@ -150,7 +150,7 @@ right.set_ylim(0, 2)
 right.set_xlabel("learning rate · eigenvalue")
 right.set_ylabel("growth per step")
 for axes in (left, right):
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, framealpha=1, edgecolor="none")
     plotting.tidy(axes)
 drawing
 

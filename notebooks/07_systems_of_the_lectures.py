@@ -85,7 +85,7 @@ for method, color in zip(("simultaneous", "alternating", "extragradient"), ("#d5
     right.semilogy(np.linalg.norm(path, axis=1), color=color)
     right.semilogy(float(games.growth(1j, method=method, learning_rate=rate)) ** np.arange(steps + 1), "k--", linewidth=1)
 left.set(xlabel="x", ylabel="y", xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
-left.legend(frameon=False, fontsize=8, loc="lower right")
+left.legend(framealpha=1, edgecolor="none", fontsize=8, loc="lower right")
 right.set(xlabel="step", ylabel="distance from the equilibrium")
 right.plot([], [], "k--", label="predicted factor per step")
 right.legend(frameon=False, fontsize=8)
