@@ -76,7 +76,7 @@ class Ends(NamedTuple):
         good = self.rates[self.losses <= self.losses.min() + 0.02 * abs(gap)].tolist()
         if not gap > 0.02 * abs(self.start):  # nothing was learned yet: the usual rate, not the smallest
             return min(good, key=lambda rate: abs(math.log(rate / USUAL[self.adaptive])))
-        return good[0] if self.adaptive else good[len(good) // 2]
+        return good[0] if self.adaptive else good[(len(good) - 1) // 2]
 
 
 def run(case: Any, adaptive: bool, told: labels.Answers, border: float, near: float = math.nan) -> Ends | None:
@@ -95,7 +95,7 @@ def run(case: Any, adaptive: bool, told: labels.Answers, border: float, near: fl
     first = [near] if math.isfinite(near) else [*own, *(rate for rate in FIRST[adaptive] if not _tried(rate, own))]
     program, seen, unseen = trial.Program(case, STEPS), trial.Seen(case), case.parts[1]
     chunk = program.steps
-    count = max(trial.chunks(case, chunk, len(first) + 2), 1)
+    count = max(trial.chunks(case, chunk, len(first) + 1), 1)
     (order,), pool = trial.orders(case, chunk * count, 1)
     parts = [None] * count if order is None else order.reshape(count, chunk, -1)
     score = scores.scorer(case, told, border) if unseen is not None else None

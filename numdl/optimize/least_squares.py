@@ -84,6 +84,7 @@ def qr(
         raise checks.BadValue(
             f"features must have at least as many rows as columns; got shape {features.shape}: use svd"
         )
+    features, targets = widen(features), widen(targets)
     matrix, rhs = augmented(features, targets, damping)
     q, r = jnp.linalg.qr(matrix)
     solution = jax.scipy.linalg.solve_triangular(r, q.T @ rhs)
@@ -117,6 +118,7 @@ def svd(
     if cutoff is None:
         cutoff = max(features.shape) * float(jnp.finfo(features.dtype).eps)
     cutoff = checks.finite("cutoff", cutoff, least=0.0, shape=())
+    features, targets = widen(features), widen(targets)
     u, values, vt = jnp.linalg.svd(features, full_matrices=False)
     coefficients = u.T @ targets
     used = values > cutoff * values[0]
@@ -198,7 +200,7 @@ def tikhonov(
         raise checks.BadValue("noise_variance must be given for choice='discrepancy'; got None")
     checks.variance("noise_variance", 0.0 if noise_variance is None else noise_variance, shape=())
     checks.variance("damping", 0.0 if damping is None else damping, shape=())
-    parts = _damping.decompose(features, targets)
+    parts = _damping.decompose(widen(features), widen(targets))
     found = jnp.ones((), bool)
     if damping is None:
         pick = _damping.by_discrepancy if choice == "discrepancy" else _damping.by_cross_validation
@@ -345,4 +347,4 @@ def _check(features, targets):
     checks.shape("targets", targets, (features.shape[0], *targets.shape[1:]))
     if targets.ndim > 2:
         raise checks.BadValue(f"targets must have 1 or 2 axes; got shape {tuple(targets.shape)}")
-    return widen(features), widen(targets)
+    return features, targets
