@@ -41,7 +41,7 @@ def write(folder, reference):
         "# Experiments",
         "",
         "One file, one question: theory's prediction beside the measurement, claims that can fail. All claims in one table,",
-        "with both stacks: the [scoreboard](/scoreboard.md).",
+        "and the counts of both stacks: the [scoreboard](/scoreboard.md).",
         "",
     ]
     said, claims = board()

@@ -200,7 +200,8 @@ def tikhonov(
         raise checks.BadValue("noise_variance must be given for choice='discrepancy'; got None")
     checks.variance("noise_variance", 0.0 if noise_variance is None else noise_variance, shape=())
     checks.variance("damping", 0.0 if damping is None else damping, shape=())
-    parts = _damping.decompose(widen(features), widen(targets))
+    features, targets = widen(features), widen(targets)  # a damping of 1e-10 is 0 in half precision
+    parts = _damping.decompose(features, targets)
     found = jnp.ones((), bool)
     if damping is None:
         pick = _damping.by_discrepancy if choice == "discrepancy" else _damping.by_cross_validation

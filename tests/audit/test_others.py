@@ -578,6 +578,14 @@ def test_a_loss_that_knows_no_pairs_is_told_whatever_the_outputs(loss, y, knows,
     assert knows is not False or found.pairing < 1e-5
 
 
+def test_a_loss_knows_pairs_wherever_the_one_rare_label_stands():
+    cost = lambda o, y: jnp.mean(optax.sigmoid_binary_cross_entropy(o[:, 0], y.astype(o.dtype)))  # noqa: E731
+    with _settings.ours():
+        for rare in range(N):
+            y = (np.arange(N) == rare).astype(np.int32)
+            assert heads.measure(case(linear, W, (X, y), cost))[0].pairing > 1e-2
+
+
 @pytest.mark.parametrize(
     ("loss", "coupled", "known"),
     [
