@@ -33,6 +33,7 @@ def bad(call, argument, *, shown="", kinds=(ValueError, TypeError, OSError)):
 
 def refused(row):
     """The bad call raises one of the documented kinds, names argument and value, and compiles nothing."""
+    jax.clear_caches()
     with compilations() as compiled:
         try:
             row.call()

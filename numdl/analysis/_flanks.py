@@ -72,8 +72,7 @@ def flanks(widths, rates, found, target):
     reached = np.log(rates)
     left = np.array([[_left(reached, one, target) for one in each.T] for each in steady])
     upper = np.array([[_upper(reached, one, target) for one in each.T] for each in steady])
-    tops = zip(steady, first)
-    right = np.array([[_right(reached, *pair) for pair in zip(each.T, top)] for each, top in tops])
+    right = np.array([[_right(reached, *pair) for pair in zip(each.T, top)] for each, top in zip(steady, first)])
     moves = map(_octaves, (best[:, None], left, upper, right))
     return Transfer(tuple(widths), rates, loss, first, target, best, left, upper, right, *moves)
 

@@ -229,9 +229,8 @@ def _samples(states, labels):
         found = np.asarray(checks.native("labels", checks.concrete("labels", labels)))
         np.unique(found)
     except (TypeError, ValueError) as error:
-        raise checks.BadType(
-            f"labels must be values that can be equal and sorted; got {checks.shown(labels)}"
-        ) from error
+        message = f"labels must be values that can be equal and sorted; got {checks.shown(labels)}"
+        raise checks.BadType(message) from error
     labels = checks.shape("labels", found, (np.shape(states)[0],))
     if labels.dtype.kind in "fc" and not np.isfinite(labels).all():
         wrong = labels[~np.isfinite(labels)][0]

@@ -227,10 +227,6 @@ class ExtremeLearningMachine:
         return self.features(x) @ self.readout.solution
 
 
-def _transposed(features, r):
-    return features.T @ r
-
-
 def extreme_learning_machine(
     key: Key[Array, ""],
     x: Float[ArrayLike, "N inputs"],
@@ -324,12 +320,15 @@ def augmented(
     return rows, jnp.concatenate([targets, below])
 
 
+def _transposed(features, r):
+    return features.T @ r
+
+
 def _regularized(features, targets, parts, damping, found):
     values, vt, coefficients, *_ = parts
     total = values**2 + damping
-    solution = vt.T @ _damping.scaled_rows(
-        jnp.where(total > 0, values / jnp.where(total > 0, total, 1), 0), coefficients
-    )
+    inverse = jnp.where(total > 0, values / jnp.where(total > 0, total, 1), 0)
+    solution = vt.T @ _damping.scaled_rows(inverse, coefficients)
     residual = jnp.linalg.norm(features @ solution - targets)
     freedom = jnp.sum(_damping.influence(values, damping))
     criterion = _damping.criterion(parts, damping)

@@ -45,6 +45,9 @@ def start(scale=1.0):
     return jax.tree.map(jnp.asarray, drawn)
 
 
+START = start()  # for rows that must compile nothing
+
+
 def loss_of(params, batch):
     return loss(apply(params, batch[0]), batch[1])
 
@@ -337,7 +340,7 @@ def test_the_instruments_of_fit_observe_and_find():
         bad(lambda: watched(stochastic=True), "apply"),
         bad(lambda: watched(key=KEY), "key"),
         bad(lambda: watched(frozen=3), "frozen", shown="3"),
-        bad(lambda: watched().update(-1, start(), BATCH), "step", shown="-1"),
+        bad(lambda: watched().update(-1, START, BATCH), "step", shown="-1"),
         bad(lambda: watching.read("nowhere"), "folder", shown="nowhere"),
         bad(lambda: nd.audit.instruments(3, BATCH), "found", shown="3"),
     ],

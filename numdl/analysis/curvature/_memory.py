@@ -2,6 +2,7 @@
 
 import math
 import os
+from contextlib import suppress
 
 import jax
 import numpy as np
@@ -147,12 +148,9 @@ def available():
     statistics = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in statistics:
         return float(statistics["bytes_limit"] - statistics.get("bytes_in_use", 0))
-    try:
-        with open("/proc/meminfo") as lines:
-            found = dict(line.split(":", 1) for line in lines)
+    with suppress(OSError, KeyError, ValueError), open("/proc/meminfo") as lines:
+        found = dict(line.split(":", 1) for line in lines)
         return 1024.0 * int(found["MemAvailable"].split()[0])
-    except (OSError, KeyError, ValueError):
-        pass
     try:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, OSError, ValueError):

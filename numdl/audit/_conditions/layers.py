@@ -123,15 +123,9 @@ def saturated(r):
     if s is None or not np.isfinite(s.saturated).any() or not np.nanmax(s.saturated[:-1], initial=0) > SATURATED:
         return None
     at = int(np.nanargmax(np.where(np.isfinite(s.saturated), s.saturated, -1)))
-    return Seen(
-        _severity(r) if not r.end < 0.5 or r.e.trial.end.size == 0 else "likely",
-        s.saturated[at],
-        SATURATED,
-        start_variance(r),
-        s.names[at],
-        f"{s.saturated[at]:.0%}",
-        weight=0.82,
-    )
+    severity = "likely" if r.end < 0.5 and r.e.trial.end.size else _severity(r)
+    share, where = s.saturated[at], s.names[at]
+    return Seen(severity, share, SATURATED, start_variance(r), where, f"{share:.0%}", weight=0.82)
 
 
 def dead(r):
