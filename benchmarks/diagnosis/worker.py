@@ -63,10 +63,7 @@ def _cured(setting, repair):
     """The setting that a Repair describes, scored on the same held-out examples."""
     case = repair.case
     x, y = setting.held_out
-    moved = lambda leaf, shift, scale: leaf if shift is None else (leaf - np.asarray(shift)) * np.asarray(scale)  # noqa: E731
-    held_out = (moved(x, repair.input_shift, repair.input_scale).astype(x.dtype), y)
-    if repair.target_shift is not None:
-        held_out = (held_out[0], moved(y, repair.target_shift, repair.target_scale).astype(y.dtype))
+    held_out = repair.inputs(x).astype(x.dtype), repair.targets(y).astype(y.dtype)
     metric, calls = setting.metric, case.call
     if repair.apply is not None and setting.metric.__name__ == "accuracy_of_one":
         metric = lambda out, labels: jnp.maximum(  # noqa: E731

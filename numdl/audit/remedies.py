@@ -16,8 +16,8 @@ import numpy as np
 from numdl.audit import _affine, _bare, _by_hand, _contest, _fresh
 from numdl.audit._measured import cases, labels
 from numdl.audit._reading import Reading
+from numdl.audit.changes import Repair
 from numdl.audit.evidence import Evidence
-from numdl.records import record, static
 
 # Findings whose cure is a new start, another method, another rate.
 START = {
@@ -28,24 +28,6 @@ REPLACED = {"clipped_to_nothing", "optimizer_epsilon", "schedule", "decay_too_st
 SHARP = {"attention_logits", "entropy_collapse"}  # a lower rate is tried; the norm of queries and keys is by hand
 METHOD = {*REPLACED, *SHARP, "rate_too_high", "rate_too_low", "needs_warmup", "batch_noise", "loss_scale"}
 FEW = 8  # examples: a smaller batch is noisy
-
-
-@record
-class Repair:
-    """What to change. What is None stays as it was."""
-
-    changes: tuple = static()  # lines, the most important first
-    by_hand: tuple = static()  # lines for what cannot be built here
-    params: Any
-    optimizer: str | None = static()  # a named method in the place of the user's
-    learning_rate: float
-    input_shift: Any  # like one example: x -> (x - shift) * scale
-    input_scale: Any
-    target_shift: Any
-    target_scale: Any
-    apply: Any = static()  # a network without its last function; None: as it was
-    loss: Any = static()  # None: as it was
-    case: Any = static()  # the repaired Case
 
 
 def repair(case: Any, evidence: Evidence, findings: tuple) -> Repair:
@@ -89,8 +71,9 @@ class _Work:
         self.changed, self.done, self.ends, self.short = False, set(), None, []
         self.told = {}  # batch, start, method, rate -> what was changed of it
         self.parts = dict.fromkeys(
-            ("params", "optimizer", "input_shift", "input_scale", "target_shift", "target_scale", "apply", "loss")
-        )
+            ("params", "optimizer", "batch_size", "kept", "input_shift", "input_scale", "target_shift", "target_scale",
+             "apply", "loss")
+        )  # fmt: skip
 
     def put(self, fault, /, **changes):
         self.case = dataclasses.replace(self.case, **changes)
@@ -161,7 +144,7 @@ class _Work:
                 if jnp.issubdtype(leaf.dtype, jnp.inexact)
             )
         ]
-        index = np.asarray(kept)
+        index = self.parts["kept"] = np.asarray(kept)
         size = min(self.case.examples, len(index))
         x, y = cases.take(x, index), cases.take(y, index)
         self.put("not_finite", data=(x, y), x=cases.take(x, slice(0, size)), y=cases.take(y, slice(0, size)))
@@ -183,6 +166,7 @@ class _Work:
         size = min(4 * FEW, cases.count(self.case.data[0]))
         x, y = (cases.take(part, slice(0, size)) for part in self.case.data)
         self.put("norm_degenerate", x=x, y=y)
+        self.parts["batch_size"] = size
         self.told["batch"] = f"batch: {size} examples"
         return []
 
@@ -302,13 +286,10 @@ class _Work:
             self.told["rate"] = f"learning rate: {rate:.3g}"
 
     def repair(self, lines, by_hand):
-        return Repair(
-            changes=tuple(lines),
-            by_hand=tuple(by_hand),
-            learning_rate=self.case.rate,
-            case=self.case,
-            **self.parts,
-        )
+        moving = self.parts["params"]
+        params = {"params": None if moving is None else self.case.whole(moving)}
+        found = {"changes": tuple(lines), "by_hand": tuple(by_hand), "learning_rate": self.case.rate}
+        return Repair(case=self.case, **found, **self.parts | params)
 
 
 _ACTS = {
