@@ -64,7 +64,7 @@ def numdl_product(p, *, kept=False):
     from numdl.analysis import curvature
 
     loss, params, batch = in_jax(p)
-    operator = curvature.hessian(loss, params, batch)
+    operator = curvature.hessian(loss, params, batch, reduction="mean")
     if kept:
         operator = jax.jit(lambda operator: jax.linearize(operator, params)[1])(operator)
     apply = jax.jit(lambda operator, v: operator(v))
@@ -78,7 +78,7 @@ def numdl_in_chunks(p):
     from numdl.analysis import curvature
 
     loss, params, batch = in_jax(p)
-    operator = curvature.hessian(loss, params, batch, chunk=64)
+    operator = curvature.hessian(loss, params, batch, reduction="mean", chunk=64)
     return Run(lambda: operator(params), lambda v: numbers_of(jax.tree.leaves(v)))
 
 
@@ -134,7 +134,8 @@ def numdl_top(p):
     from numdl.analysis import curvature
 
     loss, params, batch = in_jax(p)
-    call = functools.partial(curvature.top_eigenvalues, loss, params, batch, key=jax.random.key(0), tolerance=TOLERANCE)
+    operator = curvature.hessian(loss, params, batch, reduction="mean")
+    call = functools.partial(curvature.top_eigenvalues, operator, key=jax.random.key(0), tolerance=TOLERANCE)
     return Run(call, lambda found: flat(found.values))
 
 
@@ -145,7 +146,7 @@ def numdl_density(p):
     from numdl.analysis import curvature
 
     loss, params, batch = in_jax(p)
-    operator = curvature.hessian(loss, params, batch)
+    operator = curvature.hessian(loss, params, batch, reduction="mean")
     settings = {"num_matvecs": p["steps"], "num_probes": 2}
     call = functools.partial(curvature.spectral_density, operator, key=jax.random.key(0), **settings)
     return Run(call, lambda found: [float(np.max(found.nodes))], 0.5)
