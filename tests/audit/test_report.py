@@ -46,15 +46,15 @@ class Reader(html.parser.HTMLParser):
 def sick():
     """The sick network's page with its proof; its pictures are drawn, but an empty one is written for each."""
     true, blank = reporting.figure_image, b"<svg xmlns='http://www.w3.org/2000/svg'/>"
-    repair = Repair(("Draw the weights with variance 2.", "Train 300 steps."))
+    repair = Repair(("Draw the weights with variance 2.", "Train 300 steps."), ("mask: let <every> row see one.",))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reporting, "figure_image", lambda _, **texts: true(blank, **texts))
         return report_page.page(made.report(), made.proof(), repair)
 
 
 class Repair:
-    def __init__(self, changes):
-        self.changes = changes
+    def __init__(self, changes, by_hand=()):
+        self.changes, self.by_hand = changes, by_hand
 
 
 @pytest.fixture
@@ -189,7 +189,13 @@ def test_the_page_needs_nothing_but_itself(sick):
 def test_the_page_says_what_is_wrong_and_what_to_do_before_anything_else(sick):
     words = Reader(sick).text
     order = ["will not train", "States shrink", "Change:", "What is wrong", "From this follows:", "What to change"]
-    order += ["Draw the weights with variance 2.", "The repair helped.", "Signals and gradients", "Forecast and trial"]
+    order += [
+        "Draw the weights with variance 2.",
+        "mask: let <every> row see one.",
+        "The repair helped.",
+        "Signals and gradients",
+        "Forecast and trial",
+    ]
     words = words.replace("Every number", "", 1)  # the contents
     places = [words.rindex(text) if text[:4] in ("What", "Sign", "Fore") else words.index(text) for text in order]
     assert places == sorted(places)

@@ -37,7 +37,7 @@ def page(report: Any, proof: Any = None, repair: Any = None) -> str:
     root = _Root(report, proof)
     sections = [
         reporting.section("What is wrong", *_cards_of(root)) if report.findings else "",
-        reporting.section("What to change", _changes(repair)) if repair is not None and repair.changes else "",
+        reporting.section("What to change", *_changes(repair)) if repair is not None else "",
         _proof(root) if proof is not None else "",
         *(_section(root, *part) for part in figures.SECTIONS),
         reporting.section("What this rests on", _lines(root), _unseen(report)),
@@ -102,7 +102,9 @@ def _cards_of(root):
 
 
 def _changes(repair):
-    return tag("ol", *(tag("li", spoken(line)) for line in repair.changes))
+    built, left = ([tag("li", spoken(line)) for line in lines] for lines in (repair.changes, repair.by_hand))
+    word = "In your own code or data:" if built else "Nothing that could be built here; in your own code or data:"
+    return [tag("ol", *built) if built else "", *([tag("p", word), tag("ul", *left)] if left else [])]
 
 
 def _section(root, title, drawings, table):
