@@ -2,7 +2,8 @@
 
 Source: Mishkin & Matas 2016, arXiv:1511.06422, for layer-sequential scaling; Zhang, Dauphin, Ma 2019, arXiv:1901.09321,
 for branches divided by the root of their number; Pennington, Schoenholz, Ganguli 2017, arXiv:1711.04735, for orthogonal
-matrices where many layers saturate.
+matrices where many layers saturate. Behind a function that is not 0 at 0 (a sigmoid) most of a state is the same for
+all examples: weights that sum to zero leave it out, and the variance 1 / f'(0)^2 hands on what differs.
 """
 
 import dataclasses
@@ -43,14 +44,15 @@ def fresh(
     leaves = dict(zip(names, jax.tree.leaves(case.moving), strict=True))
     keys = dict(zip(names, jax.random.split(jax.random.fold_in(case.key, 7 + draw), len(names))))
     last = traced.layers[-1].leaf if traced.layers else None
-    done = set()
+    done, centred = set(), evidence.predicted.centred_variance
     for layer in traced.layers:
-        name, axes = layer.leaf, layer.leaf_axes
+        name = layer.leaf
         if name is None or name in done or name not in leaves:
             continue
+        outer = not done or name == last
+        gain = 1.0 if name == last else _gain(layer, critical, centred, outer)
+        leaves[name] = _drawn(keys[name], leaves[name], layer, gain, orthogonal, np.isfinite(centred) and not outer)
         done.add(name)
-        gain = 1.0 if name == last else _gain(layer, critical)
-        leaves[name] = _drawn(keys[name], leaves[name], axes, layer, gain, orthogonal)
     for name, uses in zip(traced.parameters, traced.uses, strict=True):
         if name not in done and leaves[name].ndim <= 1 and uses and all(use.endswith(ADDED) for use in uses):
             leaves[name] = jnp.zeros_like(leaves[name])
@@ -59,9 +61,13 @@ def fresh(
     # At theory's variance states shrink as a power of the depth, as they should: size one would be chaos.
     least = LEAST_CRITICAL if np.isfinite(critical) else LEAST
     moving, scaled = _unit(dataclasses.replace(case, moving=moving), traced, names, ends, least)
-    text = f"weights: drawn anew{', orthogonal,' * orthogonal} with variance " + (
-        f"{critical:.3g} / fan_in" if np.isfinite(critical) else "2 / fan_in before rectifiers and 1 / fan_in elsewhere"
-    )
+    if np.isfinite(centred):
+        law = f"{centred:.3g} / fan_in behind the first layer, where each unit's add up to 0"
+    elif np.isfinite(critical):
+        law = f"{critical:.3g} / fan_in"
+    else:
+        law = "2 / fan_in before rectifiers and 1 / fan_in elsewhere"
+    text = f"weights: drawn anew{', orthogonal,' * orthogonal} with variance {law}"
     text += ", then scaled layer by layer to states of size one" * scaled
     return moving, text + f", those of the {len(ends)} branches to 1 / sqrt({len(ends)})" * bool(ends) + "; biases 0"
 
@@ -74,23 +80,29 @@ def _branch_ends(chain):
     return {before for before, skip in zip(chain.names, skips[1:]) if skip}
 
 
-def _gain(layer, critical):
+def _gain(layer, critical, centred, first):
+    if np.isfinite(centred):
+        return 1.0 if first else centred
     if layer.nonlinearity in ("relu", "relu6", "leaky_relu", "gelu", "silu", "elu"):
         return 2.0
     return critical if np.isfinite(critical) and layer.nonlinearity else 1.0
 
 
-def _drawn(key, leaf, axes, layer, gain, orthogonal):
+def _drawn(key, leaf, layer, gain, orthogonal, sums):
     """Orthogonal for the square weight of a recurrence, and for matrices where it is asked for; Gaussian else."""
+    axes = layer.leaf_axes
     stacked = axes.steps if axes else ()
     recurrent = bool(layer.steps) and not stacked and leaf.ndim == 2 and leaf.shape[0] == leaf.shape[1]
     matrices = leaf.ndim >= 2 and stacked == tuple(range(leaf.ndim - 2)) and layer.fan_in in leaf.shape[-2:]
     if recurrent or (orthogonal and matrices):
         *lead, m, n = leaf.shape
-        size = 1.0 if recurrent else math.sqrt(gain * max(m, n) / layer.fan_in)
-        return (size * jax.random.orthogonal(key, m, tuple(lead), jnp.float32, n)).astype(leaf.dtype)
-    deviation = math.sqrt(gain / max(layer.fan_in, 1))
-    return (deviation * jax.random.normal(key, leaf.shape, jnp.float32)).astype(leaf.dtype)
+        size = 1.0 if recurrent and not sums else math.sqrt(gain * max(m, n) / layer.fan_in)
+        found = size * jax.random.orthogonal(key, m, tuple(lead), jnp.float32, n)
+    else:
+        found = math.sqrt(gain / max(layer.fan_in, 1)) * jax.random.normal(key, leaf.shape, jnp.float32)
+    if sums and axes:
+        found -= jnp.mean(found, (*axes.inputs, *axes.window), keepdims=True)
+    return found.astype(leaf.dtype)
 
 
 def _unit(case, traced, names, ends, least):

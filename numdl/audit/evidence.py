@@ -267,6 +267,7 @@ class Predicted:
     depth_scale: float  # layers over which correlations forget, in layers
     spread: float  # standard deviation of ln |gradient|^2 at this width and depth: 5 L / n for relu
     critical_weight_variance: float
+    centred_variance: float  # 1 / f'(0)^2 where f(0) is not 0: of weights that sum to zero at each unit
     weight_variance: float
     bias_variance: float
     sharpness: float  # measured beside the limit

@@ -12,6 +12,8 @@ from numdl.audit.evidence import Predicted, empty
 from numdl.theory import descent, propagation
 
 SMALLEST = 8  # inputs of a unit below which a mean over them is no law
+OFFSET = 0.1  # of a function at 0: less is not the most of its states
+PASSED = {"pooling", "shared weight", "a sum of layers"}  # between two layers that are still a chain (a recurrence)
 
 
 def everything(chain: Any, loss: Any, data: Any, optimizer: Any, rate: float, sharpness: float) -> Predicted:
@@ -27,7 +29,7 @@ def everything(chain: Any, loss: Any, data: Any, optimizer: Any, rate: float, sh
     -------
     Predicted
     """
-    known = _mean_field(chain) | _labels(loss, data)
+    known = _mean_field(chain) | _labels(loss, data) | {"centred_variance": _centred(chain)}
     limit = _limit(optimizer, rate)
     return empty(Predicted, **known, sharpness=sharpness, sharpness_limit=limit)
 
@@ -66,6 +68,19 @@ def _mean_field(chain):
         "weight_variance": weight,
         "bias_variance": bias,
     }
+
+
+def _centred(chain):
+    """fan_in Var W that hands on what differs between examples where most of a state is the same for all; or nan.
+
+    f(z) = f(0) + f'(0) z for small z: weights that sum to zero leave f(0) out, and 1 / f'(0)^2 makes up for the slope.
+    """
+    f = chain.function if chain is not None else None
+    broken = chain is None or {text for texts in chain.breaks for text in texts} - PASSED
+    if broken or f is None or not abs(float(f.f(np.zeros(())))) > OFFSET:
+        return math.nan
+    slope = float(f.slope(np.zeros(())))
+    return slope**-2 if slope > OFFSET else math.nan
 
 
 def _why_not(chain):

@@ -66,7 +66,7 @@ def judge(evidence: Evidence) -> tuple[Finding, ...]:
 
 
 def _finding(rule, seen):
-    text = {name: seen.text(name) for name in ("measured", "threshold", "predicted", "variance", "where", "more")}
+    text = {name: seen.text(name) for name in ("measured", "threshold", "predicted", "law", "where", "more")}
     return Finding(
         name=rule.name,
         severity=seen.severity,

@@ -11,7 +11,8 @@ import optax
 import pytest
 
 import numdl as nd
-from numdl.audit import _affine, _by_hand, _fresh, _proof, _settings, remedies
+from numdl import activations
+from numdl.audit import _affine, _by_hand, _fresh, _proof, _settings, predict, remedies
 from numdl.audit._measured import (
     black_box,
     cases,
@@ -24,7 +25,7 @@ from numdl.audit._measured import (
     views,
 )
 from numdl.audit._reading import Reading
-from numdl.audit.evidence import Data, Evidence, Facts, Kernel, Loss, Trial, empty
+from numdl.audit.evidence import Data, Evidence, Facts, Kernel, Loss, Optimizer, Predicted, Trial, empty
 
 N = 12
 
@@ -264,7 +265,7 @@ def test_each_block_of_a_scan_is_scaled_for_itself(branches):
     names = ("first", *(f"{name}[{i}]" for i in range(depth) for name in "ab"), "last")
     breaks = tuple(("skip",) if before.startswith("b") else () for before in ("", *names[:-1]))
     chain = types.SimpleNamespace(names=names, breaks=breaks)
-    evidence = types.SimpleNamespace(predicted=types.SimpleNamespace(critical_weight_variance=np.nan), chain=chain)
+    evidence = types.SimpleNamespace(predicted=empty(Predicted), chain=chain)
     with _settings.ours():
         made, text = _fresh.fresh(known, evidence, branches)
     made = dict(zip(("a", "b", "first", "last"), jax.tree.leaves(made), strict=True))
@@ -288,7 +289,7 @@ def test_an_orthogonal_start_has_equal_singular_values_and_the_variance_that_was
         return (jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x @ p["first"], p["deep"])[0] @ p["last"])[:, 0]
 
     known = case(apply, weights, (X, (X[:, 0] > 0).astype(np.float32)), lambda o, y: jnp.mean((o - y) ** 2))
-    evidence = types.SimpleNamespace(predicted=types.SimpleNamespace(critical_weight_variance=1.0), chain=None)
+    evidence = types.SimpleNamespace(predicted=empty(Predicted, critical_weight_variance=1.0), chain=None)
     with _settings.ours():
         made, text = _fresh.fresh(known, evidence, orthogonal=True)
     deep, first, _ = jax.tree.leaves(made)
@@ -296,6 +297,41 @@ def test_an_orthogonal_start_has_equal_singular_values_and_the_variance_that_was
     for values in np.linalg.svd(np.asarray(deep), compute_uv=False):
         np.testing.assert_allclose(values, np.full(5, np.sqrt(np.mean(values**2))), rtol=1e-4)
     np.testing.assert_allclose(first @ first.T / np.sum(first**2) * 3, np.eye(3), atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["scanned", "one by one", "recurrent"])
+def test_what_differs_between_examples_passes_thirty_sigmoids(form):
+    """With variance 1 / fan_in one part in 4^30 of it is left: half of every state is the same for all."""
+    width, depth = 32, 30
+    shape = {"scanned": (depth, width, width), "one by one": (depth, width, width), "recurrent": (width, width)}[form]
+    weights = {"deep": drawn(*shape), "first": drawn(3, width), "last": drawn(width, 1)}
+    if form == "one by one":
+        weights["deep"] = list(weights["deep"])
+
+    def states(p, x):
+        layer = lambda h, w: (h @ w, jax.nn.sigmoid(h @ w))  # noqa: E731
+        h = jax.nn.sigmoid(x @ p["first"])
+        if form == "scanned":
+            return jax.lax.scan(lambda h, w: (layer(h, w)[1], None), h, p["deep"])[0]
+        if form == "recurrent":
+            return jax.lax.scan(lambda h, _: (layer(h, p["deep"])[1], None), h, None, length=depth)[0]
+        for w in p["deep"]:
+            h = layer(h, w)[1]
+        return h
+
+    apply = lambda p, x: (states(p, x) @ p["last"])[:, 0]  # noqa: E731
+    known = case(apply, weights, (X, (X[:, 0] > 0).astype(np.float32)), lambda o, y: jnp.mean((o - y) ** 2))
+    told = lambda f: types.SimpleNamespace(predicted=predict.everything(  # noqa: E731
+        types.SimpleNamespace(function=f, names=("first", "deep"), breaks=((), ("shared weight",))),
+        empty(Loss), empty(Data), empty(Optimizer), 0.1, np.nan), chain=None)  # fmt: skip
+    with _settings.ours():
+        made, text = _fresh.fresh(known, told(activations.sigmoid))
+        usual, _ = _fresh.fresh(known, told(activations.tanh))
+    assert "16 / fan_in behind the first layer" in text
+    deep = np.concatenate([np.reshape(w, (-1, width, width)) for w in jax.tree.leaves(made["deep"])])
+    np.testing.assert_allclose(deep.sum(1), 0, atol=1e-4)
+    spread = lambda p: float(np.std(np.asarray(states(p, X)), 0).mean())  # noqa: E731
+    assert spread(made) > 0.03 and spread(usual) < 1e-6
 
 
 def test_whole_numbers_as_targets_of_a_regression_become_floating_ones():

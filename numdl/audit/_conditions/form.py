@@ -219,12 +219,17 @@ def symmetry(r):
 
 
 def start_variance(r):
-    value = r.e.predicted.critical_weight_variance
-    if np.isfinite(value):
-        return value
-    s = r.e.signal
-    return (
-        2.0
-        if s is not None and any(name in ("relu", "leaky_relu", "gelu", "silu") for name in s.nonlinearities)
-        else 1.0
-    )
+    """fan_in Var W to draw weights with."""
+    p, s = r.e.predicted, r.e.signal
+    for known in (p.critical_weight_variance, p.centred_variance):
+        if np.isfinite(known):
+            return known
+    rectified = s is not None and {"relu", "leaky_relu", "gelu", "silu"} & set(s.nonlinearities)
+    return 2.0 if rectified else 1.0
+
+
+def start_law(r):
+    """The same in words."""
+    p = r.e.predicted
+    centred = bool(np.isfinite(p.centred_variance) and not np.isfinite(p.critical_weight_variance))
+    return f"{start_variance(r):.3g} / fan_in{' and sum 0 at each unit' * centred}"

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from numdl.audit._conditions.form import start_variance
+from numdl.audit._conditions.form import start_law, start_variance
 from numdl.audit._conditions.seen import Seen, factor
 
 CHANGE = math.log(1e3)  # of states or gradients from end to end
@@ -67,7 +67,7 @@ def _profile(r, change, threshold, predicted, weight):
     """A change from end to end: all three numbers are factors."""
     measured, limit, expected = (math.exp(np.clip(x, -700, 700)) for x in (change, threshold, predicted))
     where, more = r.e.signal.names[r.hidden[0]], f"{factor(change)} over {len(r.hidden)} layers"
-    return Seen(_severity(r), measured, limit, expected, where, more, variance=start_variance(r), weight=weight)
+    return Seen(_severity(r), measured, limit, expected, where, more, law=start_law(r), weight=weight)
 
 
 def chaotic(r):

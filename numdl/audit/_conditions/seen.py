@@ -16,7 +16,7 @@ class Seen:
     more: str = ""
     uncertainty: float = 0.0
     weight: float = 0.5  # of the failure, within its severity: 0 to 1
-    variance: float = math.nan  # fan_in * Var W to draw weights with
+    law: str = ""  # Var W to draw weights with
 
     def text(self, name):
         value = getattr(self, name)
