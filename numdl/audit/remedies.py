@@ -44,7 +44,7 @@ def repair(case: Any, evidence: Evidence, findings: tuple) -> Repair:
     """
     strong = [f for f in findings if f.severity != "hint"] or list(findings[:1])
     cut = _by_hand.cut(evidence.signal, strong)  # by hand, and all that follows with it
-    names = [name for f in strong for name in (f.name, *f.consequences) if not (cut and f.name == "frozen")]
+    names = [name for f in strong for name in _to_mend(f) if not (cut and f.name == "frozen")]
     work, lines = _Work(case, evidence, set(names)), []
     for name, act in _ACTS.items():
         if name in names:
@@ -61,6 +61,12 @@ def repair(case: Any, evidence: Evidence, findings: tuple) -> Repair:
     if not lines and not by_hand:
         by_hand = [f"{f.name}: {f.remedy}" for f in strong]
     return work.repair(lines, by_hand)
+
+
+def _to_mend(finding):
+    """The finding and what follows from it; alone where it goes away by hand and takes its consequences along."""
+    by_hand = finding.severity == "certain" and finding.name in _by_hand.LINES and finding.name not in _ACTS
+    return (finding.name,) if by_hand else (finding.name, *finding.consequences)
 
 
 class _Work:

@@ -25,7 +25,7 @@ from numdl.audit._measured import (
     views,
 )
 from numdl.audit._reading import Reading
-from numdl.audit.evidence import Data, Evidence, Facts, Kernel, Loss, Optimizer, Predicted, Trial, empty
+from numdl.audit.evidence import Data, Evidence, Facts, Finding, Kernel, Loss, Optimizer, Predicted, Trial, empty
 
 N = 12
 
@@ -355,6 +355,16 @@ def test_a_repair_of_labels_gives_shift_and_scale(kind, low, high):
     labels = (y - shift) * scale
     np.testing.assert_array_equal(labels, work.case.y)
     assert set(np.unique(labels)) == ({0, high - low} if kind == "classes" else {0, 1})
+
+
+def test_what_follows_from_a_cause_that_only_the_user_can_mend_is_left_alone():
+    """A mask that closes a row makes numbers that are none: new weights would change nothing."""
+    known = case(lambda p, x: (x @ p)[:, 0], W, (X, np.ones(N, np.float32)))
+    blank = dict.fromkeys(("signal", "chain", "function", "optimizer", "kernel", "trial", "predicted", "data", "loss"))
+    cause = empty(Finding, name="mask", severity="certain", consequences=("signal_vanishes", "rate_too_high"))
+    found = remedies.repair(known, Evidence(**blank, facts=empty(Facts), seconds={}), (cause,))
+    assert found.changes == () and found.params is None and found.learning_rate == known.rate
+    assert [line.split(":")[0] for line in found.by_hand] == ["mask"]
 
 
 def test_settings_that_would_stop_a_measurement_are_put_aside_and_come_back():
