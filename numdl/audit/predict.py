@@ -13,7 +13,8 @@ from numdl.theory import descent, propagation
 
 SMALLEST = 8  # inputs of a unit below which a mean over them is no law
 OFFSET = 0.1  # of a function at 0: less is not the most of its states
-PASSED = {"pooling", "shared weight", "a sum of layers"}  # between two layers that are still a chain (a recurrence)
+# Between two layers that still hand on what differs: a recurrence, or a size of its own instead of the weights'.
+PASSED = {"pooling", "shared weight", "a sum of layers", "normalization"}
 
 
 def everything(chain: Any, loss: Any, data: Any, optimizer: Any, rate: float, sharpness: float) -> Predicted:
