@@ -6,6 +6,7 @@ contest over the budget ends best with (`_contest`).
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -46,6 +47,7 @@ def repair(case: Any, evidence: Evidence, findings: tuple) -> Repair:
     cut = _by_hand.cut(evidence.signal, strong)  # by hand, and all that follows with it
     names = [name for f in strong for name in _to_mend(f) if not (cut and f.name == "frozen")]
     work, lines = _Work(case, evidence, set(names)), []
+    work.narrow = any("too_narrow" in (f.name, *f.consequences) for f in findings)
     for name, act in _ACTS.items():
         if name in names:
             lines += act(work)
@@ -74,7 +76,7 @@ class _Work:
 
     def __init__(self, case, evidence, names):
         self.before, self.case, self.e, self.names = case, case, evidence, names
-        self.changed, self.done, self.ends, self.short = False, set(), None, []
+        self.changed, self.done, self.ends, self.short, self.narrow = False, set(), None, [], False
         self.told = {}  # batch, start, method, rate -> what was changed of it
         self.parts = dict.fromkeys(
             ("params", "optimizer", "batch_size", "kept", "input_shift", "input_scale", "target_shift", "target_scale",
@@ -222,6 +224,14 @@ class _Work:
             self.told["start"], self.parts["params"] = text, self.own[1] if draw is None else moving
             self.put("start", moving=moving)
 
+    def open_rectifiers(self):
+        """An orthogonal start whose rectifiers are nearly linear."""
+        drawn, text = _fresh.fresh(self.case, self.e, orthogonal=True)
+        moving, biases = (None, "") if drawn is None else _fresh.opened(self.case, drawn)
+        if moving is not None:
+            self.told["start"], self.parts["params"] = text.replace("biases 0", biases), moving
+            self.put("start", moving=moving)
+
     def replace_method(self, why):
         self.told["method"], self.parts["optimizer"] = "optimizer: plain Adam in its place", "adam"
         self.put(why, make=cases.named("adam"), transformation=cases.named("adam")(1e-3), name="adam", rate=1e-3)
@@ -231,6 +241,8 @@ class _Work:
         self.own, started = (self.case.moving, self.parts["params"]), bool(START & self.names)
         if started:
             self.start_again(0)
+        if started and self.narrow:
+            self.open_rectifiers()
         if (self.case.make is None or REPLACED & self.names) and self.parts["optimizer"] is None:
             self.replace_method("method")
         self._rate()
@@ -252,12 +264,15 @@ class _Work:
             self._otherwise(lambda: self.replace_method("method"))
         if self.ends.short:
             self._otherwise(self.larger_batch)
-        others = [(0, True), (1, False), (2, False)]
-        for place, other in enumerate([(None, False), *others] if started else [(0, False), *others[:2]]):
-            if self.ends.short if place == 0 else not self.cured:
+        first, *more = (
+            functools.partial(self.start_again, *other)
+            for other in ((None if started else 0,), (0, True), (1,), *([(2,)] if started else []))
+        )
+        plain = functools.partial(self.start_again, 0)
+        for act in (first, more[0], plain if started and self.narrow else self.open_rectifiers, *more[1:]):
+            if self.ends.short if act is first else not self.cured:
                 # Where nothing was learned, its rate says nothing of another start's.
-                near = self.ends.rate if self.ends.learned else math.nan
-                self._otherwise(lambda other=other: self.start_again(*other), near)
+                self._otherwise(act, self.ends.rate if self.ends.learned else math.nan)
         self.short = [_by_hand.ARCHITECTURE] if _contest.poor(self.ends, self.shallow, 0.7) else []
 
     @property

@@ -334,6 +334,43 @@ def test_what_differs_between_examples_passes_thirty_sigmoids(form):
     assert spread(made) > 0.03 and spread(usual) < 1e-6
 
 
+@pytest.mark.parametrize("form", ["scanned", "one by one"])
+def test_open_rectifiers_hand_on_what_differs_through_a_few_units(form):
+    """Thirty relu layers of five units: nine tenths of the examples pass each, and all states have deviation one."""
+    width, depth = 5, 30
+    weights = {"first": drawn(3, width), "b": np.zeros(width, np.float32), "last": drawn(width, 1),
+               "deep": {"w": drawn(depth, width, width), "b": np.zeros((depth, width), np.float32)}}  # fmt: skip
+    if form == "one by one":
+        weights["deep"] = [{"w": w, "b": b} for w, b in zip(*weights["deep"].values())]
+
+    def apply(p, x):
+        h, block = jax.nn.relu(x @ p["first"] + p["b"]), lambda h, q: (jax.nn.relu(h @ q["w"] + q["b"]), None)
+        if form == "scanned":
+            h = jax.lax.scan(block, h, p["deep"])[0]
+        else:
+            for q in p["deep"]:
+                h = block(h, q)[0]
+        return (h @ p["last"])[:, 0]
+
+    known = case(apply, weights, (X, (X[:, 0] > 0).astype(np.float32)), lambda o, y: jnp.mean((o - y) ** 2))
+    evidence = types.SimpleNamespace(predicted=empty(Predicted), chain=None)
+    with _settings.ours():
+        drawn_anew, _ = _fresh.fresh(known, evidence, orthogonal=True)
+        made, text = _fresh.opened(known, drawn_anew)
+        assert _fresh.opened(case(linear, W, (X, Y)), W) == (None, "")
+    assert "90% of the examples" in text
+    blocks = made["deep"]
+    if form == "scanned":
+        blocks = [dict(zip("bw", pair)) for pair in zip(made["deep"]["b"], made["deep"]["w"])]
+    h = X
+    for w, b in [(made["first"], made["b"]), *((q["w"], q["b"]) for q in blocks)]:
+        z = h @ np.asarray(w) + np.asarray(b)
+        assert np.sqrt(np.mean((z - z.mean(0)) ** 2)) == pytest.approx(1, abs=1e-3)
+        shut = np.mean(z < -1e-4, axis=0)  # of twelve
+        assert (shut > 0).all() and (shut < 0.2).all()
+        h = np.maximum(z, 0)
+
+
 @pytest.mark.parametrize(
     ("function", "between", "variance"),
     [
