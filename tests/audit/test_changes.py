@@ -1,6 +1,7 @@
 """What a repair hands over: parameters like those given, maps for inputs to come, a setting to train with."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -112,3 +113,20 @@ def test_the_user_trains_with_what_was_handed_over():
     assert (np.asarray(answers) == right).mean() > 0.95
     again = nd.audit.examine(**setting)
     assert again.verdict == "will train" and not [f for f in again.findings if f.severity == "certain"]
+
+
+@pytest.mark.slow
+def test_a_deep_network_of_five_rectified_units_is_opened_and_trains():
+    """Thirty layers: with variance 2 / fan_in all units of some layer are shut for most examples."""
+    draw, sizes = np.random.default_rng(0), (2, *[5] * 30, 2)
+    labels = np.arange(600) % 2
+    angle = draw.uniform(0, 2 * np.pi, 600)
+    x = np.where(labels, 1.5, 0.6)[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+    x, labels = np.float32(x + 0.05 * draw.standard_normal(x.shape)), labels.astype(np.int32)
+    pairs = zip(sizes, sizes[1:])
+    params = [(np.float32(math.sqrt(2 / n) * draw.standard_normal((n, m))), np.zeros(m, np.float32)) for n, m in pairs]
+    given = {"batch": (x[:32], labels[:32]), "data": (x, labels), "optimizer": "adam", "learning_rate": 1e-2}
+    report = nd.audit.examine(network, params, loss=cross_entropy, steps=400, key=jax.random.key(0), **given)
+    change = report.repair()
+    assert report.verdict != "will train" and "of the examples pass each rectifier" in change.changes[0]
+    assert not change.by_hand and nd.audit.examine(**change.setting()).verdict == "will train"
