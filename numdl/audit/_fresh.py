@@ -48,11 +48,12 @@ def fresh(
     keys = dict(zip(names, jax.random.split(jax.random.fold_in(case.key, 7 + draw), len(names))))
     last = traced.layers[-1].leaf if traced.layers else None
     done, centred = set(), evidence.predicted.centred_variance
-    for layer in traced.layers:
+    made = paths(traced.program, traced.layers, traced.parameters).paths
+    for i, layer in enumerate(traced.layers):
         name = layer.leaf
         if name is None or name in done or name not in leaves:
             continue
-        outer = not done or name == last
+        outer = name == last or (i in made and made[i].starts)  # read by no layer, or reading the inputs
         gain = 1.0 if name == last else _gain(layer, critical, centred, outer)
         leaves[name] = _drawn(keys[name], leaves[name], layer, gain, orthogonal, np.isfinite(centred) and not outer)
         done.add(name)

@@ -3,8 +3,11 @@
 import math
 from typing import Any
 
+import jax
+import numpy as np
 from jaxtyping import PyTree
 
+from numdl import checks
 from numdl.audit import _affine
 from numdl.audit._measured import cases
 from numdl.records import record, static
@@ -39,8 +42,11 @@ class Repair:
         Parameters
         ----------
         x : pytree              arrays [N, ...], like the inputs that were examined
+        Raises
+        ------
+        ValueError, TypeError   another tree, other columns, no arrays
         """
-        return x if self.input_shift is None else _affine.moved(x, self.input_shift, self.input_scale)
+        return _moved("x", x, self.input_shift, self.input_scale)
 
     def targets(self, y: PyTree) -> PyTree:
         """Targets as the repaired network learns them: (y - target_shift) * target_scale.
@@ -48,8 +54,11 @@ class Repair:
         Parameters
         ----------
         y : pytree              arrays [N, ...], like the targets that were examined
+        Raises
+        ------
+        ValueError, TypeError   another tree, other columns, no arrays
         """
-        return y if self.target_shift is None else _affine.moved(y, self.target_shift, self.target_scale)
+        return _moved("y", y, self.target_shift, self.target_scale)
 
     def setting(self) -> dict[str, Any]:
         """The repaired network, data and method as arguments of `examine`: to train with, or to examine again.
@@ -75,6 +84,20 @@ class Repair:
             "stochastic": case.stochastic,
             "key": case.key,
         }
+
+
+def _moved(name, tree, shift, scale):
+    """The affine map of arrays that fit it: NumPy would broadcast others without a word."""
+    if shift is None:
+        return tree
+    tree = checks.leaves(name, tree)
+    shapes, asked = (jax.tree.map(np.shape, part) for part in (tree, shift))
+    if jax.tree.structure(tree) != jax.tree.structure(shift):
+        raise checks.BadValue(f"{name} must be like what was examined, columns {asked}; got shapes {shapes}")
+    for own, column in zip(map(np.shape, jax.tree.leaves(tree)), map(np.shape, jax.tree.leaves(shift)), strict=True):
+        if len(own) <= len(column) or own[len(own) - len(column) :] != column:
+            raise checks.BadValue(f"{name} must end in the shape {column} of what was examined; got shape {own}")
+    return _affine.moved(tree, shift, scale)
 
 
 def _method(case):

@@ -46,8 +46,8 @@ def repair(case: Any, evidence: Evidence, findings: tuple) -> Repair:
     strong = [f for f in findings if f.severity != "hint"] or list(findings[:1])
     cut = _by_hand.cut(evidence.signal, strong)  # by hand, and all that follows with it
     names = [name for f in strong for name in _to_mend(f) if not (cut and f.name == "frozen")]
-    work, lines = _Work(case, evidence, set(names)), []
-    work.narrow = any("too_narrow" in (f.name, *f.consequences) for f in findings)
+    narrow = any("too_narrow" in (f.name, *f.consequences) for f in findings)
+    work, lines = _Work(case, evidence, set(names), narrow), []
     for name, act in _ACTS.items():
         if name in names:
             lines += act(work)
@@ -74,9 +74,9 @@ def _to_mend(finding):
 class _Work:
     """A Case under repair."""
 
-    def __init__(self, case, evidence, names):
-        self.before, self.case, self.e, self.names = case, case, evidence, names
-        self.changed, self.done, self.ends, self.short, self.narrow = False, set(), None, [], False
+    def __init__(self, case, evidence, names, narrow=False):
+        self.before, self.case, self.e, self.names, self.narrow = case, case, evidence, names, narrow
+        self.changed, self.done, self.ends, self.short = False, set(), None, []
         self.told = {}  # batch, start, method, rate -> what was changed of it
         self.parts = dict.fromkeys(
             ("params", "optimizer", "batch_size", "kept", "input_shift", "input_scale", "target_shift", "target_scale",

@@ -67,6 +67,13 @@ def test_inputs_and_targets_to_come_are_moved_as_the_old_ones():
     assert repaired(None).inputs(x) is x and repaired(None).targets(y) is y
 
 
+@pytest.mark.parametrize("x", [np.ones(2), np.ones((3, 4)), np.ones((3, 1)), [np.ones((3, 2))], "two"])
+def test_inputs_that_do_not_fit_the_map_are_refused(x):
+    known = repaired(None, input_shift=np.zeros(2, np.float32), input_scale=np.ones(2, np.float32))
+    with pytest.raises((ValueError, TypeError), match="x"):
+        known.inputs(x)
+
+
 def test_it_is_printed_as_what_to_do():
     found = repaired(None, changes=("loss: minus", "learning rate: 0.1"), by_hand=("mask: look at it",))
     assert repr(found) == "Repair\n1. loss: minus\n2. learning rate: 0.1\nby hand: mask: look at it"
