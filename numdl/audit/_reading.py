@@ -120,6 +120,12 @@ class Reading:
         return float(np.max(self.ends[self.own + 1 :])) if self.own + 1 < len(self.ends) else math.nan
 
     @functools.cached_property
+    def warmed(self):
+        """Skill at the user's rate after it rose from 0; nan where that was not run."""
+        risen = self.e.trial.warmed
+        return self.skill(risen[1]) if risen.size and np.isfinite(risen[1]) else math.nan
+
+    @functools.cached_property
     def any_rate(self):
         return float(np.nanmax(self.ends))
 

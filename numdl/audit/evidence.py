@@ -1,8 +1,7 @@
 """Evidence: what the audit measured and what theory said beforehand, as plain records that rules can read.
 
 No record here computes anything: `measure` and `trial` fill the measured ones, `predict` the predicted ones, `rules`
-reads them all. A planted fault is a record made by hand. What was not seen is nan, None or an empty array, never a
-guess.
+reads them all. A planted fault is a record made by hand. What was not seen is nan, None or an empty array.
 """
 
 import dataclasses
@@ -101,6 +100,7 @@ class Function:
     unseen: float  # share of positions whose change does not move any output
     alone: float  # share of output positions that see only their own input position; nan unless outputs have positions
     normalizes: bool = static()  # roots are taken somewhere in it
+    roots_spread: float  # (largest - least) / largest of what a root is taken of, least over the roots; nan: unasked
     axis_of_one: bool = static()  # a sum runs over an axis of size one
     batch_of_one: bool = static()  # alone, an example's output is another than beside a second one
     evaluate_distance: float  # |apply - evaluate| / spread of apply; nan without `evaluate`
@@ -151,6 +151,8 @@ class Data:
     offset: float  # rms of the columns' means / spread
     column_ratio: float  # largest / median column standard deviation, of columns that vary
     constant: float  # share of constant columns
+    missed: float  # share of whole-number inputs past an end of the table that they are looked up in; nan: none are
+    ids: np.ndarray  # [3] the least and the largest number looked up there, the table's last row; empty: none are
     labels: int  # distinct values of the targets; 0: continuous
     label_low: float
     label_high: float
@@ -231,6 +233,7 @@ class Trial:
     unseen_start: float  # examples not trained on; nan without data
     unseen_end: np.ndarray  # [R, S]
     repeated: np.ndarray  # [T] loss on one repeated batch, at the user's rate
+    warmed: np.ndarray  # [2] steps in which the rate rose to the user's own, the loss after some more; empty: not run
     spread_first: np.ndarray  # [R, S] spread of outputs after one step
     spread: np.ndarray  # [R, S] after the last
     evaluate_start: float  # loss through `evaluate`; nan without

@@ -22,6 +22,7 @@ SEEDS = 2
 FACTORS = (0.01, 0.1, 1.0, 10.0)
 CHEAP = 2e10  # multiplications that a training may cost that is carried on: some seconds on one core
 MOST_STEPS = 2000
+MOST_RISE = 4  # trials that a warm-up may last
 OVERHEAD = 1e4  # multiplications that could be done while one equation of a program is begun
 BATCHES = 8  # whose gradients give the noise scale
 DRAWS = 8  # of a stochastic network whose evaluation mode is not known
@@ -64,15 +65,46 @@ def run(
         same = np.tile(cases.count(pool[0]) - case.examples + np.arange(case.examples), (steps, 1))
         again = np.asarray(train.start(rates[_own(factors)], same, 0, pool)[2])
     found = {name: np.array([[one[name] for one in row] for row in rows], np.float64) for name in rows[0][0]}
+    before, own = seen.before(), _own(factors)
+    lost = _destroyed(before["start"], found["end"].mean(1), own)
     return Trial(
         rates=rates,
         factors=np.array(factors),
         repeated=np.asarray(again, np.float64),
+        warmed=_warmed(case, train, seen) if lost else np.zeros(0),
         noise_scale=_noise_scale(case),
         seconds=time.perf_counter() - began,
-        **seen.before(),
+        **before,
         **found,
     )
+
+
+def _destroyed(start, ends, own):
+    """Whether the own rate goes clearly less far down than a smaller one; where none was tried, not down at all."""
+    end = ends[own] if np.isfinite(ends[own]) else np.inf
+    least = np.nanmin([start, *(0.2 * start + 0.8 * ends[:own])])
+    return bool(end >= least)
+
+
+def _warmed(case, train, seen):
+    """[2] of the better of two warm-ups, a tenth of the budget and MOST_RISE trials: its steps, the loss later."""
+    tenth, most, found = (case.steps or 10 * train.steps) // 10, MOST_RISE * train.steps, []
+    for rise in sorted({min(max(tenth, 1), most), most}):
+        count = -(-rise // train.steps) + 1
+        if count <= chunks(case, train.steps):
+            found.append((_risen(case, train, seen, rise, count), rise))
+    loss, rise = min(((loss, rise) for loss, rise in found if np.isfinite(loss)), default=(math.nan, math.nan))
+    return np.array([rise, loss])
+
+
+def _risen(case, train, seen, rise, count):
+    """Loss of the watched batch after so many programs, over the first steps of which the rate rises to the own one."""
+    (order,), pool = orders(case, count * train.steps, 1)
+    parts = [None] * count if order is None else order.reshape(count, train.steps, -1)
+    at, state = case.moving, train.blank
+    for i, part in enumerate(parts):
+        at, _, _, state = train.follow(at, state, i * train.steps, case.rate, part, 0, pool, rise)
+    return seen.watched(at)[0]
 
 
 def orders(case: Any, steps: int, seeds: int) -> tuple[list, tuple]:
@@ -115,10 +147,13 @@ class Program:
         """(parameters after the last step, after the first, losses [T]) from the case's own parameters."""
         return self.follow(self.case.moving, self.blank, 0, rate, order, seed, pool)[:3]
 
-    def follow(self, at, state, begin, rate, order, seed, pool):
-        """(parameters, those after the first step, losses [T], the optimizer's state), from step `begin` on."""
+    def follow(self, at, state, begin, rate, order, seed, pool, rise=1):
+        """(parameters, those after the first step, losses [T], the optimizer's state), from step `begin` on.
+
+        Updates grow to their full size in the first `rise` steps.
+        """
         method = self.case.method.with_rate(float(rate))
-        return self.case.run(_train, method, at, state, begin, order, seed, pool, steps=self.steps)
+        return self.case.run(_train, method, at, state, begin, rise, order, seed, pool, steps=self.steps)
 
 
 def _nothing(leaf):
@@ -127,7 +162,7 @@ def _nothing(leaf):
     return (jnp if keys else np).zeros(leaf.shape, leaf.dtype)
 
 
-def _train(form, method, moving, state, begin, order, seed, pool, *, steps):
+def _train(form, method, moving, state, begin, rise, order, seed, pool, *, steps):
     """(parameters at the end, after the first step, losses [T], state); begin = 0 takes a new state."""
     method = method.own
     key = jax.random.fold_in(form.key, 100 + seed)
@@ -143,7 +178,8 @@ def _train(form, method, moving, state, begin, order, seed, pool, *, steps):
         cost = lambda at: form.cost(at, x, y, jax.random.fold_in(key, begin + t))  # noqa: E731
         (value, shown), gradient = jax.value_and_grad(both, has_aux=True)(at, x, y, jax.random.fold_in(key, begin + t))
         update, state = forms.updated(method, gradient, state, at, value, cost)
-        at = jax.tree.map(lambda a, u: (a + u).astype(a.dtype), at, update)
+        part = jnp.minimum(1, (begin + t + 1) / rise)
+        at = jax.tree.map(lambda a, u: (a + u * part.astype(u.dtype)).astype(a.dtype), at, update)
         return (at, state, jax.tree.map(lambda f, a: jnp.where(t == 0, a, f), first, at)), shown
 
     count = steps if order is None else len(order)

@@ -435,6 +435,26 @@ def test_each_rate_of_a_contest_is_trained_as_a_plain_loop_would():
         assert value == pytest.approx((right - chance) / (1 - chance), abs=0.02)
 
 
+@pytest.mark.parametrize("rate, tried", [(0.02, False), (300.0, True)])
+def test_a_rate_that_destroys_the_start_is_tried_once_more_behind_a_warm_up(rate, tried):
+    """Against a plain loop in which updates grow to their full size."""
+    known = case(optimizer="adam", rate=rate)
+    with _settings.ours():
+        found = trial.run(known, steps=20)
+        risen = trial._risen(known, trial.Program(known, 20), trial.Seen(known), 30, 2)
+    assert (found.warmed.size == 2) == tried
+    assert not tried or found.warmed[0] in (20, 80)  # a tenth of two hundred steps, and four trials
+    (order,), pool = trial.orders(known, 40, 1)
+    method, at = optax.adam(rate), known.moving
+    state = method.init(at)
+    for t, rows in enumerate(order):
+        slope = jax.grad(lambda at, x, y: entropy(apply(at, x), y))(at, *cases.take(pool, rows))
+        update, state = method.update(slope, state)
+        at = jax.tree.map(lambda a, u, t=t: a + min(1, (t + 1) / 30) * u, at, update)
+    x, y = known.sample
+    assert risen == pytest.approx(float(entropy(apply(at, x), y)), rel=1e-3)
+
+
 def test_without_a_budget_probability_and_verdict_take_the_same_one():
     """Nothing learned in 1,000 steps where a shallow model learns: probability and verdict see all of them spent."""
     steps = np.array([40.0, float(_reading.NO_BUDGET)])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numdl.audit._measured import cases, programs
+from numdl.audit._measured import cases, described, functions, labels, programs
 
 # Strides, dilations and groups of a convolution; the shapes of its input and its kernel, channels second.
 KINDS = {
@@ -127,3 +127,54 @@ def test_a_gradient_that_gets_through_has_no_such_line(function, leaf):
     w = jnp.ones((3, 3))
     marks = [place == leaf for place in range(3)]
     assert programs.stops(jax.make_jaxpr(function)(w, w, jnp.ones((2, 3))), marks) == ()
+
+
+TABLE, TOKENS = np.arange(12.0, dtype=np.float32).reshape(4, 3), np.array([[0, 1, 6], [2, 9, 3]])
+LOOKUPS = {
+    "index": (lambda p, x: p[x].sum(1), 2 / 6),
+    "take": (lambda p, x: jnp.take(p, x, axis=0).sum(1), 2 / 6),
+    "columns": (lambda p, x: p[:3].T[:, x].sum(0), 3 / 6),
+    "each-example": (jax.vmap(lambda p, x: p[x].sum(0), (None, 0)), 2 / 6),
+    "in-a-scan": (lambda p, x: jax.lax.scan(lambda h, t: (h + p[t], None), jnp.zeros((2, 3)), x.T)[0], 2 / 6),
+    "in-a-call": (lambda p, x: jax.jit(jax.checkpoint(lambda p, x: jnp.tanh(p[x])))(p, x).sum(1), 2 / 6),
+    "with-positions": (lambda p, x: (p[x] + p[jnp.arange(3) + 20][None]).sum(1), 2 / 6),
+    "all-there": (lambda p, x: p[x % 4].sum(1), 0.0),
+    "whole-rows": (lambda p, x: jnp.concatenate([p] * 3)[x].sum(1), 0.0),
+}
+
+
+@pytest.mark.parametrize("kind", LOOKUPS)
+def test_inputs_past_the_end_of_a_table_are_counted(kind):
+    apply, missed = LOOKUPS[kind]
+    squared = lambda out, y: jnp.mean((out - y) ** 2)  # noqa: E731
+    given = {"steps": 5, "evaluate": None, "stochastic": False, "key": jax.random.key(0)}
+    known = cases.case(
+        apply, TABLE, (TOKENS, np.ones((2, 3), np.float32)), loss=squared, optimizer="sgd", learning_rate=0.1,
+        data=(np.tile(TOKENS, (20, 1)), np.ones((40, 3), np.float32)), **given,
+    )  # fmt: skip
+    found = described.measure(known, labels.Answers("values"))
+    assert found.missed == pytest.approx(missed)
+    least, most, last = found.ids
+    assert (least, most) == ((0, 3) if kind == "all-there" else (0, 9))
+    assert last == {"columns": 2, "whole-rows": 11}.get(kind, 3)
+
+
+def normed(how):
+    """Three blocks that divide by a deviation each: over the features, or over one number."""
+
+    def block(h, w):
+        h = jnp.tanh(h @ w)
+        h = h if how == "features" else h[..., None]
+        h = (h - h.mean(-1, keepdims=True)) * jax.lax.rsqrt(h.var(-1, keepdims=True) + 1e-5)
+        return (h if how == "features" else h[..., 0]), None
+
+    return lambda p, x: jax.lax.scan(block, x, p)[0]
+
+
+@pytest.mark.parametrize("how", ["features", "one"])
+def test_what_a_normalisation_divides_by_is_looked_at_inside_of_loops(how):
+    draw = np.random.default_rng(0)
+    weights, x = (np.float32(draw.standard_normal(shape)) for shape in ((3, 5, 5), (7, 5)))
+    found = programs.looked(normed(how), weights, x, functions._root)
+    assert len(found) == 1 and found[0].shape == (3,)  # one root, three steps
+    assert (np.max(found[0]) < 1e-6) == (how == "one") and (np.min(found[0]) > 0.1) == (how == "features")

@@ -61,7 +61,7 @@ def healthy():
     end = np.array([[2.3, 2.3], [2.0, 2.0], [1.0, 1.0], [0.8, 0.8]])
     trial = Trial(
         np.array([1e-3, 1e-2, 1e-1, 1.0]), np.array([0.01, 0.1, 1, 10]), np.ones((4, 2, 40)), 2.4, end + 0.3, end, 2.4, end,
-        np.linspace(2.4, 0.3, 40), 0.4 + 0 * end, 0.5 + 0 * end, math.nan, math.nan * end, 30.0, 1.0,
+        np.linspace(2.4, 0.3, 40), np.zeros(0), 0.4 + 0 * end, 0.5 + 0 * end, math.nan, math.nan * end, 30.0, 1.0,
     )  # fmt: skip
     predicted = empty(Predicted, applies=True, activation="relu", chi=1.0, critical_weight_variance=2.0, spread=0.7)
     facts = Facts(32, 10_000, 0.1, 500, "sgd", False, False, ())
@@ -161,7 +161,7 @@ FAULTS = {
     "attention_logits": {"attention": attention(end=(900.0, 0.05)), **STUCK},
     "entropy_collapse": {"attention": attention(end=(40.0, 0.02)), **STUCK},
     "parametrization_does_not_transfer": {"widths": widths(embed="passes", hidden="fails: grows", output="fails: grows")},
-    "needs_warmup": {"signal__kinds": ("attention", *("dense",) * 5), "optimizer__degree_up": 0.0, **BAD_HERE},
+    "needs_warmup": {"signal__kinds": ("attention", *("dense",) * 5), "optimizer__degree_up": 0.0, "trial__warmed": np.array([50.0, 0.8]), **BAD_HERE},
 }  # fmt: skip
 
 
@@ -334,6 +334,41 @@ def test_what_fails_with_the_width_names_its_leaves():
     (found,) = rules.judge(planted(widths=widths(embed="passes", hidden="fails: grows", output="passes")))
     assert "hidden" in found.sentence and found.where == "hidden" and found.measured == 1 and found.uncertainty == 0.01
     assert rules.judge(planted(widths=widths(embed="passes", output="not known: error too large"))) == ()
+
+
+def test_a_rate_that_no_warm_up_helps_is_too_high():
+    found = rules.judge(planted(**FAULTS["needs_warmup"] | {"trial__warmed": np.array([50.0, 40.0])}))
+    assert found[0].name == "rate_too_high" and "needs_warmup" not in [f.name for f in found]
+
+
+@pytest.mark.parametrize(
+    "seen, name",
+    [
+        ({"function__unseen": 0.0, "function__blind": 0.0, "function__roots_spread": 0.9}, "cannot_see"),
+        ({"function__unseen": 1.0, "function__roots_spread": 0.9}, "outputs_constant"),
+        ({"function__roots_spread": 1e-6, "function__normalizes": True}, "norm_degenerate"),
+        ({"function__rms": 0.0, "loss__has_head": True, "loss__floor_head": 2.3}, "outputs_constant"),
+    ],
+    ids=["order-alone", "form", "divisor", "times-zero"],
+)
+def test_why_outputs_are_the_same_for_all_is_measured(seen, name):
+    found = rules.judge(planted(function__spread_near=0.0, **seen, **STUCK))
+    assert found[0].name == name, [(f.name, f.severity, f.consequences) for f in found]
+
+
+@pytest.mark.parametrize(
+    "seen, name, severity",
+    [
+        ({"data__missed": 1.0}, "inputs_constant", "certain"),
+        ({"data__missed": 0.3, **STUCK}, "inputs_constant", "likely"),
+        ({"data__missed": 0.01, **STUCK}, "inputs_constant", "hint"),
+        ({"data__missed": 0.01, "loss__finite_value": False}, "not_finite", "certain"),
+    ],
+)
+def test_ids_past_the_end_of_their_table_are_told(seen, name, severity):
+    found = rules.judge(planted(data__kind="integer", data__ids=np.array([0.0, 1019.0, 19.0]), **seen))
+    ours = {f.name: f for f in found}[name]
+    assert ours.severity == severity and "19" in ours.sentence and "%" in ours.sentence
 
 
 def test_a_parametrization_says_nothing_of_this_networks_training():

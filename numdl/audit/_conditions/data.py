@@ -61,11 +61,22 @@ def imbalanced(r):
 
 def inputs_constant(r):
     d = r.e.data
+    if d.missed > 0 and r.e.loss.finite_value:
+        return _missed(r)
     if d.kind != "float" or not d.spread < TINY * max(d.rms, 1e-30):
         return None
-    return Seen(
-        "certain" if d.examples > 1 else "hint", d.spread / max(d.rms, 1e-30), TINY, where="inputs", weight=0.95
-    )
+    share = d.spread / max(d.rms, 1e-30)
+    more = f"The inputs do not change from one example to another: their spread is {share:.2g} of their size."
+    return Seen("certain" if d.examples > 1 else "hint", share, TINY, where="inputs", more=more, weight=0.95)
+
+
+def _missed(r):
+    """jax reads a table's last row for all that lies past it."""
+    d = r.e.data
+    span = "{:g} to {:g} in a table whose last row is {:g}".format(*d.ids)
+    more = f"{d.missed:.2%} of what the inputs look up lies past the end of the table ({span}) and reads the row there."
+    severity = "certain" if d.missed == 1 else "likely" if d.missed > 0.1 and r.end < 0.5 else "hint"
+    return Seen(severity, d.missed, 0, where="inputs", more=more, weight=0.95)
 
 
 def inputs_unscaled(r):

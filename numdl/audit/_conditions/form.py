@@ -8,6 +8,7 @@ from numdl.audit._conditions.seen import Seen, certain
 from numdl.audit._reading import FLAT, UNPAIRED
 
 CONSTANT = 1e-6  # spread of outputs, relative
+STILL = 1e-3  # of what a normalisation divides by
 FAR_FROM_LABEL = -0.3  # cosine
 WORSE = -0.1  # skill of the answers when the training was carried on
 COUPLED = 0.05
@@ -73,6 +74,8 @@ def _broken(r):
     d, loss, s = r.e.data, r.e.loss, r.e.signal
     rows = ", ".join(map(str, d.broken))
     what = "hold numbers that are not finite" if d.broken_given else "have a loss or a gradient that is not finite"
+    if d.missed > 0 and (d.broken_count or not loss.finite_value):
+        yield "data", f"{d.missed:.2%} of what the inputs look up lies past the table's last row, {d.ids[2]:g}"
     many = f"{d.broken_count} of {d.examples} examples {what} (rows {rows})"
     yield "data", many if d.broken_count else ""
     if s is not None and s.first_nonfinite >= 0:
@@ -143,7 +146,8 @@ def head(r):
 
 def outputs_constant(r):
     f, s = r.e.function, r.e.signal
-    if not (f.spread_near < CONSTANT and f.rms > 0 and r.e.data.spread != 0):
+    nowhere = f.rms == 0 and not (r.e.loss.has_head and r.head_share > 0.9)  # a head that is shut here alone
+    if not f.spread_near < CONSTANT or nowhere or r.e.data.spread == 0 or f.unseen < 1:
         return None
     one = f.shape[-1:] == (1,) and f.least == f.most == 1
     deep = s is not None and (np.nanmax(s.cosine, initial=0) > 0.999 or r.gradient_change < math.log(1e-4))
@@ -158,8 +162,8 @@ def norm_degenerate(r):
         return certain("batch", "the network normalises over the batch, which holds one example", threshold=1.0)
     if f.axis_of_one and f.normalizes and f.spread_near < 1e-3:
         return certain("normalisation", "a mean is taken over an axis of size one and subtracted", threshold=1.0)
-    if r.e.signal is not None and f.spread_near < CONSTANT and f.normalizes and not r.gradient_change < -7:
-        return Seen("likely", f.spread_near, CONSTANT, where="normalisation", more="what it normalises does not vary")
+    if f.spread_near < CONSTANT and f.roots_spread < STILL and not f.unseen < 1:
+        return certain("normalisation", "what it divides by is one number for all", f.roots_spread, STILL)
     return None
 
 

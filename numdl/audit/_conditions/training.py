@@ -115,12 +115,14 @@ def _rises(r):
 
 
 def warmup(r):
-    if not (r.has_attention and rate_high(r) is not None and r.adaptive and not r.normalized):
+    if not (r.has_attention and r.adaptive and rate_high(r) is not None):
         return None
-    if r.e.optimizer.first < 0.5:
+    if not r.warmed > max(0.1, np.nan_to_num(0.5 * r.lower)):
         return None
-    more = "The rate destroys the start although smaller ones train: attention that is normalised late needs a warm-up."
-    return Seen("likely", r.end, 0.1, where="optimizer", more=more, weight=0.82)
+    t = r.e.trial
+    more = f"The rate destroys the start: from {t.start:.3g} the loss goes to {np.mean(t.end[r.own]):.3g}. "
+    more += f"Where the rate rises from 0 to the same value in {t.warmed[0]:.0f} steps it goes to {t.warmed[1]:.3g}."
+    return Seen("likely", r.end, 0.1, r.warmed, "optimizer", more, weight=0.82)
 
 
 def loss_scale(r):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit._measured import cases, labels
+from numdl.audit._measured import cases, labels, programs
 from numdl.audit.evidence import Data, empty
 
 MOST_RUN = 8192  # examples whose loss and gradient are looked at one by one
@@ -25,6 +25,7 @@ def measure(case, told):
     known |= {"broken_count": count, "broken_given": given, "kind": _kind(x), "classes": told.columns}
     known["one_past"] = float(np.mean(past > 0)) if past.max(initial=0) == told.columns else 0.0
     known |= _all_inputs(x) if known["kind"] == "float" else {}
+    known |= _looked_up(case, x)
     known |= _targets(target, counted, told, own, case) if target is not None else {}
     return empty(Data, **known)
 
@@ -84,6 +85,47 @@ def _inputs(x):
         }
 
 
+def _looked_up(case, x):
+    """Of the tables in which inputs look up rows the one that most of them miss: how many do, how far they run."""
+    if not any(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(x)):
+        return {}
+    blocks = zip(*(case.run(_ids, case.moving, block) for block in _blocks(case, x)))
+    # Of each lookup and axis of its table [.., 4]: blocks, and the steps of scans, side by side.
+    seen = [axis for block in blocks for axis in np.moveaxis(np.float64(block), -2, 0)]
+    if not seen:
+        return {}
+    missed, least, most, last = max((axis.reshape(-1, 4).T for axis in seen), key=lambda axis: axis[0].mean())
+    return {"missed": float(missed.mean()), "ids": np.array([least.min(), most.max(), last[0]])}
+
+
+def _blocks(case, x):
+    """Inputs as many at a time as a batch holds."""
+    if not case.separate or case.data is None:
+        return [case.x]
+    n, size = cases.count(x), min(case.examples, cases.count(x))
+    starts = np.minimum(np.arange(0, min(n, MOST_RUN), size), n - size)
+    return [cases.take(x, np.arange(start, start + size)) for start in starts]
+
+
+def _ids(form, moving, x):
+    """Of each lookup [.., axes of the table, 4]: share past an end, least and largest number, the table's last."""
+    return programs.looked(form.call, moving, x, _lookup)
+
+
+def _lookup(equation, values, own):
+    """What one gather from a table that does not depend on the inputs looks up, if it is by what they hold."""
+    if equation.primitive.name != "gather" or own[0] or not own[1] or not values[1].size:
+        return None
+    (table, ids), axes = values, equation.params["dimension_numbers"].start_index_map
+    last = [table.shape[axis] - equation.params["slice_sizes"][axis] for axis in axes]
+    rows = []
+    for k, most in enumerate(last):
+        one = ids[..., k].astype(jnp.float32)
+        missed = jnp.mean((one < 0) | (one > most))
+        rows.append(jnp.stack([missed, one.min(), one.max(), jnp.float32(most)]))
+    return jnp.stack(rows)
+
+
 def _targets(y, counted, told, batch, case):
     values = (y if counted is None else y[counted]).astype(np.float64).ravel()
     finite = values[np.isfinite(values)]
@@ -123,7 +165,8 @@ def _spare(case, told, y):
     x, targets = cases.take(x, rows), cases.take(whole, rows)
     out = case.forward(case.moving, x, case.key)
     slope = np.asarray(told.outputs(case.run(_output_slope, out, targets)), np.float32)
-    return bool(np.isfinite(slope).all() and (slope[y[rows] < 0] == 0).all() and slope.any())
+    finite = np.isfinite(slope).all() and np.isfinite(np.asarray(case.loss(out, targets), np.float32)).all()
+    return bool(finite and (slope[y[rows] < 0] == 0).all() and slope.any())
 
 
 def _output_slope(form, out, y):

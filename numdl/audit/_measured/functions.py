@@ -12,6 +12,7 @@ from numdl.audit._measured import cases, linear, programs, views
 from numdl.audit.evidence import Function, empty
 
 LINEAR = 1e-3  # bend below which a network is taken for a linear one
+CONSTANT = 1e-6  # spread of outputs beside their size, below which they are one for all examples
 POSITIONS = 12  # tried one by one
 
 
@@ -37,6 +38,9 @@ def measure(case):
     known = _form(case, x) | {"shape": out.shape, "rms": _rms(out), "least": float(out.min()), "most": float(out.max())}
     known |= {"shape": ()} if several else {"at_bound": float(np.mean((out == out.min()) | (out == out.max())))}
     known |= {"spread": _spread(out), "spread_near": _spread(near[0]), "noise": _ratio(other_key - out, out)}
+    if known["normalizes"] and known["spread_near"] < CONSTANT:
+        roots = np.asarray(case.run(_roots, nudged, x), np.float64)
+        known["roots_spread"] = float(np.nanmin(roots, initial=np.inf)) if roots.size else np.nan
     known |= _apart(near, what, case.separate)
     if not several and known.get("bend", 1.0) < LINEAR:
         known |= linear.measure(case)
@@ -66,6 +70,19 @@ def _form(case, x):
             alone, beside = (views.joined(out, case.follows)[:1] for out in outs)
             known["batch_of_one"] = _ratio(alone - beside, beside) > 1e-3
     return known
+
+
+def _roots(form, moving, x):
+    """Of each root of several numbers that depend on the inputs (largest - least) / largest."""
+    found = programs.looked(form.call, moving, x, _root)
+    return jnp.concatenate([jnp.ravel(each) for each in found]) if found else jnp.zeros(0)
+
+
+def _root(equation, values, own):
+    if equation.primitive.name not in ("rsqrt", "sqrt") or not own[0] or values[0].size < 2:
+        return None
+    most = jnp.max(values[0])
+    return ((most - jnp.min(values[0])) / most).astype(jnp.float32)
 
 
 def _last_bits(moving):
@@ -167,7 +184,7 @@ def _apart(near, what, separate):
     if not separate or m < 2 or "half" not in at or len(at["half"]) != m:
         return {}
     size = base - base.mean(0)
-    size = size if _rms(size) > 1e-6 * _rms(base) else base
+    size = size if _rms(size) > CONSTANT * _rms(base) else base
     first, later = _ratio((at["half"] - base)[: m // 2], size), _ratio((at["front"] - base)[m // 2 :], size)
     known = {
         "mixing": max(first, later),
@@ -191,13 +208,15 @@ def _positions(near, what, shape):
     tried = [s for s in what if not isinstance(s, str)]
     if not tried:
         return {}
-    size = _rms(base - base.mean(0)) or _rms(base)
+    size, least = _rms(base - base.mean(0)), 1e-7
+    if size < CONSTANT * _rms(base):  # nothing but rounding
+        size, least = _rms(base), 10 * CONSTANT
     change = {s: np.abs(at[s] - base).reshape(len(base), -1).max() / max(size, 1e-30) for s in tried}
-    known = {"unseen": float(np.mean([c < 1e-7 for c in change.values()]))}
+    known = {"unseen": float(np.mean([c < least for c in change.values()]))}
     known["blind"] = _rms(at["shuffled"] - base) / max(size, 1e-30)
     length = max(tried) + 1
     if len(shape) >= 3 and shape[1] == length and len(tried) > 1:
-        elsewhere = [np.abs(np.delete(at[s] - base, s, 1)).max() / max(size, 1e-30) < 1e-7 for s in tried[:-1]]
+        elsewhere = [np.abs(np.delete(at[s] - base, s, 1)).max() / max(size, 1e-30) < least for s in tried[:-1]]
         known["alone"] = float(np.mean(elsewhere))
         del known["blind"]
     return known

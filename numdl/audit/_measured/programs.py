@@ -123,6 +123,55 @@ def _has_derivative(aval):
     return jnp.issubdtype(getattr(aval, "dtype", jnp.int32), jnp.inexact)
 
 
+def looked(call, params, x, look):
+    """What `look(equation, values, own)` finds in call(params, x), equation by equation: a list of arrays.
+
+    `own` says which of the values depend on x. `look` returns an array, or None where there is nothing to see. Calls
+    and scans are entered, a scan's findings are stacked over its steps; other loops and branches are taken as a whole.
+    """
+    closed, values = jax.make_jaxpr(call)(params, x), jax.tree.leaves((params, x))
+    theirs = len(jax.tree.leaves(x))
+    marked = [place >= len(values) - theirs for place in range(len(values))]
+    return _looked(closed.jaxpr, closed.consts, values, look, marked)[1]
+
+
+def _looked(jaxpr, consts, values, look, marked):
+    """(outputs, what was found) of a jaxpr, evaluated equation by equation."""
+    slots, found = dict(zip(jaxpr.constvars, consts)) | dict(zip(jaxpr.invars, values)), []
+    depend = {v for v, own in zip(jaxpr.invars, marked) if own}
+    for equation in jaxpr.eqns:
+        reads = [v.val if isinstance(v, jex.Literal) else slots[v] for v in equation.invars]
+        own = [v in depend for v in _slots(equation)]
+        seen = look(equation, reads, own)
+        outs, more = _entering(equation, reads, look, own) or (_evaluated(equation, reads, jaxpr), [])
+        found += more if seen is None else [seen, *more]
+        slots.update(zip(equation.outvars, outs))
+        depend.update(equation.outvars if any(own) else ())
+    return [v.val if isinstance(v, jex.Literal) else slots[v] for v in jaxpr.outvars], found
+
+
+def _entering(equation, values, look, own):
+    """(outputs, what was found) within a call or a scan; None for what is taken as a whole."""
+    bodies = list(_bodies(equation))
+    named = equation.primitive.name in CALLS or equation.primitive.name.startswith("custom_")
+    if not named or len(bodies) != 1 or len(getattr(bodies[0], "jaxpr", bodies[0]).invars) != len(values):
+        return None
+    body, consts = getattr(bodies[0], "jaxpr", bodies[0]), getattr(bodies[0], "consts", ())
+    if equation.primitive.name != "scan":
+        return _looked(body, consts, values, look, own)
+    fixed, carries = scan_counts(equation.params)
+    carry, over = values[fixed : fixed + carries], values[fixed + carries :]
+    own = [*own[:fixed], *[any(own)] * carries, *own[fixed + carries :]]
+
+    def step(carry, slices):
+        outs, found = _looked(body, consts, [*values[:fixed], *carry, *slices], look, own)
+        return outs[:carries], (outs[carries:], found)
+
+    options = {name: equation.params[name] for name in ("length", "reverse")}
+    carry, (outs, found) = jax.lax.scan(step, carry, over, **options)
+    return [*carry, *outs], found
+
+
 def convolves(jaxpr):
     return any(equation.primitive.name == CONVOLUTION for equation in equations(jaxpr))
 
