@@ -92,7 +92,7 @@ class Function:
     second_axis: bool = static()  # the places of the second axis do not act on each other: examples may lie there
     disorder: float  # relative change of outputs when the examples are permuted and put back
     rounding: float  # relative change of outputs when every parameter changes in its last bit
-    noise: float  # |f(key1) - f(key2)| / |f|; 0 if not stochastic
+    noise: float  # rms of f(key1) - f(key2) / of both: 0 if not stochastic, sqrt 2 where nothing else is left
     bend: float  # |f((x + x')/2) - (f(x) + f(x'))/2| / |f(x) - f(x')|; nan for integers
     floor_affine: float  # held-out loss of the best affine map; nan unless the network is linear in its inputs
     floor_bent: float  # the same of a small network that is not

@@ -83,6 +83,8 @@ def test_adam_is_free_of_scale():
 def test_a_clip_and_an_epsilon_are_told_apart():
     clip = asked(lambda rate: optax.chain(optax.clip_by_global_norm(1e-4), optax.sgd(rate)))
     assert clip.lost < 0.01 and clip.direction > 0.999
+    clip = asked(lambda rate: optax.chain(optax.clip_by_global_norm(1e-9), optax.sgd(rate)))
+    assert clip.lost < 1e-6 and clip.direction > 0.999
     epsilon = asked(lambda rate: optax.adam(rate, eps=10.0))
     assert epsilon.lost < 0.01 and epsilon.direction < 0.999
 

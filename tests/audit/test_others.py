@@ -689,6 +689,37 @@ def test_a_loss_knows_pairs_wherever_the_one_rare_label_stands():
 
 
 @pytest.mark.parametrize(
+    ("loss", "coupled"),
+    [
+        (squares, True),
+        (lambda o, y: squares(o.transpose(0, 2, 3, 1), y), False),
+        (lambda o, y: squares(o[:, 0], y[..., 0]), False),
+        (lambda o, y: jnp.mean((o.mean((1, 2, 3)) - y.mean((1, 2, 3))) ** 2), False),
+    ],
+    ids=["broadcast", "transposed", "cut", "means"],
+)
+def test_outputs_and_targets_in_two_layouts_act_on_each_other(loss, coupled):
+    """Images with channels first beside targets with channels last: each row of one meets each row of the other."""
+    images = lambda p, x: (x @ p).reshape(-1, 1, 4, 4)  # noqa: E731
+    with _settings.ours():
+        found, _ = heads.measure(case(images, drawn(3, 16), (X, drawn(N, 4, 4, 1, seed=3)), loss))
+    broadcast = found.coupling > 0.05 and found.coupling_reshaped < 0.1 * found.coupling
+    assert broadcast == coupled and (not coupled or found.coupling == pytest.approx(3, rel=0.1))
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.5, 0.03])
+def test_two_draws_of_the_noise_differ_by_the_root_of_two_at_most(keep):
+    def dropped(p, x, key):
+        return jnp.where(jax.random.bernoulli(key, keep, (len(x), 3)), x / keep, 0) @ p
+
+    noise = (1 - keep) / keep  # variance beside the square of the mean
+    found = functions.measure(
+        case(dropped, np.eye(3, 2, dtype=np.float32), (drawn(900, 3), drawn(900, 2)), stochastic=True)
+    )
+    assert found.noise == pytest.approx((2 * noise / (1 + noise)) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(
     ("loss", "coupled", "known"),
     [
         (lambda o, y: jnp.mean((o[:, 0] - y) ** 2), False, False),

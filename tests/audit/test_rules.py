@@ -383,3 +383,16 @@ def test_what_ends_a_gradient_stands_in_the_finding():
     found = rules.judge(planted(signal__leaf_still=still, signal__stops=(line,), **STUCK))
     frozen = next(each for each in found if each.name == "frozen")
     assert frozen.severity == "likely" and line in frozen.sentence
+    head = {"loss__has_head": True, "loss__floor_head": 1.5}
+    found = rules.judge(planted(signal__leaf_still=np.ones(LEAVES, bool), signal__stops=(line,), **head, **STUCK))
+    assert (found[0].name, found[0].severity) == ("frozen", "certain") and "head_against_loss" in found[0].consequences
+
+
+def test_a_head_that_is_dead_now_is_judged_by_what_it_can_reach():
+    """Of outputs that are 0 for all because a last rectifier is shut, and that could not reach the targets open."""
+    dead = np.array([0.1] * (LAYERS - 1) + [1.0])
+    head = {"loss__has_head": True, "loss__floor_head": 1.5, "function__spread_near": 0.0, "function__rms": 0.0}
+    found = rules.judge(planted(signal__dead=dead, **head, **STUCK))
+    assert (found[0].name, found[0].severity) == ("head_against_loss", "certain") and "dead_units" in found[
+        0
+    ].consequences

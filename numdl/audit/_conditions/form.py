@@ -130,7 +130,7 @@ def coupled(r):
 
 def head(r):
     loss, f, share = r.e.loss, r.e.function, r.head_share
-    if not loss.has_head or loss.pull < FAR_FROM_LABEL or f.spread_near < CONSTANT:
+    if not loss.has_head or loss.pull < FAR_FROM_LABEL or (f.spread_near < CONSTANT and not _dead(r)):
         return None
     if share > HEAD:
         more = f"the least loss it can reach is {loss.floor_head:.4g}, without it {loss.floor:.4g}"
@@ -151,9 +151,13 @@ def outputs_constant(r):
         return None
     one = f.shape[-1:] == (1,) and f.least == f.most == 1
     deep = s is not None and (np.nanmax(s.cosine, initial=0) > 0.999 or r.gradient_change < math.log(1e-4))
-    dead = s is not None and np.nanmax(s.dead, initial=0) == 1  # a start, not the network's form
-    severity, weight = ("likely", 0.2) if (deep or dead) and not one else ("certain", 0.95)
+    severity, weight = ("likely", 0.2) if (deep or _dead(r)) and not one else ("certain", 0.95)
     return Seen(severity, f.spread_near, CONSTANT, 0, "outputs", ONE_UNIT if one else BEHIND, weight=weight)
+
+
+def _dead(r):
+    """Whether outputs that do not vary may be the start's, not the network's form: some layer's units are all dead."""
+    return r.e.signal is not None and np.nanmax(r.e.signal.dead, initial=0) == 1
 
 
 def norm_degenerate(r):
@@ -202,10 +206,11 @@ def frozen(r):
     ):
         if share.mean() > limit:
             names = ", ".join(name for name, still in zip(s.leaf_names, which) if still)[:120]
-            severity = "likely" if r.flat_anywhere or r.end < 0.3 else "hint"
+            whole = which is s.leaf_still and which.all() and s.stops  # the program itself ends every gradient
+            severity = "certain" if whole else "likely" if r.flat_anywhere or r.end < 0.3 else "hint"
             more = f"{share.mean():.0%} of the leaves {words}: {names}."
             more += f" The gradient ends at {', '.join(s.stops)}." if which is s.leaf_still and s.stops else ""
-            return Seen(severity, share.mean(), limit, where=names, more=more, weight=0.9)
+            return Seen(severity, share.mean(), limit, where=names, more=more, weight=0.96 if whole else 0.9)
     return None
 
 

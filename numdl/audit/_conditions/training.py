@@ -10,7 +10,7 @@ from numdl.audit._reading import FLAT
 LOST = 0.1  # of an update, to a clip or an epsilon
 DECAY = 0.01  # of the parameters, a step
 LATE, RISING = 0.02, 0.7
-NOISE = 1.5
+NOISE = 1.35  # sqrt(2 s / (1 + s)) of s = 10 times as much noise as signal
 LOUD = 20.0  # noise scale over batch size
 BLIND, SEEN = 2.0, 3.0  # standard scores
 WORTH, EXACT = 0.3, 1e-5  # of the way to the best, lost to affine maps; bend that is rounding
@@ -67,7 +67,8 @@ def dropout(r):
     f = r.e.function
     if not f.noise > NOISE:
         return None
-    return Seen("likely" if r.end < 0.5 else "hint", f.noise, NOISE, where="outputs", weight=0.85)
+    severity = "likely" if r.end < 0.5 and not r.later > 0.5 else "hint"
+    return Seen(severity, f.noise, NOISE, where="outputs", weight=0.85)
 
 
 def evaluation(r):

@@ -17,7 +17,8 @@ HORIZON = 1000  # steps where no budget was given
 MOST_STEPS = 4000
 MOST_WORK = 2e8  # parameters x steps of a time course
 CORNER = 8  # entries kept of each axis
-SCALES = (1e-6, 1e-3, 1.0, 1e3, 1e6)
+SCALES = (1e-12, 1e-9, 1e-6, 1e-3, 1.0, 1e3, 1e6)
+OWN = SCALES.index(1.0)
 
 
 def measure(case, gradient):
@@ -157,7 +158,7 @@ def _record(asked, course, horizon):
     # A corner's updates beside those of the whole leaves: what a time course on corners has to be multiplied with.
     whole = asked["leaves"] / np.maximum(asked["leaf_sizes"], tiny)
     second = steps[1] if len(steps) > 1 else steps[0]
-    size = norms[2] / max(second, tiny) if second > 0 else 1.0
+    size = norms[OWN] / max(second, tiny) if second > 0 else 1.0
     travelled = np.cumsum(steps)
     tenth, half = max(1, len(steps) // 10), max(1, len(steps) // 2)
     ratio = np.maximum(whole, course["leaf_course"] / np.maximum(asked["leaf_sizes"], tiny))
@@ -165,8 +166,8 @@ def _record(asked, course, horizon):
     return Optimizer(
         at_zero=float(asked["at_zero"]),
         at_zero_finite=bool(asked["finite"]),
-        degree_up=float(degrees[2]),
-        degree_down=float(degrees[1]),
+        degree_up=float(degrees[OWN]),
+        degree_down=float(degrees[OWN - 1]),
         direction=float(direction),
         lost=_lost(norms, degrees, direction),
         ascent=float(-course["product"] / max(course["total"] * course["gradient"], tiny)),
@@ -185,9 +186,9 @@ def _record(asked, course, horizon):
 
 def _lost(norms, degrees, direction):
     """What a clip or an epsilon leaves of the update: 1 where there is neither."""
-    saturates, linear = degrees[3] < 0.1, degrees[0] > 0.2
+    saturates, linear = degrees[-1] < 0.1, degrees[0] > 0.2
     if not (saturates and linear):
         return 1.0
     if direction > 0.999:  # large gradients keep their direction: a clip
-        return float(min(1.0, norms[2] / (norms[0] * 1e6)))
-    return float(min(1.0, norms[2] / norms[4]))
+        return float(min(1.0, norms[OWN] / (norms[0] / SCALES[0])))
+    return float(min(1.0, norms[OWN] / norms[-1]))

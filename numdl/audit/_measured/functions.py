@@ -37,7 +37,8 @@ def measure(case):
         return empty(Function, shape=out.shape, rms=_rms(out[np.isfinite(out)]))
     known = _form(case, x) | {"shape": out.shape, "rms": _rms(out), "least": float(out.min()), "most": float(out.max())}
     known |= {"shape": ()} if several else {"at_bound": float(np.mean((out == out.min()) | (out == out.max())))}
-    known |= {"spread": _spread(out), "spread_near": _spread(near[0]), "noise": _ratio(other_key - out, out)}
+    known |= {"spread": _spread(out), "spread_near": _spread(near[0])}
+    known["noise"] = _ratio(other_key - out, np.stack([out, other_key]))
     if known["normalizes"] and known["spread_near"] < CONSTANT:
         roots = np.asarray(case.run(_roots, nudged, x), np.float64)
         known["roots_spread"] = float(np.nanmin(roots, initial=np.inf)) if roots.size else np.nan

@@ -286,8 +286,24 @@ def _couplings(loss, out, y, follows):
     if len(outs) == len(ys) == 1 and outs[0].shape != ys[0].shape and outs[0].size == ys[0].size:
         shaped = lambda o, t: loss([o[0].reshape(jax.tree.leaves(t)[0].shape)], t)  # noqa: E731
         with contextlib.suppress(*views.REFUSALS):  # a loss may take columns, which the targets' shape has not
-            found["coupling_reshaped"] = coupled(shaped, outs)
+            kinds = jnp.stack([jnp.stack([coupled(way, outs), _places(way, outs, y)]) for way in (loss, shaped)])
+            own, reshaped = kinds[:, jnp.argmax(jnp.nan_to_num(kinds[0]))]
+            found |= {"coupling": own, "coupling_reshaped": reshaped}
     return found
+
+
+def _places(loss, out, y):
+    """Change of the other outputs' gradients, beside the largest, when one entry of the targets becomes another one."""
+    (leaf,), structure = jax.tree.flatten(y)
+    flat, base = leaf.ravel(), jax.grad(loss)(out, y)[0]
+
+    def change(i):
+        far = jnp.argmax(jnp.abs(flat.astype(jnp.float32) - flat[i].astype(jnp.float32)))
+        other = structure.unflatten([flat.at[i].set(flat[far]).reshape(leaf.shape)])
+        moved = jnp.abs(jax.grad(loss)(out, other)[0] - base).astype(jnp.float32)
+        return (moved.sum() - moved.max()) / jnp.maximum(moved.max(), 1e-30)
+
+    return jnp.nanmax(jax.vmap(change)(np.linspace(0, flat.size - 1, 8).astype(int)))
 
 
 def _pairing(loss, out, y, follows):
