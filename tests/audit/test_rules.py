@@ -388,6 +388,14 @@ def test_what_ends_a_gradient_stands_in_the_finding():
     assert (found[0].name, found[0].severity) == ("frozen", "certain") and "head_against_loss" in found[0].consequences
 
 
+def test_widths_add_up_between_skips_only():
+    thin = {"signal__fan_in": np.full(LAYERS, 4.0), "chain__fan_in": np.full(LAYERS, 4.0), **STUCK}
+    assert "too_narrow" in {f.name for f in rules.judge(planted(**thin))}
+    broken = tuple(("skip",) if at % 2 else () for at in range(LAYERS))
+    assert "too_narrow" not in {f.name for f in rules.judge(planted(chain__breaks=broken, **thin))}
+    assert "too_narrow" in {f.name for f in rules.judge(planted(chain__breaks=(("normalization",),) * LAYERS, **thin))}
+
+
 def test_a_head_that_is_dead_now_is_judged_by_what_it_can_reach():
     """Of outputs that are 0 for all because a last rectifier is shut, and that could not reach the targets open."""
     dead = np.array([0.1] * (LAYERS - 1) + [1.0])

@@ -164,11 +164,24 @@ def collapses(r):
     return Seen(severity, s.cosine[at[-1]], ALIKE, where=s.names[at[-1]], weight=0.65)
 
 
+def _in_series(r):
+    """Sum of the reciprocal widths of the layers one after another with no skip between, the most there is."""
+    chain = r.e.chain
+    skips = [any("skip" in text for text in texts) for texts in chain.breaks] if chain is not None else []
+    if not any(skips):
+        return float(np.sum(1 / np.maximum(r.e.signal.fan_in[r.hidden][1:], 1)))
+    sums = [0.0]
+    for skip, width in zip(skips[1:], chain.fan_in[1:]):
+        sums = [*sums, 0.0] if skip else sums
+        sums[-1] += 1 / max(float(width), 1)
+    return max(sums)
+
+
 def narrow(r):
     p, s = r.e.predicted, r.e.signal
     if s is None or len(r.hidden) < 4:
         return None
-    width = np.sum(1 / np.maximum(s.fan_in[r.hidden][1:], 1))
+    width = _in_series(r)
     if not width > WIDTH:
         return None
     # Neither the trial nor the linearised network at the end of the budget gets half of the way.
