@@ -388,6 +388,14 @@ def test_what_ends_a_gradient_stands_in_the_finding():
     assert (found[0].name, found[0].severity) == ("frozen", "certain") and "head_against_loss" in found[0].consequences
 
 
+def test_an_epsilon_above_gradients_that_vanished_is_their_consequence():
+    lost = {"optimizer__lost": 0.05, "optimizer__direction": 0.1, "optimizer__degree_up": 0.3, **STUCK}
+    for gone in ({"signal__state_rms": DOWN}, {"signal__gradient_rms": UP}, {"data__spread": 1e-4, "data__rms": 1e-4}):
+        found = rules.judge(planted(**lost, **gone))
+        assert found[0].name != "optimizer_epsilon" and "optimizer_epsilon" in found[0].consequences
+    assert rules.judge(planted(**lost))[0].name == "optimizer_epsilon"
+
+
 def test_widths_add_up_between_skips_only():
     thin = {"signal__fan_in": np.full(LAYERS, 4.0), "chain__fan_in": np.full(LAYERS, 4.0), **STUCK}
     assert "too_narrow" in {f.name for f in rules.judge(planted(**thin))}

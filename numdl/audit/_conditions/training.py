@@ -8,6 +8,7 @@ from numdl.audit._conditions.seen import Seen
 from numdl.audit._reading import FLAT
 
 LOST = 0.1  # of an update, to a clip or an epsilon
+VANISHED = -5.0  # ln of states or gradients from end to end
 DECAY = 0.01  # of the parameters, a step
 LATE, RISING = 0.02, 0.7
 NOISE = 1.35  # sqrt(2 s / (1 + s)) of s = 10 times as much noise as signal
@@ -45,7 +46,9 @@ def epsilon(r):
     if not (o.lost < LOST and o.direction <= 0.999):
         return None
     slow = r.forecast_ratio > 0.5 or r.progress < 0.1
-    return Seen("likely" if slow else "hint", o.lost, LOST, where="optimizer", weight=0.85)
+    # Gradients that vanish on their way, or a signal that does, lie below any epsilon.
+    small = np.fmin(r.state_change, r.gradient_change) < VANISHED
+    return Seen("likely" if slow else "hint", o.lost, LOST, where="optimizer", weight=0.65 if small else 0.85)
 
 
 def schedule(r):
