@@ -396,6 +396,12 @@ def test_an_epsilon_above_gradients_that_vanished_is_their_consequence():
     assert rules.judge(planted(**lost))[0].name == "optimizer_epsilon"
 
 
+@pytest.mark.parametrize("common, sorted_", [(0.99, False), (0.5, True)])
+def test_a_batch_of_one_label_is_sorted_only_where_chance_does_not_make_it(common, sorted_):
+    found = rules.judge(planted(data__batch_labels=1, data__labels=2, data__common=common))
+    assert ("data_order" in {f.name for f in found}) == sorted_
+
+
 def test_widths_add_up_between_skips_only():
     thin = {"signal__fan_in": np.full(LAYERS, 4.0), "chain__fan_in": np.full(LAYERS, 4.0), **STUCK}
     assert "too_narrow" in {f.name for f in rules.judge(planted(**thin))}

@@ -60,8 +60,8 @@ def widths(r):
 
 
 def _failing(r):
-    """Whether the trial at the user's rate learned nothing, or less than at a smaller one."""
-    return bool(r.e.trial.end.size) and (r.flat or r.end < r.lower - 0.1)
+    """Whether the training at the user's rate learned nothing, less than at a smaller one, or stayed far behind."""
+    return bool(r.e.trial.end.size) and (r.flat or r.end < r.lower - 0.1 or r.behind)
 
 
 def _own(r, rows):

@@ -6,6 +6,7 @@ from numdl.audit._conditions.seen import Seen, certain
 
 SORTED = 0.5
 COMMON = 0.9
+CHANCE = 1e-3
 TINY, SMALL, LARGE, COLUMNS = 1e-6, 1e-2, 10.0, 50.0
 FAR_TARGETS = 10.0
 
@@ -42,7 +43,8 @@ def labels_constant(r):
 
 def data_order(r):
     d = r.e.data
-    single = d.batch_labels == 1 and d.labels > 1 and r.e.facts.examples >= 8
+    # A batch drawn at random has the common label alone with this chance.
+    single = d.batch_labels == 1 and d.labels > 1 and d.common**r.e.facts.examples < CHANCE
     if not d.sorted_share > SORTED and not single:
         return None
     strong = r.e.facts.order or single
