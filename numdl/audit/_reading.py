@@ -42,8 +42,9 @@ class Reading:
         shared, start, floor = self.e.loss.floor_shared, self.e.loss.value, self.e.loss.floor
         if not np.isfinite(shared) or self.unanswered:
             return start
-        # A start far from any answer makes each of them look right.
-        return start if shared - floor <= PERFECT * (start - floor) and not self.answers_differ else shared
+        # A start far from any answer makes each of them look right; targets may differ within an example alone.
+        differ = self.answers_differ and shared - floor > PERFECT * abs(shared)
+        return start if shared - floor <= PERFECT * (start - floor) and not differ else shared
 
     @functools.cached_property
     def answers_differ(self):

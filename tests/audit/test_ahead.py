@@ -357,6 +357,15 @@ def test_a_far_start_does_not_make_one_answer_right_for_all():
     assert _reading.Reading(dataclasses.replace(r.e, loss=far, data=same)).chance == 1e6
 
 
+def test_targets_that_differ_within_an_example_alone_have_one_answer_that_is_right_for_all():
+    """The first of six columns is the pair's, the others are drawn: that is so of every example."""
+    r = read(steps=np.array([400.0]), score=np.array([0.94]), unseen=np.array([0.13]))
+    drawn = empty(Loss, kind="binary", floor=0.00232, floor_shared=0.00231, value=0.693)
+    data = empty(Data, labels=2, target_spread=0.37, target_rms=0.41)
+    found = _reading.Reading(dataclasses.replace(r.e, loss=drawn, data=data))
+    assert found.chance == 0.693 and found.carried == pytest.approx(0.8, abs=0.05)
+
+
 def test_a_loss_that_knows_no_pairs_shows_no_skill():
     r = read(steps=np.array([400.0]), score=np.array([np.nan]), unseen=np.array([0.0]))
     known = [empty(Loss, floor=0.0, floor_shared=1.0, value=1.0, pairing=share) for share in (np.nan, 0.0)]

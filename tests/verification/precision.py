@@ -23,13 +23,24 @@ APART = {
     "analysis.attention.rank_collapse": ((2,), "without the floor, which is the logarithm of rounding itself"),
     "analysis.curvature.kronecker": ((4,), "without eigenvectors, which have no sign"),
     "analysis.curvature.top_eigenvalues": ((5, 6), "without the noise, which is rounding, and the ceiling above it"),
+    "analysis.descent.along": ((2,), "without the residuals of the eigenvalues, which end where rounding begins"),
+    "analysis.landscape.critical_point": (
+        (0, 1, 3),
+        "without the point, which may lie anywhere along the flat directions, and the gradient that was left there",
+    ),
     "analysis.layers.summary": ((1, 2), "without the bytes of its numbers"),
+    "analysis.refinement.study": (
+        (3, 4),
+        "without the interval of an order that is exact: its width is rounding",
+    ),
+    "ode.adjoint_audit.taylor_remainders": ((3,), "without the slopes, which are looked at until they are rounding"),
     "optimize.least_squares.extreme_learning_machine": (
         (2, 3, 4, 5, 6, 7),
         "without the readout: the candidates for its damping begin at the dtype's epsilon",
     ),
 }
 NOT_COMPARED = {
+    "analysis.curvature.needs": "counts the bytes of numbers, and those that the machine has left",
     "parallel.first": "computes nothing",
     "parallel.over_seeds": "the registry's call hands over a draw of jax's own, made before draws were made the same",
     "records.record": "makes a class, once",
