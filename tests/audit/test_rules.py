@@ -10,6 +10,7 @@ import pytest
 
 from numdl.audit import _examining, rules
 from numdl.audit.evidence import (
+    Ahead,
     Attention,
     Chain,
     Data,
@@ -418,3 +419,24 @@ def test_a_head_that_is_dead_now_is_judged_by_what_it_can_reach():
     assert (found[0].name, found[0].severity) == ("head_against_loss", "certain") and "dead_units" in found[
         0
     ].consequences
+
+
+BEHIND = empty(
+    Ahead, examples=200, steps=np.array([480.0]), watched=np.ones(1), unseen=np.array([2.3]), score=np.array([0.1]), chance=0.1, shallow=0.9
+)  # fmt: skip
+
+
+def test_a_rate_too_low_is_told_from_what_shrinks_through_time():
+    """Both where a training that stays behind moves its parameters; the rate first where it hardly moves them."""
+    end = np.array([[2.399, 2.399], [2.398, 2.398], [2.39, 2.39], [2.31, 2.31]])
+    steps = {**FAULTS["recurrent_vanishes"], "signal__gradient_rms": np.geomspace(1, 100, LAYERS), "trial__end": end}
+    slow = {"kernel__forecast": np.linspace(2.4, 2.35, 20), "ahead": BEHIND, **steps}
+    for reach, first in ((0.03, "rate_too_low"), (2.0, "recurrent_vanishes")):
+        found = rules.judge(planted(optimizer__reach=reach, **slow))
+        assert found[0].name == first, [(f.name, f.severity, f.consequences) for f in found]
+
+
+def test_states_that_shrink_a_hundredfold_vanish_where_the_training_failed():
+    shrunk = {"signal__state_rms": np.geomspace(1, 2e-3, LAYERS), **STUCK}
+    assert "signal_vanishes" not in {f.name for f in rules.judge(planted(**shrunk))}
+    assert "signal_vanishes" in {f.name for f in rules.judge(planted(ahead=BEHIND, **shrunk))}

@@ -150,7 +150,7 @@ def outputs_constant(r):
     if not f.spread_near < CONSTANT or nowhere or r.e.data.spread == 0 or f.unseen < 1:
         return None
     one = f.shape[-1:] == (1,) and f.least == f.most == 1
-    deep = s is not None and (np.nanmax(s.cosine, initial=0) > 0.999 or r.gradient_change < math.log(1e-4))
+    deep = s is not None and (_alike(r) or r.gradient_change < math.log(1e-4))
     severity, weight = ("likely", 0.2) if (deep or _dead(r)) and not one else ("certain", 0.95)
     return Seen(severity, f.spread_near, CONSTANT, 0, "outputs", ONE_UNIT if one else BEHIND, weight=weight)
 
@@ -160,14 +160,21 @@ def _dead(r):
     return r.e.signal is not None and np.nanmax(r.e.signal.dead, initial=0) == 1
 
 
+def _alike(r):
+    """Whether some layer's states are one for all examples."""
+    return r.e.signal is not None and np.nanmax(r.e.signal.cosine, initial=0) > 0.999
+
+
 def norm_degenerate(r):
     f = r.e.function
     if f.batch_of_one:
         return certain("batch", "the network normalises over the batch, which holds one example", threshold=1.0)
     if f.axis_of_one and f.normalizes and f.spread_near < 1e-3:
         return certain("normalisation", "a mean is taken over an axis of size one and subtracted", threshold=1.0)
-    if f.spread_near < CONSTANT and f.roots_spread < STILL and not f.unseen < 1:
-        return certain("normalisation", "what it divides by is one number for all", f.roots_spread, STILL)
+    if f.spread_near < CONSTANT and f.roots_spread < STILL and not (f.unseen < 1 or _dead(r)):
+        more, alike = "what it divides by is one number for all", _alike(r)  # states may be so for another reason
+        severity, weight = ("likely", 0.5) if alike else ("certain", 1.0)
+        return Seen(severity, f.roots_spread, STILL, where="normalisation", more=more, weight=weight)
     return None
 
 

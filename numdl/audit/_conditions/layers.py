@@ -9,7 +9,9 @@ from numdl.audit._conditions.seen import Seen, factor
 
 CHANGE = math.log(1e3)  # of states or gradients from end to end
 THROUGH_TIME = math.log(1e3)
-FAILED_IN_TIME = math.log(30)  # the same, of a training that was seen to stay behind a shallow model
+# The same, of a training that was seen to stay behind a shallow model.
+FAILED, FAILED_IN_TIME = math.log(100), math.log(30)
+STILL = 0.1  # of the parameters: a training that moves them less does not fail for what lies between its layers
 BLOCK = 1.15  # growth of states a layer that adds up
 SATURATED, DEAD = 0.5, 0.5
 ALIKE = 0.999
@@ -32,10 +34,14 @@ def _predicted_state(r):
         return float(np.log(p.state_rms[-2] / p.state_rms[0])) if p.applies and p.state_rms.size > 2 else math.nan
 
 
+def _limit(r):
+    return FAILED if r.behind and r.e.optimizer.reach > STILL else CHANGE
+
+
 def signal_vanishes(r):
-    if r.normalized or not r.state_change < -CHANGE:
+    if r.normalized or not r.state_change < -_limit(r):
         return None
-    return _profile(r, r.state_change, -CHANGE, _predicted_state(r), 0.8)
+    return _profile(r, r.state_change, -_limit(r), _predicted_state(r), 0.8)
 
 
 def signal_explodes(r):
@@ -49,12 +55,12 @@ def gradient_vanishes(r):
     silent = r.gradient_log.size > 2 and not np.isfinite(r.gradient_log[0]) and np.isfinite(r.gradient_log[-1])
     if silent and np.nanmax(r.e.signal.dead, initial=0) != 1:
         change = -math.inf
-    if not change < -CHANGE or r.e.predicted.spread == 0:
+    if not change < -_limit(r) or r.e.predicted.spread == 0:
         return None
     # Parameters whose gradient is small for their size hardly move under descent; a scale-free method does not mind.
     if r.adaptive and change > -2 * CHANGE and r.end > 0.2:
         return None
-    return _profile(r, max(change, -700.0), -CHANGE, _predicted_gradient(r), 0.7)
+    return _profile(r, max(change, -700.0), -_limit(r), _predicted_gradient(r), 0.7)
 
 
 def gradient_explodes(r):
@@ -115,7 +121,8 @@ def recurrent_vanishes(r):
         return None
     severity = "likely" if r.end < 0.3 and not r.unseen > 0.3 else "hint"
     more = f"gradients shrink, {factor(gradient)} from the last step to the first"
-    return Seen(severity, math.exp(max(gradient, -700)), math.exp(-limit), where=name, more=more, weight=0.85)
+    weight = 0.6 if gradient > -THROUGH_TIME and r.e.optimizer.reach < STILL else 0.85
+    return Seen(severity, math.exp(max(gradient, -700)), math.exp(-limit), where=name, more=more, weight=weight)
 
 
 def saturated(r):

@@ -48,6 +48,8 @@ def epsilon(r):
     slow = r.forecast_ratio > 0.5 or r.progress < 0.1
     # Gradients that vanish on their way, or a signal that does, lie below any epsilon.
     small = np.fmin(r.state_change, r.gradient_change) < VANISHED
+    if not slow and o.lost > 0.1 * LOST:
+        return None
     return Seen("likely" if slow else "hint", o.lost, LOST, where="optimizer", weight=0.65 if small else 0.85)
 
 
@@ -204,13 +206,20 @@ def rate_low(r):
     if not t.end.size or o.reach == 0 or o.lost < LOST:
         return None
     slow = r.forecast_ratio > SLOW
-    faster = np.isfinite(r.higher) and r.higher > r.end + 0.02 and t.end[r.own].mean() > np.nanmin(t.end[r.own + 1 :])
+    faster = np.isfinite(r.higher) and t.end[r.own].mean() > np.nanmin(t.end[r.own + 1 :])
+    faster = faster and (r.higher > r.end + 0.02 or _in_proportion(t, r.own))
     if not slow or r.progress > 0.3 or not (faster or o.reach < 0.02):
         return None
     more = f"In function space {r.forecast_ratio:.0%} of the loss is left after {r.e.facts.steps or 'these'} steps"
     more += f"; a larger rate gets to {np.nanmin(t.end[r.own + 1 :]):.3g} in {t.losses.shape[-1]}." if faster else "."
     severity = "likely" if r.e.facts.steps else "hint"
     return Seen(severity, r.forecast_ratio, SLOW, _best_factor(r), "optimizer", more, weight=0.75)
+
+
+def _in_proportion(t, own):
+    """Whether a larger rate takes the loss down clearly further, and by several times as much."""
+    own, further = t.start - t.end[own].mean(), t.start - np.nanmin(t.end[own + 1 :])
+    return further > 3 * own and further > 0.005 * abs(t.start)
 
 
 def noise(r):
