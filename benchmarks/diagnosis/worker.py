@@ -63,7 +63,7 @@ def _cured(setting, repair):
     """The setting that a Repair describes, scored on the same held-out examples."""
     case = repair.case
     x, y = setting.held_out
-    held_out = repair.inputs(x).astype(x.dtype), repair.targets(y).astype(y.dtype)
+    held_out = repair.inputs(x).astype(x.dtype), _as_trained(case, y, repair.targets(y).astype(y.dtype))
     metric, calls = setting.metric, case.call
     if repair.apply is not None and setting.metric.__name__ == "accuracy_of_one":
         metric = lambda out, labels: jnp.maximum(  # noqa: E731
@@ -80,6 +80,12 @@ def _cured(setting, repair):
         evaluate=evaluate, stochastic=setting.stochastic, shuffle=True,
         batch_size=max(setting.batch_size, min(32, int(case.examples or 0))),
     )  # fmt: skip
+
+
+def _as_trained(case, own, moved):
+    """Targets as the repair moves them; labels that were right already, when those of training were not, stay."""
+    labels = np.unique(case.data[1]) if case.data is not None and own.dtype.kind in "iu" else own
+    return own if np.isin(own, labels).all() and not np.isin(moved, labels).all() else moved
 
 
 def main(arguments):
