@@ -403,6 +403,13 @@ def test_a_batch_of_one_label_is_sorted_only_where_chance_does_not_make_it(commo
     assert ("data_order" in {f.name for f in found}) == sorted_
 
 
+def test_few_gradients_that_are_left_are_no_clip():
+    lost = {"optimizer__lost": 0.05, "optimizer__direction": 1.0, "optimizer__degree_up": 0.0, **STUCK}
+    dead = np.array([0.1] * (LAYERS - 1) + [1.0])
+    assert "clipped_to_nothing" in {f.name for f in rules.judge(planted(**lost))}
+    assert "clipped_to_nothing" not in {f.name for f in rules.judge(planted(signal__dead=dead, **lost))}
+
+
 def test_widths_add_up_between_skips_only():
     thin = {"signal__fan_in": np.full(LAYERS, 4.0), "chain__fan_in": np.full(LAYERS, 4.0), **STUCK}
     assert "too_narrow" in {f.name for f in rules.judge(planted(**thin))}

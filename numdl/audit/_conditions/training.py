@@ -33,9 +33,15 @@ def decay(r):
     )
 
 
+def _gone(r):
+    """Whether gradients lie below any epsilon, or few are left, which keep their direction under any method."""
+    dead = r.e.signal is not None and np.nanmax(r.e.signal.dead, initial=0) == 1
+    return bool(dead or np.fmin(r.state_change, r.gradient_change) < VANISHED)
+
+
 def clipped(r):
     o = r.e.optimizer
-    if not (o.lost < LOST and o.direction > 0.999):
+    if not (o.lost < LOST and o.direction > 0.999) or _gone(r):
         return None
     slow = r.forecast_ratio > 0.5 or r.progress < 0.1
     return Seen("likely" if slow else "hint", o.lost, LOST, 1 / max(o.lost, 1e-30), "optimizer", weight=0.85)
@@ -46,11 +52,9 @@ def epsilon(r):
     if not (o.lost < LOST and o.direction <= 0.999):
         return None
     slow = r.forecast_ratio > 0.5 or r.progress < 0.1
-    # Gradients that vanish on their way, or a signal that does, lie below any epsilon.
-    small = np.fmin(r.state_change, r.gradient_change) < VANISHED
     if not slow and o.lost > 0.1 * LOST:
         return None
-    return Seen("likely" if slow else "hint", o.lost, LOST, where="optimizer", weight=0.65 if small else 0.85)
+    return Seen("likely" if slow else "hint", o.lost, LOST, where="optimizer", weight=0.65 if _gone(r) else 0.85)
 
 
 def schedule(r):
