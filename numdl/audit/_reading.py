@@ -294,6 +294,16 @@ class Reading:
         return bool(self.e.function.scaled < 0.1)
 
     @functools.cached_property
+    def dead(self):
+        """Whether some layer's units are all dead: outputs that do not vary may be so by the start, not by form."""
+        return bool(self.e.signal is not None and np.nanmax(self.e.signal.dead, initial=0) == 1)
+
+    @functools.cached_property
+    def alike(self):
+        """Whether some layer's states are one for all examples."""
+        return bool(self.e.signal is not None and np.nanmax(self.e.signal.cosine, initial=0) > 0.999)
+
+    @functools.cached_property
     def has_attention(self):
         return self.e.signal is not None and "attention" in self.e.signal.kinds
 

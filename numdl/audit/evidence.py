@@ -152,7 +152,7 @@ class Data:
     column_ratio: float  # largest / median column standard deviation, of columns that vary
     constant: float  # share of constant columns
     missed: float  # share of whole-number inputs past an end of the table that they are looked up in; nan: none are
-    ids: np.ndarray  # [3] the least and the largest number looked up there, the table's last row; empty: none are
+    ids: np.ndarray  # [4] least and largest looked up there, its last row, whether nan is read past it; empty: none are
     labels: int  # distinct values of the targets; 0: continuous
     label_low: float
     label_high: float

@@ -82,7 +82,7 @@ def run(
 def _destroyed(start, ends, own):
     """Whether the own rate goes clearly less far down than a smaller one; where none was tried, not down at all."""
     end = ends[own] if np.isfinite(ends[own]) else np.inf
-    least = np.nanmin([start, *(0.2 * start + 0.8 * ends[:own])])
+    least = np.fmin.reduce([start, *(0.2 * start + 0.8 * ends[:own])])
     return bool(end >= least)
 
 

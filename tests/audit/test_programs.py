@@ -154,7 +154,8 @@ def test_inputs_past_the_end_of_a_table_are_counted(kind):
     )  # fmt: skip
     found = described.measure(known, labels.Answers("values"))
     assert found.missed == pytest.approx(missed)
-    least, most, last = found.ids
+    least, most, last, fills = found.ids
+    assert fills == (kind == "take")
     assert (least, most) == ((0, 3) if kind == "all-there" else (0, 9))
     assert last == {"columns": 2, "whole-rows": 11}.get(kind, 3)
 

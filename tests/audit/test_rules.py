@@ -363,11 +363,15 @@ def test_why_outputs_are_the_same_for_all_is_measured(seen, name):
         ({"data__missed": 1.0}, "inputs_constant", "certain"),
         ({"data__missed": 0.3, **STUCK}, "inputs_constant", "likely"),
         ({"data__missed": 0.01, **STUCK}, "inputs_constant", "hint"),
-        ({"data__missed": 0.01, "loss__finite_value": False}, "not_finite", "certain"),
+        (
+            {"data__missed": 0.01, "data__ids": np.array([0, 1019, 19, 1.0]), "loss__finite_value": False},
+            "not_finite",
+            "certain",
+        ),
     ],
 )
 def test_ids_past_the_end_of_their_table_are_told(seen, name, severity):
-    found = rules.judge(planted(data__kind="integer", data__ids=np.array([0.0, 1019.0, 19.0]), **seen))
+    found = rules.judge(planted(**{"data__kind": "integer", "data__ids": np.array([0, 1019, 19, 0.0])} | seen))
     ours = {f.name: f for f in found}[name]
     assert ours.severity == severity and "19" in ours.sentence and "%" in ours.sentence
 
@@ -397,9 +401,11 @@ def test_an_epsilon_above_gradients_that_vanished_is_their_consequence():
     assert rules.judge(planted(**lost))[0].name == "optimizer_epsilon"
 
 
-@pytest.mark.parametrize("common, sorted_", [(0.99, False), (0.5, True)])
-def test_a_batch_of_one_label_is_sorted_only_where_chance_does_not_make_it(common, sorted_):
-    found = rules.judge(planted(data__batch_labels=1, data__labels=2, data__common=common))
+@pytest.mark.parametrize(
+    "common, size, sorted_", [(0.99, 32, False), (0.5, 32, True), (1e-4, 1, False), (0.1, 4, False)]
+)
+def test_a_batch_of_one_label_is_sorted_only_where_chance_does_not_make_it(common, size, sorted_):
+    found = rules.judge(planted(data__batch_labels=1, data__labels=2, data__common=common, facts__examples=size))
     assert ("data_order" in {f.name for f in found}) == sorted_
 
 

@@ -43,8 +43,8 @@ def labels_constant(r):
 
 def data_order(r):
     d = r.e.data
-    # A batch drawn at random has the common label alone with this chance.
-    single = d.batch_labels == 1 and d.labels > 1 and d.common**r.e.facts.examples < CHANCE
+    # All others of a batch that is drawn at random have the first one's label with this chance at most.
+    single = d.batch_labels == 1 and d.labels > 1 and d.common ** max(r.e.facts.examples - 1, 0) < CHANCE
     if not d.sorted_share > SORTED and not single:
         return None
     strong = r.e.facts.order or single
@@ -63,10 +63,8 @@ def imbalanced(r):
 
 def inputs_constant(r):
     d = r.e.data
-    if d.missed > 0 and r.e.loss.finite_value:
-        return _missed(r)
     if d.kind != "float" or not d.spread < TINY * max(d.rms, 1e-30):
-        return None
+        return _missed(r) if d.missed > 0 and not d.ids[3] else None
     share = d.spread / max(d.rms, 1e-30)
     more = f"The inputs do not change from one example to another: their spread is {share:.2g} of their size."
     return Seen("certain" if d.examples > 1 else "hint", share, TINY, where="inputs", more=more, weight=0.95)
@@ -75,7 +73,7 @@ def inputs_constant(r):
 def _missed(r):
     """jax reads a table's last row for all that lies past it."""
     d = r.e.data
-    span = "{:g} to {:g} in a table whose last row is {:g}".format(*d.ids)
+    span = "{:g} to {:g} in a table whose last row is {:g}".format(*d.ids[:3])
     more = f"{d.missed:.2%} of what the inputs look up lies past the end of the table ({span}) and reads the row there."
     severity = "certain" if d.missed == 1 else "likely" if d.missed > 0.1 and r.end < 0.5 else "hint"
     return Seen(severity, d.missed, 0, where="inputs", more=more, weight=0.95)

@@ -74,8 +74,11 @@ def _broken(r):
     d, loss, s = r.e.data, r.e.loss, r.e.signal
     rows = ", ".join(map(str, d.broken))
     what = "hold numbers that are not finite" if d.broken_given else "have a loss or a gradient that is not finite"
-    if d.missed > 0 and (d.broken_count or not loss.finite_value):
-        yield "data", f"{d.missed:.2%} of what the inputs look up lies past the table's last row, {d.ids[2]:g}"
+    if d.missed > 0 and d.ids[3] and (d.broken_count or not loss.finite_value):
+        yield (
+            "data",
+            f"{d.missed:.2%} of what the inputs look up lies past the last row, {d.ids[2]:g}, and is no number",
+        )
     many = f"{d.broken_count} of {d.examples} examples {what} (rows {rows})"
     yield "data", many if d.broken_count else ""
     if s is not None and s.first_nonfinite >= 0:
@@ -130,7 +133,7 @@ def coupled(r):
 
 def head(r):
     loss, f, share = r.e.loss, r.e.function, r.head_share
-    if not loss.has_head or loss.pull < FAR_FROM_LABEL or (f.spread_near < CONSTANT and not _dead(r)):
+    if not loss.has_head or loss.pull < FAR_FROM_LABEL or (f.spread_near < CONSTANT and not r.dead):
         return None
     if share > HEAD:
         more = f"the least loss it can reach is {loss.floor_head:.4g}, without it {loss.floor:.4g}"
@@ -150,19 +153,9 @@ def outputs_constant(r):
     if not f.spread_near < CONSTANT or nowhere or r.e.data.spread == 0 or f.unseen < 1:
         return None
     one = f.shape[-1:] == (1,) and f.least == f.most == 1
-    deep = s is not None and (_alike(r) or r.gradient_change < math.log(1e-4))
-    severity, weight = ("likely", 0.2) if (deep or _dead(r)) and not one else ("certain", 0.95)
+    deep = s is not None and (r.alike or r.gradient_change < math.log(1e-4))
+    severity, weight = ("likely", 0.2) if (deep or r.dead) and not one else ("certain", 0.95)
     return Seen(severity, f.spread_near, CONSTANT, 0, "outputs", ONE_UNIT if one else BEHIND, weight=weight)
-
-
-def _dead(r):
-    """Whether outputs that do not vary may be the start's, not the network's form: some layer's units are all dead."""
-    return r.e.signal is not None and np.nanmax(r.e.signal.dead, initial=0) == 1
-
-
-def _alike(r):
-    """Whether some layer's states are one for all examples."""
-    return r.e.signal is not None and np.nanmax(r.e.signal.cosine, initial=0) > 0.999
 
 
 def norm_degenerate(r):
@@ -171,8 +164,8 @@ def norm_degenerate(r):
         return certain("batch", "the network normalises over the batch, which holds one example", threshold=1.0)
     if f.axis_of_one and f.normalizes and f.spread_near < 1e-3:
         return certain("normalisation", "a mean is taken over an axis of size one and subtracted", threshold=1.0)
-    if f.spread_near < CONSTANT and f.roots_spread < STILL and not (f.unseen < 1 or _dead(r)):
-        more, alike = "what it divides by is one number for all", _alike(r)  # states may be so for another reason
+    if f.spread_near < CONSTANT and f.roots_spread < STILL and not (f.unseen < 1 or r.dead):
+        more, alike = "what it divides by is one number for all", r.alike  # states may be so for another reason
         severity, weight = ("likely", 0.5) if alike else ("certain", 1.0)
         return Seen(severity, f.roots_spread, STILL, where="normalisation", more=more, weight=weight)
     return None

@@ -11,7 +11,7 @@ CHANGE = math.log(1e3)  # of states or gradients from end to end
 THROUGH_TIME = math.log(1e3)
 # The same, of a training that was seen to stay behind a shallow model.
 FAILED, FAILED_IN_TIME = math.log(100), math.log(30)
-STILL = 0.1  # of the parameters: a training that moves them less does not fail for what lies between its layers
+MOVED = 0.1  # of the parameters: a training that moves them less does not fail for what lies between its layers
 BLOCK = 1.15  # growth of states a layer that adds up
 SATURATED, DEAD = 0.5, 0.5
 ALIKE = 0.999
@@ -35,7 +35,7 @@ def _predicted_state(r):
 
 
 def _limit(r):
-    return FAILED if r.behind and r.e.optimizer.reach > STILL else CHANGE
+    return FAILED if r.behind and r.e.optimizer.reach > MOVED else CHANGE
 
 
 def signal_vanishes(r):
@@ -121,7 +121,7 @@ def recurrent_vanishes(r):
         return None
     severity = "likely" if r.end < 0.3 and not r.unseen > 0.3 else "hint"
     more = f"gradients shrink, {factor(gradient)} from the last step to the first"
-    weight = 0.6 if gradient > -THROUGH_TIME and r.e.optimizer.reach < STILL else 0.85
+    weight = 0.6 if gradient > -THROUGH_TIME and r.e.optimizer.reach < MOVED else 0.85
     return Seen(severity, math.exp(max(gradient, -700)), math.exp(-limit), where=name, more=more, weight=weight)
 
 

@@ -35,8 +35,7 @@ def decay(r):
 
 def _gone(r):
     """Whether gradients lie below any epsilon, or few are left, which keep their direction under any method."""
-    dead = r.e.signal is not None and np.nanmax(r.e.signal.dead, initial=0) == 1
-    return bool(dead or np.fmin(r.state_change, r.gradient_change) < VANISHED)
+    return bool(r.dead or np.fmin(r.state_change, r.gradient_change) < VANISHED)
 
 
 def clipped(r):

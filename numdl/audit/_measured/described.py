@@ -10,6 +10,7 @@ from numdl.audit.evidence import Data, empty
 MOST_RUN = 8192  # examples whose loss and gradient are looked at one by one
 MOST_BLOCKS = 64  # batches with such examples that are run
 FEW = 8
+FILLS = jax.lax.GatherScatterMode.FILL_OR_DROP  # what lies past an end is not a number; else the end's row
 
 
 def measure(case, told):
@@ -90,12 +91,12 @@ def _looked_up(case, x):
     if not any(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(x)):
         return {}
     blocks = zip(*(case.run(_ids, case.moving, block) for block in _blocks(case, x)))
-    # Of each lookup and axis of its table [.., 4]: blocks, and the steps of scans, side by side.
+    # Of each lookup and axis of its table [.., 5]: blocks, and the steps of scans, side by side.
     seen = [axis for block in blocks for axis in np.moveaxis(np.float64(block), -2, 0)]
     if not seen:
         return {}
-    missed, least, most, last = max((axis.reshape(-1, 4).T for axis in seen), key=lambda axis: axis[0].mean())
-    return {"missed": float(missed.mean()), "ids": np.array([least.min(), most.max(), last[0]])}
+    missed, least, most, last, fills = max((axis.reshape(-1, 5).T for axis in seen), key=lambda axis: axis[0].mean())
+    return {"missed": float(missed.mean()), "ids": np.array([least.min(), most.max(), last[0], fills[0]])}
 
 
 def _blocks(case, x):
@@ -108,7 +109,7 @@ def _blocks(case, x):
 
 
 def _ids(form, moving, x):
-    """Of each lookup [.., axes of the table, 4]: share past an end, least and largest number, the table's last."""
+    """Of each lookup [.., axes of the table, 5]: share past an end, least and largest, the last, if nan is read."""
     return programs.looked(form.call, moving, x, _lookup)
 
 
@@ -118,11 +119,11 @@ def _lookup(equation, values, own):
         return None
     (table, ids), axes = values, equation.params["dimension_numbers"].start_index_map
     last = [table.shape[axis] - equation.params["slice_sizes"][axis] for axis in axes]
-    rows = []
+    rows, fills = [], jnp.issubdtype(table.dtype, jnp.inexact) and equation.params["mode"] == FILLS
     for k, most in enumerate(last):
         one = ids[..., k].astype(jnp.float32)
         missed = jnp.mean((one < 0) | (one > most))
-        rows.append(jnp.stack([missed, one.min(), one.max(), jnp.float32(most)]))
+        rows.append(jnp.stack([missed, one.min(), one.max(), jnp.float32(most), jnp.float32(fills)]))
     return jnp.stack(rows)
 
 
