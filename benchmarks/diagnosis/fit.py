@@ -9,7 +9,7 @@ set by hand before any fit, so that what the cases do not tell stays as reason h
 wrong" no trial makes training likely). How strongly is chosen by ten-fold cross-validation of the log-likelihood.
 Two laws, {"early", "late"}, each {"source", "intercept": number, "coefficients": {feature: number}}: of the short trial
 and the findings, where "trains badly" counts one half, and of what came of going on, where most of the budget was
-spent. The audit weighs them by the share of the budget that was spent.
+spent. The audit weighs them by the share of the budget that was spent, and the second less where its score is in doubt.
 """
 
 import argparse
@@ -31,6 +31,7 @@ PRIOR = {
 }  # fmt: skip
 
 LATE = {"later", "beside"}
+ASIDE = {"spent", "doubt"}  # how the two are weighed
 PRIOR_LATE = {"intercept": -7.0, "beside": 8.0, "later": 1.0}  # even at three quarters of what a shallow model reaches
 
 
@@ -76,7 +77,7 @@ def fit(rows, truth):
     names = {name for row, _ in pairs for name in row["features"]}
     went_on = [(row, known) for row, known in pairs if row["features"].get("spent", 0.0) > 0.5]
     return {
-        "early": _law(pairs, sorted(names - LATE - {"spent"}), PRIOR, OUTCOME),
+        "early": _law(pairs, sorted(names - LATE - ASIDE), PRIOR, OUTCOME),
         "late": _law(went_on, sorted(LATE & names), PRIOR_LATE, {**OUTCOME, "trains badly": 0.0}),
     }
 
@@ -107,7 +108,8 @@ def probability(laws, features):
         law["intercept"] + sum(weight * features.get(name, 0.0) for name, weight in law["coefficients"].items())
         for law in (laws["early"], laws["late"])
     )
-    z = early + features.get("spent", 0.0) * (late - early)
+    doubt = laws["late"]["coefficients"].get("beside", 0.0) * features.get("doubt", 0.0)
+    z = early + features.get("spent", 0.0) / (1 + doubt**2) * (late - early)
     return 1 / (1 + np.exp(-np.clip(z, -50, 50)))
 
 

@@ -189,6 +189,7 @@ def describe(evidence: Evidence, findings: tuple) -> dict[str, float]:
         "seen": clip(r.e.kernel.alignment / 10, -0.2, 1),
         "later": clip(r.later, -0.5, 1),
         "beside": clip(r.beside, -0.5, 1.2),
+        "doubt": clip(r.doubt, 0, 1),
         "spent": clip(r.spent, 0, 1) if r.comparable else 0.0,
         "certain": float(bool(certain - BORNE)),
         "head": float(bool(certain & BORNE)),
@@ -198,10 +199,10 @@ def describe(evidence: Evidence, findings: tuple) -> dict[str, float]:
 
 
 def calibrated(features: dict) -> float:
-    """The probability of training by two logistic laws, `calibration.json`, weighed by the share of the budget spent.
+    """The probability of training by two logistic laws, `calibration.json`, weighed by what was seen of the end.
 
-    One law is of what a short trial and the findings say, the other of what came of going on; after the whole budget
-    only that counts. Both are fitted on part of the benchmark's fitting split (their "source" says on how many cases);
+    One law is of what a short trial and the findings say, the other of what came of going on. The share of the budget
+    that was spent is the second one's weight, less where few unseen examples leave its score in doubt. Both are fitted on part of the benchmark's fitting split (their "source" says on how many cases);
     `python -m benchmarks.diagnosis.fit` makes them.
 
     Parameters
@@ -209,7 +210,8 @@ def calibrated(features: dict) -> float:
     features : dict             as `describe` gives them
     """
     early, late = (_score(law, features) for law in _laws())
-    score = (1 - features["spent"]) * early + features["spent"] * late
+    weight = features["spent"] / (1 + (_laws()[1]["coefficients"]["beside"] * features["doubt"]) ** 2)
+    score = (1 - weight) * early + weight * late
     return 1 / (1 + math.exp(-min(max(score, -50.0), 50.0)))
 
 

@@ -165,18 +165,28 @@ class Reading:
 
     @functools.cached_property
     def later(self):
-        """Skill on unseen examples when the training was carried on: of answers, of the loss where none can be told."""
+        """Skill on unseen examples when the training was carried on: of answers, of the loss where none can be told.
+
+        The last look, or what most of the last three saw, where the last one is a bad moment of an unsteady training.
+        """
         ahead = self.e.ahead
         if not ahead.steps.size:
             return math.nan
         if not np.isfinite(ahead.score[-1]):
-            return self.skill(ahead.unseen[-1])
-        return beyond(ahead.score[-1], ahead.chance)
+            return self.carried
+        return beyond(max(ahead.score[-1], float(np.median(ahead.score[-3:]))), ahead.chance)
+
+    @functools.cached_property
+    def doubt(self):
+        """Standard error of `beside` over examples; nan where answers cannot be told."""
+        ahead = self.e.ahead
+        return ahead.stderr / max(1 - ahead.chance, 1e-3) / (self.shallow if self.shallow > FLAT else 1.0)
 
     @functools.cached_property
     def carried(self):
         """Skill of the loss on unseen examples where the training was carried on; nan where it was not."""
-        return self.skill(self.e.ahead.unseen[-1]) if self.e.ahead.steps.size else math.nan
+        unseen = self.e.ahead.unseen
+        return self.skill(min(unseen[-1], float(np.median(unseen[-3:])))) if unseen.size else math.nan
 
     @functools.cached_property
     def shallow(self):
@@ -198,7 +208,7 @@ class Reading:
         if not math.isfinite(self.later) or ahead.examples * (1 - ahead.chance) < FEWEST:
             return False
         # Beside weighted classes or masked answers the share of right ones is not what the loss asks for.
-        rewarded = not self.skill(ahead.unseen[-1]) > self.later + 2 * FLAT
+        rewarded = not self.carried > self.later + 2 * FLAT
         return rewarded and bool(self.shallow > FLAT or self.later > 0.9)
 
     @functools.cached_property

@@ -1,7 +1,7 @@
 """Evidence: what the audit measured and what theory said beforehand, as plain records that rules can read.
 
-No record here computes anything: `measure` and `trial` fill the measured ones, `predict` the predicted ones, `rules`
-reads them all. A planted fault is a record made by hand. What was not seen is nan, None or an empty array.
+`measure` and `trial` fill the measured ones, `predict` the predicted ones, `rules` reads them all; none computes. A
+planted fault is a record made by hand. What was not seen is nan, None or an empty array.
 """
 
 import dataclasses
@@ -251,6 +251,7 @@ class Ahead:
     watched: np.ndarray  # [C] loss of examples that are trained on
     unseen: np.ndarray  # [C] loss of those that are not
     score: np.ndarray  # [C] of those: share right (classes, binary) or 1 - squared error / variance; nan where neither
+    stderr: float  # of the last score, from one example to another; nan where there is none
     chance: float  # score of the best single answer
     shallow: float  # score of a ridge regression on the inputs and random features of them
     seconds: float

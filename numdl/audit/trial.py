@@ -22,6 +22,7 @@ SEEDS = 2
 FACTORS = (0.01, 0.1, 1.0, 10.0)
 CHEAP = 2e10  # multiplications that a training may cost that is carried on: some seconds on one core
 MOST_STEPS = 2000
+LAST = 3  # looks at a training's end, one after another: a single one may be a bad moment
 MOST_RISE = 4  # trials that a warm-up may last
 OVERHEAD = 1e4  # multiplications that could be done while one equation of a program is begun
 BATCHES = 8  # whose gradients give the noise scale
@@ -209,10 +210,10 @@ def ahead(case: Any, program: Program, loss: Any) -> Ahead:
     score, seen = scores.scorer(case, told, loss.border), Seen(case)
     chunk, rows = program.steps, []
     (order,), pool = orders(case, chunk * max(chunks(case, chunk), 1), 1)
-    at, state = case.moving, program.blank
-    for i, part in enumerate(order.reshape(-1, chunk, order.shape[-1])):
+    at, state, count = case.moving, program.blank, len(order) // chunk
+    for i, part in enumerate(order.reshape(count, chunk, -1)):
         at, _, _, state = program.follow(at, state, i * chunk, case.rate, part, 0, pool)
-        if (i + 1) & i == 0 or (i + 1) * chunk == len(order):  # after 1, 2, 4, 8, .. and all of them
+        if (i + 1) & i == 0 or i + LAST >= count:  # after 1, 2, 4, 8, .., and the last ones
             out = seen.used(at, unseen[0], average=loss.kind != "other")
             rows.append(((i + 1) * chunk, seen.watched(at)[0], float(seen.loss(out, unseen[1])), score(out)))
     steps, watched, losses, found = np.array(rows, float).T
@@ -222,6 +223,7 @@ def ahead(case: Any, program: Program, loss: Any) -> Ahead:
         watched=watched,
         unseen=losses,
         score=found,
+        stderr=score.stderr(out),
         chance=score.chance,
         shallow=scores.shallow(*(scores.answered(case, told, pair) for pair in (train, unseen)), told.judged),
         seconds=time.perf_counter() - began,

@@ -19,12 +19,19 @@ WIDEST = 4096  # numbers of an input that it takes
 
 
 def scorer(case, told, border):
-    """score(outputs) of the case's unseen examples; `chance`, that of the best single answer; `examples` with one."""
+    """score(outputs) of the case's unseen examples and `stderr(outputs)`, of the score from one example to another.
+
+    `chance` is the score of the best single answer, `examples` counts those that ask for one.
+    """
     targets, kind = answered(case, told, case.parts[1])[1], told.judged
 
     def score(out):
         return _score(np.asarray(told.outputs(out), np.float64), targets, kind, border)
 
+    def stderr(out):
+        return _stderr(np.asarray(told.outputs(out), np.float64), targets, kind, border)
+
+    score.stderr = stderr
     score.chance = _chance(targets, kind) if kind != "other" else math.nan
     asked = _wanted(targets, kind) if kind != "other" else np.ones(len(targets), bool)
     score.examples = int(asked.reshape(len(asked), -1).any(1).sum())
@@ -44,22 +51,35 @@ def _silent(score):
     def unknown(out):
         return math.nan
 
-    unknown.chance, unknown.examples = score.chance, score.examples
+    unknown.chance, unknown.examples, unknown.stderr = score.chance, score.examples, unknown
     return unknown
 
 
 def _score(out, y, kind, border=0.0):
     if not np.isfinite(out).all():
         return min(_chance(y, kind), 0.0) if kind == "values" else 0.0
-    if kind == "classes":
-        return float(np.mean((out.argmax(-1) == y)[y >= 0])) if (y >= 0).any() else math.nan
-    wanted = np.ma.masked_invalid(np.asarray(y, np.float64).reshape(out.shape))
-    if not wanted.count():
+    told = _told(out, y, kind, border)
+    return float(told.mean()) if told.count() else math.nan
+
+
+def _stderr(out, y, kind, border):
+    """Of their mean over examples, no less than one answer's; nan where one example cannot tell of others."""
+    told = _told(out, y, kind, border)
+    means = told.reshape(len(told), -1).mean(1).compressed()
+    if len(means) < 2 or not np.isfinite(means).all():
         return math.nan
+    return float(np.sqrt(max(means.var(ddof=1), 1 / len(means)) / len(means)))
+
+
+def _told(out, y, kind, border):
+    """What each answer adds to the score, which is their mean: masked where none is asked for."""
+    if kind == "classes":
+        return np.ma.masked_array(out.argmax(-1) == y, y < 0, dtype=float)
+    wanted = np.ma.masked_invalid(np.asarray(y, np.float64).reshape(out.shape))
     if kind == "values":
-        return float(1 - np.mean((out - wanted) ** 2) / max(np.mean((wanted - wanted.mean(0)) ** 2), 1e-30))
-    high = wanted > (wanted.min() + wanted.max()) / 2
-    return float(np.mean((out > border) == high)) if np.isfinite(border) else math.nan
+        return 1 - (out - wanted) ** 2 / max(np.ma.mean((wanted - wanted.mean(0)) ** 2) or 0.0, 1e-30)
+    right = (out > border) == (wanted > (wanted.min() + wanted.max()) / 2)
+    return np.ma.masked_array(right, wanted.mask | ~np.isfinite(border), dtype=float)
 
 
 def _chance(y, kind):
