@@ -11,7 +11,7 @@ import numpy as np
 
 from numdl.audit import trial
 from numdl.audit._measured import labels, scores
-from numdl.audit._reading import FLAT, NO_BUDGET, beyond
+from numdl.audit._skills import FLAT, NO_BUDGET, beyond
 
 FIRST = {True: (1e-4, 1e-3, 1e-2), False: (1e-3, 1e-2, 1e-1)}  # of Adam and its like, of descent
 USUAL = {True: 1e-3, False: 1e-1}

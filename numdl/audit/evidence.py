@@ -1,7 +1,6 @@
 """Evidence: what the audit measured and what theory said beforehand, as plain records that rules can read.
 
-`measure` and `trial` fill the measured ones, `predict` the predicted ones, `rules` reads them all; none computes. A
-planted fault is a record made by hand. What was not seen is nan, None or an empty array.
+None computes anything; a planted fault is one made by hand. What was not seen is nan, None or an empty array.
 """
 
 import dataclasses
@@ -98,6 +97,7 @@ class Function:
     floor_bent: float  # the same of a small network that is not
     blind: float  # relative change of outputs under a permutation of the positions; nan without positions
     unseen: float  # share of positions whose change does not move any output
+    unread: float  # share of the inputs' numbers, other than positions, of which that holds though they vary
     alone: float  # share of output positions that see only their own input position; nan unless outputs have positions
     normalizes: bool = static()  # roots are taken somewhere in it
     roots_spread: float  # (largest - least) / largest of what a root is taken of, least over the roots; nan: unasked
@@ -347,5 +347,4 @@ def empty(kind: type, /, **known: Any) -> Any:
     TypeError                   no such field
     """
     blank = {float: np.nan, int: 0, bool: False, str: "", tuple: (), np.ndarray: np.zeros(0), dict: {}}
-    fields = {f.name: blank.get(f.type) for f in dataclasses.fields(kind)}
-    return kind(**{**fields, **known})
+    return kind(**{f.name: blank.get(f.type) for f in dataclasses.fields(kind)} | known)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numdl.audit._measured import cases, forms, labels, scores, views
+from numdl.audit._skills import LAST
 from numdl.audit.evidence import Ahead, Trial, empty
 
 STEPS = 40
@@ -22,7 +23,6 @@ SEEDS = 2
 FACTORS = (0.01, 0.1, 1.0, 10.0)
 CHEAP = 2e10  # multiplications that a training may cost that is carried on: some seconds on one core
 MOST_STEPS = 2000
-LAST = 3  # looks at a training's end, one after another: a single one may be a bad moment
 MOST_RISE = 4  # trials that a warm-up may last
 OVERHEAD = 1e4  # multiplications that could be done while one equation of a program is begun
 BATCHES = 8  # whose gradients give the noise scale

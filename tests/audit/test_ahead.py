@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from sklearn.linear_model import Ridge
 
 import numdl as nd
-from numdl.audit import _contest, _examining, _reading, _settings, trial
+from numdl.audit import _contest, _examining, _reading, _settings, _skills, trial
 from numdl.audit._conditions.data import labels_out_of_range
 from numdl.audit._measured import cases, described, labels, scores, ways
 from numdl.audit.evidence import Ahead, Data, Evidence, Facts, Loss, empty
@@ -47,7 +47,7 @@ def carried(known, kind="classes"):
 
 def test_it_goes_to_the_end_of_a_cheap_budget_and_learns_what_a_shallow_model_does():
     found = carried(case())
-    assert found.steps.tolist() == [40, 80, 160, 200]
+    assert found.steps.tolist() == [40, 80, 120, 160, 200]
     assert found.unseen[-1] < found.unseen[0]
     assert found.score[-1] > 0.9 and found.shallow > 0.9
     assert found.chance == pytest.approx(np.bincount(case().parts[1][1]).max() / len(case().parts[1][1]))
@@ -77,8 +77,8 @@ def test_schedules_go_on_where_they_were(traceable):
         return optax.sgd(lambda count: (rate if traceable else float(rate)) * (count < 80))
 
     found = carried(case(optimizer=falling))
-    assert found.steps.tolist() == [40, 80, 160, 200]
-    assert found.unseen[1] < found.unseen[0] and found.unseen[1] == found.unseen[2] == found.unseen[3]
+    assert found.steps.tolist() == [40, 80, 120, 160, 200]
+    assert found.unseen[1] < found.unseen[0] and len(set(found.unseen[1:].tolist())) == 1
 
 
 def test_how_far_it_goes_is_counted_in_operations_and_within_the_budget():
@@ -266,6 +266,48 @@ def test_readings_of_it():
     r = read(steps=np.array([40.0]), score=np.array([0.99]), unseen=np.ones(1), chance=0.5, shallow=0.5)
     assert r.comparable and r.beside == pytest.approx(0.98)
     assert np.isnan(read().later) and np.isnan(read().beside)
+
+
+def test_a_bad_moment_at_the_end_is_not_the_end_and_a_training_that_blows_up_is():
+    known = {"steps": np.array([80.0, 160.0, 200.0, 240.0]), "chance": 0.5, "shallow": 1.0}
+    score, unseen = np.array([0.5, 1.0, 0.95, 0.6]), np.array([0.7, 0.1, 0.2, 0.9])
+    unsteady = read(**known, score=score, unseen=unseen)
+    assert unsteady.later == pytest.approx(0.9) and unsteady.carried == pytest.approx(0.8)
+    still_rising = read(**known, score=np.sort(score), unseen=-np.sort(-unseen))
+    assert still_rising.later == 1 and still_rising.carried == pytest.approx(0.9)
+    for lost in (np.nan, np.inf):
+        blown = read(**known, score=score, unseen=np.array([0.7, 0.1, 0.2, lost]))
+        assert blown.later == pytest.approx(0.2) and blown.carried == -5
+
+
+def test_few_examples_leave_the_score_in_doubt():
+    known = dict(steps=np.array([400.0]), score=np.array([0.9]), unseen=np.ones(1), chance=0.5)
+    assert read(**known, shallow=0.9, stderr=0.02).doubt == pytest.approx(0.05)
+    assert np.isnan(read(**known).doubt)
+    short = [read(**known, shallow=1.0, stderr=doubt).short for doubt in (0.001, 0.1)]
+    assert short == [True, False]
+    known = {"spent": 1.0, "later": 0.8, "beside": 0.8}
+    blank = dict.fromkeys(_examining._laws()[0]["coefficients"], 0.0)
+    at = [_examining.calibrated({**blank, "trial": 1.0, **known, "doubt": doubt}) for doubt in (0.0, 0.1, 1.0)]
+    assert at == sorted(at) and at[0] < 0.5 < at[2]  # the trial had gone well
+
+
+def test_the_standard_error_of_a_score_is_that_of_other_examples():
+    """Scores of many sets of examples spread as one set foretells: within a tenth."""
+    draw = np.random.default_rng(0)
+    y = draw.integers(0, 2, (400, 64))
+    noise = draw.standard_normal((400, 64))
+    for kind, wanted, out in (
+        ("binary", y, y - 0.5 + 0.4 * noise),
+        ("values", y + noise, y + 0.5 * noise),
+        ("classes", y, np.stack([0 * noise, y - 0.5 + 0.4 * noise], -1)),
+    ):
+        found = [scores._score(a, b, kind) for a, b in zip(out, wanted)]
+        told = [scores._stderr(a, b, kind, 0.0) for a, b in zip(out, wanted)]
+        assert np.mean(told) == pytest.approx(np.std(found), rel=0.15), kind
+    right = np.arange(20) % 2
+    assert scores._stderr(right - 0.5, right, "binary", 0.0) == pytest.approx(1 / 20)  # of one answer
+    assert np.isnan(scores._stderr(np.ones(1), np.ones(1), "values", 0.0))
 
 
 @pytest.mark.parametrize(
@@ -466,7 +508,7 @@ def test_a_rate_that_destroys_the_start_is_tried_once_more_behind_a_warm_up(rate
 
 def test_without_a_budget_probability_and_verdict_take_the_same_one():
     """Nothing learned in 1,000 steps where a shallow model learns: probability and verdict see all of them spent."""
-    steps = np.array([40.0, float(_reading.NO_BUDGET)])
+    steps = np.array([40.0, float(_skills.NO_BUDGET)])
     r = read(steps=steps, score=np.array([0.1, 0.1]), unseen=np.ones(2), chance=0.1, shallow=0.9, examples=200)
     without = _reading.Reading(dataclasses.replace(r.e, facts=empty(Facts, steps=None)))
     assert r.spent == 2.5 and without.spent == 1.0

@@ -24,7 +24,8 @@ from numdl.audit._measured import (
     tangent,
     views,
 )
-from numdl.audit._reading import UNPAIRED, Reading
+from numdl.audit._reading import Reading
+from numdl.audit._skills import UNPAIRED
 from numdl.audit.evidence import Data, Evidence, Facts, Finding, Kernel, Loss, Optimizer, Predicted, Trial, empty
 
 N = 12
@@ -733,3 +734,22 @@ def test_a_loss_that_takes_no_other_shape_is_not_asked_of_it(loss, coupled, know
         found, _ = heads.measure(case(linear, W[:, :1], (X, Y[:, 0]), loss))
     assert (found.coupling > 0.05) == coupled
     assert np.isfinite(found.coupling_reshaped) == known
+
+
+@pytest.mark.parametrize("places", [(), (5,)])
+@pytest.mark.parametrize("read", [4, 2, 1])
+def test_numbers_of_the_inputs_that_no_output_follows_are_counted(places, read):
+    """Of four features some are read; a fifth is 1 for all examples, and cannot be missed."""
+    x = np.concatenate([drawn(N, *places, 4), np.ones((N, *places, 1), np.float32)], -1)
+
+    def some(p, x):
+        return jnp.tanh(x[..., :read]).reshape(len(x), -1) @ p
+
+    found = functions.measure(case(some, drawn(int(np.prod(places, initial=read)), 2), (x, drawn(N, 2))))
+    assert found.unread == pytest.approx((4 - read) / 5)
+
+
+def test_pixels_that_no_output_follows_are_counted_in_stretches():
+    images, half = drawn(N, 6, 6, 2), lambda p, x: x[:, :3].reshape(len(x), -1) @ p
+    assert functions.measure(case(half, drawn(36, 2), (images, drawn(N, 2)))).unread == pytest.approx(0.5)
+    assert np.isnan(functions.measure(case(lambda p, x: p[x], drawn(9, 2), (np.arange(N) % 9, drawn(N, 2)))).unread)

@@ -218,6 +218,7 @@ LEFT_BEHIND = {
 }  # fmt: skip
 CELL = {"signal__recurrent": (True,) * 5 + (False,), "signal__names": (*(f"cell/w[{i}]" for i in range(5)), "out")}
 EXPLODES = CELL | {"signal__gradient_rms": np.array([1.0, 0.3, 0.1, 0.05, 0.02, 0.1])} | STUCK
+VANISHES = CELL | {"signal__gradient_rms": np.array([1e-4, 0.01, 0.1, 0.3, 1.0, 1.0])} | STUCK
 BLIND = {"function__blind": 0.0, "trial__end": np.full((4, 2), 1.9)}
 TIME_FIRST = {"function__mixing": 0.5, "function__disorder": 0.5, "function__mixing_back": 0.0}
 KNOWN = {
@@ -234,6 +235,19 @@ KNOWN = {
         BLIND | STUCK | LEFT_BEHIND | {"ahead__score": np.array([0.8])}, "cannot_see", None
     ),
     "no positions, and left behind": (BLIND | LEFT_BEHIND, "cannot_see", "likely"),
+    "no positions, and short": (BLIND | LEFT_BEHIND | {"ahead__score": np.array([0.6])}, "cannot_see", "likely"),
+    "no positions, short by few examples": (
+        BLIND | LEFT_BEHIND | {"ahead__score": np.array([0.6]), "ahead__stderr": 0.1}, "cannot_see", None
+    ),
+    "half the inputs, and left behind": ({"function__unread": 0.5} | LEFT_BEHIND, "cannot_see", "likely"),
+    "some inputs, and left behind": ({"function__unread": 0.1} | LEFT_BEHIND, "cannot_see", "hint"),
+    "half the inputs, and learned": (
+        {"function__unread": 0.5} | LEFT_BEHIND | {"ahead__score": np.array([0.85])}, "cannot_see", None
+    ),
+    "a thousandth through time": (VANISHES, "recurrent_vanishes", "likely"),
+    "a thousandth through time, and a smaller rate learns": (
+        VANISHES | {"trial__end": np.array([[2.2, 2.2], [0.4, 0.4], [2.4, 2.4], [9.0, 9.0]])}, "recurrent_vanishes", "hint"
+    ),
     "examples compared": ({"loss__coupling": 0.5}, "loss_couples_examples", "hint"),
     "examples compared, and left behind": ({"loss__coupling": 0.5} | LEFT_BEHIND, "loss_couples_examples", "likely"),
     "labels learned by heart": (BY_HEART, "labels_unrelated", "likely"),

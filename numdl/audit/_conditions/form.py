@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from numdl.audit._conditions.seen import Seen, certain
-from numdl.audit._reading import FLAT, UNPAIRED
+from numdl.audit._skills import FLAT, UNPAIRED
 
 CONSTANT = 1e-6  # spread of outputs, relative
 STILL = 1e-3  # of what a normalisation divides by

@@ -12,7 +12,7 @@ THROUGH_TIME = math.log(1e3)
 # The same, of a training that was seen to stay behind a shallow model.
 FAILED, FAILED_IN_TIME = math.log(100), math.log(30)
 MOVED = 0.1  # of the parameters: a training that moves them less does not fail for what lies between its layers
-BLOCK = 1.15  # growth of states a layer that adds up
+STREAM = 10.0  # growth of states that blocks add to
 SATURATED, DEAD = 0.5, 0.5
 ALIKE = 0.999
 WIDTH = 1.0  # sum of reciprocal widths
@@ -92,16 +92,13 @@ def residual_scale(r):
     if not skips or logs.size < 8 or r.normalized:
         return None
     inner = logs[:-1]
-    # The stream's growth is seen in what reads it: the highest states of each third.
-    third = max(1, inner.size // 3)
-    growth = float(inner[-third:].max() - inner[:third].max())
-    blocks = max(inner.size / 2, 1)
-    if not growth > math.log(10):
+    # The stream's growth is seen in what reads it: from the first block to the highest states of the last third.
+    growth = float(inner[-max(1, inner.size // 3) :].max() - inner[:2].max())
+    if not growth > math.log(STREAM):
         return None
-    each = math.exp(growth / max(blocks * 2 / 3, 1))
-    return Seen(
-        _severity(r), each, BLOCK, 1, r.e.signal.names[0], f"{inner.size} layers ({factor(growth)} in all)", weight=0.85
-    )
+    more = f"{inner.size} layers ({factor(growth / (inner.size / 2))} a block)"
+    scaled = math.sqrt(math.e)  # of rms: (1 + 1 / L)^(L / 2), L branches of gain 1 / sqrt(L)
+    return Seen(_severity(r), math.exp(growth), STREAM, scaled, r.e.signal.names[0], more, weight=0.85)
 
 
 def recurrent_explodes(r):
@@ -119,7 +116,8 @@ def recurrent_vanishes(r):
     limit = FAILED_IN_TIME if r.behind else THROUGH_TIME
     if not gradient < -limit:
         return None
-    severity = "likely" if r.end < 0.3 and not r.unseen > 0.3 else "hint"
+    # What vanishes does not come back by a smaller rate: where one learns, it is the rate.
+    severity = "likely" if np.fmax(r.end, r.lower) < 0.3 and not r.unseen > 0.3 else "hint"
     more = f"gradients shrink, {factor(gradient)} from the last step to the first"
     weight = 0.6 if gradient > -THROUGH_TIME and r.e.optimizer.reach < MOVED else 0.85
     return Seen(severity, math.exp(max(gradient, -700)), math.exp(-limit), where=name, more=more, weight=weight)

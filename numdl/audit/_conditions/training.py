@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from numdl.audit._conditions.seen import Seen
-from numdl.audit._reading import FLAT
+from numdl.audit._skills import FLAT
 
 LOST = 0.1  # of an update, to a clip or an epsilon
 VANISHED = -5.0  # ln of states or gradients from end to end
@@ -159,30 +159,19 @@ def linear(r):
 
 def cannot_see(r):
     k, f = r.e.kernel, r.e.function
-    if r.later > 0.3 and not r.behind:  # what was learned in the end can be seen
+    if f.blind < 1e-4 and (r.short or r.behind or (r.flat and not r.later > 0.3)):
+        more = "A permutation of the positions does not change the outputs"
+        return Seen("likely", f.blind, 1e-4, where="positions", more=more, weight=0.7)
+    if f.unread > 0 and (r.short or r.flat) and not r.dead:
+        severity, more = "likely" if f.unread > 0.2 else "hint", f"No output follows {f.unread:.0%} of an input's numbers"
+        return Seen(severity, f.unread, 0.2, 0, "inputs", more, weight=0.7)
+    if (r.later > 0.3 and not r.behind) or r.unanswered:  # what was learned in the end can be seen
         return None
-    blind = f.blind < 1e-4
-    if blind and (r.flat or r.behind):
-        return Seen(
-            "likely",
-            k.alignment,
-            SEEN,
-            k.alignment_raw,
-            "positions",
-            "a permutation of the positions does not change the outputs",
-            weight=0.7,
-        )
-    if not r.unanswered and k.alignment < BLIND and k.alignment_raw > SEEN and r.flat_anywhere:
-        return Seen(
-            _unmoved(r),
-            k.alignment,
-            SEEN,
-            k.alignment_raw,
-            "network",
-            f"the inputs do (z = {k.alignment_raw:.3g}), and no rate moves the loss",
-            weight=0.5,
-        )
-    return None
+    if not (k.alignment < BLIND and k.alignment_raw > SEEN and r.flat_anywhere):
+        return None
+    more = f"The tangent kernel does not tell the labels apart (z = {k.alignment:.3g}); the inputs do "
+    more += f"(z = {k.alignment_raw:.3g}), and no rate moves the loss"
+    return Seen(_unmoved(r), k.alignment, SEEN, k.alignment_raw, "network", more, weight=0.5)
 
 
 def _unmoved(r):

@@ -45,7 +45,7 @@ def measure(case):
     known |= _apart(near, what, case.separate)
     if not several and known.get("bend", 1.0) < LINEAR:
         known |= linear.measure(case)
-    known |= {} if several else _rows(out) | _positions(near, what, out.shape)
+    known |= {} if several else _rows(out) | _positions(near, what, out.shape) | _parts(near, what)
     if case.evaluate is not None:
         known["evaluate_distance"] = _evaluated(case, x, out, whole)
     return empty(Function, **known)
@@ -130,7 +130,23 @@ def _variants(case, x):
                 changed = x.copy()
                 changed[:, s] = other[:, s]
                 kept.append(changed)
+        for name, changed in _in_parts(x):
+            what.append(name)
+            kept.append(changed)
     return kept, what
+
+
+def _in_parts(x):
+    """(("part", share of the numbers), inputs with another example's numbers there) of POSITIONS parts that vary."""
+    if not isinstance(x, np.ndarray) or x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
+        return
+    columns = x.reshape((*x.shape[:2], -1) if x.ndim == 3 else (len(x), 1, -1))
+    count = columns.shape[-1]
+    for part in np.array_split(np.arange(count), min(count, POSITIONS)):
+        changed = columns.copy()
+        changed[..., part] = np.roll(columns[..., part], 1, 0)
+        if (changed != columns).any():
+            yield ("part", len(part) / count), changed.reshape(x.shape)
 
 
 def _halves(m):
@@ -206,7 +222,7 @@ def _apart(near, what, separate):
 def _positions(near, what, shape):
     """What permuting positions and changing single ones does."""
     at, base = dict(zip(what, near)), near[0]
-    tried = [s for s in what if not isinstance(s, str)]
+    tried = [s for s in what if isinstance(s, int)]
     if not tried:
         return {}
     size, least = _rms(base - base.mean(0)), 1e-7
@@ -221,6 +237,12 @@ def _positions(near, what, shape):
         known["alone"] = float(np.mean(elsewhere))
         del known["blind"]
     return known
+
+
+def _parts(near, what):
+    """Which share of the inputs' numbers no output follows."""
+    parts = [(name[1], change) for name, change in zip(what, near) if isinstance(name, tuple)]
+    return {"unread": sum(share for share, change in parts if (change == near[0]).all())} if parts else {}
 
 
 def _one(case, out):

@@ -77,7 +77,10 @@ def _told(out, y, kind, border):
         return np.ma.masked_array(out.argmax(-1) == y, y < 0, dtype=float)
     wanted = np.ma.masked_invalid(np.asarray(y, np.float64).reshape(out.shape))
     if kind == "values":
-        return 1 - (out - wanted) ** 2 / max(np.ma.mean((wanted - wanted.mean(0)) ** 2) or 0.0, 1e-30)
+        error, apart = (out - wanted) ** 2, (wanted - wanted.mean(0)) ** 2
+        size = max(apart.mean() if apart.count() else 0.0, 1e-30)
+        left = error.mean() / size
+        return 1 - left - (error - left * apart) / size  # of a ratio: an example acts on both of its parts
     right = (out > border) == (wanted > (wanted.min() + wanted.max()) / 2)
     return np.ma.masked_array(right, wanted.mask | ~np.isfinite(border), dtype=float)
 
