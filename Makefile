@@ -76,7 +76,7 @@ bench-peers: .venv-bench-torch/.done .venv-bench-tangents/.done
 .venv-bench-torch/.done:
 	@$(PYTHON) -m venv --clear .venv-bench-torch
 	@.venv-bench-torch/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) numpy scipy einops tqdm setuptools
-	@for peer in torchdiffeq pyhessian curvlinops-for-pytorch backpack-for-pytorch unfoldnd einconv; do \
+	@for peer in torchdiffeq pyhessian curvlinops-for-pytorch linear_operator jaxtyping wadler_lindig backpack-for-pytorch unfoldnd einconv; do \
 		.venv-bench-torch/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $$peer || echo "$$peer: not installed"; done
 	@touch $@
 

@@ -58,15 +58,16 @@ def in_jax(p):
 
 
 def numdl_product(p, *, kept=False):
-    """`curvature.hessian`, each product alone or with all that does not depend on the vector kept."""
+    """`curvature.hessian`, each product alone as it is, or with all that does not depend on the vector kept."""
     import jax
 
     from numdl.analysis import curvature
 
     loss, params, batch = in_jax(p)
     operator = curvature.hessian(loss, params, batch, reduction="mean")
-    if kept:
-        operator = jax.jit(lambda operator: jax.linearize(operator, params)[1])(operator)
+    if not kept:
+        return Run(lambda: operator(params), lambda v: numbers_of(jax.tree.leaves(v)))
+    operator = jax.jit(lambda operator: jax.linearize(operator, params)[1])(operator)
     apply = jax.jit(lambda operator, v: operator(v))
     return Run(lambda: apply(operator, params), lambda v: numbers_of(jax.tree.leaves(v)))
 

@@ -202,8 +202,9 @@ def calibrated(features: dict) -> float:
     """The probability of training by two logistic laws, `calibration.json`, weighed by what was seen of the end.
 
     One law is of what a short trial and the findings say, the other of what came of going on. The share of the budget
-    that was spent is the second one's weight, less where few unseen examples leave its score in doubt. Both are fitted on part of the benchmark's fitting split (their "source" says on how many cases);
-    `python -m benchmarks.diagnosis.fit` makes them.
+    that was spent is the second one's weight, less where few unseen examples leave its score in doubt. Both are fitted
+    on part of the benchmark's fitting split (their "source" says on how many cases) by
+    `python -m benchmarks.diagnosis.fit`.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Numbers that several rules need, from the evidence alone: skills, and what happens from the first layer to the last."""
+"""Numbers that several rules need, from the evidence alone: skills, and what changes from layer to layer."""
 
 import functools
 import math

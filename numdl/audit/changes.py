@@ -28,7 +28,7 @@ class Repair:
     input_scale: Any
     target_shift: Any
     target_scale: Any
-    apply: Any = static()  # a network without its last function
+    apply: Any = static()  # another network: without its last function, or without what ended its gradient
     loss: Any = static()
     case: Any = static()  # the repaired Case
 

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl.audit import _affine, _bare, _by_hand, _contest, _fresh
-from numdl.audit._measured import cases, labels
+from numdl.audit import _affine, _bare, _by_hand, _contest, _fresh, _losses
+from numdl.audit._measured import cases, labels, programs
 from numdl.audit._reading import Reading
 from numdl.audit.changes import Repair
 from numdl.audit.evidence import Evidence
@@ -48,6 +48,8 @@ def repair(case: Any, evidence: Evidence, findings: tuple) -> Repair:
     names = [name for f in strong for name in _to_mend(f) if not (cut and f.name == "frozen")]
     narrow = any("too_narrow" in (f.name, *f.consequences) for f in findings)
     work, lines = _Work(case, evidence, set(names), narrow), []
+    if _losses.passable(cut):
+        lines += work.past(cut)
     for name, act in _ACTS.items():
         if name in names:
             lines += act(work)
@@ -181,27 +183,23 @@ class _Work:
     # ---- loss and head ----
 
     def sign(self):
-        loss = self.case.loss
         if self.e.optimizer.ascent < 0:
             self.replace_method("wrong_sign")
             return []
-        self.parts["loss"] = lambda outputs, targets: -loss(outputs, targets)
-        self.put("wrong_sign", loss=self.parts["loss"])
-        return ["loss: minus"]
+        return self.other_loss("wrong_sign")
 
-    def shapes(self):
-        if not np.isfinite(self.e.loss.coupling_reshaped):  # it is no matter of shapes
+    def other_loss(self, fault):
+        found = _losses.BUILT[fault](self.case, self.e)
+        if found is None:
             return []
-        loss = self.case.loss
-        self.parts["loss"] = lambda outputs, targets: loss(outputs.reshape(targets.shape), targets)
-        self.put("loss_couples_examples", loss=self.parts["loss"])
-        return ["loss: outputs and targets in the same shape: loss(outputs.reshape(targets.shape), targets)"]
+        words, self.parts["loss"] = found
+        self.put(fault, loss=self.parts["loss"])
+        return [f"loss: {words}"]
 
-    def mean(self):
-        loss, size = self.case.loss, self.case.examples
-        self.parts["loss"] = lambda outputs, targets: loss(outputs, targets) / size
-        self.put("loss_scale", loss=self.parts["loss"])
-        return ["loss: the mean over the examples, not the sum"]
+    def past(self, lines):
+        self.parts["apply"] = programs.let_through(self.case.apply, lines)
+        self.put("frozen", apply=self.parts["apply"])
+        return [f"network: {_by_hand.line('frozen', lines)}"]
 
     def head(self):
         """The last layer's output, raw or through the function that the loss expects."""
@@ -323,8 +321,7 @@ _ACTS = {
     "inputs_too_small": _Work.inputs,
     "targets_unscaled": _Work.targets,
     "wrong_sign": _Work.sign,
-    "loss_couples_examples": _Work.shapes,
-    "loss_scale": _Work.mean,
+    **{fault: functools.partial(_Work.other_loss, fault=fault) for fault in _losses.BUILT if fault != "wrong_sign"},
     "head_against_loss": _Work.head,
     "outputs_constant": _Work.head,
 }

@@ -281,7 +281,7 @@ def test_a_bad_moment_at_the_end_is_not_the_end_and_a_training_that_blows_up_is(
 
 
 def test_few_examples_leave_the_score_in_doubt():
-    known = dict(steps=np.array([400.0]), score=np.array([0.9]), unseen=np.ones(1), chance=0.5)
+    known = {"steps": np.array([400.0]), "score": np.array([0.9]), "unseen": np.ones(1), "chance": 0.5}
     assert read(**known, shallow=0.9, stderr=0.02).doubt == pytest.approx(0.05)
     assert np.isnan(read(**known).doubt)
     short = [read(**known, shallow=1.0, stderr=doubt).short for doubt in (0.001, 0.1)]

@@ -129,6 +129,36 @@ def test_a_gradient_that_gets_through_has_no_such_line(function, leaf):
     assert programs.stops(jax.make_jaxpr(function)(w, w, jnp.ones((2, 3))), marks) == ()
 
 
+def stopped_twice(w, v, x):
+    kept = jax.lax.stop_gradient(x @ w)  # another line: it stays
+    return jax.lax.stop_gradient(jnp.tanh(x @ w)) @ v + kept
+
+
+def each_step(w, v, x):
+    return jax.vmap(lambda row: jax.lax.scan(lambda c, _: (jnp.round(c @ w), None), row, None, length=2)[0])(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "plain"),
+    [
+        (stopped, lambda w, v, x: jax.nn.softmax(jax.nn.leaky_relu(x @ w) @ v)),
+        (rounded, lambda w, v, x: x @ w @ v),
+        (stopped_twice, lambda w, v, x: jnp.tanh(x @ w) @ v + 2.1),
+        (each_step, lambda w, v, x: x @ w @ w),
+    ],
+    ids=["stopped", "in calls", "one of two", "in a scan"],
+)  # fmt: skip
+def test_a_gradient_is_let_through_where_it_is_said_to_end(function, plain):
+    given = jnp.full((3, 3), 0.7), jnp.eye(3) + 0.1, jnp.ones((2, 3))
+    lines = programs.stops(jax.make_jaxpr(function)(*given), [True, False, False])
+    lines = [line for line in lines if f"line {stopped_twice.__code__.co_firstlineno + 1})" not in line]
+    open_ = programs.let_through(function, lines)
+    np.testing.assert_allclose(open_(*given), plain(*given), rtol=1e-6)
+    slope = jax.jit(jax.grad(lambda w, f: f(w, *given[1:]).sum()), static_argnums=1)
+    np.testing.assert_allclose(slope(given[0], open_), slope(given[0], plain), rtol=1e-5)
+    assert programs.let_through(function, ())(*given).tolist() == function(*given).tolist()
+
+
 TABLE, TOKENS = np.arange(12.0, dtype=np.float32).reshape(4, 3), np.array([[0, 1, 6], [2, 9, 3]])
 LOOKUPS = {
     "index": (lambda p, x: p[x].sum(1), 2 / 6),

@@ -163,7 +163,10 @@ def cannot_see(r):
         more = "A permutation of the positions does not change the outputs"
         return Seen("likely", f.blind, 1e-4, where="positions", more=more, weight=0.7)
     if f.unread > 0 and (r.short or r.flat) and not r.dead:
-        severity, more = "likely" if f.unread > 0.2 else "hint", f"No output follows {f.unread:.0%} of an input's numbers"
+        severity, more = (
+            "likely" if f.unread > 0.2 else "hint",
+            f"No output follows {f.unread:.0%} of an input's numbers",
+        )
         return Seen(severity, f.unread, 0.2, 0, "inputs", more, weight=0.7)
     if (r.later > 0.3 and not r.behind) or r.unanswered:  # what was learned in the end can be seen
         return None

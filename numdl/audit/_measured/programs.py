@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from numdl.tracing._programs import scan_counts
 
 CONVOLUTION = "conv_general_dilated"
-STOPS = {"stop_gradient", "round", "floor", "ceil", "sign"}  # beside what puts out whole numbers or truth values
+THROUGH = {"stop_gradient", "round", "floor", "ceil"}  # derivative 0, and near what goes in
+STOPS = {*THROUGH, "sign"}  # beside what puts out whole numbers or truth values
 CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "scan"}
 NOT_THE_USERS = (os.path.join(os.path.dirname(jax.__file__), ""), os.path.join(pathlib.Path(__file__).parents[2], ""))
 # A number made by itself costs 5 to 45 times as much as a multiplication in a product, without LLVM's expensive passes.
@@ -173,7 +174,11 @@ def _entering(equation, values, look, own):
 
 
 def convolves(jaxpr):
-    return any(equation.primitive.name == CONVOLUTION for equation in equations(jaxpr))
+    return any(map(_is_convolution, equations(jaxpr)))
+
+
+def _is_convolution(equation, *around):
+    return equation.primitive.name == CONVOLUTION
 
 
 def channels_last(function):
@@ -182,13 +187,16 @@ def channels_last(function):
     XLA brings a convolution into the layout of its fast CPU routine at the top of a program only. In the body of a loop
     the gradient of a convolution, whose axes lie in another order, would be a plain nest of loops over single numbers.
     """
+    return _changed(function, _is_convolution, lambda equation, values: [_convolution(*values, **equation.params)])
 
-    def ordered(*arguments, **static):
-        closed, shapes = jax.make_jaxpr(functools.partial(function, **static), return_shape=True)(*arguments)
-        outputs = jex.jaxpr_as_fun(_ordered(closed))(*jax.tree.leaves(arguments))
-        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
-    return ordered
+def let_through(function, lines):
+    """The same function without the steps that end its gradient in these lines, of `stops`: what goes in comes out."""
+
+    def concerned(equation, *around):
+        return equation.primitive.name in THROUGH and _line(equation, *around) in lines
+
+    return _changed(function, concerned, lambda equation, values: values[:1])
 
 
 def _eqns(jaxpr):
@@ -225,41 +233,64 @@ def _own(equation):
     return ALONE * size * (4 if whole is not None and jnp.issubdtype(whole, jnp.complexfloating) else 1)
 
 
-def _ordered(closed):
-    """The closed jaxpr of the same function with its convolutions in order."""
+def _changed(function, concerned, act):
+    """The same function with act(equation, values) for each equation with concerned(equation, *those around it)."""
+
+    def changed(*arguments, **static):
+        closed, shapes = jax.make_jaxpr(functools.partial(function, **static), return_shape=True)(*arguments)
+        outputs = jex.jaxpr_as_fun(_rewritten(closed, concerned, act))(*jax.tree.leaves(arguments))
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    return changed
+
+
+def _rewritten(closed, concerned, act, around=()):
+    """The closed jaxpr of the changed function; itself where nothing is concerned."""
+    if not _any(concerned, closed, around):
+        return closed
+    jaxpr = getattr(closed, "jaxpr", closed)
 
     def run(*values):
         slots = dict(zip(jaxpr.constvars, getattr(closed, "consts", ()))) | dict(zip(jaxpr.invars, values))
         read = lambda v: v.val if isinstance(v, jex.Literal) else slots[v]  # noqa: E731
         for equation in jaxpr.eqns:
-            slots.update(zip(equation.outvars, _evaluated(equation, [read(v) for v in equation.invars], jaxpr)))
+            reads = [read(v) for v in equation.invars]
+            own = concerned(equation, *around)
+            found = act(equation, reads) if own else _evaluated(inside(equation), reads, jaxpr)
+            slots.update(zip(equation.outvars, found))
         return [read(v) for v in jaxpr.outvars]
 
-    jaxpr = getattr(closed, "jaxpr", closed)
-    return jax.make_jaxpr(run)(*closed.in_avals) if convolves(closed) else closed
+    def inside(equation):
+        if next(_bodies(equation), None) is None:
+            return equation
+        within = functools.partial(changed, around=(equation, *around))
+        return equation.replace(params={name: within(value) for name, value in equation.params.items()})
+
+    def changed(value, around):
+        if isinstance(value, tuple | list) and any(map(_is_jaxpr, value)):
+            return type(value)(changed(each, around) for each in value)
+        if not _is_jaxpr(value):
+            return value
+        if isinstance(value, jex.ClosedJaxpr):
+            return _rewritten(value, concerned, act, around)
+        return _rewritten(jex.ClosedJaxpr(value, ()), concerned, act, around).jaxpr
+
+    return jax.make_jaxpr(run)(*closed.in_avals)
+
+
+def _any(concerned, jaxpr, around):
+    return any(
+        concerned(equation, *around) or any(_any(concerned, body, (equation, *around)) for body in _bodies(equation))
+        for equation in _eqns(jaxpr)
+    )
 
 
 def _evaluated(equation, values, jaxpr):
-    if equation.primitive.name == CONVOLUTION:
-        return [_convolution(*values, **equation.params)]
-    if any(map(convolves, _bodies(equation))):
-        equation = equation.replace(params={name: _inside(value) for name, value in equation.params.items()})
     reads = {v: value for v, value in zip(equation.invars, values) if not isinstance(v, jex.Literal)}
     writes = [v for v in equation.outvars if not isinstance(v, jex.DropVar)]
     alone = jex.Jaxpr((), list(reads), writes, [equation], equation.effects, jaxpr.debug_info)
     found = iter(jex.jaxpr_as_fun(jex.ClosedJaxpr(alone, ()))(*reads.values()))
     return [None if isinstance(v, jex.DropVar) else next(found) for v in equation.outvars]
-
-
-def _inside(value):
-    """A parameter of an equation with the jaxprs in it in order."""
-    if isinstance(value, tuple | list) and any(map(_is_jaxpr, value)):
-        return type(value)(map(_inside, value))
-    if not _is_jaxpr(value):
-        return value
-    if isinstance(value, jex.ClosedJaxpr):
-        return _ordered(value)
-    return _ordered(jex.ClosedJaxpr(value, ())).jaxpr
 
 
 def _convolution(left, right, *, dimension_numbers, **params):
