@@ -1,5 +1,6 @@
 """The page of figures, docs/verification.md, made from one file of figures for each stack and one of planted faults."""
 
+import inspect
 import json
 import math
 import platform
@@ -111,7 +112,7 @@ def _study(stacks, name):
     for what in listed:
         row = next(rows[what] for rows in by_name.values() if what in rows)
         table.append([what, row["tried"], row["threshold"], *(_cell(rows.get(what)) for rows in by_name.values())])
-    lines = [f"## {first['title']}", "", first["text"], ""]
+    lines = [f"## {first['title']}", "", inspect.cleandoc(first["text"]), ""]
     return "\n".join([*lines, *_table(["what", "tried", "threshold", *stacks], table), ""])
 
 
