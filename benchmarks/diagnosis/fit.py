@@ -108,8 +108,8 @@ def probability(laws, features):
         law["intercept"] + sum(weight * features.get(name, 0.0) for name, weight in law["coefficients"].items())
         for law in (laws["early"], laws["late"])
     )
-    doubt = laws["late"]["coefficients"].get("beside", 0.0) * features.get("doubt", 0.0)
-    z = early + features.get("spent", 0.0) / (1 + doubt**2) * (late - early)
+    known = 1 / (1 + np.pi / 8 * (laws["late"]["coefficients"].get("beside", 0.0) * features.get("doubt", 0.0)) ** 2)
+    z = (1 - features.get("spent", 0.0) * known) * early + features.get("spent", 0.0) * np.sqrt(known) * late
     return 1 / (1 + np.exp(-np.clip(z, -50, 50)))
 
 

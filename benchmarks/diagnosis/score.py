@@ -9,7 +9,7 @@ A row is what one case gave: {"name", "verdict", "probability", "findings": [[na
     calibration    expected error of the probability over ten bins of equal count
     rescued        share of sick cases that train after repair(); a repair that raises has not
                     planted: of causes that are no line of the user's own code (`IN_THE_CODE`: there, the share of
-                    those that the repair tells by name); able: of networks that train when started as usual
+                    those that the repair tells by name, or cures); able: of networks that train when started as usual
     first, three   share of sick cases of known cause whose first finding, or one of the first three, names it
 """
 
@@ -93,11 +93,11 @@ def named(row, cause, first=1, strict=False):
 
 
 def certain_right(row, known):
-    """For each finding marked certain, whether it is right: the case is sick, of that cause where one was planted."""
+    """For each finding marked certain, whether it is right: the fault that was planted; else the case is sick."""
     cause = known["cause"]
     for name, severity, *_ in row["findings"]:
         if severity == "certain":
-            yield known["verdict"] != TRAINS and (cause is None or name in {cause, *ALSO.get(cause, ())})
+            yield name in {cause, *ALSO.get(cause, ())} if cause else known["verdict"] != TRAINS
 
 
 def told(row, cause):
@@ -143,7 +143,9 @@ def figures(rows, truth):
         "crashes, repair": sum("crash" in row.get("repair", {}) for row in rows),
         "rescued": share(cured(row) for row, _ in repaired),
         "rescued, planted": share(cured(row) for row, known in planted if known["cause"] not in IN_THE_CODE),
-        "line told": share(told(row, known["cause"]) for row, known in planted if known["cause"] in IN_THE_CODE),
+        "line told": share(
+            told(row, known["cause"]) or cured(row) for row, known in planted if known["cause"] in IN_THE_CODE
+        ),
         "rescued, random": share(cured(row) for row, _ in drawn),
         "rescued, random, able": share(cured(row) for row, known in drawn if not known.get("architecture")),
         "seconds": float(np.median([row["seconds"] for row, _ in pairs])) if pairs else np.nan,

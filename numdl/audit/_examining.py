@@ -190,7 +190,8 @@ def describe(evidence: Evidence, findings: tuple) -> dict[str, float]:
         "later": clip(r.later, -0.5, 1),
         "beside": clip(r.beside, -0.5, 1.2),
         "doubt": clip(r.doubt, 0, 1),
-        "spent": clip(r.spent, 0, 1) if r.comparable else 0.0,
+        # A certain fault of the labels or the loss is also one of the score: what was reached says nothing then.
+        "spent": clip(r.spent, 0, 1) if r.comparable and not certain - BORNE else 0.0,
         "certain": float(bool(certain - BORNE)),
         "head": float(bool(certain & BORNE)),
         "likely": float(any(f.severity == "likely" for f in told)),
@@ -211,8 +212,9 @@ def calibrated(features: dict) -> float:
     features : dict             as `describe` gives them
     """
     early, late = (_score(law, features) for law in _laws())
-    weight = features["spent"] / (1 + (_laws()[1]["coefficients"]["beside"] * features["doubt"]) ** 2)
-    score = (1 - weight) * early + weight * late
+    # Of a number in doubt, the "moderated output" of MacKay 1992, Neural Computation 4.
+    known = 1 / (1 + math.pi / 8 * (_laws()[1]["coefficients"]["beside"] * features["doubt"]) ** 2)
+    score = (1 - features["spent"] * known) * early + features["spent"] * math.sqrt(known) * late
     return 1 / (1 + math.exp(-min(max(score, -50.0), 50.0)))
 
 

@@ -286,7 +286,7 @@ def test_few_examples_leave_the_score_in_doubt():
     assert np.isnan(read(**known).doubt)
     short = [read(**known, shallow=1.0, stderr=doubt).short for doubt in (0.001, 0.1)]
     assert short == [True, False]
-    known = {"spent": 1.0, "later": 0.8, "beside": 0.8}
+    known = {"spent": 1.0, "later": 0.7, "beside": 0.7}
     blank = dict.fromkeys(_examining._laws()[0]["coefficients"], 0.0)
     at = [_examining.calibrated({**blank, "trial": 1.0, **known, "doubt": doubt}) for doubt in (0.0, 0.1, 1.0)]
     assert at == sorted(at) and at[0] < 0.5 < at[2]  # the trial had gone well

@@ -59,7 +59,7 @@ def test_shapes_that_broadcast_are_made_one():
 def test_all_classes_weigh_the_same():
     """The mean over the classes of the means over their examples; a class that is not there has no weight."""
     _, found = built("labels_imbalanced")
-    rows = [np.flatnonzero(LABELS == label) for label in range(CLASSES)]
+    rows = [np.flatnonzero(label == LABELS) for label in range(CLASSES)]
     wanted = np.mean([entropy(OUT[some], LABELS[some]) for some in rows])
     np.testing.assert_allclose(found(OUT, LABELS), wanted, rtol=1e-5)
     _, found = built("labels_imbalanced", case(y=np.where(LABELS == 1, 0, LABELS)))

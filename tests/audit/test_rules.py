@@ -361,10 +361,11 @@ def test_a_rate_that_no_warm_up_helps_is_too_high():
     [
         ({"function__unseen": 0.0, "function__blind": 0.0, "function__roots_spread": 0.9}, "cannot_see"),
         ({"function__unseen": 1.0, "function__roots_spread": 0.9}, "outputs_constant"),
+        ({"function__mixing": 1.9}, "wrong_axis"),
         ({"function__roots_spread": 1e-6, "function__normalizes": True}, "norm_degenerate"),
         ({"function__rms": 0.0, "loss__has_head": True, "loss__floor_head": 2.3}, "outputs_constant"),
     ],
-    ids=["order-alone", "form", "divisor", "times-zero"],
+    ids=["order-alone", "form", "together", "divisor", "times-zero"],
 )
 def test_why_outputs_are_the_same_for_all_is_measured(seen, name):
     found = rules.judge(planted(function__spread_near=0.0, **seen, **STUCK))

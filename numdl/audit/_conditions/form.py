@@ -150,12 +150,17 @@ def head(r):
 def outputs_constant(r):
     f, s = r.e.function, r.e.signal
     nowhere = f.rms == 0 and not (r.e.loss.has_head and r.head_share > 0.9)  # a head that is shut here alone
-    if not f.spread_near < CONSTANT or nowhere or r.e.data.spread == 0 or f.unseen < 1:
+    if not f.spread_near < CONSTANT or nowhere or r.e.data.spread == 0 or f.unseen < 1 or _together(f):
         return None
     one = f.shape[-1:] == (1,) and f.least == f.most == 1
     deep = s is not None and (r.alike or r.gradient_change < math.log(1e-4))
     severity, weight = ("likely", 0.2) if (deep or r.dead) and not one else ("certain", 0.95)
     return Seen(severity, f.spread_near, CONSTANT, 0, "outputs", ONE_UNIT if one else BEHIND, weight=weight)
+
+
+def _together(f):
+    """Whether outputs that are one for all examples follow the inputs of all."""
+    return f.spread_near < CONSTANT and f.mixing > max(0.3, 10 * f.rounding) and not f.normalizes
 
 
 def norm_degenerate(r):
@@ -184,6 +189,9 @@ def wrong_axis(r):
             severity = "likely" if r.flat else "hint"
             return Seen(severity, f.disorder, 10 * least, predicted=0, where="examples", more=more, weight=0.7)
         return certain("examples", more, f.disorder, 10 * least, predicted=0, weight=0.95)
+    if _together(f):
+        more = "all get the same outputs, which follow all of them"
+        return certain("examples", more, f.mixing, 0.3, predicted=0, weight=0.96)
     if f.mixing > max(0.3, least) and not f.normalizes:
         more = "nothing in the network normalises over the batch"
         return Seen("likely" if r.flat else "hint", f.mixing, 0.3, predicted=0, where="examples", more=more, weight=0.7)
