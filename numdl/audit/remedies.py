@@ -169,9 +169,9 @@ class _Work:
         self.put("data_order", data=data, x=cases.take(data[0], size), y=cases.take(data[1], size), in_order=False)
         return ["data: shuffle the examples before they are cut into batches"]
 
-    def larger_batch(self):
+    def larger_batch(self, below=FEW):
         """Where a batch is small: for what is normalised over it, and for its noise."""
-        if self.case.data is None or not self.case.separate or self.case.examples >= FEW:
+        if self.case.data is None or not self.case.separate or self.case.examples >= below:
             return []
         size = min(4 * FEW, cases.count(self.case.data[0]))
         x, y = (cases.take(part, slice(0, size)) for part in self.case.data)
@@ -261,7 +261,7 @@ class _Work:
         if self.ends.short and not self.adam:
             self._otherwise(lambda: self.replace_method("method"))
         if self.ends.short:
-            self._otherwise(self.larger_batch)
+            self._otherwise(functools.partial(self.larger_batch, 4 * FEW))
         first, *more = (
             functools.partial(self.start_again, *other)
             for other in ((None if started else 0,), (0, True), (1,), *([(2,)] if started else []))

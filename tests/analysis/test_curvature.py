@@ -237,6 +237,23 @@ def test_new_parameters_and_data_compile_nothing():
     assert len(traces) == first
 
 
+def test_a_product_alone_is_one_program():
+    """Operation by operation a product of two layers compiles some thirty programs, and takes twice as long."""
+    from tests import doors
+
+    params, batch = jax.tree.map(jnp.asarray, problem())
+    operator = curvature.hessian(loss, params, batch)
+    with doors.compilations() as compiled:
+        jax.block_until_ready(operator(params))
+    assert len(compiled) == 1
+    moved = jax.tree.map(lambda leaf: leaf + 1, params)
+    with doors.compilations() as compiled:
+        found = jax.block_until_ready(operator(moved))
+    assert not compiled
+    inside = jax.jit(lambda operator, v: operator(v))(operator, moved)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, inside)
+
+
 class Held:
     """A loss that is an object with arrays, as a module of Equinox is one."""
 

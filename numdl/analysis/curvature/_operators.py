@@ -103,12 +103,16 @@ class Operator:
             yield dataclasses.replace(self, batch=piece, chunk=None), share
 
     def _product(self, v):
-        if self.chunk is None or (self.for_speed and _vectors.traced((self, v))):
-            return self.kind.product(lambda part: self._whole(part), self.like, self.batch, v, self.weight)
+        inside = _vectors.traced((self, v))
+        if self.chunk is None or (self.for_speed and inside):
+            return self._at_once(v) if inside else _at_once(self, v)
         total = None
         for piece, share in self.pieces():
             total = _accumulated(piece, v, share, total)
         return total
+
+    def _at_once(self, v):
+        return self.kind.product(lambda part: self._whole(part), self.like, self.batch, v, self.weight)
 
     def _whole(self, part):
         """The parameters with `part` in place of the coordinates."""
@@ -202,6 +206,11 @@ def prepared(operator, linearize):
 def examples(batch):
     """The number N of examples, the first axis of every leaf."""
     return checks.length("batch", batch)
+
+
+@jit
+def _at_once(operator, v):
+    return operator._at_once(v)
 
 
 @jit
