@@ -19,12 +19,10 @@ POSITIONS = 12  # tried one by one
 def measure(case):
     """The Function of a Case."""
     x = case.sample[0]
-    variants, what = _variants(case, x)
-    what = [*what, "rounded"]
     nudged, other = case.nudged(case.moving), jax.random.fold_in(case.key, 2)
     out = case.forward(case.moving, x, case.key)
-    near = [case.forward(nudged, variant, case.key) for variant in variants]
-    near.append(case.forward(_last_bits(nudged), x, case.key))
+    what, near = zip(*((name, case.forward(nudged, variant, case.key)) for name, variant in _variants(case, x)))
+    what, near = (*what, "rounded"), (*near, case.forward(_last_bits(nudged), x, case.key))
     other_key = case.forward(case.moving, x, other) if case.stochastic else out
     whole, several = out, len(jax.tree.leaves(out)) != 1
     if several and not case.apart:
@@ -102,38 +100,29 @@ def _other(leaf):
 
 
 def _variants(case, x):
-    """Inputs, and what each is."""
-    what, kept = ["base"], [x]
+    """(what it is, inputs), one after the other: the memory of all would be many times that of the inputs."""
+    yield "base", x
     m = cases.count(x) if case.separate else 0
-    if m > 1:
-        what += ["half", "front", "reversed"]
-        kept += [cases.take(x, index) for index in (*_halves(m), np.arange(m)[::-1])]
-        if _as_wide(case, x):
-            what.append("column")
-            kept.append(jax.tree.map(lambda a: np.concatenate([a[::-1, 1:2], a[:, 1:]], 1), x))
-        if all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(x)):
-            rolled = cases.take(x, np.roll(np.arange(m), 1))
-            what += ["rolled", "between", "tripled"]
-            kept += [
-                rolled,
-                jax.tree.map(lambda a, b: ((a + b) / 2).astype(a.dtype), x, rolled),
-                jax.tree.map(lambda a: 3 * a, x),
-            ]
-        length = _length(x)
-        if length:
-            order = np.random.default_rng(0).permutation(length)
-            what.append("shuffled")
-            kept.append(x[:, order])
-            other = np.roll(x, 1, 0)
-            for s in sorted({round(s) for s in np.linspace(0, length - 1, POSITIONS)}):
-                what.append(s)
-                changed = x.copy()
-                changed[:, s] = other[:, s]
-                kept.append(changed)
-        for name, changed in _in_parts(x):
-            what.append(name)
-            kept.append(changed)
-    return kept, what
+    if m < 2:
+        return
+    for what, index in zip(("half", "front", "reversed"), (*_halves(m), np.arange(m)[::-1])):
+        yield what, cases.take(x, index)
+    if _as_wide(case, x):
+        yield "column", jax.tree.map(lambda a: np.concatenate([a[::-1, 1:2], a[:, 1:]], 1), x)
+    if all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(x)):
+        rolled = cases.take(x, np.roll(np.arange(m), 1))
+        yield "rolled", rolled
+        yield "between", jax.tree.map(lambda a, b: ((a + b) / 2).astype(a.dtype), x, rolled)
+        yield "tripled", jax.tree.map(lambda a: 3 * a, x)
+    length = _length(x)
+    if length:
+        yield "shuffled", x[:, np.random.default_rng(0).permutation(length)]
+        other = np.roll(x, 1, 0)
+        for s in sorted({round(s) for s in np.linspace(0, length - 1, POSITIONS)}):
+            changed = x.copy()
+            changed[:, s] = other[:, s]
+            yield s, changed
+    yield from _in_parts(x)
 
 
 def _in_parts(x):
