@@ -10,6 +10,7 @@
 #   make verification             measure every figure of docs/verification.md on this Python (PYTHON=... for the other)
 #   make verification-stacks      both columns of it: this Python, then NEWEST's (ARGS=--missing: what has no figures yet)
 #   make bench                    numdl beside its peers, interleaved; make bench-peers: environments for torch and an old jax
+#   make bench-gpu                large networks and all precisions on an accelerator; without one it says so and passes
 #   make mutants                  plant faults in the mathematics, one at a time: each must be caught
 PYTHON ?= python3
 NEWEST ?= python3.13
@@ -24,9 +25,9 @@ CORE := tests/test_trees.py tests/test_statistics.py tests/networks/test_core.py
 	tests/networks/test_initializers.py tests/theory/test_propagation.py tests/theory/test_jacobian.py \
 	tests/analysis/test_propagation.py
 
-.PHONY: help demo test test-all verification verification-stacks mutants test-oldest test-stacks check notebooks docs bench bench-peers clean
+.PHONY: help demo test test-all verification verification-stacks mutants test-oldest test-stacks check notebooks docs bench bench-gpu bench-peers clean
 help:
-	@sed -n '1,13s/^# \{0,1\}//p' Makefile
+	@sed -n '1,14s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.core
 	@$(BIN)/python -m experiments.demo $(ARGS)
@@ -69,6 +70,10 @@ docs: $(VENV)/.docs
 
 bench: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+# jax for the card beside numdl: ARGS="--json rows.json"; without a card it says so.
+bench-gpu: $(VENV)/.bench
+	@$(BIN)/python -m benchmarks gpu $(ARGS)
 
 bench-peers: .venv-bench-torch/.done .venv-bench-tangents/.done
 

@@ -1,7 +1,7 @@
 """numdl beside its peers and the best kernels written by hand, all sides in turn within every round; `make bench`.
 
     python -m benchmarks [FAMILY ...] [--only WORD] [--rounds 5] [--tiny] [--growth] [--json FILE]
-    python -m benchmarks scaling | accuracies | diagnosis [OPTION ...]     programs of their own
+    python -m benchmarks scaling | accuracies | gpu | diagnosis [OPTION ...]     programs of their own
 
 Families are the files of this folder; every side runs in a process of its own, peers that need another environment in
 its Python (`make bench-peers` builds both). One core: taskset -c 0 python -m benchmarks.
@@ -18,7 +18,7 @@ from benchmarks import runner, table
 FOLDER = pathlib.Path(__file__).resolve().parent
 FAMILIES = ("initialization", "gradients", "training", "curvature", "kernels", "adjoints", "jacobian", "imports",
             "phase_diagram", "landscape", "probe", "audit")  # fmt: skip
-PROGRAMS = ("scaling", "accuracies", "diagnosis")
+PROGRAMS = ("scaling", "accuracies", "gpu", "diagnosis")
 
 
 def main(wanted):

@@ -263,12 +263,16 @@ def _object(value):
     if _is_opaque(kind.__module__):
         attributes = [part for part in attributes if isinstance(part[-1], _FOLLOWED)]
     valued = getattr(getattr(kind, "__dataclass_params__", None), "frozen", False)
-    if valued:
-        attributes = [(name, None, part) for name, _, part in attributes]
+    if valued:  # what it has worked out of its fields once, and kept, is not another number
+        attributes = [(name, None, part) for name, _, part in attributes if not _is_worked_out(kind, name)]
     call = getattr(kind, "__call__", None)  # noqa: B004
     if isinstance(call, types.FunctionType) and not _is_opaque(kind.__module__):
         attributes.append(("__call__", None, call))
     return (kind if valued else _One(value)), attributes
+
+
+def _is_worked_out(kind, name):
+    return isinstance(getattr(kind, name, None), functools.cached_property)
 
 
 def _attributes(value):

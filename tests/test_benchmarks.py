@@ -4,11 +4,12 @@ import json
 import math
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import runner, table
+from benchmarks import gpu, runner, table
 from tests import broken_benchmark as broken
 
 MODULE = "tests.broken_benchmark"
@@ -148,3 +149,18 @@ def test_numdl_and_the_limits_run_and_agree(family, tmp_path):
             assert row["problem"] is None or "not installed" in row["problem"], row
             # Gauss-Hermite is here because it is wrong, and so it may be.
             assert row.get("agrees") is not False or "Gauss-Hermite" in row["side"], row
+
+
+def test_without_an_accelerator_it_says_so_and_passes(capsys):
+    assert gpu.main([]) == 0
+    assert "no accelerator" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_an_accelerator_would_run_runs_here():
+    found, flops, params = gpu.calls("AlexNet", "float32", tiny=True)
+    assert list(found)[::5] == ["gradient", "audit"] and flops > 2 * sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert gpu.rate("float32", 64, rounds=1) > 1e6
+    assert np.isfinite(found["probe"]()) and found["tangent kernel, 2 examples"]().shape == (2, 2)
+    for by in gpu.errors().values():
+        assert by["float64"] < 1e-10 and 1e-9 < by["float32"] < 1e-3 and by["float32"] < by["bfloat16"]

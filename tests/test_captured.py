@@ -1,5 +1,6 @@
 """What a function holds is read at every call: changed numbers are seen, equal ones compile nothing."""
 
+import dataclasses
 import functools
 import types
 
@@ -211,6 +212,31 @@ def test_a_changed_number_is_seen_and_an_equal_one_compiles_nothing(kind, door):
             assert not programs or door == "traced"
     finally:
         change(2.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    rate: float
+
+    @functools.cached_property
+    def half(self):
+        return self.rate / 2
+
+
+def test_what_a_value_has_worked_out_and_kept_compiles_nothing():
+    law, traces = Law(0.5), []
+
+    def scaled(x):
+        traces.append(1)
+        return law.rate * x
+
+    program = _compiled.jit(lambda function, x: function(x), static_argnums=0)
+    program(scaled, 1.0)
+    assert law.half == 0.25
+    program(scaled, 1.0)
+    assert len(traces) == 1
+    object.__setattr__(law, "rate", 0.7)  # nobody should
+    assert program(scaled, 1.0) == pytest.approx(0.7)
 
 
 def test_what_a_function_writes_while_it_is_traced_is_no_input():
