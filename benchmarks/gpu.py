@@ -1,15 +1,15 @@
-"""On an accelerator: what the main analyses of two large networks take there, and what its precisions do to the numbers.
+"""On an accelerator: what the main analyses of two large networks take, and what its precisions do to the numbers.
 
     python -m benchmarks gpu [--json FILE] [--rounds 5] [--tiny] [--here]
 
 The networks are a causal transformer of 124 million parameters (12 blocks of 768, GPT-2's sizes) and AlexNet of 61
 million. Times are elapsed seconds of a call that compiles nothing, the median of the rounds; "of the rate" is the
 gradient's multiplications and additions, as XLA counts them, over the seconds and over the rate of a large matrix
-product measured on the same device in the same precision. The numbers are compared with float64 on the processor, relative
-to the largest entry. "tensor float" is what jax takes for float32 matrix products by default on cards that have it.
+product measured on the same device in the same precision. Numbers are compared with float64 on the processor,
+relative to the largest entry. "tensor float" is what jax takes for float32 products by default on cards that have it.
 
-Without an accelerator nothing is measured and the exit code is 0; `--here` takes whatever device there is, `--tiny` sizes
-that take no time.
+Without an accelerator nothing is measured and the exit code is 0; `--here` takes whatever device there is, `--tiny`
+sizes that take no time.
 """
 
 import argparse
