@@ -211,9 +211,8 @@ def main(arguments):
         print("no accelerator: jax sees the processor alone, and nothing is measured")
         return 0
     content = runner.machine() | {"device": device.device_kind, "jax": jax.__version__, "rows": [], "errors": {}}
-    print(
-        f"{device.device_kind}, jax {jax.__version__}\n\n{'':54s} {'ms':>10s} {'gradients':>10s} {'first, s':>9s} of rate"
-    )
+    print(f"{device.device_kind}, jax {jax.__version__}")
+    print("".ljust(54), "        ms  gradients  first, s of rate")
     for name in MODELS:
         for precision in PRECISIONS:
             for row in timed(name, precision, wanted.tiny, wanted.rounds):
