@@ -107,6 +107,8 @@ class _Work:
         if d.spare_labels:  # the first class is none that the loss asks for
             return []
         low = int(d.label_low)
+        if self.e.loss.kind == "classes" and d.label_high - low >= d.classes:  # no shift brings them all to a column
+            return self._without_columns()
         width = d.label_high - low if self.e.loss.kind == "binary" and d.label_high != low else 1
         self._targets(
             "labels_out_of_range", *_affine.labels(self._known(1), low, width, labels.told(self.e.loss).target)
@@ -154,11 +156,27 @@ class _Work:
                 if jnp.issubdtype(leaf.dtype, jnp.inexact)
             )
         ]
-        index = self.parts["kept"] = np.asarray(kept)
-        size = min(self.case.examples, len(index))
-        x, y = cases.take(x, index), cases.take(y, index)
-        self.put("not_finite", data=(x, y), x=cases.take(x, slice(0, size)), y=cases.take(y, slice(0, size)))
-        return [f"data: leave out the {cases.count(self.before.data[0]) - len(index)} rows that are not finite"]
+        return self._keep("not_finite", np.asarray(kept), "that are not finite")
+
+    def _without_columns(self):
+        told = labels.told(self.e.loss)
+        if self.case.data is None or np.ndim(told.read(self.case.data[1])) != 1:
+            return []
+        wanted = told.read(self.case.data[1])
+        kept = np.flatnonzero((wanted >= 0) & (wanted < self.e.data.classes))
+        return (
+            self._keep("labels_out_of_range", kept, "whose label is none of the columns, or give those columns")
+            if len(kept)
+            else []
+        )
+
+    def _keep(self, fault, index, which):
+        """The data with these rows alone."""
+        x, y = (cases.take(part, index) for part in self.case.data)
+        self.parts["kept"], size = index, min(self.case.examples, len(index))
+        left = cases.count(self.case.data[0]) - len(index)
+        self.put(fault, data=(x, y), x=cases.take(x, slice(0, size)), y=cases.take(y, slice(0, size)))
+        return [f"data: leave out the {left} rows {which}"]
 
     def shuffle(self):
         if self.case.data is None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ import optax
 import pytest
 
 import numdl as nd
+from numdl.audit import remedies
 from numdl.audit.changes import Repair
+from numdl.audit.evidence import Data, Loss, empty
 from tests.audit.test_examine import case, cross_entropy, data, network, settings, start
 
 
@@ -137,3 +140,26 @@ def test_a_deep_network_of_five_rectified_units_is_opened_and_trains():
     change = report.repair()
     assert report.verdict != "will train" and "of the examples pass each rectifier" in change.changes[0]
     assert not change.by_hand and nd.audit.examine(**change.setting()).verdict == "will train"
+
+
+@pytest.mark.parametrize("odd", [255, -1, 12])
+def test_labels_that_no_shift_brings_to_a_column_are_left_out(odd):
+    """255 beside 0 to 3: nobody knows which class it is; -1 to 2 are the four classes, one too low."""
+    x, y = data()
+    other = np.where(np.arange(len(y)) % 7 == 0, odd, y).astype(np.int32) if odd > 0 else y - 1
+    known = case(data=(x, other), batch=(x[:32], other[:32]))
+    columns = network(start(1.0), x[:2]).shape[1]
+    told = empty(Loss, kind="classes")
+    seen = types.SimpleNamespace(
+        loss=told, data=empty(Data, label_low=other.min(), label_high=other.max(), classes=columns)
+    )
+    work = remedies._Work(known, seen, set())
+    (line,) = work.labels()
+    if odd < 0:
+        assert "subtract -1" in line and work.case.data[1].min() == 0
+    else:
+        kept = work.parts["kept"]
+        assert "leave out" in line and str(np.sum(other == odd)) in line
+        np.testing.assert_array_equal(kept, np.flatnonzero(other != odd))
+        np.testing.assert_array_equal(work.case.data[1], other[kept])
+        assert len(work.case.x) == 32 and work.case.y.max() < columns
