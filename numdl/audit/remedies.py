@@ -165,7 +165,7 @@ class _Work:
         wanted = told.read(self.case.data[1])
         kept = np.flatnonzero((wanted >= 0) & (wanted < self.e.data.classes))
         return (
-            self._keep("labels_out_of_range", kept, "whose label is none of the columns, or give those columns")
+            self._keep("labels_out_of_range", kept, "whose label is no column")
             if len(kept)
             else []
         )
