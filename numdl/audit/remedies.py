@@ -164,11 +164,7 @@ class _Work:
             return []
         wanted = told.read(self.case.data[1])
         kept = np.flatnonzero((wanted >= 0) & (wanted < self.e.data.classes))
-        return (
-            self._keep("labels_out_of_range", kept, "whose label is no column")
-            if len(kept)
-            else []
-        )
+        return self._keep("labels_out_of_range", kept, "whose label is no column") if len(kept) else []
 
     def _keep(self, fault, index, which):
         """The data with these rows alone."""
