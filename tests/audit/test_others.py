@@ -749,6 +749,16 @@ def test_numbers_of_the_inputs_that_no_output_follows_are_counted(places, read):
     assert found.unread == pytest.approx((4 - read) / 5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32])
+def test_a_gradient_that_underflows_is_not_one_that_is_not_there(dtype):
+    squares = lambda o, y: 1e-9 * jnp.mean((o - y) ** 2)  # noqa: E731
+    known = case(lambda p, x: (x @ p).astype(dtype), W, (X, Y), squares)
+    found, _ = heads.measure(known)
+    assert not found.ignores and (found.gradient_rms == 0) == (dtype == jnp.float16)
+    deaf, _ = heads.measure(case(lambda p, x: (x @ p).astype(dtype), W, (X, Y), lambda o, y: 0 * jnp.mean(o)))
+    assert deaf.ignores
+
+
 def test_pixels_that_no_output_follows_are_counted_in_stretches():
     images, half = drawn(N, 6, 6, 2), lambda p, x: x[:, :3].reshape(len(x), -1) @ p
     assert functions.measure(case(half, drawn(36, 2), (images, drawn(N, 2)))).unread == pytest.approx(0.5)

@@ -54,6 +54,8 @@ def float_range(r):
             return certain(where, more)
         return Seen("likely", 1, 0, where=where, more=more, weight=0.9)
     lost = s.leaf_still & (s.leaf_rms > 0)
+    if r.e.loss.gradient_rms == 0 and not r.e.loss.ignores and s.leaf_still.all():
+        return certain("loss", "its gradient by the outputs is 0 in half precision, and not in single precision")
     if lost.mean() > 0.3:
         where = s.leaf_names[int(np.argmax(lost))]
         return Seen("likely", lost.mean(), 0.3, where=where, more="gradients have underflowed to 0", weight=0.6)

@@ -40,7 +40,7 @@ def measure(case):
         "value": value,
         "finite_value": bool(np.isfinite(value)),
         "finite_gradient": bool(found["finite_gradient"]),
-        "ignores": bool(found["largest_gradient"] == 0),
+        "ignores": bool(found["largest_gradient"] == 0) and not _underflows(case, out, y),
         "targets_unread": not any(case.reads),
         "has_head": head is not None,
         "gradient_rms": float(found["gradient_rms"]),
@@ -56,6 +56,19 @@ _PLAIN = (
     "border", "floor_unit", "pull", "meets", "wrong_pays", "coupling", "coupling_reshaped", "pairing", "doubled",
     "shift", "floor", "floor_shared",
 )  # fmt: skip
+
+
+def _underflows(case, out, y):
+    """Whether the gradient by outputs of half precision is 0 for that reason alone."""
+    halves = [views.half(leaf) for leaf in jax.tree.leaves(out)]
+    if not any(halves):
+        return False
+    wide = jax.tree.map(lambda leaf: leaf.astype(np.float32) if views.half(leaf) else leaf, out)
+    return any(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(case.run(_value_slope, wide, y)))
+
+
+def _value_slope(form, out, y):
+    return jax.grad(lambda leaves: form.value(views.filled(leaves, out), y))(views.floats(out))
 
 
 def _finite_wide(case, x, y):
