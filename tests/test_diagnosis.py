@@ -2,13 +2,26 @@
 
 import json
 import math
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from benchmarks.diagnosis import __main__ as benchmark
-from benchmarks.diagnosis import baselines, collection, drawing, fit, plain, recipes, score, sets, training, truth
+from benchmarks.diagnosis import (
+    baselines,
+    collection,
+    drawing,
+    fit,
+    plain,
+    recipes,
+    score,
+    sets,
+    training,
+    truth,
+    worker,
+)
 from benchmarks.diagnosis.setting import FITTING, REPORTING, Setting
 
 FAST = [  # one of each kind that a family, a maker or a group of faults is
@@ -291,3 +304,17 @@ def test_shares_of_the_cases_make_the_whole(tmp_path, monkeypatch):
     benchmark.examine_in_shares(list("abcdef"), results, [], 2, "slurm")
     assert sorted(row["name"] for row in benchmark.rows_of(results)) == list("abcdef")
     assert examined == list("abcdef")
+
+
+@pytest.mark.parametrize(
+    ("own", "trained", "moved", "wanted"),
+    [
+        ([0.5, 900.0], [-1.0, 1.0], [-1.0, 1.0], "moved"),  # values are always moved as in training
+        ([0, 1, 2], [0, 1, 2], [1, 2, 3], "own"),  # one too low in training alone
+        ([1, 2, 3], [0, 1, 2], [0, 1, 2], "moved"),
+    ],
+)
+def test_held_out_targets_are_moved_where_they_have_the_fault(own, trained, moved, wanted):
+    own, trained, moved = map(np.asarray, (own, trained, moved))
+    found = worker._as_trained(types.SimpleNamespace(data=(None, trained)), own, moved)
+    assert found is {"own": own, "moved": moved}[wanted]

@@ -84,7 +84,9 @@ def _cured(setting, repair):
 
 def _as_trained(case, own, moved):
     """Targets as the repair moves them; labels that were right already, when those of training were not, stay."""
-    labels = np.unique(case.data[1]) if case.data is not None and own.dtype.kind in "iu" else own
+    if case.data is None or own.dtype.kind not in "iu":
+        return moved
+    labels = np.unique(case.data[1])
     return own if np.isin(own, labels).all() and not np.isin(moved, labels).all() else moved
 
 
