@@ -14,6 +14,7 @@ LATE, RISING = 0.02, 0.7
 NOISE = 1.35  # sqrt(2 s / (1 + s)) of s = 10 times as much noise as signal
 LOUD = 20.0  # noise scale over batch size
 BLIND, SEEN = 2.0, 3.0  # standard scores
+UNREAD = 0.2  # of an input's numbers
 WORTH, EXACT = 0.3, 1e-5  # of the way to the best, lost to affine maps; bend that is rounding
 SLOW = 0.7  # of the loss is left after the budget, in function space
 
@@ -163,11 +164,9 @@ def cannot_see(r):
         more = "A permutation of the positions does not change the outputs"
         return Seen("likely", f.blind, 1e-4, where="positions", more=more, weight=0.7)
     if f.unread > 0 and (r.short or r.flat) and not r.dead:
-        severity, more = (
-            "likely" if f.unread > 0.2 else "hint",
-            f"No output follows {f.unread:.0%} of an input's numbers",
-        )
-        return Seen(severity, f.unread, 0.2, 0, "inputs", more, weight=0.7)
+        severity = "likely" if f.unread > UNREAD else "hint"
+        more = f"No output follows {f.unread:.0%} of an input's numbers"
+        return Seen(severity, f.unread, UNREAD, 0, "inputs", more, weight=0.7)
     if (r.later > 0.3 and not r.behind) or r.unanswered:  # what was learned in the end can be seen
         return None
     if not (k.alignment < BLIND and k.alignment_raw > SEEN and r.flat_anywhere):
