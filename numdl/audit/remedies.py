@@ -169,7 +169,8 @@ class _Work:
     def _keep(self, fault, index, which):
         """The data with these rows alone."""
         x, y = (cases.take(part, index) for part in self.case.data)
-        self.parts["kept"], size = index, min(self.case.examples, len(index))
+        before, size = self.parts["kept"], min(self.case.examples, len(index))
+        self.parts["kept"] = index if before is None else before[index]
         left = cases.count(self.case.data[0]) - len(index)
         self.put(fault, data=(x, y), x=cases.take(x, slice(0, size)), y=cases.take(y, slice(0, size)))
         return [f"data: leave out the {left} rows {which}"]

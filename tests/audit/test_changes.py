@@ -163,3 +163,5 @@ def test_labels_that_no_shift_brings_to_a_column_are_left_out(odd):
         np.testing.assert_array_equal(kept, np.flatnonzero(other != odd))
         np.testing.assert_array_equal(work.case.data[1], other[kept])
         assert len(work.case.x) == 32 and work.case.y.max() < columns
+        work._keep("not_finite", np.arange(1, 30), "that are not finite")  # of those that stayed
+        np.testing.assert_array_equal(work.parts["kept"], kept[1:30])
