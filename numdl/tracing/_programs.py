@@ -23,13 +23,12 @@ class Step:
         self.more = 0  # constants that a scan's body reads beyond those of the equation
 
     def call(self, values):
-        """The equation as it is, with whatever rule it has."""
-        equation = self.equation
+        """The equation as it is, with whatever rule it has; what nobody reads is computed, too: it may be a state."""
+        results = [jex.Var(v.aval) if isinstance(v, jex.DropVar) else v for v in self.equation.outvars]
+        equation = self.equation.replace(outvars=results)
         variables = {v: value for v, value in zip(equation.invars, values) if not isinstance(v, jex.Literal)}
-        results = [v for v in equation.outvars if not isinstance(v, jex.DropVar)]
         jaxpr = jex.Jaxpr((), list(variables), results, [equation], equation.effects, self.debug_info)
-        found = iter(jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))(*variables.values()))
-        return [None if isinstance(v, jex.DropVar) else next(found) for v in equation.outvars]
+        return jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))(*variables.values())
 
 
 class Computed:

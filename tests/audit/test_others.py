@@ -404,7 +404,7 @@ def test_a_repair_of_labels_gives_shift_and_scale(kind, low, high):
     found = Evidence(
         **dict.fromkeys(("signal", "chain", "function", "optimizer", "kernel", "trial", "predicted")),
         facts=empty(Facts), loss=empty(Loss, kind=kind), seconds={},
-        data=empty(Data, label_low=float(low), label_high=float(high)),
+        data=empty(Data, label_low=float(low), label_high=float(high), classes=high - low + 1),
     )  # fmt: skip
     work = remedies._Work(known, found, set())
     work.labels()
