@@ -159,6 +159,8 @@ def _run(cell, params, start, inputs):
         carry = cell.step(params, carry, x)
         return carry, carry
 
+    after = jax.eval_shape(lambda carry, x: step(carry, x)[0], start, jax.eval_shape(lambda x: x[0], inputs))
+    start = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), start, after)  # a start in single precision
     return lax.scan(step, start, inputs)[1]
 
 

@@ -89,6 +89,7 @@ def coarse_to_fine(train: Callable, theta: PyTree, *, steps: Sequence[int], inte
     """
     checks.accepts("train", train, 2, "train(theta, steps)")
     numbers = checks.wholes("steps", steps)
+    theta = checks.leaves("theta", theta)
     before = step_count(theta, interpolation=interpolation)
     for number in numbers:
         if number % before:

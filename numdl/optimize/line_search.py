@@ -177,6 +177,10 @@ def _moving(function, params, direction, gradient):
         jax.eval_shape(function, rest.params(moving))
     direction = checks.like("direction", direction, params)
     gradient = checks.like("gradient", gradient, params)
+    for name, tree in (("direction", direction), ("gradient", gradient)):
+        for leaf, own in zip(jax.tree.leaves(tree), jax.tree.leaves(params)):
+            if jnp.iscomplexobj(leaf) and not jnp.iscomplexobj(own):
+                raise checks.BadType(f"{name} must be real where params are; got {jnp.result_type(leaf)}")
     if set(rest.kinds) == {"real"}:
         return function, moving, direction, gradient
     return _moving_part.of_moving(function, rest), moving, rest.moving(direction), rest.moving(gradient)

@@ -57,6 +57,8 @@ def gradient_flow(
     Twin: analysis.kernels.drift.    Experiments: e3, e5.
     """
     known = np.asarray(checks.array("times", checks.concrete("times", times)), np.float64)
+    if known.ndim > 1:
+        raise checks.BadValue(f"times must be a number or an array [T]; got shape {known.shape}")
     if np.isnan(known).any() or (known < 0).any():
         raise checks.BadValue(f"times must be numbers >= 0; got {known.min() if known.ndim else known.item()}")
     times = np.atleast_1d(known)
