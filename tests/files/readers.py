@@ -162,7 +162,8 @@ def readers():
         "parallel checkpoint": Reader([_checkpoint()], _restored, _saved),
         "config": Reader(
             [b"--depth\n4\n--widths\n3\n9\n--rate\n1e-3", b"--seed=7\n--name\nrelu\n--deep", b"--no-deep\n--rate=0.5"],
-            _configured, errors=(UsageError,), heavy=True, allowed=frozenset({"import", "exec", "compile", "marshal.loads"}),
+            _configured, errors=(UsageError,), heavy=True,
+            allowed=frozenset({"import", "exec", "compile", "marshal.loads"}),
         ),
         "claims": Reader(
             [_kept("claims.json")], lambda path: kept._claims(path.read_bytes()),
