@@ -68,6 +68,7 @@ def of_kills(report):
     more = {"training": f"{report.get('while writing')} while a checkpoint was written"}
     beside = more.get(report["kind"], f"{report.get('finished before')} finished results looked at")
     tried = f"{report['moments']} kills, {beside}, {report['runs']} times to the end"
+    tried += "".join(f"; {each[:200]}" for each in report["lost"][:3])
     return near(f"{report['kind']}: lost, corrupt or other bits", len(report["lost"]), 0, 0, tried)
 
 
