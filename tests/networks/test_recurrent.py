@@ -92,6 +92,14 @@ def test_one_to_many_is_a_plain_loop(key, kind, feedback):
     np.testing.assert_allclose(net.apply(params, x), np.stack(expected, axis=1), atol=tolerance(x))
 
 
+@pytest.mark.parametrize("name", CELLS)
+def test_a_start_in_half_precision_is_carried_in_that_of_the_inputs(key, name):
+    cell, x = CELLS[name](), inputs(key)
+    params, rows = cell.init(key, FEATURES, x.dtype), jnp.swapaxes(x, 0, 1)
+    wanted, found = (recurrent.run(cell, params, cell.start(EXAMPLES, dtype), rows) for dtype in (x.dtype, jnp.float16))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), wanted, found)
+
+
 def test_lstm_is_flax_s(key):
     linen = pytest.importorskip("flax.linen")
     cell, x = CELLS["lstm"](), inputs(key)

@@ -111,6 +111,14 @@ def test_coarse_to_fine_visits_every_level():
     np.testing.assert_allclose(levels[-1]["b"][:6] - some_theta(2)["b"][0], 3, atol=tolerance())
 
 
+def test_numbers_of_another_byte_order_are_trained_as_any_others():
+    train = lambda theta, steps: jax.tree.map(lambda leaf: jnp.asarray(leaf) + 1, theta)  # noqa: E731
+    turned = jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.asarray(leaf).dtype.newbyteorder()), some_theta(2))
+    for theta in (some_theta(2), turned):
+        found = refinement.coarse_to_fine(train, theta, steps=(2, 4), interpolation="constant")
+        np.testing.assert_allclose(found[0]["b"], some_theta(2)["b"] + 1, atol=tolerance())
+
+
 def test_errors_name_argument_and_value():
     theta = some_theta(4)
     with pytest.raises(ValueError, match=r"steps must be a multiple of the 4 steps that theta has; got 6"):

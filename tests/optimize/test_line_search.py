@@ -123,3 +123,9 @@ def test_arguments_are_checked():
         line_search.wolfe(hill, params, params, sufficient=0.5, curvature=0.2, **here)
     with pytest.raises(ValueError, match="trials must be an integer >= 1; got 0"):
         line_search.wolfe(hill, params, params, trials=0, **here)
+    turned = jax.tree.map(lambda leaf: leaf * (1 + 1j), params)
+    for search in (line_search.wolfe, line_search.armijo):
+        with pytest.raises(TypeError, match="gradient must be real where params are; got complex"):
+            search(hill, params, params, value=1.0, gradient=turned)
+        with pytest.raises(TypeError, match="direction must be real where params are; got complex"):
+            search(hill, params, turned, **here)

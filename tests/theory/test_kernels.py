@@ -166,6 +166,10 @@ def test_singular_directions_stay():
             lambda: kernels.gradient_flow(np.eye(2), np.ones((1, 2)), np.ones((2, 1)), times=[-1.0]),
             "times must be numbers >= 0",
         ),
+        (
+            lambda: kernels.gradient_flow(np.eye(2), np.ones((1, 2)), np.ones((2, 1)), times=[[0.0, 1.0]]),
+            r"times must be a number or an array \[T\]; got shape \(1, 2\)",
+        ),
     ],
 )
 def test_bad_input_is_told(call, message):
