@@ -51,7 +51,7 @@ def narrow(tree: PyTree, like: PyTree) -> PyTree:
     ------
     ValueError, TypeError       another structure, a leaf that is not an array, complex numbers where `like` is real
     """
-    tree = checks.leaves("tree", tree, empty=True)
+    tree, like = checks.leaves("tree", tree, empty=True), checks.leaves("like", like, empty=True)
     if jax.tree.structure(tree) != jax.tree.structure(like):
         raise checks.BadValue(
             f"tree must have the structure of like, {jax.tree.structure(like)}; got {jax.tree.structure(tree)}"

@@ -32,7 +32,8 @@ def inner(a: PyTree, b: PyTree) -> Array:
     ValueError, TypeError       trees that are not alike, a leaf that is not an array
     Source: elementary.
     """
-    b = checks.like("b", b, checks.leaves("a", a, empty=True), of="a")
+    a = checks.leaves("a", a, empty=True)
+    b = checks.like("b", b, a, of="a")
     return _total(jax.tree.map(lambda u, v: jnp.vdot(_wide(u), _wide(v)), a, b))
 
 

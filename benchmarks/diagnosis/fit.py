@@ -13,6 +13,7 @@ spent. The audit weighs them by the share of the budget that was spent, and the 
 """
 
 import argparse
+import collections
 import json
 import pathlib
 import sys
@@ -22,6 +23,7 @@ import numpy as np
 from benchmarks.diagnosis import score
 from benchmarks.diagnosis.__main__ import RESULTS, rows_of
 from benchmarks.diagnosis.truth import read
+from numdl.audit._examining import weighed
 
 OUTCOME = {"will not train": 0.0, "trains badly": 0.5, "will train": 1.0}
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -104,13 +106,9 @@ def _law(pairs, names, expected, outcome):
 
 
 def probability(laws, features):
-    early, late = (
-        law["intercept"] + sum(weight * features.get(name, 0.0) for name, weight in law["coefficients"].items())
-        for law in (laws["early"], laws["late"])
-    )
-    known = 1 / (1 + np.pi / 8 * (laws["late"]["coefficients"].get("beside", 0.0) * features.get("doubt", 0.0)) ** 2)
-    z = (1 - features.get("spent", 0.0) * known) * early + features.get("spent", 0.0) * np.sqrt(known) * late
-    return 1 / (1 + np.exp(-np.clip(z, -50, 50)))
+    """What the audit would say by these laws; a feature that older rows have not is 0."""
+    late = {**laws["late"], "coefficients": {"beside": 0.0, **laws["late"]["coefficients"]}}
+    return weighed(laws["early"], late, collections.defaultdict(float, features))
 
 
 def main(arguments):

@@ -75,7 +75,9 @@ def align(
     if unknown := [name for name in inside if name is not None and name not in names]:
         raise checks.BadValue(f"layers must hold paths of params, {', '.join(names)}; got {unknown[0]!r}")
     for name in inside - {None}:
-        checks.array(f"params at {name}", leaves[0][name], kind="floating")
+        for argument, own in zip(("params", "reference"), leaves, strict=True):
+            label = f"{argument} at {name}"
+            checks.finite(label, checks.array(label, own[name], kind="floating"))
     mine, theirs = ({name: np.array(own[name]) for name in inside - {None}} for own in leaves)
     chain = [layer for pair in pairs for layer in _unstacked(mine, theirs, *pair)]
     _check_chain(chain)

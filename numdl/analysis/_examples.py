@@ -30,7 +30,7 @@ def _coupling(apply, moving, rest, x):
     def one(block):
         together = apply(params, block)
         alone = jax.vmap(lambda x: apply(params, jax.tree.map(lambda leaf: leaf[None], x))[0])(block)
-        return jnp.max(jnp.abs(together - alone)), jnp.max(jnp.abs(alone))
+        return jnp.max(jnp.abs(together - alone), initial=0.0), jnp.max(jnp.abs(alone), initial=0.0)
 
     count = min(len(jax.tree.leaves(x)[0]), 32)
     apart, size = lax.map(one, in_blocks(x, count))
@@ -39,7 +39,7 @@ def _coupling(apply, moving, rest, x):
 
 def in_blocks(x, size):
     """[blocks, size, ...], the last block filled up with the first examples."""
-    return jax.tree.map(lambda leaf: _fill(leaf, size).reshape(-1, size, *leaf.shape[1:]), x)
+    return jax.tree.map(lambda leaf: _fill(leaf, size).reshape(-(-len(leaf) // size), size, *leaf.shape[1:]), x)
 
 
 def _fill(leaf, size):

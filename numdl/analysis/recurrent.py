@@ -115,10 +115,15 @@ def _checked(step, params, start, inputs):
         after = jax.eval_shape(step, params, start, inputs[0])
     except checks.Refused:
         raise
-    except (TypeError, ValueError) as error:
-        shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(params)]
-        raise checks.BadValue(f"params must fit step(params, carry, x); got shapes {shapes}: {error}") from error
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        shapes = [[tuple(leaf.shape) for leaf in jax.tree.leaves(tree)] for tree in (params, start)]
+        got = f"got shapes {shapes[0]} and {shapes[1]}: {type(error).__name__}: {error}"
+        raise checks.BadValue(f"params and start must fit step(params, carry, x); {got}") from error
     checks.like("step(params, start, inputs[0])", after, start, of="start")
+    for leaf in jax.tree.leaves(after):
+        if jnp.iscomplexobj(leaf):
+            raise checks.BadType(f"params and start must make a carry of real numbers, step(...); got {leaf.dtype}")
+    start = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), start, after)  # a start in another precision
     return step, params, start, inputs
 
 

@@ -211,9 +211,20 @@ def calibrated(features: dict) -> float:
     ----------
     features : dict             as `describe` gives them
     """
-    early, late = (_score(law, features) for law in _laws())
+    return weighed(*_laws(), features)
+
+
+def weighed(early_law: dict, late_law: dict, features: dict) -> float:
+    """The probability by these two laws, "coefficients" and "intercept" of each.
+
+    Parameters
+    ----------
+    early_law, late_law : dict  as in `calibration.json`
+    features : dict             as `describe` gives them
+    """
+    early, late = _score(early_law, features), _score(late_law, features)
     # Of a number in doubt, the "moderated output" of MacKay 1992, Neural Computation 4.
-    known = 1 / (1 + math.pi / 8 * (_laws()[1]["coefficients"]["beside"] * features["doubt"]) ** 2)
+    known = 1 / (1 + math.pi / 8 * (late_law["coefficients"]["beside"] * features["doubt"]) ** 2)
     score = (1 - features["spent"] * known) * early + features["spent"] * math.sqrt(known) * late
     return 1 / (1 + math.exp(-min(max(score, -50.0), 50.0)))
 

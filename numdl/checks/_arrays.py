@@ -39,6 +39,8 @@ def is_key(value: Any) -> bool:
 def native(name: str, value: Any) -> Any:
     """The value; an array in the machine's byte order, nothing masked, not deleted: jax reads the bytes as they lie.
 
+    NumPy's long doubles, which jax has not, become doubles.
+
     Parameters
     ----------
     name : str                  what the caller calls the argument
@@ -55,8 +57,12 @@ def native(name: str, value: Any) -> Any:
                 f"{name} must not be masked; got a masked array of shape {value.shape}: fill or drop what is masked"
             )
         value = value.data
+    if isinstance(value, np.ndarray) and type(value) is not np.ndarray:
+        value = np.asarray(value)  # a matrix has a product of its own
     if isinstance(value, np.ndarray | np.generic) and not value.dtype.isnative:
         value = value.astype(value.dtype.newbyteorder("="))
+    if isinstance(value, np.ndarray | np.generic) and value.dtype in _LONG:
+        value = value.astype(_LONG[value.dtype])
     return value
 
 
@@ -198,6 +204,7 @@ def shape(name: str, value: Any, expected: tuple) -> Any:
     return value
 
 
+_LONG = {np.dtype("longdouble"): np.dtype("float64"), np.dtype("clongdouble"): np.dtype("complex128")}
 _KINDS = {
     "floating": ("floating-point numbers", (np.floating,)),
     "inexact": ("floating-point or complex numbers", (np.inexact,)),

@@ -133,7 +133,7 @@ def together(name: str, tree: PyTree, other: str, like: PyTree, *, of: str = "ex
     return first
 
 
-def like(name: str, tree: PyTree, expected: PyTree, *, of: str = "params") -> Any:
+def like(name: str, tree: PyTree, expected: PyTree, *, of: str = "params", floating: bool = False) -> Any:
     """A pytree with the structure and the leaves' shapes of `expected`, which the caller knows as `of`.
 
     Parameters
@@ -142,6 +142,7 @@ def like(name: str, tree: PyTree, expected: PyTree, *, of: str = "params") -> An
     tree : pytree               what came
     expected : pytree           arrays, or shapes and dtypes
     of : str                    what the caller knows it as
+    floating : bool             whether leaves must be real floating-point numbers where those of `expected` are
     Raises
     ------
     ValueError, TypeError       anything else came: BadValue, BadType
@@ -160,7 +161,19 @@ def like(name: str, tree: PyTree, expected: PyTree, *, of: str = "params") -> An
             f"{name} must have the structure and shapes of {of}; got {found} at "
             f"{name}{place} where {of}{place} is {wanted.get(place, 'no leaf')}"
         )
-    return jax.tree_util.tree_map_with_path(lambda path, x: leaf(f"{name}{jax.tree_util.keystr(path)}", x), tree)
+
+    def one(path, value, like):
+        value = leaf(f"{name}{jax.tree_util.keystr(path)}", value)
+        if floating and _real(like) and not _real(value):
+            where = f"{name}{jax.tree_util.keystr(path)}"
+            raise BadType(f"{where} must hold real floating-point numbers, as {of} does; got dtype {value.dtype}")
+        return value
+
+    return jax.tree_util.tree_map_with_path(one, tree, expected)
+
+
+def _real(value):
+    return jax.dtypes.issubdtype(value.dtype, np.floating)
 
 
 def _shapes(tree):

@@ -109,12 +109,11 @@ class Flat:
 
 def layout(name, like):
     """The Layout of a pytree of real arrays (or of shapes and dtypes), checked."""
-    leaves, structure = jax.tree.flatten(like)
-    if not leaves:
+    pairs, structure = jax.tree_util.tree_flatten_with_path(like)
+    if not pairs:
         raise checks.BadValue(f"{name} must hold at least one array; got {like!r}")
-    for path, leaf in jax.tree_util.tree_flatten_with_path(like)[0]:
-        if not isinstance(leaf, jax.ShapeDtypeStruct):
-            checks.leaf(f"{name}{jax.tree_util.keystr(path)}", leaf)
+    leaves = [checks.leaf(f"{name}{jax.tree_util.keystr(path)}", leaf) for path, leaf in pairs]
+    for (path, _), leaf in zip(pairs, leaves, strict=True):
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             place = jax.tree_util.keystr(path)
@@ -124,7 +123,7 @@ def layout(name, like):
     return Layout(
         structure,
         tuple(tuple(leaf.shape) for leaf in leaves),
-        tuple(jax.dtypes.canonicalize_dtype(np.dtype(leaf.dtype).newbyteorder("=")) for leaf in leaves),
+        tuple(jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in leaves),
     )
 
 

@@ -9,6 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from numdl import checks, precision
@@ -84,6 +85,30 @@ def dtype_at_init(key, x, dtype=None, *, ndim=None):
     checks.key("key", key)
     x = checks.floating("x", x, ndim=ndim)
     return dtype or initializers.float_dtype("x's dtype", x.dtype)
+
+
+def of_dense(params):
+    """Parameters as `dense.network` has them, checked: stretches of hidden layers, each stacked, and a readout."""
+    params = checks.floats("params", params)
+    parts = params if isinstance(params, dict) and set(params) == {"hidden", "readout"} else {}
+    hidden = parts.get("hidden")
+    fit = isinstance(hidden, tuple | list) and all(_affine_map(part, 1) for part in hidden)
+    if not fit or not _affine_map(parts["readout"], 0):
+        shapes = jax.tree.map(np.shape, params)
+        raise checks.BadValue(
+            f"params must be those of dense.network, hidden layers and a readout; got shapes {shapes}"
+        )
+    return params
+
+
+def _affine_map(part, lead):
+    """Whether this is {"kernel": [n_in, n_out], "bias": [n_out]}, with `lead` axes of layers in front."""
+    if not isinstance(part, dict) or set(part) != {"kernel", "bias"}:
+        return False
+    kernel, bias = (getattr(part[name], "shape", None) for name in ("kernel", "bias"))
+    if kernel is None or bias is None or len(kernel) != lead + 2 or 0 in kernel[:lead]:
+        return False
+    return bias == (*kernel[:lead], kernel[-1])
 
 
 def check_features(x, features, source, *, places=""):

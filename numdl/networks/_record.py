@@ -73,7 +73,7 @@ def fitting(network: Network, params: PyTree, x: PyTree) -> tuple[Network, PyTre
         raise
     except Exception:  # an init that cannot be traced, or one that says in its own words what is wrong
         return network, checks.leaves("params", params, empty=True), x
-    checks.like("params", _drawn(params), _drawn(expected), of="network.init(key, x)")
+    checks.like("params", _drawn(params), _drawn(expected), of="network.init(key, x)", floating=True)
     return network, checks.leaves("params", params, empty=True), x
 
 
@@ -111,9 +111,11 @@ def last_state(states: Sequence[ArrayLike], x: PyTree) -> PyTree:
     array [N, ...]
     Raises
     ------
-    TypeError                   states that are not a tuple of stretches
+    ValueError, TypeError       states that are not a tuple of stretches, a stretch without a layer
     """
     states = _stretches(states)
+    if states and not states[-1].shape[0]:
+        raise checks.BadValue(f"states must be stretches of at least one layer; got shape {tuple(states[-1].shape)}")
     return states[-1][-1] if states else x
 
 
@@ -242,6 +244,6 @@ def _abstract(tree):
 
 
 def _stretches(states):
-    if not isinstance(states, tuple | list) or not all(hasattr(stretch, "shape") for stretch in states):
+    if not isinstance(states, tuple | list) or not all(len(getattr(stretch, "shape", ())) for stretch in states):
         raise checks.BadType(f"states must be a tuple of stretches [layers, N, ...]; got {states!r}")
-    return states
+    return tuple(checks.leaf(f"states[{place}]", stretch) for place, stretch in enumerate(states))

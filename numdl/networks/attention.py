@@ -256,7 +256,7 @@ def split_states(params: PyTree, x: Float[ArrayLike, "N tokens d"], *, skip: boo
     Source: own; the softmax does not see what is added to a whole row.
     """
     x, skip, params = checks.floating("x", x, ndim=3), checks.flag("skip", skip), checks.leaves("params", params)
-    if not isinstance(params, dict) or "layers" not in params:
+    if not isinstance(params, dict) or not isinstance(params.get("layers"), dict):
         raise checks.BadValue(f"params must be those of an attention network, with layers; got {params}")
     layers = params["layers"]
     if "mlp_in" in layers:

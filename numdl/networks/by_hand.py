@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from numdl import checks
 from numdl.activations import Activation
+from numdl.networks import _affine
 from numdl.records import record
 
 
@@ -55,7 +56,7 @@ def backpropagate(
     """
     checks.instance("activation", activation, Activation, hint="such as activations.tanh")
     loss = checks.accepts("loss", loss, 1, "loss(outputs)")
-    params, x = checks.leaves("params", params), checks.floating("x", x, ndim=2)
+    params, x = _affine.of_dense(params), checks.floating("x", x, ndim=2)
     layers = _layers(params)
     inputs, states, outputs = _forward(layers, jnp.asarray(x), activation)
     value, delta = loss(outputs)

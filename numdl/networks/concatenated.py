@@ -89,10 +89,7 @@ def parameter_count(params: PyTree) -> int:
     params = checks.leaves("params", params)
     if not isinstance(params, dict) or "kernel" not in params.get("layers", ()):
         raise checks.BadValue(f"params must be those of a concatenated network, with layers; got {params}")
-    shape = jnp.shape(params["layers"]["kernel"])
-    if len(shape) != 3:
-        raise checks.BadValue(f"params must be those of a concatenated network, a kernel of 3 axes; got shape {shape}")
-    depth, _, growth = shape
+    depth, _, growth = checks.floating("params['layers']['kernel']", params["layers"]["kernel"], ndim=3).shape
     unread = growth**2 * depth * (depth - 1) // 2  # layer l of `depth` leaves (depth - l) * growth rows
     return sum(leaf.size for leaf in jax.tree.leaves(params)) - unread
 

@@ -105,7 +105,7 @@ def states(
 def _pass(key, params, x, activation, keep_probability):
     """Both after the door, the dropped output of the last hidden layer, and the pre-activations."""
     checks.key("key", key)
-    params, x = checks.leaves("params", params), checks.floating("x", x, ndim=2)
+    params, x = _affine.of_dense(params), checks.floating("x", x, ndim=2)
     activation, keep = checks.accepts("activation", activation, 1, "activation(x)"), _kept(keep_probability)
     hidden, y, found = params["hidden"], x, []
     _affine.check_features(x, (hidden[0] if hidden else params["readout"])["kernel"].shape[-2], "params")

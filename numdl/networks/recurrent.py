@@ -147,9 +147,9 @@ def run(cell: Cell, params: PyTree, start: PyTree, inputs: Float[ArrayLike, "T N
     checks.instance("cell", cell, Cell, hint="made by recurrent.lstm, for example")
     inputs = checks.floating("inputs", inputs, ndim=3)
     expected = jax.eval_shape(lambda: cell.start(inputs.shape[1], inputs.dtype))
-    start = checks.like("start", start, expected, of="cell.start(N, dtype)")
+    start = checks.like("start", start, expected, of="cell.start(N, dtype)", floating=True)
     drawn = jax.eval_shape(lambda: cell.init(jax.random.key(0), inputs.shape[2], inputs.dtype))
-    params = checks.like("params", params, drawn, of="cell.init(key, features, dtype)")
+    params = checks.like("params", params, drawn, of="cell.init(key, features, dtype)", floating=True)
     return _run(as_tree(cell), params, start, inputs)
 
 

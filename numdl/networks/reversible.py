@@ -212,7 +212,7 @@ def inverse(
     settings, params = stages.admitted(network, params)
     count = len(settings.depths)
     stage = checks.whole("stage", stage, least=-count, most=count - 1) % count
-    y = checks.floating("y", y)
+    y = checks.floating("y", y, least_ndim=1)
     if y.shape[-1] != settings.widths[stage + 1]:
         raise checks.BadValue(f"y must have {settings.widths[stage + 1]} entries in its last axis; got shape {y.shape}")
     theta, options = stages.flow(settings, params, stage)

@@ -27,11 +27,12 @@ def solve(field, y0, theta, span, tolerances, at, steps, times, solver, max_step
 def _solved(field, y0, theta, span, tolerances, times, solver, at, steps, max_steps):
     import diffrax
 
-    start, theta = widen(y0), widen(theta)
-    t0, t1 = (jnp.asarray(t, time_dtype(start)) for t in span)
+    like, theta = widen(y0), widen(theta)
+    t0, t1 = (jnp.asarray(t, time_dtype(like)) for t in span)
 
-    def rate(t, y, theta):
-        return jax.tree.map(lambda r, z: jnp.asarray(r, z.dtype), field(t, y, at(theta, t, t0=t0, t1=t1)), y)
+    def rate(t, y, parts):
+        y, local = _joined(like, y), at(_joined(theta, parts), t, t0=t0, t1=t1)
+        return _parts(jax.tree.map(lambda r, z: jnp.asarray(r, z.dtype), field(t, y, local), y))
 
     term = diffrax.ODETerm(rate)
     controller = diffrax.PIDController(rtol=tolerances[0], atol=tolerances[1])
@@ -45,12 +46,21 @@ def _solved(field, y0, theta, span, tolerances, times, solver, at, steps, max_st
         t0,
         t1,
         None,
-        start,
-        theta,
+        _parts(like),
+        _parts(theta),
         saveat=diffrax.SaveAt(ts=times),
         stepsize_controller=controller,
         max_steps=max_steps,
         throw=False,
     )
     converged = solution.result == diffrax.RESULTS.successful
-    return times, narrow(solution.ys, y0), solution.stats["num_steps"], converged
+    return times, narrow(_joined(like, solution.ys), y0), solution.stats["num_steps"], converged
+
+
+def _parts(tree):
+    """Complex leaves as two real ones: diffrax does not vouch for complex numbers."""
+    return jax.tree.map(lambda leaf: (jnp.real(leaf), jnp.imag(leaf)) if jnp.iscomplexobj(leaf) else leaf, tree)
+
+
+def _joined(like, parts):
+    return jax.tree.map(lambda leaf, part: jax.lax.complex(*part) if jnp.iscomplexobj(leaf) else part, like, parts)

@@ -20,6 +20,10 @@ def problem(field, y0, theta, t0, t1, steps, tableau, scheme, interpolation, adj
     field_of(field, scheme)
     checks.accepts("adjoint", adjoint, 5, "adjoint(recurrence, y, shared, drive, save)")
     y0, theta, t0, t1 = numbers(state, y0, theta, t0, t1)
+    if scheme.inverse is not None and not (isinstance(y0, tuple) and len(y0) == 2):
+        raise checks.BadValue(
+            f"{state} must be a pair for scheme {scheme.name}, (y, v) or (p, q); got {checks.shown(y0)}"
+        )
     steps = checks.whole("steps", steps)
     check_theta(theta, interpolation, steps)
     check_rates(field, scheme, y0, theta, interpolation)

@@ -276,11 +276,16 @@ def _dtypes(dtypes):
 
 def _back_and_forth(field, y0, theta, scheme, dtype, t1, steps):
     with jax.enable_x64(True):
-        start, parameters = (jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree) for tree in (y0, theta))
+        start, parameters = (jax.tree.map(lambda leaf: _in(leaf, dtype), tree) for tree in (y0, theta))
         y1 = integrate.endpoint(field, start, parameters, scheme=scheme, t1=t1, steps=steps)
         again = integrate.invert(field, y1, parameters, scheme=scheme, t1=t1, steps=steps)
-        wide = [jax.tree.map(lambda leaf: leaf.astype("float64"), tree) for tree in (again, start)]
+        wide = [jax.tree.map(lambda leaf: _in(leaf, "float64"), tree) for tree in (again, start)]
         return float(_relative(*wide))
+
+
+def _in(leaf, dtype):
+    """A leaf in this real dtype, or in the complex one of its parts."""
+    return jnp.asarray(leaf, jnp.promote_types(dtype, "complex64") if jnp.iscomplexobj(leaf) else dtype)
 
 
 @compiled

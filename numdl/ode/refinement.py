@@ -35,7 +35,7 @@ def prolong(theta: PyTree, *, steps: int, interpolation: str) -> PyTree:
     ------
     ValueError, TypeError       steps is not a multiple, the leaves differ in length or are not floats
     """
-    coarse = step_count(theta, interpolation=interpolation)
+    theta, coarse = _counted(theta, interpolation)
     steps = checks.whole("steps", steps)
     if steps % coarse:
         raise checks.BadValue(f"steps must be a multiple of the {coarse} steps that theta has; got {steps}")
@@ -60,7 +60,7 @@ def restrict(theta: PyTree, *, steps: int, interpolation: str) -> PyTree:
     ------
     ValueError, TypeError       steps does not divide, the leaves differ in length or are not floats
     """
-    fine = step_count(theta, interpolation=interpolation)
+    theta, fine = _counted(theta, interpolation)
     steps = checks.whole("steps", steps)
     if fine % steps:
         raise checks.BadValue(f"steps must divide the {fine} steps that theta has; got {steps}")
@@ -123,7 +123,7 @@ def smoothness(theta: PyTree, *, step: ArrayLike, interpolation: str) -> Array:
     ValueError, TypeError       a step that is not positive, leaves that differ in length or are not floats
     Source: Haber & Ruthotto 2017, arXiv:1705.03341; github.com/XtractOpen/Meganet.m
     """
-    step_count(theta, interpolation=interpolation)
+    theta, _ = _counted(theta, interpolation)
     step = checks.positive("step", step, shape=())
     return _squares(jax.tree.map(lambda leaf: jnp.diff(leaf, axis=0), widen(theta))) / (2 * step)
 
@@ -147,7 +147,7 @@ def tikhonov(theta: PyTree, *, step: ArrayLike, interpolation: str) -> Array:
     ValueError, TypeError       a step that is not positive, leaves that differ in length or are not floats
     Source: elementary.
     """
-    step_count(theta, interpolation=interpolation)
+    theta, _ = _counted(theta, interpolation)
     step = checks.positive("step", step, shape=())
     if interpolation == "constant":
         return step / 2 * _squares(theta)
@@ -166,15 +166,20 @@ def step_count(theta: PyTree, *, interpolation: str) -> int:
     ------
     ValueError, TypeError       leaves that differ in length, are too short or are not floats
     """
+    return _counted(theta, interpolation)[1]
+
+
+def _counted(theta, interpolation):
+    """(theta, native; the number of its steps)."""
     checks.one_of("interpolation", interpolation, INTERPOLATIONS)
-    checks.floats("theta", theta)
+    theta = checks.floats("theta", theta)
     lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(theta)}
     least = 1 + (interpolation == "linear")
     if len(lengths) != 1 or min(lengths) < least:
         raise checks.BadValue(
             f"theta must have leaves of one length >= {least} along axis 0; got lengths {sorted(lengths)}"
         )
-    return lengths.pop() - (interpolation == "linear")
+    return theta, lengths.pop() - (interpolation == "linear")
 
 
 def _repeat(factor, leaf):

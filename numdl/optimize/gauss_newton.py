@@ -51,7 +51,7 @@ class LeastSquares:
 
     def local(self, params):
         """Value, gradient J'r and the product v -> J'J v; the residual is linearized once."""
-        r, forward = jax.linearize(self.residual, params)
+        r, forward = jax.linearize(lambda params: jax.tree.map(_inexact, self.residual(params)), params)
         backward = jax.linear_transpose(forward, params)
         return Local(_half_square(r), backward(r)[0], lambda v: backward(forward(v))[0])
 
@@ -84,6 +84,11 @@ class Composite:
 
     def _curvature(self, outputs, v):
         return hessian_product(self.loss, outputs, self.targets, v)
+
+
+def _inexact(leaf):
+    """A leaf of a residual; what is whole, and does not move, as a float: derivatives are linear maps of floats."""
+    return leaf if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) else jnp.asarray(leaf, jnp.result_type(float))
 
 
 def least_squares(residual: Callable[[PyTree], PyTree]) -> LeastSquares:

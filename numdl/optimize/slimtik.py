@@ -178,10 +178,10 @@ def train(
     checks.shape("batches[0]", x, (*targets.shape[:2], *x.shape[2:]))
     theta = checks.leaves("theta", theta)
     moving, rest = trees.trainable(theta, name="theta")
-    shape = jax.eval_shape(features, theta, x[0])
-    if len(getattr(shape, "shape", ())) != 2 or 0 in shape.shape:
-        raise checks.BadValue(f"features must return A [batch, width], as features(theta, x) -> A; got {shape}")
-    state = start(width=shape.shape[1], outputs=targets.shape[2], batch=x.shape[1], memory=memory, dtype=shape.dtype)
+    form = jax.eval_shape(features, theta, x[0])
+    if len(getattr(form, "shape", ())) != 2 or 0 in form.shape or not jnp.issubdtype(form.dtype, jnp.floating):
+        raise checks.BadValue(f"features must return real A [batch, width], as features(theta, x) -> A; got {form}")
+    state = start(width=form.shape[1], outputs=targets.shape[2], batch=x.shape[1], memory=memory, dtype=form.dtype)
 
     settings = damping, least, most
     moving, weights, rows = _train(features, as_data(optimizer), moving, rest, state, x, targets, settings)

@@ -135,6 +135,19 @@ def test_reconstruction_is_at_rounding_for_a_fixed_time():
     assert (table.relative[0] > 1e-9).all()
 
 
+def test_reconstruction_of_a_complex_state_sees_both_of_its_parts():
+    how = {"scheme": schemes.leapfrog, "t1": None, "step_time": 0.1, "steps": (200,), "dtypes": ("float64",)}
+    turning = lambda t, y, theta: (1 + 0.5j) * y  # noqa: E731
+    start = (np.array([1e-9 + 1j]), np.array([0.5j]))
+    apart = lambda t, y, theta: jnp.stack([y[0] - 0.5 * y[1], 0.5 * y[0] + y[1]])  # noqa: E731
+    parts = tuple(np.stack([z.real, z.imag]) for z in start)
+    found, wanted = (
+        adjoint_audit.reconstruction_error(f, y, (), **how).relative[0, 0]
+        for f, y in ((turning, start), (apart, parts))
+    )
+    assert 0.1 * wanted < found < 10 * wanted
+
+
 def test_reconstruction_falls_with_time_where_the_flow_spreads():
     start = (RNG.normal(size=8), RNG.normal(size=8))
     k = RNG.normal(size=(8, 8)) * 2

@@ -401,6 +401,29 @@ def test_theta_is_not_read_outside_of_its_times_and_entries(time, t1, theta, mat
         integrate.theta_at(theta, time, t0=1.0, t1=t1, interpolation="linear")
 
 
+def test_adaptive_turns_a_complex_state_as_the_exponential_does():
+    y0 = {"z": jnp.array([1.0 + 2j, -1j]), "x": jnp.ones(3)}
+    rates = jnp.array([1j, -0.5 + 2j])
+    path = integrate.adaptive(
+        lambda t, y, theta: {"z": theta * y["z"], "x": -y["x"]}, y0, rates, t1=2.0, rtol=1e-9, atol=1e-11,
+        times=[1.0, 2.0],
+    )  # fmt: skip
+    wanted = np.exp(np.array([[1.0], [2.0]]) * np.asarray(rates)) * np.asarray(y0["z"])
+    assert bool(path.converged) and path.states["z"].dtype == y0["z"].dtype
+    np.testing.assert_allclose(path.states["z"], wanted, rtol=1e-8)
+    np.testing.assert_allclose(path.states["x"][:, 0], np.exp([-1.0, -2.0]), rtol=1e-8)
+
+
+@pytest.mark.parametrize("scheme", [schemes.leapfrog, schemes.verlet, schemes.coupling])
+@pytest.mark.parametrize("y", [np.ones(3), (np.ones(3),), (np.ones(3),) * 3, {"y": np.ones(3)}], ids=type)
+def test_a_scheme_of_pairs_refuses_another_state_by_its_name(scheme, y):
+    field = decay if scheme is schemes.leapfrog else (decay, decay)
+    with pytest.raises(ValueError, match=rf"y0 must be a pair for scheme {scheme.name}.*got"):
+        integrate.endpoint(field, y, (), scheme=scheme, t1=1.0, steps=2)
+    with pytest.raises(ValueError, match=rf"y1 must be a pair for scheme {scheme.name}.*got"):
+        integrate.invert(field, y, (), scheme=scheme, t1=1.0, steps=2)
+
+
 @pytest.mark.parametrize(
     ("more", "match"),
     [

@@ -161,6 +161,14 @@ def test_a_batch_step_is_the_damped_dense_solution():
 
 
 @float32
+def test_whole_numbers_in_a_residual_count_and_do_not_move():
+    f = gauss_newton.least_squares(lambda p: {"w": p["w"] - jnp.arange(3.0), "n": p["n"]})
+    found, _ = gauss_newton.minimize(f, {"w": jnp.full(3, 7.0), "n": jnp.array([2, 1])}, steps=5)
+    np.testing.assert_allclose(found["w"], [0, 1, 2], atol=1e-10)
+    np.testing.assert_array_equal(found["n"], [2, 1])
+    assert f.value(found) == pytest.approx(2.5)
+
+
 def test_a_step_into_nan_is_not_made_and_raises_the_damping():
     def residual(params):
         return jnp.sqrt(params - 1) * 3 + 0 * params  # nan below 1

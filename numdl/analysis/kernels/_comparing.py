@@ -170,8 +170,10 @@ def linearization_error(
     """
     apply = checks.returning("apply", apply, 2, "apply(params, x)")
     moving0, rest0 = trees.trainable(params0, frozen=frozen, name="params0")
-    moving, rest = trees.trainable(checks.like("params", params, params0, of="params0"), frozen=frozen)
-    moving = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), moving, moving0)
+    params = checks.like("params", params, params0, of="params0")
+    moving = _parts.inward("params", params, params0, rest0, moving0, of="params0")
+    kept = tuple(leaf for leaf, kind in zip(jax.tree.leaves(params), rest0.kinds, strict=True) if kind == "kept")
+    rest = trees.Rest(kept, rest0.structure, rest0.kinds)
     return _linearization_error(apply, (moving0, rest0), (moving, rest), checks.leaves("x", x, examples=True))
 
 

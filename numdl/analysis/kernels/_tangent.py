@@ -184,7 +184,8 @@ class _Problem:
         # What stays is an input like what moves: a layer's operations count, whoever trains it.
         self.traced = tracing.trace(lambda both, x: apply(both[1].params(both[0]), x), (moving, rest), one)
         found = jax.tree.leaves(self.traced.outputs)
-        if len(found) != 1 or not jnp.issubdtype(found[0].dtype, jnp.floating) or found[0].shape[:1] != (1,):
+        real = len(found) == 1 and jnp.issubdtype(found[0].dtype, jnp.floating)
+        if not real or found[0].shape[:1] != (1,) or not found[0].size:
             raise checks.BadType(f"apply must return one array of real numbers [N, ...]; got {self.traced.outputs}")
         leaves = jax.tree.leaves((moving, rest))
         self.real = list(range(len(jax.tree.leaves(moving))))
