@@ -20,6 +20,15 @@ from numdl.audit.report import Report
 # What says nothing of this network's training: how others of its kind would do.
 ASIDE = {"parametrization_does_not_transfer"}
 BORNE = {"head_against_loss"}  # a certain loss of part of what could be learned: many networks train in spite of it
+# With these the loss, and whatever is read of it, falls without anything being learned.
+OF_THE_SCORE = {
+    "labels_constant",
+    "labels_out_of_range",
+    "labels_unrelated",
+    "loss_couples_examples",
+    "loss_ignores_outputs",
+    "wrong_sign",
+}
 CALIBRATION = pathlib.Path(__file__).parent / "calibration.json"
 # Views that a user may leave out, and the findings that need them.
 VIEWS = {
@@ -106,7 +115,9 @@ def report(case: Any) -> Report:
     findings = rules.judge(evidence)
     features = describe(evidence, findings)
     probability = calibrated(features)
-    return Report(_verdict(probability, evidence), probability, findings, _unseen(evidence), evidence, features, case)
+    return Report(
+        _verdict(probability, evidence, findings), probability, findings, _unseen(evidence), evidence, features, case
+    )
 
 
 def gather(case: Any) -> Evidence:
@@ -239,9 +250,11 @@ def _score(law, features):
     return law["intercept"] + sum(weight * features[name] for name, weight in law["coefficients"].items())
 
 
-def _verdict(probability, evidence):
+def _verdict(probability, evidence, findings=()):
     if probability >= 0.5:
         return "will train"
+    if any(f.severity == "certain" and f.name in OF_THE_SCORE for f in findings):
+        return "will not train"
     r = Reading(evidence)
     if r.comparable and r.spent > 0.5:
         return "trains badly" if r.beside > 0.5 else "will not train"

@@ -178,6 +178,18 @@ def test_a_planted_fault_is_named_first(name):
     assert found[0].severity != "hint" and found[0].source
 
 
+def test_no_certain_fault_of_labels_or_loss_trains_badly_by_what_its_loss_reached():
+    """A healthy trial beside it: the loss falls, and nothing is learned."""
+    found = {name: rules.judge(planted(**FAULTS[name]))[0] for name in _examining.OF_THE_SCORE}
+    certain = {name for name, first in found.items() if first.severity == "certain"}
+    assert len(certain) >= 3
+    for name, first in found.items():
+        wanted = "will not train" if name in certain else "trains badly"
+        assert _examining._verdict(0.3, healthy(), (first,)) == wanted
+    assert _examining._verdict(0.3, healthy(), ()) == "trains badly"
+    assert _examining._verdict(0.7, healthy(), (found["wrong_sign"],)) == "will train"
+
+
 def test_every_rule_of_the_table_has_a_planted_fault():
     assert {rule.name for rule in rules.table()} == set(FAULTS)
 
