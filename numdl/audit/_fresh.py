@@ -42,13 +42,14 @@ def fresh(
         traced = tracing.trace(case.plain, case.moving, case.x)
     except (ValueError, TypeError):
         return None, ""
-    critical = evidence.predicted.critical_weight_variance
+    critical = evidence.predicted.start_variance
     names = trees.names(case.moving)
     leaves = dict(zip(names, jax.tree.leaves(case.moving), strict=True))
     keys = dict(zip(names, jax.random.split(jax.random.fold_in(case.key, 7 + draw), len(names))))
     last = traced.layers[-1].leaf if traced.layers else None
     done, centred = set(), evidence.predicted.centred_variance
-    made = paths(traced.program, traced.layers, traced.parameters).paths
+    walked = paths(traced.program, traced.layers, traced.parameters)
+    made, stacked = walked.paths, _biases(walked.biases)
     for i, layer in enumerate(traced.layers):
         name = layer.leaf
         if name is None or name in done or name not in leaves:
@@ -58,7 +59,8 @@ def fresh(
         leaves[name] = _drawn(keys[name], leaves[name], layer, gain, orthogonal, np.isfinite(centred) and not outer)
         done.add(name)
     for name, uses in zip(traced.parameters, traced.uses, strict=True):
-        if name not in done and leaves[name].ndim <= 1 and uses and all(use.endswith(ADDED) for use in uses):
+        added = uses and all(use.endswith(ADDED) for use in uses)
+        if name not in done and added and (leaves[name].ndim <= 1 or name in stacked):
             leaves[name] = jnp.zeros_like(leaves[name])
     moving = jax.tree.unflatten(jax.tree.structure(case.moving), [leaves[name] for name in names])
     ends = _branch_ends(evidence.chain) if depth_scaled else set()
@@ -74,6 +76,11 @@ def fresh(
     text = f"weights: drawn anew{', orthogonal,' * orthogonal} with variance {law}"
     text += ", then scaled layer by layer to states of size one" * scaled
     return moving, text + f", those of the {len(ends)} branches to 1 / sqrt({len(ends)})" * bool(ends) + "; biases 0"
+
+
+def _biases(of_layers):
+    """Leaves that are added to a layer's units as they are, one step's part at a time where they are scanned."""
+    return {fixed.leaf for added in of_layers.values() for fixed in added if fixed.made == "leaf"}
 
 
 def opened(case: Any, moving: Any) -> tuple[Any, str]:

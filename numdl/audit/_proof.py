@@ -8,7 +8,22 @@ import numpy as np
 
 from numdl.audit import trial
 from numdl.audit._measured import tangent
-from numdl.audit.evidence import Proof
+from numdl.records import record, static
+
+
+@record
+class Proof:
+    """The network as it was and as repaired, trained side by side on the same batches, beside theory's forecast."""
+
+    steps: int = static()
+    sick: np.ndarray  # [S, T] the loss that the repaired network is trained with, of the network as it was
+    repaired: np.ndarray  # [S, T]
+    forecast: np.ndarray  # [F] of the repaired network, linearised
+    forecast_steps: np.ndarray  # [F]
+    unseen_sick: np.ndarray  # [S] loss at the end on examples not trained on; nan without data
+    unseen_repaired: np.ndarray  # [S]
+    same_loss: bool = static()  # whether both curves have one scale: the repair moved no targets
+    helped: bool = static()
 
 
 def prove(case: Any, repair: Any, steps: int, *, seeds: int = 2) -> Proof:

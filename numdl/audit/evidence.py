@@ -270,7 +270,8 @@ class Predicted:
     chi: float  # squared gradient's gain a layer at the fixed point
     depth_scale: float  # layers over which correlations forget, in layers
     spread: float  # standard deviation of ln |gradient|^2 at this width and depth: 5 L / n for relu
-    critical_weight_variance: float
+    critical_weight_variance: float  # beside biases as they are
+    start_variance: float  # the same without biases: what to draw weights with
     centred_variance: float  # 1 / f'(0)^2 where f(0) is not 0: of weights that sum to zero at each unit
     weight_variance: float
     bias_variance: float
@@ -318,21 +319,6 @@ class Finding:
     remedy: str = static()
     weight: float  # how much of the failure it explains: findings are ordered by it
     consequences: tuple = static(default=())  # names of findings that follow from this one
-
-
-@record
-class Proof:
-    """The network as it was and as repaired, trained side by side on the same batches, beside theory's forecast."""
-
-    steps: int = static()
-    sick: np.ndarray  # [S, T] the loss that the repaired network is trained with, of the network as it was
-    repaired: np.ndarray  # [S, T]
-    forecast: np.ndarray  # [F] of the repaired network, linearised
-    forecast_steps: np.ndarray  # [F]
-    unseen_sick: np.ndarray  # [S] loss at the end on examples not trained on; nan without data
-    unseen_repaired: np.ndarray  # [S]
-    same_loss: bool = static()  # whether both curves have one scale: the repair moved no targets
-    helped: bool = static()
 
 
 def empty(kind: type, /, **known: Any) -> Any:

@@ -54,7 +54,7 @@ def _mean_field(chain):
     inner = slice(1, -1) if len(lengths) > 3 else slice(None)
     weight, bias = float(np.mean(chain.weight_variance[inner])), float(np.mean(chain.bias_variance[inner]))
     point = propagation.fixed_point(activation=f, weight_variance=weight, bias_variance=bias)
-    critical = propagation.critical_weight_variance(activation=f, bias_variance=bias)
+    critical, start = (propagation.critical_weight_variance(activation=f, bias_variance=b) for b in (bias, 0.0))
     hidden = chain.fan_out[:-1]
     return {
         "applies": True,
@@ -66,6 +66,7 @@ def _mean_field(chain):
         "depth_scale": float(point.depth_scale_c),
         "spread": float(np.sqrt(np.sum(5 / hidden))) if hidden.size else 0.0,
         "critical_weight_variance": float(critical),
+        "start_variance": float(start),
         "weight_variance": weight,
         "bias_variance": bias,
     }

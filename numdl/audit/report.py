@@ -8,7 +8,7 @@ from typing import Any
 from numdl import checks
 from numdl.audit import _proof, _settings, remedies
 from numdl.audit._shown import tables
-from numdl.audit.evidence import Evidence, Finding, Proof
+from numdl.audit.evidence import Evidence, Finding
 from numdl.typing import StrPath
 
 
@@ -57,7 +57,7 @@ class Report:
         with _settings.ours():
             return remedies.repair(self.case, self.evidence, self.findings)
 
-    def prove(self, steps: int, *, seeds: int = 2) -> Proof:
+    def prove(self, steps: int, *, seeds: int = 2) -> _proof.Proof:
         """MEASURED: the network as it was and as repaired, trained side by side, beside the forecast.
 
         Parameters

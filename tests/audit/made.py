@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from numdl.audit import _proof
 from numdl.audit import evidence as e
 from numdl.audit.report import Report
 
@@ -45,7 +46,7 @@ def predicted(layers=12, gain=0.3, **known):
     base = {
         "applies": True, "activation": "relu", "names": tuple(f"layers/{i}/w" for i in range(layers)),
         "state_rms": gain**depth, "log_gradient": 2 * np.log(gain) * depth[::-1],
-        "chi": gain**2, "depth_scale": 0.4, "spread": 0.6, "critical_weight_variance": 2.0,
+        "chi": gain**2, "depth_scale": 0.4, "spread": 0.6, "critical_weight_variance": 2.0, "start_variance": 2.0,
         "weight_variance": 2 * gain**2, "bias_variance": 0.0, "sharpness": 12.0, "sharpness_limit": 2000.0,
         "entropy": 2.3, "initial": 2.303,
     }  # fmt: skip
@@ -160,7 +161,7 @@ def proof(steps=200, **known):
         "unseen_sick": np.full(3, 2.31), "unseen_repaired": np.array([0.21, 0.2, 0.23]), "same_loss": True,
         "helped": True,
     }  # fmt: skip
-    return e.empty(e.Proof, **base | known)
+    return e.empty(_proof.Proof, **base | known)
 
 
 def events(**known):

@@ -283,6 +283,31 @@ def test_each_block_of_a_scan_is_scaled_for_itself(branches):
     assert rms(h) < (3 if branches else 20)
 
 
+def test_a_new_start_of_a_scanned_chain_has_no_biases_and_the_variance_that_is_critical_without_them():
+    """Twelve tanh layers in one scan with biases of deviation one: at theirs the critical variance is 3.4, not 1."""
+    width, depth = 40, 12
+    keys = jax.random.split(jax.random.key(0), 5)
+    deep = {
+        "w": jax.random.normal(keys[0], (depth, width, width)) * 0.11,
+        "b": jax.random.normal(keys[1], (depth, width)),
+    }
+    params = {"first": jax.random.normal(keys[2], (3, width)), "deep": deep, "last": jnp.ones((width, 1))}
+    params |= {"place": jax.random.normal(keys[3], (len(X), width))}  # no bias: each example has its own
+
+    def apply(p, x):
+        y = x @ p["first"] + p["place"][: len(x)]
+        y = jax.lax.scan(lambda y, l: (jnp.tanh(y) @ l["w"] + l["b"], None), y, p["deep"])[0]
+        return (jnp.tanh(y) @ p["last"])[:, 0]
+
+    known = case(apply, params, (X, (X[:, 0] > 0).astype(np.float32)), lambda o, y: jnp.mean((o - y) ** 2))
+    evidence = types.SimpleNamespace(predicted=empty(Predicted, start_variance=1.0), chain=None)
+    with _settings.ours():
+        made, text = _fresh.fresh(known, evidence)
+    assert "variance 1 / fan_in" in text and "biases 0" in text
+    assert not made["deep"]["b"].any() and made["place"].any()
+    assert float(made["deep"]["w"].var()) * width == pytest.approx(1, rel=0.05)
+
+
 def test_an_orthogonal_start_has_equal_singular_values_and_the_variance_that_was_asked_for():
     weights = {"deep": jnp.ones((4, 5, 5)), "first": jnp.ones((3, 5)), "last": jnp.ones((5, 1))}
 
@@ -290,7 +315,7 @@ def test_an_orthogonal_start_has_equal_singular_values_and_the_variance_that_was
         return (jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x @ p["first"], p["deep"])[0] @ p["last"])[:, 0]
 
     known = case(apply, weights, (X, (X[:, 0] > 0).astype(np.float32)), lambda o, y: jnp.mean((o - y) ** 2))
-    evidence = types.SimpleNamespace(predicted=empty(Predicted, critical_weight_variance=1.0), chain=None)
+    evidence = types.SimpleNamespace(predicted=empty(Predicted, start_variance=1.0), chain=None)
     with _settings.ours():
         made, text = _fresh.fresh(known, evidence, orthogonal=True)
     deep, first, _ = jax.tree.leaves(made)
@@ -389,6 +414,18 @@ def test_the_variance_of_weights_that_sum_to_zero(function, between, variance):
     chain = types.SimpleNamespace(function=function, names=("a", "b"), breaks=((), between), **rest)
     found = predict.everything(chain, empty(Loss), empty(Data), empty(Optimizer), 0.1, np.nan)
     assert found.centred_variance == pytest.approx(variance, nan_ok=True)
+
+
+@pytest.mark.parametrize(("bias", "critical"), [(0.0, 1.0), (1.0, 3.4432)])
+def test_a_start_has_the_variance_that_is_critical_without_biases(bias, critical):
+    chain = types.SimpleNamespace(
+        function=activations.tanh, names=("a", "b", "c"), breaks=((), (), ()), fan_in=np.full(3, 40.0),
+        fan_out=np.full(3, 40.0), weight_variance=np.full(3, 0.5), bias_variance=np.full(3, bias), input_square=1.0,
+        unknown="",
+    )  # fmt: skip
+    found = predict.everything(chain, empty(Loss), empty(Data), empty(Optimizer), 0.1, np.nan)
+    assert found.applies and found.start_variance == pytest.approx(1)
+    assert found.critical_weight_variance == pytest.approx(critical, rel=1e-4)
 
 
 def test_whole_numbers_as_targets_of_a_regression_become_floating_ones():

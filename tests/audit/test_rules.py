@@ -64,7 +64,15 @@ def healthy():
         np.array([1e-3, 1e-2, 1e-1, 1.0]), np.array([0.01, 0.1, 1, 10]), np.ones((4, 2, 40)), 2.4, end + 0.3, end, 2.4, end,
         np.linspace(2.4, 0.3, 40), np.zeros(0), 0.4 + 0 * end, 0.5 + 0 * end, math.nan, math.nan * end, 30.0, 1.0,
     )  # fmt: skip
-    predicted = empty(Predicted, applies=True, activation="relu", chi=1.0, critical_weight_variance=2.0, spread=0.7)
+    predicted = empty(
+        Predicted,
+        applies=True,
+        activation="relu",
+        chi=1.0,
+        critical_weight_variance=2.0,
+        start_variance=2.0,
+        spread=0.7,
+    )
     facts = Facts(32, 10_000, 0.1, 500, "sgd", False, False, ())
     chain = empty(Chain, breaks=((),) * LAYERS)
     return Evidence(facts, signal, chain, function, loss, data, optimizer, kernel, trial, predicted, {})

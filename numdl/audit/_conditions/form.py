@@ -240,7 +240,7 @@ def symmetry(r):
 def start_variance(r):
     """fan_in Var W to draw weights with."""
     p, s = r.e.predicted, r.e.signal
-    for known in (p.critical_weight_variance, p.centred_variance):
+    for known in (p.start_variance, p.centred_variance):
         if np.isfinite(known):
             return known
     rectified = s is not None and {"relu", "leaky_relu", "gelu", "silu"} & set(s.nonlinearities)
@@ -250,5 +250,6 @@ def start_variance(r):
 def start_law(r):
     """The same in words."""
     p = r.e.predicted
-    centred = bool(np.isfinite(p.centred_variance) and not np.isfinite(p.critical_weight_variance))
-    return f"{start_variance(r):.3g} / fan_in{' and sum 0 at each unit' * centred}"
+    centred = bool(np.isfinite(p.centred_variance) and not np.isfinite(p.start_variance))
+    still = bool(p.bias_variance > 0)
+    return f"{start_variance(r):.3g} / fan_in{' and sum 0 at each unit' * centred}{', biases 0' * still}"
