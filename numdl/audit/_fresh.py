@@ -17,6 +17,7 @@ import numpy as np
 from numdl import tracing, trees
 from numdl.audit.evidence import Evidence
 from numdl.tracing._paths import paths
+from numdl.tracing._uses import scans_over
 
 MOST_SCALED = 300  # weights: a run for each; of more, only the branches are divided
 LEAST, LEAST_CRITICAL = 0.2, 0.02  # sizes of states that are left as they are
@@ -49,7 +50,7 @@ def fresh(
     last = traced.layers[-1].leaf if traced.layers else None
     done, centred = set(), evidence.predicted.centred_variance
     walked = paths(traced.program, traced.layers, traced.parameters)
-    made, stacked = walked.paths, _biases(walked.biases)
+    made = walked.paths
     for i, layer in enumerate(traced.layers):
         name = layer.leaf
         if name is None or name in done or name not in leaves:
@@ -58,10 +59,7 @@ def fresh(
         gain = 1.0 if name == last else _gain(layer, critical, centred, outer)
         leaves[name] = _drawn(keys[name], leaves[name], layer, gain, orthogonal, np.isfinite(centred) and not outer)
         done.add(name)
-    for name, uses in zip(traced.parameters, traced.uses, strict=True):
-        added = uses and all(use.endswith(ADDED) for use in uses)
-        if name not in done and added and (leaves[name].ndim <= 1 or name in stacked):
-            leaves[name] = jnp.zeros_like(leaves[name])
+    leaves |= {name: jnp.zeros_like(leaves[name]) for name in _biases(traced, walked, leaves) if name not in done}
     moving = jax.tree.unflatten(jax.tree.structure(case.moving), [leaves[name] for name in names])
     ends = _branch_ends(evidence.chain) if depth_scaled else set()
     # At theory's variance states shrink as a power of the depth, as they should: size one would be chaos.
@@ -78,9 +76,14 @@ def fresh(
     return moving, text + f", those of the {len(ends)} branches to 1 / sqrt({len(ends)})" * bool(ends) + "; biases 0"
 
 
-def _biases(of_layers):
-    """Leaves that are added to a layer's units as they are, one step's part at a time where they are scanned."""
-    return {fixed.leaf for added in of_layers.values() for fixed in added if fixed.made == "leaf"}
+def _biases(traced, walked, leaves):
+    """Leaves that are only added: a vector at each step of the scans over it, or as wide as a layer's units (heads)."""
+    behind = {fixed.leaf for added in walked.biases.values() for fixed in added if fixed.made == "leaf"}
+    known = {}
+    for name, uses, slot in zip(traced.parameters, traced.uses, traced.program.inputs, strict=False):
+        axes = leaves[name].ndim - scans_over(traced.program, slot, known)
+        if uses and all(use.endswith(ADDED) for use in uses) and (axes <= 1 or name in behind):
+            yield name
 
 
 def opened(case: Any, moving: Any) -> tuple[Any, str]:

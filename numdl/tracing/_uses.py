@@ -76,6 +76,19 @@ def only_uses(program, count):
     return {leaf: layer for leaf, layer in found.items() if layer is not None}
 
 
+def scans_over(program, slot, known=None):
+    """How many scans, one in another, take one step's part at a time of what comes in at this slot."""
+    known = {} if known is None else known
+    if id(program) not in known:
+        known[id(program)] = program.readers()
+    for step in filter(None, known[id(program)][slot]):
+        scanned = step.name == "scan" and list(step.reads).index(slot) >= sum(scan_counts(step.params))
+        if step.entered and (scanned or step.name in REMAT):
+            inside = step.inner[0].inputs[list(step.reads).index(slot)]
+            return scanned + scans_over(step.inner[0], inside, known)
+    return 0
+
+
 def _only_use(program, slot, known):
     if id(program) not in known:
         known[id(program)] = program.readers()

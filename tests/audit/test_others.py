@@ -292,11 +292,12 @@ def test_a_new_start_of_a_scanned_chain_has_no_biases_and_the_variance_that_is_c
         "b": jax.random.normal(keys[1], (depth, width)),
     }
     params = {"first": jax.random.normal(keys[2], (3, width)), "deep": deep, "last": jnp.ones((width, 1))}
+    deep["shift"] = jax.random.normal(keys[4], (depth, width))  # not behind a weight: that of a normalisation, say
     params |= {"place": jax.random.normal(keys[3], (len(X), width))}  # no bias: each example has its own
 
     def apply(p, x):
         y = x @ p["first"] + p["place"][: len(x)]
-        y = jax.lax.scan(lambda y, l: (jnp.tanh(y) @ l["w"] + l["b"], None), y, p["deep"])[0]
+        y = jax.lax.scan(lambda y, l: ((jnp.tanh(y) + l["shift"]) @ l["w"] + l["b"], None), y, p["deep"])[0]
         return (jnp.tanh(y) @ p["last"])[:, 0]
 
     known = case(apply, params, (X, (X[:, 0] > 0).astype(np.float32)), lambda o, y: jnp.mean((o - y) ** 2))
@@ -304,7 +305,7 @@ def test_a_new_start_of_a_scanned_chain_has_no_biases_and_the_variance_that_is_c
     with _settings.ours():
         made, text = _fresh.fresh(known, evidence)
     assert "variance 1 / fan_in" in text and "biases 0" in text
-    assert not made["deep"]["b"].any() and made["place"].any()
+    assert not made["deep"]["b"].any() and not made["deep"]["shift"].any() and made["place"].any()
     assert float(made["deep"]["w"].var()) * width == pytest.approx(1, rel=0.05)
 
 
