@@ -49,7 +49,8 @@ def narrow(tree: PyTree, like: PyTree) -> PyTree:
     tree, like : pytree         arrays of one structure
     Raises
     ------
-    ValueError, TypeError       another structure, a leaf that is not an array, complex numbers where `like` is real
+    ValueError, TypeError       another structure, a leaf that is not an array, complex numbers where `like` is real, or
+                                any but whole numbers where it is whole
     """
     tree, like = checks.leaves("tree", tree, empty=True), checks.leaves("like", like, empty=True)
     if jax.tree.structure(tree) != jax.tree.structure(like):
@@ -63,6 +64,8 @@ def _narrowed(leaf, other):
     dtype = jnp.result_type(other)
     if jnp.iscomplexobj(leaf) and not jnp.issubdtype(dtype, jnp.complexfloating):
         raise checks.BadType(f"tree must hold real numbers where like does, {dtype}; got dtype {leaf.dtype}")
+    if jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.issubdtype(dtype, jnp.inexact):
+        raise checks.BadType(f"tree must hold whole numbers where like does, {dtype}; got dtype {leaf.dtype}")
     return leaf.astype(dtype)
 
 

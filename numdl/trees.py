@@ -70,7 +70,8 @@ def axpy(alpha: ArrayLike, x: PyTree, y: PyTree) -> PyTree:
     x, y : pytree               arrays of one structure and shapes
     Raises
     ------
-    ValueError, TypeError       trees that are not alike, a leaf that is not an array, complex numbers onto real ones
+    ValueError, TypeError       trees that are not alike, a leaf that is not an array, complex numbers onto real ones or
+                                any but whole numbers onto whole ones
     """
     alpha, x = checks.leaf("alpha", alpha), checks.leaves("x", x, empty=True)
     y = checks.like("y", y, x, of="x")
@@ -78,6 +79,8 @@ def axpy(alpha: ArrayLike, x: PyTree, y: PyTree) -> PyTree:
         for name, part in (("alpha", alpha), ("x", u)):
             if jnp.iscomplexobj(part) and not jnp.iscomplexobj(v):
                 raise checks.BadType(f"{name} must be real where y is; got {checks.shown(part)}")
+            if jnp.issubdtype(part.dtype, jnp.inexact) and not jnp.issubdtype(v.dtype, jnp.inexact):
+                raise checks.BadType(f"y must hold floating-point numbers where {name} does; got dtype {v.dtype}")
     return jax.tree.map(lambda u, v: (alpha * u + v).astype(jnp.result_type(v)), x, y)
 
 
@@ -100,15 +103,15 @@ def random_like(key: Key[Array, ""], tree: PyTree, *, law: str = "normal") -> Py
     Parameters
     ----------
     key : key                   of the entries
-    tree : pytree               arrays: their shapes and dtypes
+    tree : pytree               floating-point arrays: their shapes and dtypes
     law : str                   "normal" or "rademacher"
     Raises
     ------
-    ValueError, TypeError       no typed key, another law, a leaf that is not an array
+    ValueError, TypeError       no typed key, another law, a leaf that is not an array of floating-point numbers
     """
     checks.key("key", key)
     checks.one_of("law", law, _LAWS)
-    leaves, structure = jax.tree.flatten(checks.leaves("tree", tree, empty=True))
+    leaves, structure = jax.tree.flatten(checks.floats("tree", tree, empty=True))
     keys = jax.random.split(key, max(len(leaves), 1))
     return jax.tree.unflatten(structure, [_LAWS[law](k, leaf) for k, leaf in zip(keys, leaves, strict=False)])
 

@@ -211,9 +211,7 @@ def _signs(name, value):
 
 
 def _units(order, n):
-    if getattr(getattr(order, "dtype", None), "kind", "") not in ("i", "u"):
-        raise TypeError(f"order must be an array of integers; got {getattr(order, 'dtype', order)!r}")
-    checks.shape("order", order, (None, None))
+    order = checks.array("order", order, kind="integer", ndim=2)
     if not isinstance(order, jax.core.Tracer):
         checks.finite("order", order, least=0, most=n - 1)
     return jnp.asarray(order)

@@ -140,7 +140,7 @@ def richardson(coarse: PyTree, fine: PyTree, *, order: int, factor: float = 2) -
     order = checks.whole("order", order)
     factor = checks.finite("factor", factor, above=1.0, shape=())
     coarse = checks.floats("coarse", coarse)
-    fine = checks.like("fine", fine, coarse, of="coarse")
+    fine = checks.floats("fine", checks.like("fine", fine, coarse, of="coarse"))
     gain = 1 / (factor**order - 1)
     difference = jax.tree.map(lambda f, c: gain * (f - c), widen(fine), widen(coarse))
     return Richardson(narrow(jax.tree.map(jnp.add, widen(fine), difference), fine), trees.norm(difference))

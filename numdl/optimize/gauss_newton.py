@@ -292,8 +292,9 @@ def hessian_product(loss: Callable[[PyTree, PyTree], Array], outputs: PyTree, ta
     TypeError, ValueError       v unlike the outputs, targets that the loss does not allow
     """
     checks.accepts("loss", loss, 2, "loss(outputs, targets)")
-    outputs, targets = checks.leaves("outputs", outputs), checks.leaves("targets", targets)
-    v = checks.like("v", v, outputs, of="outputs")
+    outputs, targets = checks.floats("outputs", outputs), checks.leaves("targets", targets)
+    v = checks.floats("v", checks.like("v", v, outputs, of="outputs", floating=True))
+    v = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), v, outputs)
     if isinstance(loss, losses.Loss):
         examples = outputs.size // outputs.shape[-1]
         return loss.hessian_product(outputs, targets, v) / examples
