@@ -16,6 +16,7 @@ PERFECT = 1e-3  # of the way from the loss now to the least: a single answer tha
 FLAT = 0.1  # skill below which a training has learned nothing yet
 UNPAIRED = 1e-3  # change of a loss when labels change places: below, it does not know which example each belongs to
 LAST = 3  # looks at the end of a training, one after another: a single one may be a bad moment
+COMMON = 0.6  # share of the most common class from which nothing but it may be the best answer
 FEWEST = 10  # unseen examples that the best single answer gets wrong, for a score to say much
 
 
@@ -201,16 +202,18 @@ class Skills:
 
     @functools.cached_property
     def comparable(self):
-        """Whether `later` says much: a shallow model learns something, or the network learned nearly all.
+        """Whether `later` says much: a shallow model learns something, or the network learned nearly all, or nothing.
 
         Where both learn nothing, it may be the labels: rare and noisy ones have no better answer than the common one.
+        Not so where no class is common: neither answers nor loss got better there.
         """
         ahead = self.e.ahead
         if not math.isfinite(self.later) or ahead.examples * (1 - ahead.chance) < FEWEST:
             return False
         # Beside weighted classes or masked answers the share of right ones is not what the loss asks for.
         rewarded = not self.carried > self.later + 2 * FLAT
-        return rewarded and bool(self.shallow > FLAT or self.later > 0.9)
+        vain = 0 < ahead.chance < COMMON and np.fmax(self.later, self.carried) < FLAT
+        return rewarded and bool(self.shallow > FLAT or self.later > 0.9 or vain)
 
     @functools.cached_property
     def behind(self):

@@ -326,6 +326,13 @@ def test_what_the_data_may_explain_condemns_no_network(known):
     assert not read(steps=np.array([400.0]), **known).comparable
 
 
+def test_balanced_classes_of_which_nothing_is_learned_condemn():
+    known = {"steps": np.array([400.0]), "score": np.array([0.11]), "chance": 0.1, "shallow": 0.1}
+    found = read(**known, unseen=np.array([1.2]))
+    assert found.comparable and found.beside < 0.02
+    assert not read(**known, unseen=np.array([0.7])).comparable  # the loss got better
+
+
 def test_a_loss_that_is_not_learned_either_condemns():
     found = read(steps=np.array([400.0]), score=np.array([0.5]), chance=0.5, shallow=0.9, unseen=np.array([1.2]))
     assert found.comparable and found.beside == 0
