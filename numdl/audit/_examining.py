@@ -202,7 +202,7 @@ def describe(evidence: Evidence, findings: tuple) -> dict[str, float]:
         "beside": clip(r.beside, -0.5, 1.2),
         "doubt": clip(r.doubt, 0, 1),
         # A certain fault of the labels or the loss is also one of the score: what was reached says nothing then.
-        "spent": clip(r.spent, 0, 1) if r.comparable and not certain - BORNE else 0.0,
+        "spent": clip(r.spent, 0, 1) if (r.comparable or r.in_vain) and not certain - BORNE else 0.0,
         "certain": float(bool(certain - BORNE)),
         "head": float(bool(certain & BORNE)),
         "likely": float(any(f.severity == "likely" for f in told)),
@@ -256,7 +256,7 @@ def _verdict(probability, evidence, findings=()):
     if any(f.severity == "certain" and f.name in OF_THE_SCORE for f in findings):
         return "will not train"
     r = Reading(evidence)
-    if r.comparable and r.spent > 0.5:
+    if (r.comparable or r.in_vain) and r.spent > 0.5:
         return "trains badly" if r.beside > 0.5 else "will not train"
     learns = np.fmax(np.fmax(r.end, r.unseen), r.carried) > 0.2
     return "trains badly" if learns or probability > 0.25 else "will not train"

@@ -202,18 +202,26 @@ class Skills:
 
     @functools.cached_property
     def comparable(self):
-        """Whether `later` says much: a shallow model learns something, or the network learned nearly all, or nothing.
+        """Whether `later` says much: a shallow model learns something, or the network learned nearly all.
 
         Where both learn nothing, it may be the labels: rare and noisy ones have no better answer than the common one.
-        Not so where no class is common: neither answers nor loss got better there.
         """
         ahead = self.e.ahead
         if not math.isfinite(self.later) or ahead.examples * (1 - ahead.chance) < FEWEST:
             return False
         # Beside weighted classes or masked answers the share of right ones is not what the loss asks for.
         rewarded = not self.carried > self.later + 2 * FLAT
-        vain = 0 < ahead.chance < COMMON and np.fmax(self.later, self.carried) < FLAT
-        return rewarded and bool(self.shallow > FLAT or self.later > 0.9 or vain)
+        return rewarded and bool(self.shallow > FLAT or self.later > 0.9)
+
+    @functools.cached_property
+    def in_vain(self):
+        """Whether neither answers nor loss got better on unseen examples, and no class is so common as to excuse it.
+
+        It may still be the labels: this says that the training comes to nothing, not that the network is at fault.
+        """
+        ahead = self.e.ahead
+        known = 0 < ahead.chance < COMMON and ahead.examples * (1 - ahead.chance) >= FEWEST
+        return bool(known and np.fmax(self.later, self.carried) < FLAT)
 
     @functools.cached_property
     def behind(self):

@@ -323,14 +323,17 @@ def test_the_standard_error_of_a_score_is_that_of_other_examples():
 )
 def test_what_the_data_may_explain_condemns_no_network(known):
     known["score"], known["unseen"] = np.array([known["score"]]), np.array([known["unseen"]])
-    assert not read(steps=np.array([400.0]), **known).comparable
+    r = read(steps=np.array([400.0]), **known)
+    assert not r.comparable and not r.in_vain
 
 
 def test_balanced_classes_of_which_nothing_is_learned_condemn():
     known = {"steps": np.array([400.0]), "score": np.array([0.11]), "chance": 0.1, "shallow": 0.1}
     found = read(**known, unseen=np.array([1.2]))
-    assert found.comparable and found.beside < 0.02
-    assert not read(**known, unseen=np.array([0.7])).comparable  # the loss got better
+    assert found.in_vain and not found.comparable  # no fault of the network's need be behind it
+    assert _examining._verdict(0.4, found.e) == "will not train"
+    assert not read(**known, unseen=np.array([0.7])).in_vain  # the loss got better
+    assert not read(**{**known, "chance": 0.7}, unseen=np.array([1.2])).in_vain
 
 
 def test_a_loss_that_is_not_learned_either_condemns():
