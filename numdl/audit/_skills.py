@@ -206,8 +206,7 @@ class Skills:
 
         Where both learn nothing, it may be the labels: rare and noisy ones have no better answer than the common one.
         """
-        ahead = self.e.ahead
-        if not math.isfinite(self.later) or ahead.examples * (1 - ahead.chance) < FEWEST:
+        if not math.isfinite(self.later) or self._missed < FEWEST:
             return False
         # Beside weighted classes or masked answers the share of right ones is not what the loss asks for.
         rewarded = not self.carried > self.later + 2 * FLAT
@@ -219,9 +218,13 @@ class Skills:
 
         It may still be the labels: this says that the training comes to nothing, not that the network is at fault.
         """
-        ahead = self.e.ahead
-        known = 0 < ahead.chance < COMMON and ahead.examples * (1 - ahead.chance) >= FEWEST
+        known = 0 < self.e.ahead.chance < COMMON and self._missed >= FEWEST
         return bool(known and np.fmax(self.later, self.carried) < FLAT)
+
+    @property
+    def _missed(self):
+        """Unseen examples that the best single answer gets wrong."""
+        return self.e.ahead.examples * (1 - self.e.ahead.chance)
 
     @functools.cached_property
     def behind(self):
