@@ -224,6 +224,44 @@ def test_the_nonlinearity_past_norms_and_sums(apply, expected):
     assert all((layer.activation is None) == (layer.nonlinearity is None) for layer in found if layer.name != "u")
 
 
+def linen_norms():
+    nn = pytest.importorskip("flax.linen")
+    for norm in (nn.LayerNorm(), nn.GroupNorm(num_groups=2), nn.RMSNorm(), nn.InstanceNorm(),
+                 nn.BatchNorm(use_running_average=False), nn.BatchNorm(use_running_average=True)):  # fmt: skip
+        variables = norm.init(jax.random.key(0), FOUR)
+        yield lambda y, norm=norm, v=variables: norm.apply(v, y, mutable=["batch_stats"])[0]
+
+
+def haiku_norms():
+    hk = pytest.importorskip("haiku")
+    for make in (lambda: hk.LayerNorm(-1, True, True), lambda: hk.LayerNorm((1, 2, 3), True, True),
+                 lambda: hk.GroupNorm(2), lambda: hk.RMSNorm(-1), lambda: hk.InstanceNorm(True, True)):  # fmt: skip
+        norm = hk.without_apply_rng(hk.transform(lambda y, make=make: make()(y)))
+        yield lambda y, norm=norm, p=norm.init(jax.random.key(0), FOUR): norm.apply(p, y)
+
+
+def equinox_norms():
+    nn = pytest.importorskip("equinox").nn
+    for norm in (nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.RMSNorm(4)):
+        yield lambda y, norm=norm: jax.vmap(norm)(y.reshape(-1, 4)).reshape(y.shape)
+
+
+FOUR = normal(7, 5, 3, 3, 4)
+
+
+@pytest.mark.parametrize("norms", [linen_norms, haiku_norms, equinox_norms])
+def test_the_nonlinearity_past_the_norms_of_libraries(norms):
+    for norm in norms():
+        (layer,) = tracing.trace(lambda w, x, norm=norm: jax.nn.relu(norm(x @ w)), W, FOUR).layers
+        assert layer.nonlinearity == "relu"
+
+
+@pytest.mark.parametrize("x", [X, X[:1]])
+def test_a_product_of_two_layers_has_no_nonlinearity_of_one(x):
+    found = tracing.trace(lambda p, x: jax.nn.relu((x @ p[0]) * jnp.exp(x @ p[1])), (W, 2 * W), x).layers
+    assert [layer.nonlinearity for layer in found] == [None, None]
+
+
 def test_the_input_of_the_nonlinearity_can_be_watched():
     traced = tracing.trace(lambda w, x: jax.nn.relu(norm(x @ w).T), W, X)
     _, ((state, _, watched),) = traced.run(

@@ -6,12 +6,13 @@ the steps that compute one function of one value, alone, are evaluated on a few 
 """
 
 import collections
+import math
 
 import jax.extend.core as jex
 import numpy as np
 
 from numdl.tracing import _scalars
-from numdl.tracing._axes import NOTHING
+from numdl.tracing._axes import NOTHING, shape_of
 from numdl.tracing._programs import CUSTOM, bodies, flatten
 from numdl.tracing._rules import REDUCTIONS, after
 
@@ -46,7 +47,7 @@ def _is_statistic(program, step, readers, depth):
     """Whether all that comes of this step are sums, means or maxima."""
     if step.name in REDUCTIONS:
         return True
-    if depth == 0 or step.name not in _scalars.FUNCTIONS:
+    if depth == 0 or (step.name not in _scalars.FUNCTIONS and step.name not in _MOVES):
         return False
     after = [reader for write in step.writes for reader in readers[write]]
     return bool(after) and all(
@@ -58,21 +59,26 @@ def _is_affine(program, step, slot):
     if step.name in _MOVES or step.name in _SUMS or step.name == "neg":
         return True
     if step.name == "mul" or (step.name == "div" and step.reads[0] == slot):
-        return all(each == slot or _is_shared(program, each) for each in step.reads)
+        return all(each == slot or _is_shared(program, each, shape_of(program, step.writes[0])) for each in step.reads)
     return False
 
 
-def _is_shared(program, read):
-    """Whether a factor is no data, or data that was broadcast: the same for whole axes."""
-    if not isinstance(read, int) or not program.values[read].data:
-        return True
-    shape = program.avals[read].shape
-    if not shape or 1 in shape:
+def _is_shared(program, read, shape, depth=6):
+    """Whether a factor of numbers of this shape is no data, or data broadcast along an axis, or made of such alone."""
+    if not isinstance(read, int) or not program.values[read].data or shape_of(program, read) != shape:
         return True
     step = program.writer(read)
     while step is not None and step.name in _MOVES:
         step = program.writer(step.reads[0])
-    return step is not None and step.name == "broadcast_in_dim"
+    if step is None or depth == 0:
+        return False
+    wrote = shape_of(program, step.writes[0])
+    if step.name == "broadcast_in_dim":
+        spread = math.prod(shape_of(program, step.reads[0])) < math.prod(wrote)
+        return spread or _is_shared(program, step.reads[0], shape_of(program, step.reads[0]), depth - 1)
+    if _scalars.is_elementwise(step.name):  # Flax: (y - mean) * (rsqrt(variance) * scale)
+        return all(_is_shared(program, each, wrote, depth - 1) for each in step.reads)
+    return False
 
 
 def _function(program, slot, readers):
