@@ -66,6 +66,7 @@ def _changes(leaf):
     found = [(f"as {kind}", lambda a, kind=kind: a.astype(kind)) for kind in KINDS]
     found += [("a jax array", jnp.asarray), ("an axis more", lambda a: a[None]), ("read backwards", lambda a: a[::-1])]
     found += [("in the other byte order", lambda a: a.astype(a.dtype.newbyteorder("S")))]
+    found += [("only its shape", lambda a: jax.ShapeDtypeStruct(a.shape, jax.dtypes.canonicalize_dtype(a.dtype)))]
     found += [("lists", lambda a: a.tolist()), ("transposed", lambda a: a.T), ("not finite", lambda a: a * np.nan)]
     found += [
         ("masked", lambda a: np.ma.masked_array(a, np.ones(a.shape, bool))),

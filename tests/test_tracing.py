@@ -237,7 +237,8 @@ def haiku_norms():
     for make in (lambda: hk.LayerNorm(-1, True, True), lambda: hk.LayerNorm((1, 2, 3), True, True),
                  lambda: hk.GroupNorm(2), lambda: hk.RMSNorm(-1), lambda: hk.InstanceNorm(True, True)):  # fmt: skip
         norm = hk.without_apply_rng(hk.transform(lambda y, make=make: make()(y)))
-        yield lambda y, norm=norm, p=norm.init(jax.random.key(0), FOUR): norm.apply(p, y)
+        params = norm.init(jax.random.key(0), FOUR)
+        yield lambda y, norm=norm, params=params: norm.apply(params, y)
 
 
 def equinox_norms():

@@ -41,7 +41,7 @@ def inward_rows(name, tree, expected, rest, moving):
             f"{name} must be like params with one leading axis k >= 1 on every leaf; got leading axes {sorted(counts)}"
         )
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], leaf.dtype), tree)
-    checks.like(name, shapes, expected, of="with a leading axis, params")
+    checks.like(name, shapes, expected, of="with a leading axis, params", shapes=True)
     return cast(name, rest.moving(jax.tree.map(lambda leaf: checks.native(name, leaf), tree)), moving)
 
 

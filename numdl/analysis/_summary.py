@@ -130,7 +130,7 @@ def _input(x_shape):
             "x_shape must be a tuple of ints (N, ...), or a pytree of arrays or jax.ShapeDtypeStruct; got "
             f"{checks.shown(x_shape)}"
         )
-    return jax.tree.map(_abstract, checks.leaves("x_shape", x_shape))
+    return jax.tree.map(_abstract, checks.leaves("x_shape", x_shape, shapes=True))
 
 
 def _function(given, x, params):
@@ -170,7 +170,7 @@ def _held(leaves, structure):
 
 
 def _shapes(params):
-    return jax.tree.map(_abstract, checks.leaves("params", params, empty=True))
+    return jax.tree.map(_abstract, checks.leaves("params", params, empty=True, shapes=True))
 
 
 def _abstract(leaf):

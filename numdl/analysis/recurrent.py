@@ -119,7 +119,7 @@ def _checked(step, params, start, inputs):
         shapes = [[tuple(leaf.shape) for leaf in jax.tree.leaves(tree)] for tree in (params, start)]
         got = f"got shapes {shapes[0]} and {shapes[1]}: {type(error).__name__}: {error}"
         raise checks.BadValue(f"params and start must fit step(params, carry, x); {got}") from error
-    checks.like("step(params, start, inputs[0])", after, start, of="start")
+    checks.like("step(params, start, inputs[0])", after, start, of="start", shapes=True)
     for leaf in jax.tree.leaves(after):
         if jnp.iscomplexobj(leaf):
             raise checks.BadType(f"params and start must make a carry of real numbers, step(...); got {leaf.dtype}")

@@ -36,7 +36,7 @@ def is_key(value: Any) -> bool:
     return isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
-def native(name: str, value: Any) -> Any:
+def native(name: str, value: Any, *, shapes: bool = False) -> Any:
     """The value; an array in the machine's byte order, nothing masked, not deleted: jax reads the bytes as they lie.
 
     NumPy's long doubles, which jax has not, become doubles.
@@ -45,12 +45,15 @@ def native(name: str, value: Any) -> Any:
     ----------
     name : str                  what the caller calls the argument
     value : any                 what came
+    shapes : bool               whether a jax.ShapeDtypeStruct, a shape without numbers, will do
     Raises
     ------
     ValueError, TypeError       anything else came: BadValue, BadType
     """
     if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.is_deleted():
         raise BadValue(f"{name} must be an array that still exists; got a deleted one of shape {value.shape}")
+    if isinstance(value, jax.ShapeDtypeStruct) and not shapes:
+        raise BadType(f"{name} must be an array of numbers; got a shape without numbers, {value}")
     if isinstance(value, np.ma.MaskedArray):
         if np.ma.is_masked(value):
             raise BadValue(
@@ -74,6 +77,7 @@ def array(
     ndim: int | None = None,
     least_ndim: int | None = None,
     empty: bool = False,
+    shapes: bool = False,
 ) -> Any:
     """Numbers as an array: a jax array as it is, all else as NumPy's, native and not masked; lists are converted.
 
@@ -87,12 +91,13 @@ def array(
     ndim : int                  axes asked for; None: any number
     least_ndim : int            the fewest axes; None: any number
     empty : bool                whether nothing at all is allowed
+    shapes : bool               whether a jax.ShapeDtypeStruct, a shape without numbers, will do
     Raises
     ------
     ValueError, TypeError       anything else came: BadValue, BadType
     """
     allowed = f"an array of {_KINDS[kind][0]}"
-    value = came = native(name, value)
+    value = came = native(name, value, shapes=shapes)
     if not isinstance(value, jax.Array | jax.ShapeDtypeStruct):
         try:
             value = np.asarray(value)

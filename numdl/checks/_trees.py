@@ -10,7 +10,7 @@ from numdl.checks._arrays import kept, native
 from numdl.checks._refusals import BadType, BadValue, of_kind, shown
 
 
-def leaf(name: str, value: Any, *, host: bool = False) -> Any:
+def leaf(name: str, value: Any, *, host: bool = False, shapes: bool = False) -> Any:
     """A leaf of a pytree of parameters or data: an array (numbers, bools, keys) or a Python number, native, `kept`.
 
     Parameters
@@ -18,6 +18,7 @@ def leaf(name: str, value: Any, *, host: bool = False) -> Any:
     name : str                  what the caller calls the argument
     value : any                 what came
     host : bool                 for work in NumPy: float64 stays, whatever jax keeps
+    shapes : bool               whether jax.ShapeDtypeStruct, shapes without numbers, will do
     Raises
     ------
     ValueError, TypeError       anything else came: BadValue, BadType
@@ -30,11 +31,19 @@ def leaf(name: str, value: Any, *, host: bool = False) -> Any:
     known = of_kind(value.dtype, (np.number,)) or value.dtype == bool or value.dtype == jax.dtypes.float0
     if not known and not jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
         raise BadType(f"{name} must be an array of numbers; got dtype {value.dtype}, shape {tuple(value.shape)}")
-    value = native(name, value)
+    value = native(name, value, shapes=shapes)
     return value if host else kept(value)
 
 
-def leaves(name: str, tree: PyTree, *, examples: bool = False, empty: bool = False, host: bool = False) -> Any:
+def leaves(
+    name: str,
+    tree: PyTree,
+    *,
+    examples: bool = False,
+    empty: bool = False,
+    host: bool = False,
+    shapes: bool = False,
+) -> Any:
     """A pytree of native arrays, at least one unless `empty`; `examples`: of one length >= 1 along their first axes.
 
     Parameters
@@ -44,6 +53,7 @@ def leaves(name: str, tree: PyTree, *, examples: bool = False, empty: bool = Fal
     examples : bool             whether all leaves have one length >= 1 along axis 0
     empty : bool                whether nothing at all is allowed
     host : bool                 for work in NumPy: float64 stays, whatever jax keeps
+    shapes : bool               whether jax.ShapeDtypeStruct, shapes without numbers, will do
     Raises
     ------
     ValueError, TypeError       anything else came: BadValue, BadType
@@ -51,7 +61,7 @@ def leaves(name: str, tree: PyTree, *, examples: bool = False, empty: bool = Fal
     pairs, structure = jax.tree_util.tree_flatten_with_path(tree)
     if not pairs and not empty:
         raise BadValue(f"{name} must hold at least one array; got {shown(tree)}")
-    found = [leaf(f"{name}{jax.tree_util.keystr(path)}", value, host=host) for path, value in pairs]
+    found = [leaf(f"{name}{jax.tree_util.keystr(path)}", value, host=host, shapes=shapes) for path, value in pairs]
     if examples:
         lengths = sorted({tuple(value.shape[:1]) for value in found})
         if len(lengths) != 1 or lengths[0] in ((), (0,)):
@@ -133,7 +143,9 @@ def together(name: str, tree: PyTree, other: str, like: PyTree, *, of: str = "ex
     return first
 
 
-def like(name: str, tree: PyTree, expected: PyTree, *, of: str = "params", floating: bool = False) -> Any:
+def like(
+    name: str, tree: PyTree, expected: PyTree, *, of: str = "params", floating: bool = False, shapes: bool = False
+) -> Any:
     """A pytree with the structure and the leaves' shapes of `expected`, which the caller knows as `of`.
 
     Parameters
@@ -143,6 +155,7 @@ def like(name: str, tree: PyTree, expected: PyTree, *, of: str = "params", float
     expected : pytree           arrays, or shapes and dtypes
     of : str                    what the caller knows it as
     floating : bool             whether leaves must be real floating-point numbers where those of `expected` are
+    shapes : bool               whether jax.ShapeDtypeStruct, shapes without numbers, will do
     Raises
     ------
     ValueError, TypeError       anything else came: BadValue, BadType
@@ -163,7 +176,7 @@ def like(name: str, tree: PyTree, expected: PyTree, *, of: str = "params", float
         )
 
     def one(path, value, like):
-        value = leaf(f"{name}{jax.tree_util.keystr(path)}", value)
+        value = leaf(f"{name}{jax.tree_util.keystr(path)}", value, shapes=shapes)
         if floating and _real(like) and not _real(value):
             where = f"{name}{jax.tree_util.keystr(path)}"
             raise BadType(f"{where} must hold real floating-point numbers, as {of} does; got dtype {value.dtype}")

@@ -112,7 +112,7 @@ def layout(name, like):
     pairs, structure = jax.tree_util.tree_flatten_with_path(like)
     if not pairs:
         raise checks.BadValue(f"{name} must hold at least one array; got {like!r}")
-    leaves = [checks.leaf(f"{name}{jax.tree_util.keystr(path)}", leaf) for path, leaf in pairs]
+    leaves = [checks.leaf(f"{name}{jax.tree_util.keystr(path)}", leaf, shapes=True) for path, leaf in pairs]
     for (path, _), leaf in zip(pairs, leaves, strict=True):
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
@@ -179,7 +179,9 @@ def look(name, function, start, like, *, of):
     """Refuse a function whose value at `start` is not like `like`; asked once for the same function and shapes."""
     looked = checks.returning(name, function, 1, f"{name}(v)")
     key = (name, of, checks.forms(start, like))
-    checks.once(function, key, lambda: checks.like(f"{name}(v)", jax.eval_shape(looked, start), like, of=of))
+    checks.once(
+        function, key, lambda: checks.like(f"{name}(v)", jax.eval_shape(looked, start), like, of=of, shapes=True)
+    )
 
 
 def nonzero(name, vector):

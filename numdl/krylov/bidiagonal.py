@@ -156,7 +156,7 @@ def singular_triplets(
     k = checks.whole("k", k, most=steps)
     if transpose is not None:
         transpose = as_tree(checks.accepts("transpose", transpose, 1, "transpose(u)"))
-        checks.like("transpose(u)", _vectors.image("transpose", transpose, image), layout.form, of="like")
+        checks.like("transpose(u)", _vectors.image("transpose", transpose, image), layout.form, of="like", shapes=True)
     return _triplets(key, matvec.matvec, transpose, layout, outer, k, steps, float(tolerance))
 
 

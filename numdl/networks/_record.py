@@ -132,7 +132,7 @@ def layer_count(states: Sequence[ArrayLike | jax.ShapeDtypeStruct]) -> int:
     ------
     TypeError                   states that are not a tuple of stretches
     """
-    states = _stretches(states)
+    states = _stretches(states, shapes=True)
     return sum(stretch.shape[0] for stretch in states)
 
 
@@ -243,7 +243,7 @@ def _abstract(tree):
     return structure, tuple(jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
 
 
-def _stretches(states):
+def _stretches(states, shapes=False):
     if not isinstance(states, tuple | list) or not all(len(getattr(stretch, "shape", ())) for stretch in states):
         raise checks.BadType(f"states must be a tuple of stretches [layers, N, ...]; got {states!r}")
-    return tuple(checks.leaf(f"states[{place}]", stretch) for place, stretch in enumerate(states))
+    return tuple(checks.leaf(f"states[{place}]", stretch, shapes=shapes) for place, stretch in enumerate(states))

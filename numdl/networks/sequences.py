@@ -127,7 +127,7 @@ def _fitting_cells(encoder, decoder):
     pair = (("encoder", encoder), ("decoder", decoder))
     cells = [checks.instance(name, cell, Cell, hint="made by recurrent.lstm, for example") for name, cell in pair]
     first, second = (jax.eval_shape(lambda cell=cell: cell.start(1, jnp.float32)) for cell in cells)
-    checks.like("decoder.start(1, float32)", second, first, of="encoder.start(1, float32)")
+    checks.like("decoder.start(1, float32)", second, first, of="encoder.start(1, float32)", shapes=True)
     return cells
 
 

@@ -67,7 +67,7 @@ def restore(folder: StrPath, like: PyTree) -> tuple[int, PyTree] | None:
     Parameters
     ----------
     folder : path               of `save`
-    like : pytree               arrays: structure, shapes, dtypes, places; its values are not looked at
+    like : pytree               arrays, or jax.ShapeDtypeStruct: structure, shapes, dtypes, places
     Returns
     -------
     (int, pytree) or None       what cannot be read is passed over with a warning
@@ -76,7 +76,10 @@ def restore(folder: StrPath, like: PyTree) -> tuple[int, PyTree] | None:
     ValueError                  it holds another tree
     TypeError                   leaves of `like` that are not arrays
     """
-    folder, like = checks.path("folder", folder).resolve(), checks.leaves("like", like)
+    folder, like = checks.path("folder", folder).resolve(), checks.leaves("like", like, shapes=True)
+    for leaf in jax.tree.leaves(like):
+        if isinstance(leaf, jax.ShapeDtypeStruct) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+            raise checks.BadType(f"like must hold keys as arrays, not their shapes alone; got {leaf}")
     for path in _found(folder):
         try:
             about = _about(path)
@@ -109,6 +112,8 @@ def _disk():
 def _words(leaf):
     """The leaf as numbers: spread over devices as it is, else in NumPy, as every process has the same."""
     leaf = jax.random.key_data(leaf) if checks.is_key(leaf) else leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
     return leaf if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1 else np.asarray(leaf)
 
 
@@ -168,6 +173,8 @@ def _leaf(stored, old):
     if checks.is_key(old):
         words = _leaf(stored, jax.random.key_data(old))
         return jax.random.wrap_key_data(words, impl=jax.random.key_impl(old))
+    if isinstance(old, jax.ShapeDtypeStruct):
+        return jnp.asarray(stored) if old.sharding is None else _put(stored, old.sharding)
     if not isinstance(old, jax.Array):
         return np.asarray(stored)
     if len(old.sharding.device_set) > 1:

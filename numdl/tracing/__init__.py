@@ -70,7 +70,7 @@ def trace(apply: Apply, params: PyTree, x: PyTree, *, examples: PyTree = None) -
     ValueError, TypeError       apply is not a function of two arguments, a leaf that is not an array, no such axis
     """
     apply = checks.returning("apply", apply, 2, "apply(params, x)")
-    params, x = checks.leaves("params", params, empty=True), checks.leaves("x", x)
+    params, x = checks.leaves("params", params, empty=True, shapes=True), checks.leaves("x", x, shapes=True)
     closed, outputs, held = opened(apply, params, x)
     paths = trees.names(params)
     in_avals = closed.in_avals[len(held) :]

@@ -138,6 +138,25 @@ def test_what_was_saved_is_restored_with_the_same_tree(tmp_path, alone, leaf):
     np.testing.assert_array_equal(np.asarray(found["w"], np.float64), np.asarray(leaf, np.float64))
 
 
+@pytest.mark.parametrize("writer", ["npz", "orbax"])
+def test_a_tree_is_restored_where_only_its_shapes_are_known(tmp_path, monkeypatch, writer):
+    if writer == "npz":
+        monkeypatch.setattr(_checkpoints, "_orbax", lambda: None)
+    tree = {"w": jnp.arange(6.0).reshape(2, 3), "n": jnp.arange(3)}
+    parallel.save(tmp_path, 1, tree)
+    mesh = parallel.mesh(devices=jax.devices()[:1])
+    for place in (None, parallel.replicate(tree, mesh)["n"].sharding):
+        like = jax.tree.map(
+            lambda leaf, place=place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree
+        )
+        step, found = parallel.restore(tmp_path, like)
+        assert step == 1 and all(isinstance(leaf, jax.Array) for leaf in found.values())
+        jax.tree.map(np.testing.assert_array_equal, found, tree)
+        assert place is None or {leaf.sharding for leaf in found.values()} == {place}
+    with pytest.raises(TypeError, match="like must hold keys as arrays"):
+        parallel.restore(tmp_path, jax.eval_shape(jax.random.key, 0))
+
+
 def test_a_process_gives_its_own_keys_as_a_batch():
     keys = jax.random.split(jax.random.key(3), 4)
     found = parallel.shard_batch(keys, parallel.mesh(devices=jax.devices()[:1]), local=True)

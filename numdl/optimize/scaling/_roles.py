@@ -136,7 +136,7 @@ def roles(build: Callable[[int], tuple], widths: Sequence[int], x: PyTree, *, em
     """
     checks.accepts("build", build, 1, "build(width)")
     widths = _two(widths)
-    x = checks.leaves("x", x)
+    x = checks.leaves("x", x, shapes=True)
     narrow, wide = (_uses.Seen(width, *built(build, width), x) for width in widths)
     _uses.check_same(narrow, wide)
     embeddings = _named(embeddings, narrow.paths)
@@ -153,7 +153,7 @@ def built(build, width):
     pair = build(width)
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not callable(pair[0]):
         raise checks.BadType(f"build must return (apply, params); got {checks.shown(pair)} at width {width}")
-    return pair[0], checks.leaves("params", pair[1], host=True)
+    return pair[0], checks.leaves("params", pair[1], host=True, shapes=True)
 
 
 def _leaf(narrow, wide, path, is_embedding):
