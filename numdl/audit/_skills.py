@@ -218,8 +218,10 @@ class Skills:
 
         It may still be the labels: this says that the training comes to nothing, not that the network is at fault.
         """
-        known = 0 < self.e.ahead.chance < COMMON and self._missed >= FEWEST
-        return bool(known and np.fmax(self.later, self.carried) < FLAT)
+        most = np.fmax(self.later, self.carried)
+        if self.e.ahead.chance == 0:  # 1 - squared error / variance: no class excuses it, few examples may
+            most = most + 2 * np.nan_to_num(self.doubt)
+        return bool(self.e.ahead.chance < COMMON and self._missed >= FEWEST and most < FLAT)
 
     @property
     def _missed(self):

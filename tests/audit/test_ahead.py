@@ -314,7 +314,8 @@ def test_the_standard_error_of_a_score_is_that_of_other_examples():
     "known",
     [
         {"score": 0.8, "chance": 0.8, "shallow": 0.82, "unseen": 1.0},  # rare labels that nothing foretells
-        {"score": -0.07, "chance": 0.0, "shallow": -0.02, "unseen": 1.1},  # noise
+        {"score": -0.07, "chance": 0.0, "shallow": -0.02, "unseen": 1.1, "stderr": 0.15},  # values, few examples
+        {"score": 0.2, "chance": 0.0, "shallow": 0.05, "unseen": 0.8, "stderr": 0.05},  # noisy values, a little learned
         {"score": 0.74, "chance": 0.81, "shallow": 0.88, "unseen": 0.65},  # a loss of weighted classes, learned
         {"score": 0.1, "chance": 0.7, "shallow": np.nan, "unseen": 0.4},  # tokens whose loss leaves the common one out
         {"score": 0.875, "chance": 0.875, "shallow": 1.0, "unseen": 0.9, "examples": 8},  # by one example
@@ -334,6 +335,12 @@ def test_balanced_classes_of_which_nothing_is_learned_condemn():
     assert _examining._verdict(0.4, found.e) == "will not train"
     assert not read(**known, unseen=np.array([0.7])).in_vain  # the loss got better
     assert not read(**{**known, "chance": 0.7}, unseen=np.array([1.2])).in_vain
+
+
+def test_values_of_which_nothing_is_learned_condemn():
+    known = {"steps": np.array([400.0]), "chance": 0.0, "shallow": -0.02, "unseen": np.array([1.1]), "stderr": 0.05}
+    assert read(**known, score=np.array([-0.07])).in_vain
+    assert not read(**known, score=np.array([0.02])).in_vain  # 0.1 is within two standard errors
 
 
 def test_a_loss_that_is_not_learned_either_condemns():
