@@ -52,7 +52,7 @@ def narrow(tree: PyTree, like: PyTree) -> PyTree:
     ValueError, TypeError       another structure, a leaf that is not an array, complex numbers where `like` is real, or
                                 any but whole numbers where it is whole
     """
-    tree, like = checks.leaves("tree", tree, empty=True), checks.leaves("like", like, empty=True)
+    tree, like = checks.leaves("tree", tree, empty=True), checks.leaves("like", like, empty=True, shapes=True)
     if jax.tree.structure(tree) != jax.tree.structure(like):
         raise checks.BadValue(
             f"tree must have the structure of like, {jax.tree.structure(like)}; got {jax.tree.structure(tree)}"

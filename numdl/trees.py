@@ -111,7 +111,7 @@ def random_like(key: Key[Array, ""], tree: PyTree, *, law: str = "normal") -> Py
     """
     checks.key("key", key)
     checks.one_of("law", law, _LAWS)
-    leaves, structure = jax.tree.flatten(checks.floats("tree", tree, empty=True))
+    leaves, structure = jax.tree.flatten(checks.floats("tree", tree, empty=True, shapes=True))
     keys = jax.random.split(key, max(len(leaves), 1))
     return jax.tree.unflatten(structure, [_LAWS[law](k, leaf) for k, leaf in zip(keys, leaves, strict=False)])
 
@@ -152,7 +152,7 @@ jax.tree_util.register_dataclass(Rest)
 
 
 def trainable(
-    params: PyTree, *, frozen: str | Sequence[str] | set[str] = (), name: str = "params"
+    params: PyTree, *, frozen: str | Sequence[str] | set[str] = (), name: str = "params", shapes: bool = False
 ) -> tuple[PyTree, Rest]:
     """(moving, rest): the leaves of params that move and are differentiated, and what makes params of them again.
 
@@ -166,6 +166,7 @@ def trainable(
     frozen : str or strings     paths, of a leaf or of all that lies under it, or globs ("*/mean"), that stay as well:
                                 running statistics, a pretrained part
     name : str                  what to call params in errors
+    shapes : bool               whether jax.ShapeDtypeStruct, shapes without numbers, will do
     Raises
     ------
     ValueError                  nothing moves, or a name in `frozen` fits no leaf (the leaves are listed)
@@ -175,7 +176,7 @@ def trainable(
     pairs, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = tuple(name_of(path) for path, _ in pairs)
     still = matching("frozen", frozen, paths)
-    leaves = [checks.leaf(f"{name}{jax.tree_util.keystr(path)}", leaf) for path, leaf in pairs]
+    leaves = [checks.leaf(f"{name}{jax.tree_util.keystr(path)}", leaf, shapes=shapes) for path, leaf in pairs]
     kinds = tuple("kept" if path in still else _kind(leaf) for path, leaf in zip(paths, leaves))
     if not set(kinds) - {"kept"}:
         raise checks.BadValue(

@@ -98,7 +98,7 @@ def length(name: str, tree: PyTree, *, of: str = "examples", least: int = 1) -> 
     return found
 
 
-def floats(name: str, tree: PyTree, *, empty: bool = False) -> Any:
+def floats(name: str, tree: PyTree, *, empty: bool = False, shapes: bool = False) -> Any:
     """A pytree of floating-point or complex arrays, all native; `empty`: or of none.
 
     Parameters
@@ -106,13 +106,14 @@ def floats(name: str, tree: PyTree, *, empty: bool = False) -> Any:
     name : str                  what the caller calls the argument
     tree : pytree               what came
     empty : bool                whether nothing at all is allowed
+    shapes : bool               whether jax.ShapeDtypeStruct, shapes without numbers, will do
     Raises
     ------
     ValueError, TypeError       anything else came: BadValue, BadType
     """
     if empty and not jax.tree.leaves(tree):
         return tree
-    tree = leaves(name, tree)
+    tree = leaves(name, tree, shapes=shapes)
     for path, value in jax.tree_util.tree_leaves_with_path(tree):
         if not jax.dtypes.issubdtype(value.dtype, np.inexact):
             label = f"{name}{jax.tree_util.keystr(path)}"

@@ -78,7 +78,7 @@ def parameter_count(params: PyTree) -> int:
 
     Parameters
     ----------
-    params : pytree             of `network`'s init
+    params : pytree             of `network`'s init, or their shapes
     Returns
     -------
     int
@@ -86,10 +86,13 @@ def parameter_count(params: PyTree) -> int:
     ------
     ValueError, TypeError       params of another network, leaves that are not arrays
     """
-    params = checks.leaves("params", params)
+    params = checks.leaves("params", params, shapes=True)
     if not isinstance(params, dict) or "kernel" not in params.get("layers", ()):
         raise checks.BadValue(f"params must be those of a concatenated network, with layers; got {params}")
-    depth, _, growth = checks.floating("params['layers']['kernel']", params["layers"]["kernel"], ndim=3).shape
+    kernel = checks.array(
+        "params['layers']['kernel']", params["layers"]["kernel"], kind="floating", ndim=3, shapes=True
+    )
+    depth, _, growth = kernel.shape
     unread = growth**2 * depth * (depth - 1) // 2  # layer l of `depth` leaves (depth - l) * growth rows
     return sum(leaf.size for leaf in jax.tree.leaves(params)) - unread
 

@@ -42,7 +42,7 @@ def lift(apply: Apply, params: PyTree, x: PyTree, *, examples: PyTree = None) ->
     TypeError                   apply is not a function of two, or returns other than one floating-point array
     """
     checks.accepts("apply", apply, 2, "apply(params, x)")
-    params, x = checks.leaves("params", params, empty=True), checks.leaves("x", x)
+    params, x = checks.leaves("params", params, empty=True), checks.leaves("x", x, shapes=True)
     tracing.example_axes(x, examples)
     _traced(apply, params, x, examples)
 
@@ -75,7 +75,7 @@ def state_names(apply: Apply, params: PyTree, x: PyTree, *, examples: PyTree = N
     ValueError, TypeError       as `lift`
     """
     checks.accepts("apply", apply, 2, "apply(params, x)")
-    x = checks.leaves("x", x)
+    x = checks.leaves("x", x, shapes=True)
     tracing.example_axes(x, examples)
     traced = _traced(apply, params, x, examples)
     return (*(layer.name for layer in traced.layers), *(() if traced.ends_in_layer else ("outputs",)))

@@ -166,13 +166,13 @@ def step_count(theta: PyTree, *, interpolation: str) -> int:
     ------
     ValueError, TypeError       leaves that differ in length, are too short or are not floats
     """
-    return _counted(theta, interpolation)[1]
+    return _counted(theta, interpolation, shapes=True)[1]
 
 
-def _counted(theta, interpolation):
+def _counted(theta, interpolation, shapes=False):
     """(theta, native; the number of its steps)."""
     checks.one_of("interpolation", interpolation, INTERPOLATIONS)
-    theta = checks.floats("theta", theta)
+    theta = checks.floats("theta", theta, shapes=shapes)
     lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(theta)}
     least = 1 + (interpolation == "linear")
     if len(lengths) != 1 or min(lengths) < least:

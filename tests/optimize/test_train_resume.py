@@ -434,6 +434,7 @@ def test_a_run_that_stopped_early_is_read_with_its_best(tmp_path):
     found = train.read(tmp_path, START)
     same(found.params, expected)
     assert found.history.stopped == "stopped early"
+    same(train.read(tmp_path, jax.eval_shape(lambda: START)).params, expected)
 
 
 def test_an_unfinished_run_says_so(tmp_path):

@@ -8,22 +8,22 @@ from numdl import checks, trees
 from numdl.analysis.kernels import _cost
 
 
-def arguments(apply, x1, x2, outputs, method, memory_limit):
+def arguments(apply, x1, x2, outputs, method, memory_limit, shapes=False):
     """(apply as a Partial, x1, x2, the limit or None), checked."""
     apply = checks.returning("apply", apply, 2, "apply(params, x)")
     checks.one_of("outputs", outputs, ("mean", "full"))
     checks.one_of("method", method, ("auto", *_cost.METHODS))
-    x1 = _examples("x1", x1)
+    x1 = _examples("x1", x1, shapes)
     if x2 is not None:
-        x2 = _examples("x2", x2)
+        x2 = _examples("x2", x2, shapes)
         if jax.tree.map(_of_one, x1) != jax.tree.map(_of_one, x2):
             raise checks.BadValue(f"x2 must have examples like x1's, {forms(x1)}; got {forms(x2)}")
     limit = None if memory_limit is None else float(checks.positive("memory_limit", memory_limit, shape=()))
     return apply, x1, x2, limit
 
 
-def _examples(name, x):
-    x = checks.leaves(name, x)
+def _examples(name, x, shapes):
+    x = checks.leaves(name, x, shapes=shapes)
     sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
     if len(sizes) != 1 or sizes & {(), (0,)}:
         raise checks.BadValue(f"{name} must hold arrays [N, ...] of one N >= 1; got leading axes {sorted(sizes)}")

@@ -85,7 +85,7 @@ def estimate(
 
     Parameters
     ----------
-    apply, params, x1, x2, outputs, method, memory_limit, frozen : as in `ntk`
+    apply, params, x1, x2, outputs, method, memory_limit, frozen : as in `ntk`; shapes with dtypes will do for arrays
     Returns
     -------
     CostEstimate                method, block [examples], bytes held at once, flops
@@ -94,8 +94,8 @@ def estimate(
     ValueError, TypeError       what `ntk` refuses from shapes
     MemoryError                 not even one example at a time fits
     """
-    apply, x1, x2, limit = _doors.arguments(apply, x1, x2, outputs, method, memory_limit)
-    return _Problem(apply, *trees.trainable(params, frozen=frozen), x1, x2, outputs, method, limit).plan
+    apply, x1, x2, limit = _doors.arguments(apply, x1, x2, outputs, method, memory_limit, shapes=True)
+    return _Problem(apply, *trees.trainable(params, frozen=frozen, shapes=True), x1, x2, outputs, method, limit).plan
 
 
 def ntk_scale(
@@ -122,8 +122,8 @@ def ntk_scale(
     apply = checks.returning("apply", apply, 2, "apply(params, x)")
     weight_variance = checks.variance("weight_variance", weight_variance, shape=())
     bias_variance = checks.variance("bias_variance", bias_variance, shape=())
-    trees.trainable(params)
-    x = checks.leaves("x", x, examples=True)
+    trees.trainable(params, shapes=True)
+    x = checks.leaves("x", x, examples=True, shapes=True)
     traced = tracing.trace(apply, params, x)
     fans = {leaf: layer.fan_in for layer in reversed(traced.layers) for leaf in _doors.summed_over(layer)}
     leaves, structure = jax.tree.flatten(params)

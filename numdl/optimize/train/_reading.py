@@ -29,8 +29,8 @@ def read(folder: StrPath, params: PyTree) -> Kept:
     Parameters
     ----------
     folder : path               of checkpoints
-    params : pytree             with the structure, shapes and dtypes of the run's, such as init gives; its values are
-                                not used
+    params : pytree             with the structure, shapes and dtypes of the run's, such as init gives, or these alone
+                                (jax.ShapeDtypeStruct); its values are not used
     Returns
     -------
     Kept                        step, params, history; `history.notes` names checkpoints that cannot be read
@@ -46,10 +46,15 @@ def read(folder: StrPath, params: PyTree) -> Kept:
         why = "; ".join(_resuming.notes(store)) or "there is none"
         raise FileNotFoundError(f"folder must hold a checkpoint of a training run; got {folder}: {why}")
     about, arrays = found
-    moving, rest = trees.trainable(params)
+    moving, rest = trees.trainable(jax.tree.map(_filled, params))
     like = jax.tree.map(jnp.asarray, rest.params(moving))
     _resuming.check_shapes(folder, about, like)
     return Kept(about["step"], _params(about, arrays, like), _history(store, about, arrays))
+
+
+def _filled(leaf):
+    known = isinstance(leaf, jax.ShapeDtypeStruct) and isinstance(leaf.dtype, np.dtype)
+    return jnp.zeros(leaf.shape, leaf.dtype) if known else leaf
 
 
 def _params(about, arrays, like):
