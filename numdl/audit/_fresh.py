@@ -121,6 +121,67 @@ def opened(case: Any, moving: Any) -> tuple[Any, str]:
     return jax.tree.unflatten(structure, leaves), f"biases so that {1 - SHUT:.0%} of the examples pass each rectifier"
 
 
+def mirrored(case: Any) -> tuple[Any, str]:
+    """(parameters whose units come in pairs of opposite signs, what was done); (None, "") where they cannot.
+
+    A layer that reads f(z) and f(-z) with opposite weights sees their difference alone: z where f is a rectifier or
+    softplus, an odd function for any f. With orthogonal weights the network is linear at the start and keeps all it
+    is given, whatever its depth; an odd unit is left at zero.
+
+    Parameters
+    ----------
+    case : Case                 whose network it is
+    """
+    try:
+        traced = tracing.trace(case.plain, case.moving, case.x)
+    except (ValueError, TypeError):
+        return None, ""
+    names = trees.names(case.moving)
+    leaves = dict(zip(names, jax.tree.leaves(case.moving), strict=True))
+    keys = dict(zip(names, jax.random.split(jax.random.fold_in(case.key, 11), len(names))))
+    walked, own = paths(traced.program, traced.layers, traced.parameters), {}
+    for i, layer in enumerate(traced.layers):
+        if layer.leaf in own or layer.leaf is None:
+            continue
+        if layer.leaf not in leaves or not _is_plain(layer, leaves[layer.leaf]):
+            return None, ""
+        own[layer.leaf] = i
+    if len(own) < 3:
+        return None, ""
+    for name, i in own.items():
+        first = i in walked.paths and walked.paths[i].starts
+        leaves[name] = _paired(keys[name], leaves[name], traced.layers[i].leaf_axes, first, i == len(traced.layers) - 1)
+    leaves |= {name: jnp.zeros_like(leaves[name]) for name in _biases(traced, walked, leaves) if name not in own}
+    moving = jax.tree.unflatten(jax.tree.structure(case.moving), [leaves[name] for name in names])
+    moving, scaled = _unit(dataclasses.replace(case, moving=moving), traced, names, set(), LEAST)
+    text = "weights: drawn anew, orthogonal, units in pairs of opposite signs, so that the network is linear at first"
+    return moving, text + ", then scaled layer by layer to states of size one" * scaled + "; biases 0"
+
+
+def _is_plain(layer, leaf):
+    """Whether one axis is summed over and one makes the units."""
+    axes = layer.leaf_axes
+    known = axes is not None and layer.kind in ("dense", "conv") and axes.feature_groups == 1 and not axes.groups
+    whole = known and len(axes.inputs) == len(axes.outputs) == 1 and not axes.others
+    return whole and leaf.ndim == 2 + len(axes.window) + len(axes.steps)
+
+
+def _paired(key, leaf, axes, first, last):
+    """Orthogonal weights between pairs of inputs (unless they are the first) and pairs of units (unless the last)."""
+    order = (*axes.steps, *axes.window, *axes.inputs, *axes.outputs)
+    shape = [leaf.shape[axis] for axis in order]
+    *lead, rows, columns = shape
+    m, n = (rows if first else max(rows // 2, 1)), (columns if last else max(columns // 2, 1))
+    steps = lead[: len(axes.steps)]
+    block = math.sqrt(max(m, n) / m) * jax.random.orthogonal(key, max(m, n), tuple(steps), jnp.float32)[..., :m, :n]
+    block = block if last else jnp.concatenate([block, -block], -1)[..., :columns]
+    block = block if first else jnp.concatenate([block, -block], -2)[..., :rows, :]
+    block = jnp.pad(block, [(0, 0)] * len(steps) + [(0, rows - block.shape[-2]), (0, columns - block.shape[-1])])
+    middle = tuple(leaf.shape[axis] // 2 for axis in axes.window)
+    found = jnp.zeros(shape, jnp.float32).at[(*[slice(None)] * len(steps), *middle)].set(block)
+    return jnp.transpose(found, np.argsort(order)).astype(leaf.dtype)
+
+
 def _opens(layer, added):
     """Whether one bias of its own moves the units of this layer, a rectifier behind them."""
     whole = len(added) == 1 and added[0].made == "leaf" and layer.units is not None

@@ -146,17 +146,12 @@ class _Work:
         if not self.e.data.broken_count or self.case.data is None:
             return []
         x, y = self.case.data
-        good = np.setdiff1d(np.arange(cases.count(x)), np.asarray(self.e.data.broken))
-        kept = [
-            i
-            for i in good
-            if all(
-                np.isfinite(np.asarray(leaf[i], np.float64)).all()
-                for leaf in jax.tree.leaves((x, y))
-                if jnp.issubdtype(leaf.dtype, jnp.inexact)
-            )
-        ]
-        return self._keep("not_finite", np.asarray(kept), "that are not finite")
+        good = np.ones(cases.count(x), bool)
+        for leaf in jax.tree.leaves((x, y)):
+            if jnp.issubdtype(leaf.dtype, jnp.inexact):
+                good &= np.isfinite(np.asarray(leaf, np.float64)).reshape(len(leaf), -1).all(1)
+        kept = np.setdiff1d(np.flatnonzero(good), np.asarray(self.e.data.broken))
+        return self._keep("not_finite", kept, "that are not finite")
 
     def _without_columns(self):
         told = labels.told(self.e.loss)
@@ -230,19 +225,23 @@ class _Work:
 
     def start_again(self, draw, orthogonal=False):
         """Weights drawn anew; None: the user's own."""
-        scaled = "residual_scale" in self.names
-        drawn = (self.own[0], None) if draw is None else _fresh.fresh(self.case, self.e, scaled, draw, orthogonal)
-        moving, text = drawn
-        if moving is not None:
-            self.told["start"], self.parts["params"] = text, self.own[1] if draw is None else moving
-            self.put("start", moving=moving)
+        if draw is None:
+            return self._begin(self.own[0], None, self.own[1])
+        return self._begin(*_fresh.fresh(self.case, self.e, "residual_scale" in self.names, draw, orthogonal))
 
     def open_rectifiers(self):
         """An orthogonal start whose rectifiers are nearly linear."""
         drawn, text = _fresh.fresh(self.case, self.e, orthogonal=True)
         moving, biases = (None, "") if drawn is None else _fresh.opened(self.case, drawn)
+        self._begin(moving, text.replace("biases 0", biases))
+
+    def pair_units(self):
+        """A start whose units come in pairs of opposite signs: linear at first, however deep."""
+        self._begin(*_fresh.mirrored(self.case))
+
+    def _begin(self, moving, text, *params):
         if moving is not None:
-            self.told["start"], self.parts["params"] = text.replace("biases 0", biases), moving
+            self.told["start"], (self.parts["params"],) = text, params or (moving,)
             self.put("start", moving=moving)
 
     def replace_method(self, why):
@@ -270,23 +269,32 @@ class _Work:
             if slow and not self.adam:
                 self.replace_method("method")
                 self._rate()
+            if started and _contest.poor(self.ends, self.shallow):
+                self._otherwise(self.pair_units)
+                self._other_method()
 
     def _go_on(self, started):
         """Where answers are left to get right: Adam, a larger batch, other starts; each only if clearly better."""
-        if self.ends.short and not self.adam:
-            self._otherwise(lambda: self.replace_method("method"))
-        if self.ends.short:
-            self._otherwise(functools.partial(self.larger_batch, 4 * FEW))
+        self._other_method()
+        before = self.case.moving
         first, *more = (
             functools.partial(self.start_again, *other)
             for other in ((None if started else 0,), (0, True), (1,), *([(2,)] if started else []))
         )
-        plain = functools.partial(self.start_again, 0)
-        for act in (first, more[0], plain if started and self.narrow else self.open_rectifiers, *more[1:]):
+        other = functools.partial(self.start_again, 0) if started and self.narrow else self.open_rectifiers
+        for act in (first, self.pair_units, more[0], other, *more[1:]):
             if self.ends.short if act is first else not self.cured:
                 # Where nothing was learned, its rate says nothing of another start's.
                 self._otherwise(act, self.ends.rate if self.ends.learned else math.nan)
+        if self.case.moving is not before and not self.cured:
+            self._other_method()
         self.short = [_by_hand.ARCHITECTURE] if _contest.poor(self.ends, self.shallow, 0.7) else []
+
+    def _other_method(self):
+        if self.ends.short and not self.adam:
+            self._otherwise(lambda: self.replace_method("method"))
+        if self.ends.short:
+            self._otherwise(functools.partial(self.larger_batch, 4 * FEW))
 
     @property
     def shallow(self):
