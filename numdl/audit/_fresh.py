@@ -2,8 +2,10 @@
 
 Source: Mishkin & Matas 2016, arXiv:1511.06422, for layer-sequential scaling; Zhang, Dauphin, Ma 2019, arXiv:1901.09321,
 for branches divided by the root of their number; Pennington, Schoenholz, Ganguli 2017, arXiv:1711.04735, for orthogonal
-matrices where many layers saturate. Behind a function that is not 0 at 0 (a sigmoid) most of a state is the same for
-all examples: weights that sum to zero leave it out, and the variance 1 / f'(0)^2 hands on what differs.
+matrices where many layers saturate; Balduzzi et al. 2017, arXiv:1702.08591, whose "looks linear" start, and Burkholz,
+Dubatovka 2019, NeurIPS 32, 2385, whose shared weights the pairs of units are. Behind a function that is not 0 at 0 (a
+sigmoid) most of a state is the same for all examples: weights that sum to zero leave it out, and the variance
+1 / f'(0)^2 hands on what differs.
 """
 
 import dataclasses

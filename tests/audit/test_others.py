@@ -801,3 +801,77 @@ def test_pixels_that_no_output_follows_are_counted_in_stretches():
     images, half = drawn(N, 6, 6, 2), lambda p, x: x[:, :3].reshape(len(x), -1) @ p
     assert functions.measure(case(half, drawn(36, 2), (images, drawn(N, 2)))).unread == pytest.approx(0.5)
     assert np.isnan(functions.measure(case(lambda p, x: p[x], drawn(9, 2), (np.arange(N) % 9, drawn(N, 2)))).unread)
+
+
+FORMS = ("scanned", "one by one", "outputs first", "normed")
+
+
+def deep(form, act, width, depth):
+    """(apply, weights): a chain of this form; `normed`: each state is divided by its size, its mean taken away."""
+    side = {"outputs first": lambda w: w.swapaxes(-1, -2)}.get(form, lambda w: w)
+    normal = (lambda z: z - z.mean(1, keepdims=True)) if form == "normed" else (lambda z: z)
+    weights = {"first": side(drawn(3, width)), "last": drawn(width, 1),
+               "deep": {"w": side(drawn(depth, width, width)), "b": np.ones((depth, width), np.float32)}}  # fmt: skip
+    if form != "scanned":
+        weights["deep"] = [{"w": w, "b": b} for w, b in zip(*weights["deep"].values())]
+
+    def states(p, x):
+        z = normal(x @ side(p["first"]))
+        if form == "scanned":
+            return jax.lax.scan(lambda z, q: (act(z) @ q["w"] + q["b"][None], None), z, p["deep"])[0]
+        for q in p["deep"]:
+            z = normal(act(z) @ side(q["w"]) + q["b"][None])
+        return z
+
+    return (lambda p, x: (act(states(p, x)) @ p["last"])[:, 0]), states, weights
+
+
+@pytest.mark.parametrize(
+    "act", [jax.nn.relu, jax.nn.silu, jax.nn.softplus, jax.nn.leaky_relu, jax.nn.gelu], ids=lambda act: act.__name__
+)
+@pytest.mark.parametrize("form", FORMS)
+def test_pairs_of_opposite_units_make_a_deep_network_linear_that_keeps_all_it_is_given(act, form):
+    apply, states, weights = deep(form, act, 8, 40)
+    known = case(apply, weights, (X, (X[:, 0] > 0).astype(np.float32)), lambda o, y: jnp.mean((o - y) ** 2))
+    with _settings.ours():
+        made, text = _fresh.mirrored(known)
+    assert "pairs of opposite signs" in text and jax.tree.structure(made) == jax.tree.structure(weights)
+    f = lambda x: np.asarray(apply(made, x), float)  # noqa: E731
+    np.testing.assert_allclose(f(2 * X) - f(-X), 3 * f(X), atol=2e-4 * np.abs(f(X)).max())  # softplus is not 0 at 0
+    assert np.abs(f(X)).max() > 0.1
+    found = np.asarray(states(made, X), float)
+    singular = np.linalg.svd(np.linalg.lstsq(X.astype(float), found, rcond=None)[0], compute_uv=False)
+    assert singular.max() / singular.min() < 1.1  # of 41 layers together
+
+
+def test_pairs_of_sigmoid_units_are_odd_and_an_odd_unit_is_left_out():
+    apply, _, weights = deep("one by one", jax.nn.sigmoid, 5, 3)
+    known = case(apply, weights, (X, (X[:, 0] > 0).astype(np.float32)), lambda o, y: jnp.mean((o - y) ** 2))
+    with _settings.ours():
+        made, _ = _fresh.mirrored(known)
+    np.testing.assert_allclose(apply(made, -X), -apply(made, X), atol=1e-6)
+    assert all(not np.any(q["w"][4]) and not np.any(q["w"][:, 4]) for q in made["deep"])
+
+
+def test_pairs_of_channels_make_a_convolutional_network_linear():
+    pictures = np.random.default_rng(4).standard_normal((16, 6, 6, 2)).astype(np.float32)
+    weights = {"k": [0.1 * drawn(3, 3, 2, 6), *(0.1 * drawn(3, 3, 6, 6) for _ in range(4))], "last": drawn(6, 3)}
+
+    def apply(p, x):
+        for k in p["k"]:
+            x = jax.nn.relu(
+                jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            )
+        return x.mean((1, 2)) @ p["last"]
+
+    labels = np.arange(16, dtype=np.int32) % 3
+    known = case(apply, weights, (pictures, labels), lambda o, y: -jnp.mean(jax.nn.log_softmax(o)[jnp.arange(16), y]))
+    with _settings.ours():
+        made, _ = _fresh.mirrored(known)
+    np.testing.assert_allclose(apply(made, -pictures), -apply(made, pictures), atol=1e-5)
+    assert np.abs(apply(made, pictures)).max() > 0.1
+
+
+def test_what_is_no_chain_of_plain_layers_gets_no_pairs():
+    with _settings.ours():
+        assert _fresh.mirrored(case(linear, W, (X, Y))) == (None, "")
