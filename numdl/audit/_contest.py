@@ -16,6 +16,7 @@ from numdl.audit._skills import FLAT, NO_BUDGET, beyond
 FIRST = {True: (1e-4, 1e-3, 1e-2), False: (1e-3, 1e-2, 1e-1)}  # of Adam and its like, of descent
 USUAL = {True: 1e-3, False: 1e-1}
 MOST_RATES, MANY = 7, 4  # of a contest; of one in which nothing is learned
+CONFIRMED = 3  # rates at most that are tried on other batches, too
 STEPS = 60  # of each rate at least
 ENOUGH = 0.95  # of all answers
 LOST = -0.5  # value of a rate that blows up
@@ -96,26 +97,51 @@ def run(case: Any, adaptive: bool, told: labels.Answers, border: float, near: fl
     program, seen, unseen = trial.Program(case, STEPS), trial.Seen(case), case.parts[1]
     chunk = program.steps
     count = max(trial.chunks(case, chunk, len(first) + 1), 1)
-    (order,), pool = trial.orders(case, chunk * count, 1)
-    parts = [None] * count if order is None else order.reshape(count, chunk, -1)
+    drawn, pool = trial.orders(case, chunk * count, 2)
+    orders = [[None] * count if order is None else order.reshape(count, chunk, -1) for order in drawn]
     score = scores.scorer(case, told, border) if unseen is not None else None
     start = seen.watched(case.moving)[0] if unseen is None else seen.on_unseen(case.moving)
     most = chunk * count > MOST * (case.steps or NO_BUDGET)
+
+    def trained(rate, parts):
+        at, state = case.moving, program.blank
+        for i, part in enumerate(parts):
+            at, _, losses, state = program.follow(at, state, i * chunk, rate, part, 0, pool)
+            if not np.isfinite(losses[-1]):
+                break
+        return _end(seen, score, at, unseen, told)
+
     found, ends, waiting = {}, None, first
     while waiting:
-        for rate in waiting:
-            at, state = case.moving, program.blank
-            for i, part in enumerate(parts):
-                at, _, losses, state = program.follow(at, state, i * chunk, rate, part, 0, pool)
-                if not np.isfinite(losses[-1]):
-                    break
-            found[rate] = _end(seen, score, at, unseen, told)
+        found |= {rate: trained(rate, orders[0]) for rate in waiting}
         rates = np.array(sorted(found))
         losses, values = np.array([found[rate] for rate in rates.tolist()], float).T
         if not np.isfinite(losses).any():
             return None
         ends = Ends(rates, np.where(np.isfinite(losses), losses, np.inf), values, start, most, adaptive)
         waiting = _next(ends)[: MOST_RATES - len(found)]
+    again = most and drawn[0] is not None and not case.in_order and ends.learned
+    return confirmed(ends, lambda rate: trained(rate, orders[1])) if again else ends
+
+
+def confirmed(ends: Ends, again: Any) -> Ends:
+    """The Ends where the rate that is taken was tried on other batches, too; the mean of both counts.
+
+    Narrow and deep networks learn all in one order of the data and nothing in another.
+
+    Parameters
+    ----------
+    ends : Ends
+    again : function            rate -> (loss, value) at the end, on other batches
+    """
+    tried = set()
+    while len(tried) < CONFIRMED and ends.best not in tried:
+        i, losses, values = ends.best, ends.losses.copy(), ends.values.copy()
+        tried.add(i)
+        loss, value = again(float(ends.rates[i]))
+        losses[i] = (losses[i] + loss) / 2 if math.isfinite(loss) else np.inf
+        values[i] = (values[i] + value) / 2 if math.isfinite(loss) else np.nan
+        ends = ends._replace(losses=losses, values=values)
     return ends
 
 

@@ -488,19 +488,31 @@ def test_each_rate_of_a_contest_is_trained_as_a_plain_loop_would():
         without = _contest.run(dataclasses.replace(known, steps=None), True, told, 0.0, near=0.02)
     assert without.seen and without.rates.tolist() == [2e-2]  # a thousand steps stand for the budget
     assert found.seen and found.rates.tolist() == [1e-4, 1e-3, 1e-2, 2e-2]
-    (order,), pool = trial.orders(known, 180, 1)  # three times sixty of two hundred
-    for rate, loss, value in zip(found.rates, found.losses, found.values):
-        method, at = optax.adam(rate), known.moving
-        state = method.init(at)
-        for rows in order:
-            slope = jax.grad(lambda at, x, y: entropy(apply(at, x), y))(at, *cases.take(pool, rows))
-            update, state = method.update(slope, state)
-            at = optax.apply_updates(at, update)
-        x, y = known.parts[1]
-        assert loss == pytest.approx(float(entropy(apply(at, x), y)), rel=1e-4)
-        right = float(np.mean(np.argmax(apply(at, x), -1) == y))
-        chance = np.bincount(y).max() / len(y)
-        assert value == pytest.approx((right - chance) / (1 - chance), abs=0.02)
+    orders, pool = trial.orders(known, 180, 2)  # three times sixty of two hundred
+    x, y = known.parts[1]
+    chance = np.bincount(y).max() / len(y)
+    for i, rate in enumerate(found.rates):
+        ends = []
+        for order in orders if i == found.best else orders[:1]:  # the best is tried on other batches, too
+            method, at = optax.adam(rate), known.moving
+            state = method.init(at)
+            for rows in order:
+                slope = jax.grad(lambda at, x, y: entropy(apply(at, x), y))(at, *cases.take(pool, rows))
+                update, state = method.update(slope, state)
+                at = optax.apply_updates(at, update)
+            right = float(np.mean(np.argmax(apply(at, x), -1) == y))
+            ends.append((float(entropy(apply(at, x), y)), (right - chance) / (1 - chance)))
+        assert (found.losses[i], found.values[i]) == pytest.approx(np.mean(ends, 0), rel=1e-4, abs=0.02)
+
+
+def test_a_rate_that_was_lucky_once_is_left_for_one_that_holds():
+    found = ends([1.0, 0.5, 0.3, 0.4, 2.0], [0.1, 0.7, 0.95, 0.8, 0.0])
+    others, asked = {3e-3: (1.5, -0.3), 1e-2: (0.4, 0.8), 1e-3: (0.5, 0.7)}, []
+    held = _contest.confirmed(found, lambda rate: asked.append(rate) or others[rate])
+    assert asked == [3e-3, 1e-2] and held.rate == 1e-2
+    assert held.values == pytest.approx([0.1, 0.7, 0.325, 0.8, 0.0]) and found.values[2] == 0.95
+    lost = _contest.confirmed(found, lambda rate: (np.inf, np.nan))
+    assert np.isinf(lost.losses).sum() == 3  # no more are asked
 
 
 @pytest.mark.parametrize("rate, tried", [(0.02, False), (300.0, True)])
