@@ -65,9 +65,9 @@ def leaves(
     if examples:
         lengths = sorted({tuple(value.shape[:1]) for value in found})
         if len(lengths) != 1 or lengths[0] in ((), (0,)):
-            shapes = ", ".join(str(tuple(value.shape)) for value in found[:4])
-            shapes = f"shapes {shapes}" if hasattr(pairs[0][1], "shape") else shown(tree)
-            raise BadValue(f"{name} must hold arrays of one length >= 1 along axis 0, the examples; got {shapes}")
+            got = ", ".join(str(tuple(value.shape)) for value in found[:4])
+            got = f"shapes {got}" if hasattr(pairs[0][1], "shape") else shown(tree)
+            raise BadValue(f"{name} must hold arrays of one length >= 1 along axis 0, the examples; got {got}")
     return jax.tree.unflatten(structure, found)
 
 
