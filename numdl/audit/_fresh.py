@@ -165,16 +165,22 @@ def _is_plain(layer, leaf):
     axes = layer.leaf_axes
     known = axes is not None and layer.kind in ("dense", "conv") and axes.feature_groups == 1 and not axes.groups
     whole = known and len(axes.inputs) == len(axes.outputs) == 1 and not axes.others
-    return whole and leaf.ndim == 2 + len(axes.window) + len(axes.steps)
+    return whole and all(leaf.shape[axis] == 1 for axis in _idle(axes, leaf))
+
+
+def _idle(axes, leaf):
+    """Axes without a role: of length 1, dropped by a reshape, as of a stack of one."""
+    return sorted(set(range(leaf.ndim)) - {*axes.steps, *axes.window, *axes.inputs, *axes.outputs})
 
 
 def _paired(key, leaf, axes, first, last):
     """Orthogonal weights between pairs of inputs (unless they are the first) and pairs of units (unless the last)."""
-    order = (*axes.steps, *axes.window, *axes.inputs, *axes.outputs)
+    over = (*_idle(axes, leaf), *axes.steps)
+    order = (*over, *axes.window, *axes.inputs, *axes.outputs)
     shape = [leaf.shape[axis] for axis in order]
     *lead, rows, columns = shape
     m, n = (rows if first else max(rows // 2, 1)), (columns if last else max(columns // 2, 1))
-    steps = lead[: len(axes.steps)]
+    steps = lead[: len(over)]
     block = math.sqrt(max(m, n) / m) * jax.random.orthogonal(key, max(m, n), tuple(steps), jnp.float32)[..., :m, :n]
     block = block if last else jnp.concatenate([block, -block], -1)[..., :columns]
     block = block if first else jnp.concatenate([block, -block], -2)[..., :rows, :]
@@ -213,7 +219,7 @@ def _gain(layer, critical, centred, first):
         return 1.0 if first else centred
     if layer.nonlinearity in RECTIFIERS:
         return 2.0
-    return critical if np.isfinite(critical) and layer.nonlinearity else 1.0
+    return critical if np.isfinite(critical) else 1.0
 
 
 def _drawn(key, leaf, layer, gain, orthogonal, sums):

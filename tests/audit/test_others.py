@@ -27,6 +27,7 @@ from numdl.audit._measured import (
 from numdl.audit._reading import Reading
 from numdl.audit._skills import UNPAIRED
 from numdl.audit.evidence import Data, Evidence, Facts, Finding, Kernel, Loss, Optimizer, Predicted, Trial, empty
+from numdl.networks import dense
 
 N = 12
 
@@ -301,7 +302,7 @@ def test_a_new_start_of_a_scanned_chain_has_no_biases_and_the_variance_that_is_c
         return (jnp.tanh(y) @ p["last"])[:, 0]
 
     known = case(apply, params, (X, (X[:, 0] > 0).astype(np.float32)), lambda o, y: jnp.mean((o - y) ** 2))
-    evidence = types.SimpleNamespace(predicted=empty(Predicted, start_variance=1.0), chain=None)
+    evidence = types.SimpleNamespace(predicted=empty(Predicted, start_variance=1.5), chain=None)
     with _settings.ours():
         made, text = _fresh.fresh(known, evidence)
     assert "variance 1 / fan_in" in text and "biases 0" in text
@@ -316,7 +317,7 @@ def test_an_orthogonal_start_has_equal_singular_values_and_the_variance_that_was
         return (jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x @ p["first"], p["deep"])[0] @ p["last"])[:, 0]
 
     known = case(apply, weights, (X, (X[:, 0] > 0).astype(np.float32)), lambda o, y: jnp.mean((o - y) ** 2))
-    evidence = types.SimpleNamespace(predicted=empty(Predicted, start_variance=1.0), chain=None)
+    evidence = types.SimpleNamespace(predicted=empty(Predicted, start_variance=1.5), chain=None)
     with _settings.ours():
         made, text = _fresh.fresh(known, evidence, orthogonal=True)
     deep, first, _ = jax.tree.leaves(made)
@@ -870,6 +871,20 @@ def test_pairs_of_channels_make_a_convolutional_network_linear():
         made, _ = _fresh.mirrored(known)
     np.testing.assert_allclose(apply(made, -pictures), -apply(made, pictures), atol=1e-5)
     assert np.abs(apply(made, pictures)).max() > 0.1
+
+
+def test_networks_of_the_library_start_anew_with_pairs_or_the_critical_variance():
+    """Their first layer is a stack of one; the function that acts on a scanned state does so in the next step."""
+    net = dense.network(widths=(3, *[64] * 30, 1), activation=activations.tanh, weight_variance=4.0, bias_variance=0.0)
+    params = net.init(jax.random.key(0), X)
+    known = case(lambda p, x: net.apply(p, x)[:, 0], params, (X, X[:, 0]), lambda o, y: jnp.mean((o - y) ** 2))
+    evidence = types.SimpleNamespace(predicted=empty(Predicted, start_variance=1.5), chain=None)
+    with _settings.ours():
+        made, text = _fresh.fresh(known, evidence)
+        pairs, _ = _fresh.mirrored(known)
+    assert "variance 1.5 / fan_in" in text and np.var(made["hidden"][1]["kernel"]) * 64 == pytest.approx(1.5, abs=0.03)
+    np.testing.assert_allclose(net.apply(pairs, -X), -net.apply(pairs, X), atol=1e-5)
+    assert np.abs(net.apply(pairs, X)).max() > 0.1
 
 
 def test_what_is_no_chain_of_plain_layers_gets_no_pairs():
