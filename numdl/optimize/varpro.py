@@ -298,7 +298,7 @@ def _check(features, x, targets, theta, alpha, loss):
     targets = checks.finite("targets", checks.floating("targets", targets, least_ndim=1))
     checks.together("targets", targets, "x", x)
     matrix = jax.eval_shape(function, theta, x)
-    checks.floating("features(theta, x)", matrix, ndim=2)
+    checks.array("features(theta, x)", matrix, kind="floating", ndim=2, shapes=True)
     checks.shape("features(theta, x)", matrix, (examples, None))
     if loss is None:
         checks.shape("targets", targets, (matrix.shape[0], None)[: min(targets.ndim, 2)])

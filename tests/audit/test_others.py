@@ -302,7 +302,7 @@ def test_a_new_start_of_a_scanned_chain_has_no_biases_and_the_variance_that_is_c
         return (jnp.tanh(y) @ p["last"])[:, 0]
 
     known = case(apply, params, (X, (X[:, 0] > 0).astype(np.float32)), lambda o, y: jnp.mean((o - y) ** 2))
-    evidence = types.SimpleNamespace(predicted=empty(Predicted, start_variance=1.5), chain=None)
+    evidence = types.SimpleNamespace(predicted=empty(Predicted, start_variance=1.0), chain=None)
     with _settings.ours():
         made, text = _fresh.fresh(known, evidence)
     assert "variance 1 / fan_in" in text and "biases 0" in text
@@ -317,7 +317,7 @@ def test_an_orthogonal_start_has_equal_singular_values_and_the_variance_that_was
         return (jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x @ p["first"], p["deep"])[0] @ p["last"])[:, 0]
 
     known = case(apply, weights, (X, (X[:, 0] > 0).astype(np.float32)), lambda o, y: jnp.mean((o - y) ** 2))
-    evidence = types.SimpleNamespace(predicted=empty(Predicted, start_variance=1.5), chain=None)
+    evidence = types.SimpleNamespace(predicted=empty(Predicted, start_variance=1.0), chain=None)
     with _settings.ours():
         made, text = _fresh.fresh(known, evidence, orthogonal=True)
     deep, first, _ = jax.tree.leaves(made)
