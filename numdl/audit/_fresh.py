@@ -41,9 +41,8 @@ def fresh(
     draw : int                  another number, other weights
     orthogonal : bool           matrices with equal singular values instead of independent entries
     """
-    try:
-        traced = tracing.trace(case.plain, case.moving, case.x)
-    except (ValueError, TypeError):
+    traced = _traced(case, case.moving)
+    if traced is None:
         return None, ""
     critical = evidence.predicted.start_variance
     names = trees.names(case.moving)
@@ -78,6 +77,14 @@ def fresh(
     return moving, text + f", those of the {len(ends)} branches to 1 / sqrt({len(ends)})" * bool(ends) + "; biases 0"
 
 
+def _traced(case, moving):
+    """The network with these parameters, layer by layer; None where it cannot be followed."""
+    try:
+        return tracing.trace(case.plain, moving, case.x)
+    except (ValueError, TypeError):
+        return None
+
+
 def _biases(traced, walked, leaves):
     """Leaves that are only added: a vector at each step of the scans over it, or as wide as a layer's units (heads)."""
     behind = {fixed.leaf for added in walked.biases.values() for fixed in added if fixed.made == "leaf"}
@@ -99,9 +106,8 @@ def opened(case: Any, moving: Any) -> tuple[Any, str]:
     case : Case                 whose network it is
     moving : pytree             parameters to begin with; orthogonal weights come through best
     """
-    try:
-        traced = tracing.trace(case.plain, moving, case.x)
-    except (ValueError, TypeError):
+    traced = _traced(case, moving)
+    if traced is None:
         return None, ""
     names = trees.names(moving)
     leaves, structure = jax.tree.flatten(moving)
@@ -134,9 +140,8 @@ def mirrored(case: Any) -> tuple[Any, str]:
     ----------
     case : Case                 whose network it is
     """
-    try:
-        traced = tracing.trace(case.plain, case.moving, case.x)
-    except (ValueError, TypeError):
+    traced = _traced(case, case.moving)
+    if traced is None:
         return None, ""
     names = trees.names(case.moving)
     leaves = dict(zip(names, jax.tree.leaves(case.moving), strict=True))
