@@ -8,8 +8,11 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
-from numdl import tracing
+from numdl import activations, tracing
+from numdl.analysis import layers
+from numdl.networks import dense
 
 pytestmark = pytest.mark.float32
 
@@ -78,11 +81,11 @@ def test_further_uses_of_a_parameter_are_numbered():
         lambda p: p["v"].reshape(2, 8).reshape(4, 4),
         lambda p: p["v"].astype(jnp.float16).astype(FLOAT),
         lambda p: jnp.concatenate([p["v"], p["v"]])[2:6],
-        lambda p: jax.lax.stop_gradient(p["v"]),
+        lambda p: lax.stop_gradient(p["v"]),
         lambda p: p["v"] * (p["g"] / jnp.linalg.norm(p["v"], axis=0))[None],  # weight normalization
         lambda p: p["v"] @ p["v"],
         lambda p: jax.jit(lambda v: 2 * v)(p["v"]),
-        lambda p: jax.lax.dynamic_slice(p["v"], (0, 0), (4, 4)),
+        lambda p: lax.dynamic_slice(p["v"], (0, 0), (4, 4)),
     ],
 )
 def test_a_weight_may_be_made_from_parameters_alone(made):
@@ -123,7 +126,7 @@ def test_data_with_data_is_attention():
 def test_convolutions(layout, shape, kernel):
     def apply(p, x):
         numbers = (layout, "HWIO", layout)
-        y = jax.lax.conv_general_dilated(x, p["k"], (1, 1), "SAME", dimension_numbers=numbers)
+        y = lax.conv_general_dilated(x, p["k"], (1, 1), "SAME", dimension_numbers=numbers)
         return jnp.tanh(y + p["b"].reshape([5 if axis == "C" else 1 for axis in layout]))
 
     params, x = {"k": normal(3, *kernel), "b": normal(4, 5)}, normal(5, *shape)
@@ -137,7 +140,7 @@ def test_convolutions(layout, shape, kernel):
 def test_grouped_convolution_counts_what_is_contracted():
     def apply(k, x):
         numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=4)
+        return lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=4)
 
     (layer,) = tracing.trace(apply, normal(3, 3, 3, 1, 8), normal(5, 2, 8, 8, 4)).layers
     assert layer.fan_in == 9
@@ -178,7 +181,7 @@ def test_the_state_is_past_a_bias_and_a_transposition(apply, expected):
         (jax.nn.relu, "relu"),
         (lambda y: jnp.maximum(y, 0), "relu"),
         (jax.nn.sigmoid, "sigmoid"),
-        (jax.lax.erf, "erf"),
+        (lax.erf, "erf"),
         (jax.nn.silu, "silu"),
         (lambda y: y / (1 + jnp.exp(-y)), "silu"),
         (jax.nn.gelu, "gelu_tanh"),
@@ -203,7 +206,7 @@ def test_the_nonlinearity_that_follows(f, expected):
 
 def norm(y):
     centred = y - y.mean(0, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.mean(centred**2, 0, keepdims=True) + 1e-5)
+    return centred * lax.rsqrt(jnp.mean(centred**2, 0, keepdims=True) + 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +268,67 @@ def test_a_product_of_two_layers_has_no_nonlinearity_of_one(x):
     assert [layer.nonlinearity for layer in found] == [None, None]
 
 
+def steps(body, last=lambda y: y):
+    """A network that scans its layers, and what it makes of the last state."""
+    return lambda params, x: last(lax.scan(body, x, params)[0])
+
+
+def relu_first(y, w):
+    return jax.nn.relu(y) @ w, None
+
+
+def stacked(y, w):
+    state = jax.nn.relu(y) @ w
+    return state, state
+
+
+def twice(y, pair):
+    return lax.scan(relu_first, y, pair)[0], None
+
+
+@pytest.mark.parametrize(
+    "apply, expected",
+    [
+        (steps(relu_first, jax.nn.relu), ["relu"]),
+        (steps(relu_first, lambda y: jax.nn.relu(y) @ jnp.ones((4, 1))), ["relu"]),
+        (steps(relu_first, jnp.tanh), [None]),  # the last state enters another function
+        (steps(relu_first), [None]),  # or none
+        (steps(relu_first, lambda y: jax.nn.relu(y) + y), [None]),
+        (steps(jax.checkpoint(relu_first), jax.nn.relu), ["relu"]),
+        (steps(lambda y, w: (jnp.tanh(y @ w), None)), ["tanh"]),
+        (steps(lambda y, w: (y + jax.nn.relu(y) @ w, None), jax.nn.relu), [None]),  # the skip carries the state on
+        (lambda params, x: jax.nn.relu(lax.scan(stacked, x, params)[0]), ["relu"]),
+        (lambda params, x: jax.nn.relu(lax.scan(stacked, x, params)[1][-1]), ["relu"]),
+        (lambda params, x: jax.nn.relu(lax.scan(stacked, x, params)[1][2]), ["relu"]),
+        (lambda params, x: jax.nn.relu(lax.scan(stacked, x, params[:1])[1][0]), ["relu"]),
+        (lambda params, x: jax.nn.relu(lax.scan(stacked, x, params)[1].sum(0)), [None]),
+        (lambda params, x: lax.scan(stacked, x, params), [None]),  # all states are returned
+        (lambda params, x: jax.nn.relu(lax.scan(twice, x, params.reshape(2, 2, 4, 4))[0]), ["relu"]),
+        (lambda params, x: jax.nn.relu(lax.cond(x[0, 0] > 0, stacked, stacked, x, params[0])[0]), ["relu", "relu"]),
+    ],
+)
+def test_the_nonlinearity_in_the_next_step(apply, expected):
+    found = tracing.trace(apply, jnp.stack([jnp.eye(4)] * 4), normal(7, 5, 4)).layers
+    assert [layer.nonlinearity for layer in found] == expected
+
+
+@pytest.mark.parametrize("widths", [(4, 1), (4, 6, 1), (4, 6, 6, 1), (4, *[6] * 5, 1), (4, *[6] * 5, *[3] * 4, 1)])
+def test_what_acts_on_every_hidden_layer_of_our_own_networks_is_known(widths):
+    settings = {"weight_variance": 2.0, "bias_variance": 0.0}
+    network, x = dense.network(widths=widths, activation=activations.relu, **settings), normal(7, 5, 4)
+    params = network.init(jax.random.key(0), x)
+    *hidden, readout = tracing.trace(network.apply, params, x).layers
+    assert readout.nonlinearity is None and all(layer.nonlinearity == "relu" for layer in hidden)
+    if len(widths) > 4:  # a unit of the scanned layers 2 and 4 is dead, whatever comes
+        bias = params["hidden"][1]["bias"].at[jnp.asarray([0, 2]), 1].set(-1e3)
+        params["hidden"][1]["bias"] = bias
+        every = [state for part in network.states(params, x) for state in np.asarray(part)]
+        expected = [np.mean(np.max(state, axis=0) <= 0) for state in every]
+        found = np.asarray(layers.probe(network.apply, params, x).dead)
+        np.testing.assert_allclose(found, [*expected, np.nan], atol=1e-6)
+        assert min(expected[1], expected[3]) > 0
+
+
 def test_the_input_of_the_nonlinearity_can_be_watched():
     traced = tracing.trace(lambda w, x: jax.nn.relu(norm(x @ w).T), W, X)
     _, ((state, _, watched),) = traced.run(
@@ -288,7 +352,7 @@ def test_units_are_the_axes_that_come_from_the_weight():
 
 def test_scan_has_a_row_per_step_and_sees_its_given():
     def apply(w, x):
-        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), x.sum()), x, w)[0]
+        return lax.scan(lambda x, w: (jnp.tanh(x @ w), x.sum()), x, w)[0]
 
     stack, added = normal(3, 3, 4, 4), normal(4, 3, 5, 4)
     traced = tracing.trace(apply, stack, X)
@@ -309,7 +373,7 @@ def test_entries_are_in_call_order_through_nested_and_reversed_scans():
         return jnp.tanh(x @ p["a"]) @ p["b"], None
 
     def apply(p, x):
-        return jax.lax.scan(lambda x, q: jax.lax.scan(inner, x, q, reverse=True), x @ p["c"], p["n"])[0]
+        return lax.scan(lambda x, q: lax.scan(inner, x, q, reverse=True), x @ p["c"], p["n"])[0]
 
     params = {"n": {"a": normal(1, 2, 2, 4, 4), "b": normal(2, 2, 2, 4, 4)}, "c": W}
     steps = [(0, 1), (0, 0), (1, 1), (1, 0)]
@@ -321,7 +385,7 @@ def test_entries_are_in_call_order_through_nested_and_reversed_scans():
 
 def test_a_recurrence_that_starts_from_zeros_carries_data():
     def apply(p, xs):
-        return jax.lax.scan(lambda h, x: (jnp.tanh(h @ p["h"] + x @ p["x"]), None), jnp.zeros((5, 4), FLOAT), xs)[0]
+        return lax.scan(lambda h, x: (jnp.tanh(h @ p["h"] + x @ p["x"]), None), jnp.zeros((5, 4), FLOAT), xs)[0]
 
     params = {"h": W, "x": normal(3, 4, 4)}
     assert names(apply, params, normal(4, 2, 5, 4)) == ["h[0]", "x[0]", "h[1]", "x[1]"]
@@ -329,14 +393,14 @@ def test_a_recurrence_that_starts_from_zeros_carries_data():
 
 def test_parameters_carried_through_a_scan_stay_parameters():
     def apply(w, x):
-        return jax.lax.scan(lambda c, _: ((c[0], jnp.tanh(c[1] @ c[0])), None), (w, x), None, length=2)[0][1]
+        return lax.scan(lambda c, _: ((c[0], jnp.tanh(c[1] @ c[0])), None), (w, x), None, length=2)[0][1]
 
     assert names(apply, W) == ["params[0]", "params[1]"]
 
 
 def test_fori_loop_with_known_length_is_entered():
     def apply(w, x):
-        return jax.lax.fori_loop(0, 3, lambda i, x: jnp.tanh(x @ w[i]), x)
+        return lax.fori_loop(0, 3, lambda i, x: jnp.tanh(x @ w[i]), x)
 
     assert names(apply, normal(1, 3, 4, 4)) == ["params[0]", "params[1]", "params[2]"]
 
@@ -357,7 +421,7 @@ def test_remat_keeps_its_policy_and_settings():
 @pytest.mark.parametrize("sign", [1, -1])
 def test_cond_finds_nan_in_the_branch_not_taken(sign):
     def apply(p, x):
-        return jax.lax.cond(x[0, 0] > 0, lambda x: x @ p["a"], lambda x: jnp.tanh(x @ p["b"]) @ p["b"], x)
+        return lax.cond(x[0, 0] > 0, lambda x: x @ p["a"], lambda x: jnp.tanh(x @ p["b"]) @ p["b"], x)
 
     x = sign * jnp.abs(X)
     params = {"a": W, "b": 2 * W}
@@ -371,7 +435,7 @@ def test_cond_finds_nan_in_the_branch_not_taken(sign):
 
 def test_switch_is_entered():
     def apply(p, x):
-        return jax.lax.switch(x.shape[0] % 3 + jnp.zeros((), int), [lambda x: x, lambda x: 2 * x, lambda x: x @ p], x)
+        return lax.switch(x.shape[0] % 3 + jnp.zeros((), int), [lambda x: x, lambda x: 2 * x, lambda x: x @ p], x)
 
     _, (found,) = states(apply, W)
     close(found, X @ W)
@@ -380,7 +444,7 @@ def test_switch_is_entered():
 def test_while_is_run_as_it_is_and_named():
     def apply(p, x):
         x = x @ p["a"]
-        return jax.lax.while_loop(lambda x: jnp.sum(x) < 1, lambda x: jnp.abs(x @ p["b"]) + 1, x)
+        return lax.while_loop(lambda x: jnp.sum(x) < 1, lambda x: jnp.abs(x @ p["b"]) + 1, x)
 
     params = {"a": W, "b": W}
     traced = tracing.trace(apply, params, X)
@@ -482,7 +546,7 @@ def test_closed_over_arrays_are_arguments():
 
 
 def test_weigh_sees_the_operand_and_may_change_it():
-    traced = tracing.trace(lambda w, x: jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0], normal(1, 2, 4, 4), X)
+    traced = tracing.trace(lambda w, x: lax.scan(lambda x, w: (x @ w, None), x, w)[0], normal(1, 2, 4, 4), X)
     stack = normal(1, 2, 4, 4)
     outputs, ((seen, weights),) = traced.run(
         stack, X, visit=lambda layer, y, given: (y, y), weigh=lambda layer, w, given: (2 * w, w)
@@ -494,7 +558,7 @@ def test_weigh_sees_the_operand_and_may_change_it():
 
 def test_forward_mode_vmap_and_jit_compose():
     def apply(w, x):
-        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+        return lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
 
     stack = normal(1, 2, 4, 4)
     placed = jax.jit(tracing.place(apply, lambda layer, state, given: (state, jnp.sum(state**2))))
@@ -521,7 +585,7 @@ def test_a_tap_is_a_place_anywhere():
 
     def apply(w, x):
         x = jax.jit(lambda x: tracing.tap(x + 1, "first"))(x)
-        return jax.lax.scan(jax.checkpoint(block), x, jnp.stack([w, w]))[0]
+        return lax.scan(jax.checkpoint(block), x, jnp.stack([w, w]))[0]
 
     _, (first, inside) = states(apply, W)
     assert names(apply, W) == ["first", "inside[0]", "inside[1]"]
@@ -559,7 +623,7 @@ def test_statistics_that_are_thrown_away_are_unused():
     def apply(p, x):
         y = x @ p["w"]
         p["mean"] * 0.9 + 0.1 * jnp.mean(y, axis=0)  # as a norm in training, whose new state is dropped
-        jax.lax.scan(lambda c, u: (c * p["mean"] + u, None), p["start"], y)
+        lax.scan(lambda c, u: (c * p["mean"] + u, None), p["start"], y)
         return y - p["shift"][None]
 
     leaf = jnp.ones(3)

@@ -3,6 +3,7 @@
 From the state on, as long as one step alone goes on with it: moves, sums with anything, products with what is the same
 for whole axes (a norm's scale). What only enters a reduction (the norm's own mean and variance) does not count. Then
 the steps that compute one function of one value, alone, are evaluated on a few numbers and compared with those we know.
+A value that a scan carries is acted on in the next step and behind the last one: the function must be the same.
 """
 
 import collections
@@ -13,21 +14,27 @@ import numpy as np
 
 from numdl.tracing import _scalars
 from numdl.tracing._axes import NOTHING, shape_of
-from numdl.tracing._programs import CUSTOM, bodies, flatten
+from numdl.tracing._programs import CUSTOM, REMAT, bodies, flatten, scan_counts
 from numdl.tracing._rules import REDUCTIONS, after
 
 _MOVES = {"reshape", "squeeze", "transpose", "convert_element_type", "copy", "name", "reduce_precision"}
 _SUMS = {"add", "add_any", "sub"}
+_FORMS = {"reshape", "squeeze", "broadcast_in_dim", "slice"}  # where nothing is lost and nothing copied
+_TAKEN = {"slice", "dynamic_slice", "squeeze"}
 _LONGEST = 30  # steps from a state to what acts on it, and in one function
+_DEEPEST = 8  # borders of scans between a value and what acts on it
 
 
-def find(program, slot, tags, readers):
-    """(name, slot that the function reads, the units' layout there); name None if none follows that we know."""
+def find(program, slot, tags, readers, around=()):
+    """(name, slot that the function reads, the units' layout there); name None if none follows that we know.
+
+    around : (program, step, readers, around)   what holds the step whose inside this program is; (): nothing does
+    """
     for _ in range(_LONGEST):
         name = _function(program, slot, readers)
         step = None if name else _only(program, slot, readers)
         if step is None or len(step.writes) != 1 or not _is_affine(program, step, slot):
-            return name, slot, tags
+            return name or _acting(program, slot, readers, around, _DEEPEST), slot, tags
         if step.name in _MOVES:
             shapes = [tuple(program.avals[each].shape) for each in (slot, step.writes[0])]
             tags = after(step, [tags], shapes[:1], shapes[1:])[0]
@@ -35,12 +42,61 @@ def find(program, slot, tags, readers):
     return None, slot, tags
 
 
+def _acting(program, slot, readers, around, depth):
+    """The name of the one function that acts on a value itself, here or wherever it is carried."""
+    name = _function(program, slot, readers)
+    if name is not None or depth == 0:
+        return name
+    ways = [way for step in _followed(program, slot, readers) for way in _onward(program, slot, readers, around, step)]
+    names = {_acting(*way, depth - 1) if way else None for way in ways}
+    return names.pop() if len(names) == 1 else None
+
+
+def _onward(program, slot, readers, around, step):
+    """Where a value is found again behind a reader: (program, slot, readers, around) each; None: it is lost there."""
+    if step is None:
+        return _returned(program, slot, readers, around) if around else [None]
+    if step.inner:
+        return [_inside(program, slot, readers, around, body, step) for body in step.inner]
+    kept = step.name in _FORMS and math.prod(shape_of(program, slot)) == math.prod(shape_of(program, step.writes[0]))
+    return [(program, step.writes[0], readers, around) if kept else None]
+
+
+def _returned(program, slot, readers, around):
+    """Where a value that a body returns is found again; of those that a scan stacks, each that is taken out."""
+    outer, step, outside, beyond = around
+    consts, carries = scan_counts(step.params) if step.name == "scan" else (0, len(step.writes))
+    ways = []
+    for place in (i for i, output in enumerate(program.outputs) if output == slot):
+        write = step.writes[place]
+        if place >= carries:
+            taken = [reader is not None and reader.name in _TAKEN for reader in outside[write]]
+            ways += [(outer, r.writes[0], outside, beyond) if t else None for r, t in zip(outside[write], taken)]
+            continue
+        if step.name == "scan":
+            ways.append((program, program.inputs[consts + place], readers, around))
+        ways += [(outer, write, outside, beyond)] if outside[write] else []
+    return ways
+
+
+def _inside(program, slot, readers, around, body, step):
+    """The value as the body of a scan, remat or cond reads it, at one place."""
+    reads = list(step.reads)
+    if step.name not in {"scan", "cond"} | REMAT or reads.count(slot) != 1:
+        return None
+    place = reads.index(slot) - len(reads) + len(body.inputs)
+    return (body, body.inputs[place], body.readers(), (program, step, readers, around)) if place >= 0 else None
+
+
 def _only(program, slot, readers):
     """The step that alone goes on with this value; None if there are several, or it is returned."""
-    if None in readers[slot]:
-        return None
-    steps = [step for step in readers[slot] if not _is_statistic(program, step, readers, 4)]
-    return steps[0] if len(steps) == 1 and list(steps[0].reads).count(slot) == 1 else None
+    steps = _followed(program, slot, readers)
+    return steps[0] if None not in steps and len(steps) == 1 and list(steps[0].reads).count(slot) == 1 else None
+
+
+def _followed(program, slot, readers):
+    """The steps that go on with a value, and None where it is returned."""
+    return [step for step in readers[slot] if step is None or not _is_statistic(program, step, readers, 4)]
 
 
 def _is_statistic(program, step, readers, depth):

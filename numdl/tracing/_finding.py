@@ -51,6 +51,7 @@ class Finder:
     def __init__(self, follower, paths, examples, shapes):
         self.follower, self.paths, self.examples, self.shapes = follower, paths, examples, shapes
         self.layers, self.not_entered, self.uses = [], [], Uses(len(paths))
+        self.around = ()  # (program, step, readers, around) of the step whose inside is searched
 
     def search(self, program, steps):
         readers, live = program.readers(), program.live()
@@ -114,7 +115,7 @@ class Finder:
         tags = _layouts.start(program.avals[slot].shape, units)
         if not tapped:
             slot, tags = _advance(program, slot, tags, readers)
-        name, at, tags_there = _activity.find(program, slot, tags, readers)
+        name, at, tags_there = _activity.find(program, slot, tags, readers, self.around)
         sight, index = self.sight(program, slot, tags), len(self.layers)
         program.places.setdefault(slot, []).append(index)
         program.order.append(index)
@@ -145,15 +146,17 @@ class Finder:
 
         Returns None where the step was run as it is.
         """
-        before = len(self.layers)
+        before, around = len(self.layers), self.around
+        if step.name != "scan" and step.name != "cond" and step.name not in REMAT:
+            return self.outside(program, step, values, readers, steps)
+        self.around = program, step, readers, around
         if step.name == "scan":
             self.uses.starts(step, step.inner[0], values)
             self.search(step.inner[0], (*steps, step.params["length"]))
-        elif step.name in REMAT or step.name == "cond":
+        else:
             for body in step.inner:
                 self.search(body, steps)
-        else:
-            return self.outside(program, step, values, readers, steps)
+        self.around = around
         if len(self.layers) > before:
             step.entered = True
             program.order.append(step)

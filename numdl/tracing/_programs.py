@@ -80,9 +80,10 @@ class Program:
         return steps
 
     def readers(self):
-        """slot -> the steps that read it; the outputs count as one."""
-        readers = collections.defaultdict(list)
-        for owner, reads in [*((step, step.reads) for step in self.steps), (None, self.outputs)]:
+        """slot -> the steps that read it and of which an output depends; the outputs count as one, None."""
+        readers, live = collections.defaultdict(list), self.live()
+        steps = [(step, step.reads) for step in self.steps if id(step) in live]
+        for owner, reads in [*steps, (None, self.outputs)]:
             for read in {r for r in reads if isinstance(r, int)}:
                 readers[read].append(owner)
         return readers
