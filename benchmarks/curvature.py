@@ -1,9 +1,10 @@
-"""Hessian of an MLP and of LeNet-5 on 2048 images: a product, the top 5 eigenvalues, the spectral density.
+"""Hessian of an MLP and of LeNet-5 on 2048 images: products, the top 5 eigenvalues, the spectral density.
 
 Every peer runs as its documentation says, float32. LeNet's convolutions are numdl's for all sides in jax: with XLA's
-own a compiled loop takes ten times as long on a CPU. The hand-written kernels: jax.linearize once where nothing is
-convolved, plain Lanczos with its basis as rows of one matrix; for the eigenvalues with two orthogonalizations in every
-step and as many steps as the residuals need.
+own a compiled loop takes ten times as long on a CPU. A product at new parameters computes everything anew, further ones
+only what depends on the vector. The hand-written kernels: jvp of grad, then jax.linearize once, both in chunks where
+something is convolved; plain Lanczos with its basis as rows of one matrix; for the eigenvalues with two
+orthogonalizations in every step and as many steps as the residuals need.
 """
 
 import functools
@@ -58,18 +59,15 @@ def in_jax(p):
 
 
 def numdl_product(p, *, kept=False):
-    """`curvature.hessian`, each product alone as it is, or with all that does not depend on the vector kept."""
+    """`curvature.hessian`, each product alone, or `prepared()` for many at the same parameters."""
     import jax
 
     from numdl.analysis import curvature
 
     loss, params, batch = in_jax(p)
     operator = curvature.hessian(loss, params, batch, reduction="mean")
-    if not kept:
-        return Run(lambda: operator(params), lambda v: numbers_of(jax.tree.leaves(v)))
-    operator = jax.jit(lambda operator: jax.linearize(operator, params)[1])(operator)
-    apply = jax.jit(lambda operator, v: operator(v))
-    return Run(lambda: apply(operator, params), lambda v: numbers_of(jax.tree.leaves(v)))
+    operator = operator.prepared() if kept else operator
+    return Run(lambda: operator(params), lambda v: numbers_of(jax.tree.leaves(v)))
 
 
 def numdl_in_chunks(p):
@@ -83,19 +81,20 @@ def numdl_in_chunks(p):
     return Run(lambda: operator(params), lambda v: numbers_of(jax.tree.leaves(v)))
 
 
-def limit_product(p):
-    """jax.linearize once; computed anew where there are convolutions, whose kept activations take longer to read."""
+def limit_product(p, *, kept=False):
+    """jvp of grad, or jax.linearize once; in chunks where there are convolutions, whose kept activations are slower."""
     import jax
 
     loss, params, batch = in_jax(p)
     gradient = jax.grad(loss)
-    if p["model"] == "mlp":
-        kept = jax.jit(lambda q, b: jax.linearize(lambda q: gradient(q, b), q)[1])(params, batch)
-        apply = jax.jit(lambda kept, v: kept(v))
-        return Run(lambda: apply(kept, params), lambda v: numbers_of(jax.tree.leaves(v)))
-
-    program = chunked(gradient)
-    return Run(lambda: program(params, batch, params), lambda v: numbers_of(jax.tree.leaves(v)))
+    if p["model"] == "lenet":
+        program = chunked(gradient)
+        return Run(lambda: program(params, batch, params), lambda v: numbers_of(jax.tree.leaves(v)))
+    if not kept:
+        return jax_product(p)
+    push = jax.jit(lambda q, b: jax.linearize(lambda q: gradient(q, b), q)[1])(params, batch)
+    apply = jax.jit(lambda push, v: push(v))
+    return Run(lambda: apply(push, params), lambda v: numbers_of(jax.tree.leaves(v)))
 
 
 def chunked(gradient, size=128):
@@ -281,8 +280,17 @@ def pyhessian(p, wanted):
 
     torch.eig = eig
     network, loss, x, y = in_torch(p)
-    matrix = hessian(network, loss, data=(x, y), cuda=False)
     if wanted == "product":
+
+        def anew():
+            network.zero_grad()
+            matrix = hessian(network, loss, data=(x, y), cuda=False)
+            v = [parameter.detach() for parameter in matrix.params]
+            return hessian_vector_product(matrix.gradsH, matrix.params, v)
+
+        return Run(anew, functools.partial(ours, p))
+    matrix = hessian(network, loss, data=(x, y), cuda=False)
+    if wanted == "products":
         v = [parameter.detach().clone() for parameter in matrix.params]
         return Run(lambda: hessian_vector_product(matrix.gradsH, matrix.params, v), functools.partial(ours, p))
     if wanted == "top":
@@ -344,13 +352,17 @@ PRODUCT = (
         "product",
         numdl=numdl_product,
         **{
-            "numdl, linearized once": functools.partial(numdl_product, kept=True),
             "numdl, chunks of 64": numdl_in_chunks,
-            "limit: linearized or in chunks": limit_product,
+            "limit: jvp of grad or in chunks": limit_product,
             "jvp of grad": jax_product,
         },
     ),
     Side("torch.func, jvp of grad", torch_func, "torch"),
+)
+FURTHER = (
+    Side("numdl, prepared", functools.partial(numdl_product, kept=True)),
+    Side("limit: linearized or in chunks", functools.partial(limit_product, kept=True)),
+    Side("PyHessian", functools.partial(pyhessian, wanted="products"), "torch"),
 )
 EIGENVALUES = sides(
     "top",
@@ -376,7 +388,8 @@ WORKLOADS = tuple(
     )
     for model in ("mlp", "lenet")
     for what, group, sizes, tiny, laws, agree in (
-        ("Hessian product", PRODUCT, {"examples": 2048}, {}, {"examples": 1}, 1e-3),
+        ("Hessian product at new parameters", PRODUCT, {"examples": 2048}, {}, {"examples": 1}, 1e-3),
+        ("further Hessian products", FURTHER, {"examples": 2048}, {}, {"examples": 1}, 1e-3),
         ("top 5 eigenvalues", EIGENVALUES, {"examples": 2048, "steps": 1000}, {"steps": 1000}, {}, 1e-2),
         ("density, one start", DENSITY, {"examples": 2048, "steps": STEPS[model]}, {"steps": 6}, {"steps": 1}, 2e-2),
     )

@@ -226,3 +226,39 @@ def test_a_product_of_a_scan_and_of_a_convolution_is_counted():
     once = _operators.multiplications(curvature.hessian(scanned, jnp.full((1, D, D), 0.1), X))
     assert scan == 5 * once
     assert _operators.multiplications(MADE["hessian of a convolution"]()) >= 4 * N * D * 3 // 2
+
+
+@pytest.mark.parametrize("name", list(MADE))
+def test_a_prepared_operator_is_the_same_matrix(name):
+    operator = MADE[name]()
+    kept = operator.prepared()
+    v = jax.tree.map(jnp.cos, operator.params)
+    assert (kept.push is not None) == ("convolution" not in name)
+    assert kept.prepared() is kept
+    _same(kept(v), operator(v))
+    _same(jax.jit(lambda operator, v: operator(v))(kept, v), operator(v))
+    _same(curvature.trace(kept, key=KEY, num_matvecs=2).value, curvature.trace(operator, key=KEY, num_matvecs=2).value)
+    if isinstance(v, dict):
+        block = curvature.restrict(kept, "first")
+        _same(block({"first": v["first"]}), curvature.restrict(operator, "first")({"first": v["first"]}))
+        assert block.push is None and all(each.push is None for each in curvature.blocks(kept).values())
+
+
+def test_preparing_again_compiles_nothing():
+    from tests import doors
+
+    moved = jax.tree.map(lambda leaf: 2 * leaf, WEIGHTS)
+    jax.block_until_ready(MADE["hessian"]().prepared()(WEIGHTS))
+    with doors.compilations() as compiled:
+        kept = curvature.hessian(loss, moved, BATCH).prepared()
+        jax.block_until_ready([kept(moved), kept(WEIGHTS)])
+    assert not compiled
+
+
+def test_chunks_are_not_kept(small_cache):
+    fast, asked = MADE["hessian"](reduction="mean"), MADE["hessian"](chunk=5)
+    assert fast.chunk == 8 and fast.prepared() is fast and asked.prepared() is asked
+
+
+def _same(got, want):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), got, want)

@@ -13,6 +13,7 @@
 over examples, a sum (`reduction="sum"`), or returns a pair (sum, weight); that is verified. `chunk="auto"` takes as
 many examples at a time as fit into half of the free memory, or fewer where a processor is faster at those: few
 multiplications for each activation, as in convolutions. Say `reduction="mean"` and that is the default.
+Many products of your own at the same parameters: `hessian(...).prepared()` keeps all that does not depend on v.
 Data is an argument: the second call with other parameters or data of the same shapes compiles nothing.
 
     >>> import jax, jax.numpy as jnp

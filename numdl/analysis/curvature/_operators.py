@@ -38,6 +38,7 @@ class Operator:
     reduction: str = static(default="mean")  # how the chunks make the whole: "mean", "sum", or "pair" (sum, weight)
     weight: Any = dataclasses.field(default=None, repr=False)  # of all chunks, where the loss is a pair
     for_speed: bool = static(default=False)  # nobody asked for the chunk: all at once where it is in the way
+    push: Any = dataclasses.field(default=None, repr=False)  # v -> A v with all else computed; None: nothing is kept
 
     @property
     def params(self):
@@ -69,7 +70,7 @@ class Operator:
 
         def keeps(operator):
             batch = jax.tree.map(lambda leaf: leaf if count is None else leaf[:count], operator.batch)
-            return _linearized(dataclasses.replace(operator, batch=batch, chunk=None))
+            return _linearized(dataclasses.replace(operator, batch=batch, chunk=None, push=None))
 
         shapes = jax.eval_shape(keeps, self)
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
@@ -79,6 +80,15 @@ class Operator:
         if jax.tree.structure(v) == jax.tree.structure(self.like):
             return self._product(_parts.cast("v", checks.like("v", v, self.like), self.like))
         return self.outward(self._product(self.inward("v", v)))
+
+    def prepared(self):
+        """The operator for many products at these parameters: all that does not depend on v computed once and kept.
+
+        It keeps `kept_bytes`. Where chunks were asked for, or convolutions on a CPU are faster computed again than
+        read again, the operator as it is.
+        """
+        operator, linearize = settled(self, None)
+        return dataclasses.replace(operator, push=_linearized(operator)) if linearize else operator
 
     def inward(self, name, tree):
         """The coordinates of a tree like params, {name: leaf} in a block."""
@@ -112,6 +122,8 @@ class Operator:
         return total
 
     def _at_once(self, v):
+        if self.push is not None:
+            return self.push(v)
         return self.kind.product(lambda part: self._whole(part), self.like, self.batch, v, self.weight)
 
     def _whole(self, part):
@@ -160,7 +172,7 @@ def restrict(operator: Operator, names: str | Sequence[str]) -> Operator:
     selected = tuple(path for path in moving if path in chosen)
     if not selected:
         raise checks.BadValue(f"names must hold a leaf that moves, one of {', '.join(moving)}; got {names!r}")
-    return dataclasses.replace(operator, selected=selected)
+    return dataclasses.replace(operator, selected=selected, push=None)
 
 
 def blocks(operator: Operator, *, by: str = "layer") -> dict[str, Operator]:
@@ -184,13 +196,13 @@ def blocks(operator: Operator, *, by: str = "layer") -> dict[str, Operator]:
     groups = {}
     for path in operator.selected or moving:
         groups.setdefault(path if by == "leaf" else path.rpartition("/")[0] or path, []).append(path)
-    return {name: dataclasses.replace(operator, selected=tuple(own)) for name, own in groups.items()}
+    return {name: dataclasses.replace(operator, selected=tuple(own), push=None) for name, own in groups.items()}
 
 
 def settled(operator, linearize):
     """(the operator as it will be applied, whether linearized): as asked for, else where it is faster."""
     if linearize is None:
-        return operator, operator.chunk is None and _worthwhile(operator)
+        return operator, operator.chunk is None and operator.push is None and _worthwhile(operator)
     if checks.flag("linearize", linearize) and operator.chunk is not None and not operator.for_speed:
         raise checks.BadValue(
             "linearize keeps the whole data's activations, chunk avoids it; one of the two must be left out: got both"
@@ -228,7 +240,8 @@ def _worthwhile(operator):
 
 def multiplications(operator):
     """Multiplications in the contractions of a product with all examples."""
-    return _multiplications(jax.make_jaxpr(_applied)(dataclasses.replace(operator, chunk=None), operator.like).jaxpr)
+    whole = dataclasses.replace(operator, chunk=None, push=None)
+    return _multiplications(jax.make_jaxpr(_applied)(whole, operator.like).jaxpr)
 
 
 def _applied(operator, v):
