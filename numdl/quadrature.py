@@ -121,6 +121,20 @@ def expect(f: Callable, variance: ArrayLike, *, kinks: Sequence[float] = ()) -> 
     return _line_value(f, variance, kinks, _NODES)
 
 
+def expect_each(functions: Sequence[Callable], variance: ArrayLike, *, kinks: Sequence[float] = ()) -> Array:
+    """E f(sqrt(variance) z) of several functions at the same nodes, [functions, *variance's shape]: one program.
+
+    Parameters
+    ----------
+    functions : tuple of functions      elementwise, traceable
+    variance : array            any shape, >= 0
+    kinks : tuple of float      where one of them or of their derivatives jumps
+    """
+    (variance,) = _floats(variance)
+    found = _line(lambda x: jnp.stack([f(x) for f in functions]), tuple(kinks), _NODES, variance)
+    return jnp.moveaxis(found, -1, 0)
+
+
 def expect_product(
     f: Callable,
     g: Callable,
@@ -227,7 +241,8 @@ def _known(f):
 @functools.partial(jit, static_argnums=(0, 1, 2))
 def _line(f, kinks, nodes, variance):
     at = functools.partial(_line_point, f, kinks, nodes)
-    return jax.vmap(at)(variance.ravel()).reshape(variance.shape)
+    found = jax.vmap(at)(variance.ravel())
+    return found.reshape(*variance.shape, *found.shape[1:])
 
 
 @functools.partial(jit, static_argnums=(0, 1, 2, 3, 4))
@@ -244,7 +259,9 @@ def _line_point(f, kinks, nodes, variance):
     scale = 1 / jnp.clip(root, 1, _SHARPEST["line"])
     # Twice the nodes: they cost little on one line, and a thousandfold deviation asks for a fifth more.
     z, weights = rules.rule(kinks, np.zeros((), root.dtype), root, scale, 2 * nodes[0], 2 * nodes[2])
-    return jnp.sum(f(root * z) * weights * rules.density(z))
+    values = f(root * z)  # of several functions: one row each
+    weights, density = (jnp.broadcast_to(each, values.shape) for each in (weights, rules.density(z)))
+    return jnp.sum(values * weights * density, axis=-1)
 
 
 def _plane_point(f, g, kinks_f, kinks_g, nodes, variance_f, variance_g, correlation):

@@ -222,9 +222,9 @@ def _branch_ends(chain):
 def _gain(layer, critical, centred, first):
     if np.isfinite(centred):
         return 1.0 if first else centred
-    if layer.nonlinearity in RECTIFIERS:
-        return 2.0
-    return critical if np.isfinite(critical) else 1.0
+    if np.isfinite(critical):
+        return critical
+    return 2.0 if layer.nonlinearity in RECTIFIERS else 1.0
 
 
 def _drawn(key, leaf, layer, gain, orthogonal, sums):

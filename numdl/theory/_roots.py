@@ -40,7 +40,12 @@ def moments(q, activation):
 
 @functools.partial(jit, static_argnames="activation")
 def _moments_jit(q, *, activation):
-    growth = quadrature.expect(lambda x: x * activation.f(x) * activation.slope(x), q, kinks=activation.kinks)
+    mixed = lambda x: x * activation.f(x) * activation.slope(x)  # noqa: E731
+    closed = activation.moments.square, activation.moments.slope_square
+    if closed == (None, None) and not activation.kinks and not activation.jumps:
+        squares = lambda x: activation.f(x) ** 2, lambda x: activation.slope(x) ** 2  # noqa: E731
+        return tuple(quadrature.expect_each((*squares, mixed), q))
+    growth = quadrature.expect(mixed, q, kinks=activation.kinks)
     for place, left, right in activation.jumps:  # E x (f^2)' / 2 at a jump of f^2
         root = jnp.sqrt(jnp.where(q > 0, q, 1.0))
         density = jnp.exp(-((place / root) ** 2) / 2) / (root * math.sqrt(2 * math.pi))
@@ -197,33 +202,34 @@ def _bisect(function, low, high):
 @float64
 def grid(table, at_zero, weight_variances, bias_variances):
     """q, chi_1 and V' over the grid, each [W, B]; `at_zero` holds M(0), S(0) and the limit of T(q) / q."""
-    return _grid_jit(*map(as_float, (table, at_zero, weight_variances, bias_variances)))
+    brackets = _brackets(table[0], weight_variances[:, None], bias_variances)
+    return _grid_jit(*map(as_float, (table, at_zero, weight_variances, bias_variances)), *brackets)
 
 
 @jax.jit
-def _grid_jit(table, at_zero, weight_variances, bias_variances):
-    def row(weight_variance):
-        q = _roots_in_table(table, at_zero[0], weight_variance, bias_variances)
+def _grid_jit(table, at_zero, weight_variances, bias_variances, *brackets):
+    def row(given):
+        weight_variance, *bracket = given
+        q = _roots_in_table(table, at_zero[0], weight_variance, bias_variances, *bracket)
         inside = jnp.clip(q, LENGTHS[0], LENGTHS[-1])
         _, slope_square, growth = jax.vmap(_interpolate, (None, 0), 1)(table, inside)
         slopes = jnp.where(q[None] == 0, at_zero[1:, None], jnp.stack([slope_square, growth / inside]))
         return q, *jnp.where(weight_variance == 0, 0.0, weight_variance * slopes)
 
-    return jax.lax.map(row, weight_variances)
+    return jax.lax.map(row, (weight_variances, *brackets))
 
 
-def _roots_in_table(table, square_at_zero, weight_variance, bias_variances):
+def _roots_in_table(table, square_at_zero, weight_variance, bias_variances, low, high, excess):
     """As `reached` does, with interpolated moments, for one weight variance and all bias variances [B]."""
-    low, high, excess = _brackets(table[0], weight_variance, bias_variances)
 
     def newton(_, q):
         mean_square, _, growth = jax.vmap(_interpolate, (None, 0), 1)(table, q)
         step = (weight_variance * mean_square + bias_variances - q) / (weight_variance * growth / q - 1)
-        return jnp.clip(q - step, grid[jnp.maximum(low, 0)], grid[jnp.minimum(high, grid.size - 1)])
+        return jnp.clip(q - step, *ends)
 
     grid = jnp.asarray(LENGTHS)
-    q = (grid[jnp.maximum(low, 0)] + grid[jnp.minimum(high, grid.size - 1)]) / 2
-    q = jax.lax.fori_loop(0, 8, newton, q)
+    ends = grid[jnp.maximum(low, 0)], grid[jnp.minimum(high, grid.size - 1)]
+    q = jax.lax.fori_loop(0, 8, newton, sum(ends) / 2)
     q = jnp.where((excess > 0) & (high == grid.size), jnp.inf, q)
     zero = weight_variance * square_at_zero + bias_variances == 0
     q = jnp.where(~(excess > 0) & (low < 0) & zero, 0.0, q)
@@ -231,38 +237,34 @@ def _roots_in_table(table, square_at_zero, weight_variance, bias_variances):
 
 
 def _brackets(mean_square, weight_variance, bias_variances):
-    """(low, high, V(1) - 1), each [B]: places in LENGTHS around the root; low -1, high the length where there is none.
+    """(low, high, V(1) - 1), each [W, B]: places in LENGTHS around the root; low -1, high the length where is none.
 
     V(q) - q rises with the bias variance b: it is positive at LENGTHS[i] where b > over[i] and negative where
     b < under[i]; in between it is rounding. Running extremes of the two turn every search of a first place into a
-    binary one, for all b at once.
+    binary one, for all b at once. In NumPy: as a program it takes longer to compile than all else together.
     """
-    grid = LENGTHS  # NumPy's: what jax computes of known numbers is a program for each operation
-    needed = grid - weight_variance * mean_square
-    over = jnp.where(jnp.isnan(needed), jnp.inf, needed + NOISE * grid)
-    under = jnp.where(jnp.isnan(needed), -jnp.inf, needed - NOISE * grid)
-    excess = weight_variance * mean_square[ONE] + bias_variances - grid[ONE]
-    excess = jnp.where(jnp.abs(excess) <= NOISE * grid[ONE], 0.0, excess)
-    above = ONE + 1 + _first(jax.lax.cummax(under[ONE + 1 :]), bias_variances)
-    below = ONE - 1 - _first(jax.lax.cummax(-over[:ONE][::-1]), -bias_variances)
+    with np.errstate(invalid="ignore"):
+        needed = LENGTHS - weight_variance * mean_square  # [W, lengths]
+        excess = weight_variance * mean_square[ONE] + bias_variances - 1
+    over = np.where(np.isnan(needed), np.inf, needed + NOISE * LENGTHS)
+    under = np.where(np.isnan(needed), -np.inf, needed - NOISE * LENGTHS)
+    excess = np.where(np.abs(excess) <= NOISE, 0.0, excess)
+    above = ONE + 1 + _first(under[:, ONE + 1 :], bias_variances)
+    below = ONE - 1 - _first(-over[:, :ONE][:, ::-1], -bias_variances)
     # Next to a root there may be rounding: step over it, up to the place 1, whose sign is known.
-    rising = jax.lax.while_loop(
-        lambda i: jnp.any((i > ONE) & (over[i] >= bias_variances)),
-        lambda i: jnp.where((i > ONE) & (over[i] >= bias_variances), i - 1, i),
-        above - 1,
-    )
-    start = jnp.where(below < 0, _first(jax.lax.cummax(under[: ONE + 1]), bias_variances), below + 1)
-    falling = jax.lax.while_loop(
-        lambda i: jnp.any((i < ONE) & (under[i] <= bias_variances)),
-        lambda i: jnp.where((i < ONE) & (under[i] <= bias_variances), i + 1, i),
-        start,
-    )
-    return jnp.where(excess > 0, rising, below), jnp.where(excess > 0, above, falling), excess
+    rising, rows = above - 1, np.arange(len(over))[:, None]
+    while (rounding := (rising > ONE) & (over[rows, rising] >= bias_variances)).any():
+        rising = rising - rounding
+    falling = np.where(below < 0, _first(under[:, : ONE + 1], bias_variances), below + 1)
+    while (rounding := (falling < ONE) & (under[rows, falling] <= bias_variances)).any():
+        falling = falling + rounding
+    return np.where(excess > 0, rising, below), np.where(excess > 0, above, falling), excess
 
 
-def _first(rising, values):
-    """The first places where a rising array is above each value; its length where it is nowhere."""
-    return jnp.searchsorted(rising, values, side="right")
+def _first(rows, values):
+    """[W, B]: the first place where each row is above each value; its length where it is nowhere."""
+    pairs = zip(np.maximum.accumulate(rows, axis=1), np.broadcast_to(values, (len(rows), np.size(values))))
+    return np.stack([np.searchsorted(row, each, side="right") for row, each in pairs])
 
 
 def _interpolate(table, q):

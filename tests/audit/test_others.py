@@ -873,16 +873,20 @@ def test_pairs_of_channels_make_a_convolutional_network_linear():
     assert np.abs(apply(made, pictures)).max() > 0.1
 
 
-def test_networks_of_the_library_start_anew_with_pairs_or_the_critical_variance():
+@pytest.mark.parametrize(
+    "activation, critical", [(activations.tanh, 1.5), (activations.gelu, 2.2), (activations.elu, 1.5)]
+)
+def test_networks_of_the_library_start_anew_with_pairs_or_the_critical_variance(activation, critical):
     """Their first layer is a stack of one; the function that acts on a scanned state does so in the next step."""
-    net = dense.network(widths=(3, *[64] * 30, 1), activation=activations.tanh, weight_variance=4.0, bias_variance=0.0)
+    net = dense.network(widths=(3, *[64] * 30, 1), activation=activation, weight_variance=4.0, bias_variance=0.0)
     params = net.init(jax.random.key(0), X)
     known = case(lambda p, x: net.apply(p, x)[:, 0], params, (X, X[:, 0]), lambda o, y: jnp.mean((o - y) ** 2))
-    evidence = types.SimpleNamespace(predicted=empty(Predicted, start_variance=1.5), chain=None)
+    evidence = types.SimpleNamespace(predicted=empty(Predicted, start_variance=critical), chain=None)
     with _settings.ours():
         made, text = _fresh.fresh(known, evidence)
         pairs, _ = _fresh.mirrored(known)
-    assert "variance 1.5 / fan_in" in text and np.var(made["hidden"][1]["kernel"]) * 64 == pytest.approx(1.5, abs=0.03)
+    assert f"variance {critical} / fan_in" in text
+    assert np.var(made["hidden"][1]["kernel"]) * 64 == pytest.approx(critical, rel=0.02)
     np.testing.assert_allclose(net.apply(pairs, -X), -net.apply(pairs, X), atol=1e-5)
     assert np.abs(net.apply(pairs, X)).max() > 0.1
 
