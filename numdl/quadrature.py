@@ -122,7 +122,9 @@ def expect(f: Callable, variance: ArrayLike, *, kinks: Sequence[float] = ()) -> 
 
 
 def expect_each(functions: Sequence[Callable], variance: ArrayLike, *, kinks: Sequence[float] = ()) -> Array:
-    """E f(sqrt(variance) z) of several functions at the same nodes, [functions, *variance's shape]: one program.
+    """E f(sqrt(variance) z) of several functions at the same nodes, [functions, *variance's shape]: traceable.
+
+    Unchecked, in the precision of its input.
 
     Parameters
     ----------
@@ -163,10 +165,8 @@ def expect_product(
 
 @float64
 def _expectation(f, variance, kinks):
-    value, error, size = map(np.array, _estimate(functools.partial(_line_value, variance=variance, kinks=kinks), f))
-    tail = np.asarray(_tail(lambda z: jnp.abs(f(np.sqrt(variance) * z))))
-    error = np.array(error + tail)
-    at_kinks = np.asarray(f(jnp.asarray([0.0, *kinks])))
+    found = _estimated(_known(f), variance, np.array([0.0, *kinks]), tuple(kinks))
+    value, error, size, tail, at_kinks = map(np.array, found)
     doubtful = ~(error <= (_NAMED if kinks else _UNNAMED) * size) | ~(tail <= _TAIL * size)
     doubtful |= ~np.isfinite(at_kinks).all()
     for place in zip(*np.nonzero(np.atleast_1d(doubtful)), strict=True):
@@ -177,12 +177,25 @@ def _expectation(f, variance, kinks):
     return _judged(value, error, size)
 
 
+@functools.partial(jit, static_argnums=(0, 3))
+def _estimated(f, variance, places, kinks):
+    """(value, error, size, what lies beyond the reach, f at these places), in one program."""
+    value, error, size = _estimate(functools.partial(_line_value, variance=variance, kinks=kinks), f)
+    tail = _tail(lambda z: jnp.abs(f(jnp.sqrt(variance) * z)))
+    return value, error + tail, size, tail, f(places)
+
+
 @float64
 def _product_expectation(f, g, point, kinks_f, kinks_g):
+    return _judged(*map(np.asarray, _estimated_product(_known(f), _known(g), point, tuple(kinks_f), tuple(kinks_g))))
+
+
+@functools.partial(jit, static_argnums=(0, 1, 3, 4))
+def _estimated_product(f, g, point, kinks_f, kinks_g):
     value, error, size = _estimate(functools.partial(_plane_value, **point, kinks_f=kinks_f, kinks_g=kinks_g), f, g)
-    roots = np.sqrt(point["variance_f"]), np.sqrt(point["variance_g"])
+    roots = jnp.sqrt(point["variance_f"]), jnp.sqrt(point["variance_g"])
     tails = (_tail(lambda z, s=s: jnp.abs(f(roots[0] * z) * g(roots[1] * s * z))) for s in (-1, 1))
-    return _judged(value, error + functools.reduce(jnp.maximum, tails), size)
+    return value, error + functools.reduce(jnp.maximum, tails), size
 
 
 def _estimate(value, *functions):
@@ -202,9 +215,9 @@ def _tail(size):
 
 def _judged(value, error, size):
     """The estimate with its flag: nothing that is not finite has an error that is."""
-    value, error = jnp.asarray(value), jnp.where(jnp.isfinite(value) & ~jnp.isnan(error), error, jnp.inf)
-    size = jnp.where(jnp.isfinite(size), size, jnp.abs(value))  # a pole on a node
-    return Estimate(value, error, jnp.isfinite(error) & (error <= _GOOD * jnp.maximum(size, jnp.abs(value))))
+    error = np.where(np.isfinite(value) & ~np.isnan(error), error, np.inf)
+    size = np.where(np.isfinite(size), size, np.abs(value))  # a pole on a node
+    return Estimate(value, error, np.isfinite(error) & (error <= _GOOD * np.maximum(size, np.abs(value))))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Key, PyTree
 
 from numdl import checks, precision
+from numdl._compiled import compiled
 
 
 def inner(a: PyTree, b: PyTree) -> Array:
@@ -34,7 +35,7 @@ def inner(a: PyTree, b: PyTree) -> Array:
     """
     a = checks.leaves("a", a, empty=True)
     b = checks.like("b", b, a, of="a")
-    return _total(jax.tree.map(lambda u, v: jnp.vdot(_wide(u), _wide(v)), a, b))
+    return _inner(a, b)
 
 
 def norm(a: PyTree) -> Array:
@@ -50,9 +51,18 @@ def norm(a: PyTree) -> Array:
     ValueError, TypeError       a leaf that is not an array
     Source: elementary.
     """
-    leaves = [_wide(leaf) for leaf in jax.tree.leaves(checks.leaves("a", a, empty=True)) if jnp.size(leaf)]
-    if not leaves:
-        return jnp.zeros(())
+    leaves = [leaf for leaf in jax.tree.leaves(checks.leaves("a", a, empty=True)) if jnp.size(leaf)]
+    return _norm(leaves) if leaves else jnp.zeros(())
+
+
+@compiled
+def _inner(a, b):
+    return _total(jax.tree.map(lambda u, v: jnp.vdot(_wide(u), _wide(v)), a, b))
+
+
+@compiled
+def _norm(leaves):
+    leaves = [_wide(leaf) for leaf in leaves]
     # The value does not depend on the scale, so no derivative has to go through it.
     scale = lax.stop_gradient(jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves])))
     scale = jnp.where((scale > 0) & jnp.isfinite(scale), scale, jnp.ones_like(scale))

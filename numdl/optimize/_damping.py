@@ -8,6 +8,7 @@ from jax import lax
 from numdl._compiled import compiled
 
 
+@compiled
 def decompose(features, targets):
     """Singular values, V', U'Y, the squares of its rows, what of |Y|^2 no damping can fit, and N."""
     u, values, vt = jnp.linalg.svd(features, full_matrices=False)

@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Key, ScalarLike
 
 from numdl import checks
+from numdl._compiled import compiled
 from numdl.krylov import cg
 from numdl.optimize import _damping
 from numdl.precision import widen
@@ -324,20 +325,19 @@ def _transposed(features, r):
     return features.T @ r
 
 
+@compiled
 def _regularized(features, targets, parts, damping, found):
     values, vt, coefficients, *_ = parts
     total = values**2 + damping
     inverse = jnp.where(total > 0, values / jnp.where(total > 0, total, 1), 0)
     solution = vt.T @ _damping.scaled_rows(inverse, coefficients)
     residual = jnp.linalg.norm(features @ solution - targets)
-    freedom = jnp.sum(_damping.influence(values, damping))
-    criterion = _damping.criterion(parts, damping)
+    freedom, criterion = jnp.sum(_damping.influence(values, damping)), _damping.criterion(parts, damping)
     return Tikhonov(solution, damping, residual, jnp.linalg.norm(solution), freedom, criterion, found)
 
 
 def _fit(features, targets, solution, iterations, converged):
-    residual = jnp.linalg.norm(features @ solution - targets)
-    size = jnp.linalg.norm(solution)
+    residual, size = jnp.linalg.norm(features @ solution - targets), jnp.linalg.norm(solution)
     return Fit(solution, residual, size, converged & jnp.isfinite(size), iterations)
 
 

@@ -15,6 +15,7 @@ or an optimizer of one's own. q is a pytree like any other parameters.
     True True
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree, ScalarLike
 
 from numdl import checks, trees
+from numdl._compiled import compiled
 from numdl.records import record
 
 
@@ -135,6 +137,11 @@ def evidence(
     batch, draws = checks.leaves("batch", batch), checks.whole("draws", draws)
     precision = checks.positive("prior_precision", prior_precision, shape=())
     jax.eval_shape(likelihood, posterior.mean, batch)
+    return _evidence(key, likelihood, moving, rest, log_variance, batch, precision, draws=draws)
+
+
+@functools.partial(compiled, static=("draws",))
+def _evidence(key, likelihood, moving, rest, log_variance, batch, precision, draws):
     every = _drawn(key, moving, rest, log_variance, draws)
     fit = jnp.mean(jax.vmap(likelihood, in_axes=(0, None))(every, batch))
     return fit - _divergence(moving, log_variance, precision)

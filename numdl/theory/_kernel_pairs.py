@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from numdl.theory import _convolutional_kernels
@@ -91,7 +92,7 @@ def _beside(part, name, places):
 
 def _products(x, y):
     """x x' / d and the like, with their derivatives."""
-    k, slopes, mixed = x @ y / x.size, jnp.stack([y, x]) / x.size, jnp.eye(x.size) / x.size
+    k, slopes, mixed = x @ y / x.size, jnp.stack([y, x]) / x.size, np.eye(x.size) / x.size
     return _State(x @ x / x.size, y @ y / x.size, k, k, 2 * x / x.size, 2 * y / x.size, slopes, slopes, mixed, mixed)
 
 

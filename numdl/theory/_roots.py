@@ -43,7 +43,7 @@ def _moments_jit(q, *, activation):
     mixed = lambda x: x * activation.f(x) * activation.slope(x)  # noqa: E731
     closed = activation.moments.square, activation.moments.slope_square
     if closed == (None, None) and not activation.kinks and not activation.jumps:
-        squares = lambda x: activation.f(x) ** 2, lambda x: activation.slope(x) ** 2  # noqa: E731
+        squares = lambda x: activation.f(x) ** 2, lambda x: activation.slope(x) ** 2
         return tuple(quadrature.expect_each((*squares, mixed), q))
     growth = quadrature.expect(mixed, q, kinks=activation.kinks)
     for place, left, right in activation.jumps:  # E x (f^2)' / 2 at a jump of f^2

@@ -111,13 +111,16 @@ def _rows(loss, params, rate, steps, substeps, directions):
 
 def _substep(loss, rate, time, directions, w):
     """(w after it, (sharpness, trace of Sigma) before it)."""
-    gradient = jax.grad(loss)(w)
-    values, vectors = jnp.linalg.eigh(jax.hessian(loss)(w))
+    # NumPy for what is known: each operation of jax's on known numbers would be a program of its own.
+    gradient, push = jax.linearize(jax.grad(loss), w)
+    values, vectors = jnp.linalg.eigh(jax.vmap(push)(np.eye(w.size)))
     if not directions:
         return w - time * gradient, (values[-1], jnp.zeros(()))
     top = vectors[:, -directions:]
-    pushes = jax.jacrev(lambda w: _block(loss, w, top))(w)  # d<u_i, H u_j> / dw
-    slack = 2 / rate * jnp.eye(directions) - jnp.diag(values[-directions:])
+    _, pull = jax.vjp(lambda w: _block(loss, w, top), w)
+    units = np.eye(directions**2).reshape(-1, directions, directions)
+    pushes = jax.vmap(pull)(units)[0].reshape(directions, directions, -1)  # d<u_i, H u_j> / dw
+    slack = np.eye(directions) * (2 / rate - values[None, -directions:])
     linear = slack + time * pushes @ gradient
     quadratic = time / 2 * jnp.einsum("ijp,klp->ijkl", pushes, pushes)
     sigma = _complement(linear, quadratic)
@@ -143,7 +146,7 @@ def _complement(linear, quadratic):
         return (new, new + number / (number + 3) * (new - x)), None
 
     start = jnp.zeros_like(linear)
-    return jax.lax.scan(better, (start, start), jnp.arange(ROUNDS, dtype=linear.dtype))[0][0]
+    return jax.lax.scan(better, (start, start), np.arange(ROUNDS, dtype=linear.dtype))[0][0]
 
 
 def _positive_part(matrix):

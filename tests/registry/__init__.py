@@ -80,6 +80,7 @@ UNCHECKED = {
     "ode.adjoints.square_root": "called by the integrators",
     "parallel.is_first": "no arguments",
     "quadrature.expect": "traceable, says so",
+    "quadrature.expect_each": "traceable, says so",
     "quadrature.expect_product": "traceable, says so",
     "records.abridged": "rows of a table",
     "records.static": "a field",
