@@ -133,8 +133,7 @@ def expect_each(functions: Sequence[Callable], variance: ArrayLike, *, kinks: Se
     kinks : tuple of float      where one of them or of their derivatives jumps
     """
     (variance,) = _floats(variance)
-    found = _line(lambda x: jnp.stack([f(x) for f in functions]), tuple(kinks), _NODES, variance)
-    return jnp.moveaxis(found, -1, 0)
+    return jnp.moveaxis(_line(_known(_Each(tuple(functions))), tuple(kinks), _NODES, variance), -1, 0)
 
 
 def expect_product(
@@ -228,6 +227,16 @@ class _Absolute:
 
     def __call__(self, x):
         return jnp.abs(self.f(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Each:
+    """The values of several functions, one row each."""
+
+    functions: tuple
+
+    def __call__(self, x):
+        return jnp.stack([f(x) for f in self.functions])
 
 
 def _line_value(f, variance, kinks, nodes):

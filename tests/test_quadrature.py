@@ -231,3 +231,18 @@ def test_bad_input_is_named(change, error, words):
     assert all(word in str(caught.value) for word in words)
     with pytest.raises(ValueError, match=r"variance.*-2"):
         quadrature.expectation(jnp.tanh, -2.0)
+
+
+def test_several_functions_at_the_same_nodes_are_each_alone_and_compile_once():
+    from tests import doors
+
+    functions, q = (jnp.sin, relu, jnp.tanh), jnp.asarray([[0.0, 0.3, 2.0], [7.0, 1e3, 1e8]])
+    found = quadrature.expect_each(functions, q, kinks=(0.0,))
+    assert found.shape == (3, 2, 3)
+    for f, row in zip(functions, found):
+        np.testing.assert_allclose(row, quadrature.expect(f, q, kinks=(0.0,)), rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(found[1], np.sqrt(q / (2 * np.pi)), rtol=1e-12, atol=1e-15)
+    doubled = 2 * q
+    with doors.compilations() as compiled:
+        quadrature.expect_each(functions, doubled, kinks=(0.0,))
+    assert not compiled
