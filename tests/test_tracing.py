@@ -282,6 +282,11 @@ def stacked(y, w):
     return state, state
 
 
+def sown(y, w):
+    state = y @ w
+    return jax.nn.relu(state), {"state": state, "size": state.sum() * jnp.exp(state)}
+
+
 def twice(y, pair):
     return lax.scan(relu_first, y, pair)[0], None
 
@@ -302,6 +307,9 @@ def twice(y, pair):
         (lambda params, x: jax.nn.relu(lax.scan(stacked, x, params)[1][2]), ["relu"]),
         (lambda params, x: jax.nn.relu(lax.scan(stacked, x, params[:1])[1][0]), ["relu"]),
         (lambda params, x: jax.nn.relu(lax.scan(stacked, x, params)[1].sum(0)), [None]),
+        (lambda params, x: lax.scan(sown, x, params)[0], ["relu"]),
+        (lambda params, x: lax.scan(jax.checkpoint(sown), x, params)[0], ["relu"]),
+        (lambda params, x: lax.scan(sown, x, params), [None]),
         (lambda params, x: lax.scan(stacked, x, params), [None]),  # all states are returned
         (lambda params, x: jax.nn.relu(lax.scan(twice, x, params.reshape(2, 2, 4, 4))[0]), ["relu"]),
         (lambda params, x: jax.nn.relu(lax.cond(x[0, 0] > 0, stacked, stacked, x, params[0])[0]), ["relu", "relu"]),

@@ -14,7 +14,7 @@ import numpy as np
 
 from numdl.tracing import _scalars
 from numdl.tracing._axes import NOTHING, shape_of
-from numdl.tracing._programs import CUSTOM, REMAT, bodies, flatten, scan_counts
+from numdl.tracing._programs import CUSTOM, REMAT, bodies, flatten, scan_counts, unread
 from numdl.tracing._rules import REDUCTIONS, after
 
 _MOVES = {"reshape", "squeeze", "transpose", "convert_element_type", "copy", "name", "reduce_precision"}
@@ -85,7 +85,8 @@ def _inside(program, slot, readers, around, body, step):
     if step.name not in {"scan", "cond"} | REMAT or reads.count(slot) != 1:
         return None
     place = reads.index(slot) - len(reads) + len(body.inputs)
-    return (body, body.inputs[place], body.readers(), (program, step, readers, around)) if place >= 0 else None
+    inside = body.readers(unread(step, readers))
+    return (body, body.inputs[place], inside, (program, step, readers, around)) if place >= 0 else None
 
 
 def _only(program, slot, readers):

@@ -8,7 +8,7 @@ from typing import Any
 from numdl.tracing import _activity, _custom, _geometry, _layouts
 from numdl.tracing._axes import NOTHING, read, shape_of
 from numdl.tracing._geometry import Axes, Sight
-from numdl.tracing._programs import CONTRACTIONS, CUSTOM, REMAT, TAP, is_tap
+from numdl.tracing._programs import CONTRACTIONS, CUSTOM, REMAT, TAP, is_tap, unread
 from numdl.tracing._rules import after
 from numdl.tracing._uses import Uses
 
@@ -53,8 +53,8 @@ class Finder:
         self.layers, self.not_entered, self.uses = [], [], Uses(len(paths))
         self.around = ()  # (program, step, readers, around) of the step whose inside is searched
 
-    def search(self, program, steps):
-        readers, live = program.readers(), program.live()
+    def search(self, program, steps, lost=()):
+        readers, live = program.readers(lost), program.live(lost)
         for step in program.steps:
             values, found = read(program.values, step.reads), None
             if step.name in CONTRACTIONS:
@@ -149,13 +149,13 @@ class Finder:
         before, around = len(self.layers), self.around
         if step.name != "scan" and step.name != "cond" and step.name not in REMAT:
             return self.outside(program, step, values, readers, steps)
-        self.around = program, step, readers, around
+        self.around, lost = (program, step, readers, around), unread(step, readers)
         if step.name == "scan":
             self.uses.starts(step, step.inner[0], values)
-            self.search(step.inner[0], (*steps, step.params["length"]))
+            self.search(step.inner[0], (*steps, step.params["length"]), lost)
         else:
             for body in step.inner:
-                self.search(body, steps)
+                self.search(body, steps, lost)
         self.around = around
         if len(self.layers) > before:
             step.entered = True

@@ -70,20 +70,27 @@ class Program:
             self.writers.update((write, step) for step in self.steps for write in step.writes)
         return self.writers.get(slot)
 
-    def live(self):
-        """The ids of the steps that an output depends on: not those of running statistics that are thrown away."""
-        wanted, steps = {slot for slot in self.outputs if isinstance(slot, int)}, set()
+    def live(self, unread=()):
+        """The ids of the steps that an output depends on: not those of running statistics that are thrown away.
+
+        unread : set of int     places of outputs that nobody reads
+        """
+        wanted, steps = {slot for slot in self.read(unread) if isinstance(slot, int)}, set()
         for step in reversed(self.steps):
             if not wanted.isdisjoint(step.writes):
                 wanted.update(slot for slot in step.reads if isinstance(slot, int))
                 steps.add(id(step))
         return steps
 
-    def readers(self):
+    def read(self, unread):
+        """The outputs but those at these places."""
+        return [slot for place, slot in enumerate(self.outputs) if place not in unread]
+
+    def readers(self, unread=()):
         """slot -> the steps that read it and of which an output depends; the outputs count as one, None."""
-        readers, live = collections.defaultdict(list), self.live()
+        readers, live = collections.defaultdict(list), self.live(unread)
         steps = [(step, step.reads) for step in self.steps if id(step) in live]
-        for owner, reads in [*steps, (None, self.outputs)]:
+        for owner, reads in [*steps, (None, self.read(unread))]:
             for read in {r for r in reads if isinstance(r, int)}:
                 readers[read].append(owner)
         return readers
@@ -157,6 +164,12 @@ def scan_counts(params):
         return params["num_consts"], params["num_carry"]
     constants, carries, _ = params["ft_in"].unpack()
     return len(list(constants)), len(list(carries))
+
+
+def unread(step, readers):
+    """The places of a body's outputs that nobody reads behind its step; what a scan carries its next step reads."""
+    carries = scan_counts(step.params)[1] if step.name == "scan" else 0
+    return {place for place, write in enumerate(step.writes) if place >= carries and not readers[write]}
 
 
 def calls(program, at):
