@@ -48,8 +48,10 @@ def _acting(program, slot, readers, around, depth):
     if name is not None or depth == 0:
         return name
     ways = [way for step in _followed(program, slot, readers) for way in _onward(program, slot, readers, around, step)]
-    names = {_acting(*way, depth - 1) if way else None for way in ways}
-    return names.pop() if len(names) == 1 else None
+    if not ways or None in ways:
+        return None
+    name = _acting(*ways[0], depth - 1)
+    return name if name and all(_acting(*way, depth - 1) == name for way in ways[1:]) else None
 
 
 def _onward(program, slot, readers, around, step):

@@ -75,22 +75,22 @@ class Program:
 
         unread : set of int     places of outputs that nobody reads
         """
-        wanted, steps = {slot for slot in self.read(unread) if isinstance(slot, int)}, set()
+        wanted, steps = {slot for slot in self.wanted(unread) if isinstance(slot, int)}, set()
         for step in reversed(self.steps):
             if not wanted.isdisjoint(step.writes):
                 wanted.update(slot for slot in step.reads if isinstance(slot, int))
                 steps.add(id(step))
         return steps
 
-    def read(self, unread):
-        """The outputs but those at these places."""
+    def wanted(self, unread):
+        """The outputs but those at the places that nobody reads."""
         return [slot for place, slot in enumerate(self.outputs) if place not in unread]
 
     def readers(self, unread=()):
         """slot -> the steps that read it and of which an output depends; the outputs count as one, None."""
         readers, live = collections.defaultdict(list), self.live(unread)
         steps = [(step, step.reads) for step in self.steps if id(step) in live]
-        for owner, reads in [*steps, (None, self.read(unread))]:
+        for owner, reads in [*steps, (None, self.wanted(unread))]:
             for read in {r for r in reads if isinstance(r, int)}:
                 readers[read].append(owner)
         return readers
