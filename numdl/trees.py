@@ -16,7 +16,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Key, PyTree
 
-from numdl import checks, precision
+from numdl import _random, checks, precision
 from numdl._compiled import compiled
 
 
@@ -299,11 +299,11 @@ def _squares(leaf):
 
 def _normal(key, leaf):
     dtype = jnp.result_type(leaf)
-    return jax.random.normal(key, jnp.shape(leaf), precision.wide(dtype)).astype(dtype)
+    return _random.normal(key, jnp.shape(leaf), precision.wide(dtype)).astype(dtype)
 
 
 def _rademacher(key, leaf):
-    return jax.random.rademacher(key, jnp.shape(leaf), jnp.int32).astype(jnp.result_type(leaf))
+    return _random.rademacher(key, jnp.shape(leaf), jnp.int32).astype(jnp.result_type(leaf))
 
 
 _LAWS = {"normal": _normal, "rademacher": _rademacher}

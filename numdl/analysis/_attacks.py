@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
+from numdl import _random
 from numdl._compiled import jit
 from numdl.precision import widen
 
@@ -51,10 +52,10 @@ def _projected(x, center, radius, norm, bounds):
 def drawn(key, x, norm):
     """Uniform in the unit ball, for every example."""
     if norm == "max":
-        return jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
+        return _random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
     shell, depth = jax.random.split(key)
-    way = _unit(jax.random.normal(shell, x.shape, x.dtype), norm)
-    share = jax.random.uniform(depth, x.shape[:1], x.dtype) ** (len(x) / x.size)
+    way = _unit(_random.normal(shell, x.shape, x.dtype), norm)
+    share = _random.uniform(depth, x.shape[:1], x.dtype) ** (len(x) / x.size)
     return way * _rows(share, x)
 
 

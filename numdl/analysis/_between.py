@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Key, PyTree, ScalarLike
 
-from numdl import checks
+from numdl import _random, checks
 from numdl._compiled import jit
 from numdl.analysis import _grids, _parts, _samples
 from numdl.records import record
@@ -144,7 +144,7 @@ def _connect(key, loss, ends, rest, batch, rate, positions, steps):
 
     def step(state, key):
         middle, memory = state
-        t = jax.random.uniform(key, (), positions.dtype)
+        t = _random.uniform(key, (), positions.dtype)
         value, gradient = jax.value_and_grad(value_at)(middle, t)
         update, memory = optimizer.update(gradient, memory, middle)
         return (optax.apply_updates(middle, update), memory), value

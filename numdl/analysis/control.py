@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
-from numdl import checks
+from numdl import _random, checks
 from numdl._compiled import jit
 from numdl.precision import widen
 from numdl.records import record
@@ -156,7 +156,7 @@ def _episodes(key, params, x, functions, variance, steps):
     def step(x, key):
         chance, moved = jax.random.split(key)
         means = checks.shape("policy(params, x)", jax.vmap(lambda x: policy(params, x))(x), (len(x), None))
-        u = means + jnp.sqrt(variance).astype(x.dtype) * jax.random.normal(chance, means.shape, x.dtype)
+        u = means + jnp.sqrt(variance).astype(x.dtype) * _random.normal(chance, means.shape, x.dtype)
         later = checks.shape("dynamics(key, x, u)", jax.vmap(dynamics)(jax.random.split(moved, len(x)), x, u), x.shape)
         return later.astype(x.dtype), (x, u, jax.vmap(cost)(x, u))
 

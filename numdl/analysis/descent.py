@@ -21,7 +21,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, Real
 
-from numdl import checks, trees
+from numdl import _random, checks, trees
 from numdl._compiled import compiled, jit
 from numdl._hyperparameters import as_data
 from numdl.analysis import _parts
@@ -298,7 +298,7 @@ def _along(key, moving, rest, batch, loss, optimizer, rounds, every, num_matvecs
     import optax
 
     flat, unravel = ravel_pytree(moving)
-    first = unravel(jax.random.normal(key, flat.shape, flat.dtype))
+    first = unravel(_random.normal(key, flat.shape, flat.dtype))
     loss = _parts.loss_of(loss, rest)
 
     def step(state, _):

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key, ScalarLike
 
-from numdl import checks
+from numdl import _random, checks
 from numdl._compiled import jit
 
 
@@ -108,6 +108,6 @@ def _score(key, f, mean, variance, draws, baseline):
 
 def _points(key, mean, variance, draws):
     """z [draws, D] and the gradient of ln p(z) with respect to m there."""
-    u = jax.random.normal(key, (draws, *mean.shape), mean.dtype)
+    u = _random.normal(key, (draws, *mean.shape), mean.dtype)
     root = jnp.sqrt(jnp.asarray(variance, mean.dtype))
     return mean[None] + root * u, u / root

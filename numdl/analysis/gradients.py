@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-from numdl import checks, precision
+from numdl import _random, checks, precision
 from numdl._compiled import jit
 from numdl.analysis import _samples, layers
 from numdl.networks import core
@@ -168,7 +168,7 @@ def _sample(network, x, key, loss, seeds, at_a_time):
 
         def cotangent(outputs):
             if loss is None:
-                return jax.random.normal(jax.random.fold_in(key, _APART), outputs.shape, outputs.dtype)
+                return _random.normal(jax.random.fold_in(key, _APART), outputs.shape, outputs.dtype)
             return x.shape[0] * jax.grad(loss)(outputs)
 
         return GradientSamples(*_backward(network, params, x, cotangent))

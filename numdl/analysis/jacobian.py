@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, Shaped
 
-from numdl import checks
+from numdl import _random, checks
 from numdl._compiled import jit
 from numdl.analysis.products import (
     LyapunovSamples,
@@ -289,7 +289,7 @@ def _trace_samples(key, network, params, x, start, stop, order, draws):
     forward, backward, point = _products(network, params, x, start, stop)
 
     def one(key):
-        v = jax.random.rademacher(key, point.shape, point.dtype)
+        v = _random.rademacher(key, point.shape, point.dtype)
 
         def power(v, number):  # |J w|^2 and |J' J w|^2 give two moments from two products
             u = forward(v)
@@ -309,7 +309,7 @@ def _extremes(key, network, params, x, start, stop, steps, whole):
     if image.size < point.size:  # J' has the same singular values; the smaller side is exhausted first
         forward, backward, point, image = backward, forward, image, point
     start_key, key = jax.random.split(key)
-    first = jax.random.normal(start_key, point.shape, point.dtype)
+    first = _random.normal(start_key, point.shape, point.dtype)
     found = bidiagonal.decompose(forward, backward, first, num_matvecs=steps, key=key)
     left, values, _ = jnp.linalg.svd(widen(found.square[:, :-1]))
     residuals = jnp.abs(found.off_diagonal[-1] * left[-1])

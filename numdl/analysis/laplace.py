@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
-from numdl import checks
+from numdl import _random, checks
 from numdl._compiled import jit
 from numdl.analysis.curvature import Kronecker, Operator, _operators, top_eigenvalues
 from numdl.analysis.curvature._kinds import Hessian
@@ -281,7 +281,7 @@ def _predicted(operator, rows, gains, apply, x):
 @functools.partial(jit, static_argnames="draws")
 def _drawn(key, operator, rows, along, rest, draws):
     layout = _vectors.layout("operator", operator.like)
-    z = jax.random.normal(key, (draws, layout.size), layout.dtype)
+    z = _random.normal(key, (draws, layout.size), layout.dtype)
     inside = jnp.matmul(z, rows.T, precision="highest") * along[None]
     moved = layout.ravel(operator.like)[None] + rest * z + jnp.matmul(inside, rows, precision="highest")
     return jax.vmap(lambda v: operator._whole(layout.unravel(v)))(moved)
@@ -323,4 +323,4 @@ def _drawn_by_factors(key, posterior, draws):
         step = _shrunk(posterior, layout.unravel(z), -0.5)
         return operator.rest.params(jax.tree.map(jnp.add, operator.like, step))
 
-    return jax.vmap(one)(jax.random.normal(key, (draws, layout.size), layout.dtype))
+    return jax.vmap(one)(_random.normal(key, (draws, layout.size), layout.dtype))

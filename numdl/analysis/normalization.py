@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-from numdl import checks
+from numdl import _random, checks
 from numdl._compiled import jit
 from numdl.analysis import _samples
 from numdl.networks import _segments, core
@@ -112,7 +112,7 @@ def _growth(network, keys, x, at_a_time):
         params = network.init(init_key, x)
 
         def loss(outputs):
-            return jnp.sum(outputs * jax.random.normal(loss_key, outputs.shape, outputs.dtype))
+            return jnp.sum(outputs * _random.normal(loss_key, outputs.shape, outputs.dtype))
 
         return core.per_layer(_log_square, core.state_gradients(network, params, x, loss))
 

@@ -20,7 +20,7 @@ from jax.tree_util import Partial
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-from numdl import checks, precision
+from numdl import _random, checks, precision
 from numdl._compiled import jit
 from numdl.analysis import _samples
 from numdl.records import record
@@ -200,7 +200,7 @@ def _keys(key, draws):
 def _sample(keys, step, y, width, depth, at_a_time, dtype):
     def one(keys):
         input_key, layers_key = keys
-        start = jax.random.normal(input_key, (width,), dtype) if y is None else y
+        start = _random.normal(input_key, (width,), dtype) if y is None else y
         return _chain(step, start, jax.random.split(layers_key, depth))
 
     return _samples.each(one, keys, at_a_time)

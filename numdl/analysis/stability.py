@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-from numdl import checks
+from numdl import _random, checks
 from numdl._compiled import jit
 from numdl.krylov import arnoldi
 from numdl.records import record
@@ -185,7 +185,7 @@ def _krylov(field, theta, states, steps, key):
         def symmetric(v):
             return (forward(v) + pull(v.reshape(y.shape))[0].ravel()) / 2
 
-        start = jax.random.normal(key, (y.size,), y.dtype)
+        start = _random.normal(key, (y.size,), y.dtype)
         return tuple(arnoldi.decompose(map_, start, num_matvecs=steps).matrix for map_ in (forward, symmetric))
 
     return lax.map(lambda layer: jax.vmap(one, in_axes=(None, 0))(*layer), (theta, states))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl import tracing, trees
+from numdl import _random, tracing, trees
 from numdl.audit.evidence import Evidence
 from numdl.tracing._paths import paths
 from numdl.tracing._uses import scans_over
@@ -186,7 +186,7 @@ def _paired(key, leaf, axes, first, last):
     *lead, rows, columns = shape
     m, n = (rows if first else max(rows // 2, 1)), (columns if last else max(columns // 2, 1))
     steps = lead[: len(over)]
-    block = math.sqrt(max(m, n) / m) * jax.random.orthogonal(key, max(m, n), tuple(steps), jnp.float32)[..., :m, :n]
+    block = math.sqrt(max(m, n) / m) * _random.orthogonal(key, max(m, n), tuple(steps), jnp.float32)[..., :m, :n]
     block = block if last else jnp.concatenate([block, -block], -1)[..., :columns]
     block = block if first else jnp.concatenate([block, -block], -2)[..., :rows, :]
     block = jnp.pad(block, [(0, 0)] * len(steps) + [(0, rows - block.shape[-2]), (0, columns - block.shape[-1])])
@@ -236,9 +236,9 @@ def _drawn(key, leaf, layer, gain, orthogonal, sums):
     if recurrent or (orthogonal and matrices):
         *lead, m, n = leaf.shape
         size = 1.0 if recurrent and not sums else math.sqrt(gain * max(m, n) / layer.fan_in)
-        found = size * jax.random.orthogonal(key, m, tuple(lead), jnp.float32, n)
+        found = size * _random.orthogonal(key, m, tuple(lead), jnp.float32, n)
     else:
-        found = math.sqrt(gain / max(layer.fan_in, 1)) * jax.random.normal(key, leaf.shape, jnp.float32)
+        found = math.sqrt(gain / max(layer.fan_in, 1)) * _random.normal(key, leaf.shape, jnp.float32)
     if sums and axes:
         found -= jnp.mean(found, (*axes.inputs, *axes.window), keepdims=True)
     return found.astype(leaf.dtype)

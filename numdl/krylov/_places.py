@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from numdl import _random
 from numdl.precision import widen
 
 _BEHIND = np.uint32(2**32 - 1)  # the index of an entry that belongs to no leaf
@@ -139,14 +140,14 @@ def _is_concrete(sharding):
 def normal(key, layout):
     """Independent normal entries: the numbers of `jax.random.normal(key, (n,))`, each at its own place."""
     if layout.places is None:
-        return jax.random.normal(key, (layout.size,), layout.dtype)
+        return _random.normal(key, (layout.size,), layout.dtype)
     return _spread_normal(key, layout)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _spread_normal(key, layout):
     if not _by_index(key, layout):
-        return _whole(jax.random.normal(key, (layout.size,), layout.dtype), layout)
+        return _whole(_random.normal(key, (layout.size,), layout.dtype), layout)
     index = layout.places.indices()
     least = np.nextafter(layout.dtype.type(-1), layout.dtype.type(0))
     entries = lax.erf_inv(_uniform(key, index, layout.dtype, least)) * np.sqrt(2).astype(layout.dtype)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-from numdl import checks
+from numdl import _random, checks
 from numdl._compiled import as_tree, compiled, jit
 from numdl.krylov import _vectors
 from numdl.precision import widen
@@ -98,7 +98,7 @@ def _decompose(key, matvec, transpose, start, m):
     image = jax.eval_shape(matvec, start)
 
     def spare(key, like):
-        return None if key is None else jax.random.normal(key, like.shape, like.dtype)
+        return None if key is None else _random.normal(key, like.shape, like.dtype)
 
     def step(state, given):
         (left, right, v), (j, key) = state, given
@@ -171,7 +171,7 @@ def _triplets(key, matvec, transpose, layout, outer, k, steps, tolerance):
         like = layout.unravel(jnp.zeros(layout.size, layout.dtype))
         return layout.ravel(jax.linear_transpose(matvec, like)(outer.unravel(u))[0])
 
-    found = decompose(forward, backward, jax.random.normal(key, (layout.size,), layout.dtype), num_matvecs=steps)
+    found = decompose(forward, backward, _random.normal(key, (layout.size,), layout.dtype), num_matvecs=steps)
     turn_left, values, turn_right = jnp.linalg.svd(widen(found.square), full_matrices=False)
     left = jnp.matmul(turn_left[:, :k].T, found.left, precision="highest")
     right = jnp.matmul(turn_right[:k], found.right, precision="highest")

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Key, PyTree
 
-from numdl import checks
+from numdl import _random, checks
 from numdl._compiled import reading_once
 from numdl.krylov import _places, _vectors
 from numdl.krylov._gauss_rules import Quadrature, rule, weighted_sums
@@ -327,7 +327,7 @@ def _welford(state, sample):
 def _signs(key, layout):
     if layout.places is not None:
         return _places.signs(key, layout, lambda one: _signs(one, dataclasses.replace(layout, places=None)))
-    return jax.random.rademacher(key, (layout.size,), np.int32).astype(layout.dtype)
+    return _random.rademacher(key, (layout.size,), np.int32).astype(layout.dtype)
 
 
 @functools.partial(jax.jit, static_argnums=1)

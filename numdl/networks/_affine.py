@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from numdl import checks, precision
+from numdl import _random, checks, precision
 from numdl.networks import initializers
 from numdl.networks.initializers import Initializer
 
@@ -40,7 +40,7 @@ def biases(key, shapes, variances, dtype):
     variances : sequence of scalars     Var(b_i) for each shape
     """
     sizes = [math.prod(shape) for shape in shapes]
-    unit = jax.random.normal(key, (sum(sizes),), precision.wide(dtype))
+    unit = _random.normal(key, (sum(sizes),), precision.wide(dtype))
     parts = jnp.split(unit, list(itertools.accumulate(sizes))[:-1])
     return [
         (part * jnp.sqrt(jnp.asarray(variance, unit.dtype))).astype(dtype).reshape(shape)

@@ -22,7 +22,7 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
-from numdl import checks
+from numdl import _random, checks
 from numdl._compiled import compiled
 from numdl.networks import _affine, _split_tokens
 from numdl.networks._attention_parameters import Settings, init
@@ -88,7 +88,7 @@ def gumbel(key: Key[Array, ""], scores: Float[ArrayLike, "..."], *, temperature:
     checks.key("key", key)
     temperature = checks.positive("temperature", temperature, shape=())
     scores = checks.floating("scores", scores)
-    perturbed = scores + jax.random.gumbel(key, scores.shape, scores.dtype)
+    perturbed = scores + _random.gumbel(key, scores.shape, scores.dtype)
     return _straight_through(perturbed, soft(perturbed / temperature))
 
 

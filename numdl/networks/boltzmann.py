@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
-from numdl import checks
+from numdl import _random, checks
 from numdl._compiled import compiled
 from numdl.records import record
 
@@ -47,7 +47,7 @@ def init(key: Key[Array, ""], *, visible: int, hidden: int, entry_variance: Scal
     checks.key("key", key)
     shape = checks.whole("visible", visible), checks.whole("hidden", hidden)
     variance = checks.variance("entry_variance", entry_variance, shape=())
-    weights = jnp.sqrt(variance) * jax.random.normal(key, shape)
+    weights = jnp.sqrt(variance) * _random.normal(key, shape)
     return {"visible": jnp.zeros(shape[0]), "hidden": jnp.zeros(shape[1]), "weights": weights}
 
 
@@ -257,7 +257,7 @@ def _swept(key, params, v):
 
 
 def _drawn(key, logits):
-    return jax.random.bernoulli(key, jax.nn.sigmoid(logits)).astype(logits.dtype)
+    return _random.bernoulli(key, jax.nn.sigmoid(logits)).astype(logits.dtype)
 
 
 def _free_energy(params, v):

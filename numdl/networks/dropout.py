@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
-from numdl import checks
+from numdl import _random, checks
 from numdl.networks import _affine
 from numdl.networks._record import run_stretch
 
@@ -129,5 +129,5 @@ def _kept(keep_probability):
 def _dropped(key, x, keep):
     keep = jnp.asarray(keep, x.dtype)
     # A bernoulli of x's own dtype would keep too few in half precision
-    kept = jax.random.uniform(key, x.shape, jnp.float32) < keep
+    kept = _random.uniform(key, x.shape, jnp.float32) < keep
     return jnp.where(kept, x / keep, jnp.zeros_like(x))

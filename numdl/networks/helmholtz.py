@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
-from numdl import checks
+from numdl import _random, checks
 from numdl.networks import boltzmann
 from numdl.records import record
 
@@ -46,7 +46,7 @@ def init(key: Key[Array, ""], *, visible: int, hidden: int, entry_variance: Scal
     checks.key("key", key)
     v, h = checks.whole("visible", visible), checks.whole("hidden", hidden)
     scale = jnp.sqrt(checks.variance("entry_variance", entry_variance, shape=()))
-    down, up = (scale * jax.random.normal(k, shape) for k, shape in zip(jax.random.split(key), ((h, v), (v, h))))
+    down, up = (scale * _random.normal(k, shape) for k, shape in zip(jax.random.split(key), ((h, v), (v, h))))
     return {
         "generative": {"prior": jnp.zeros(h), "visible": jnp.zeros(v), "weights": down},
         "recognition": {"hidden": jnp.zeros(h), "weights": up},
@@ -162,7 +162,7 @@ def _log_law(logits, units):
 
 
 def _bernoulli(key, logits):
-    return jax.random.bernoulli(key, jax.nn.sigmoid(logits)).astype(logits.dtype)
+    return _random.bernoulli(key, jax.nn.sigmoid(logits)).astype(logits.dtype)
 
 
 def _parameters(params):

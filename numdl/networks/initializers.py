@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 from jax.typing import DTypeLike
 from jaxtyping import ScalarLike
 
-from numdl import checks, precision
+from numdl import _random, checks, precision
 from numdl.records import record, static
 
 MODES = ("fan_in", "fan_out", "fan_average")
@@ -235,7 +235,7 @@ def _applier(mode):
     """z W is Gaussian for Gaussian W, with variance |z|^2 Var(W_ij) in every direction."""
 
     def applied(variance, key, z, fan_out):
-        unit = jax.random.normal(key, (fan_out,), _working(z.dtype))
+        unit = _random.normal(key, (fan_out,), _working(z.dtype))
         size = jnp.linalg.norm(z.astype(unit.dtype))
         return _scaled(size * unit, _variance(mode)(variance, (z.size, fan_out)), z.dtype)
 
@@ -271,7 +271,7 @@ def _scaled(unit, variance, dtype):
 def _sample_orthogonal(weight_variance, key, shape, dtype):
     fan_in, fan_out = math.prod(shape[:-1]), shape[-1]
     long, short = max(fan_in, fan_out), min(fan_in, fan_out)
-    q, r = jnp.linalg.qr(jax.random.normal(key, (long, short), _working(dtype)))
+    q, r = jnp.linalg.qr(_random.normal(key, (long, short), _working(dtype)))
     # R with a positive diagonal makes the factorization unique, and Q then inherits the invariance of the Gaussian.
     q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(q.dtype)[None, :]
     matrix = q if fan_in >= fan_out else q.T
@@ -281,7 +281,7 @@ def _sample_orthogonal(weight_variance, key, shape, dtype):
 def _apply_orthogonal(weight_variance, key, z, fan_out):
     """z Q is |z| times the first coordinates of a uniform unit vector, as long as the longer side."""
     long = max(z.size, fan_out)
-    normal = jax.random.normal(key, (long,), _working(z.dtype))
+    normal = _random.normal(key, (long,), _working(z.dtype))
     size = jnp.linalg.norm(z.astype(normal.dtype)) / jnp.linalg.norm(normal)
     return _scaled(size * normal[:fan_out], weight_variance * (long / z.size), z.dtype)
 
@@ -304,21 +304,21 @@ _TRUNCATED_VARIANCE, _TRUNCATED_KURTOSIS = _truncated_moments(2.0)
 
 
 def _truncated(key, shape, dtype):
-    return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype) / math.sqrt(_TRUNCATED_VARIANCE)
+    return _random.truncated_normal(key, -2.0, 2.0, shape, dtype) / math.sqrt(_TRUNCATED_VARIANCE)
 
 
 def _normal(key, shape, dtype):
-    return jax.random.normal(key, shape, dtype)
+    return _random.normal(key, shape, dtype)
 
 
 def _uniform(key, shape, dtype):
-    return jax.random.uniform(key, shape, dtype, -math.sqrt(3), math.sqrt(3))
+    return _random.uniform(key, shape, dtype, -math.sqrt(3), math.sqrt(3))
 
 
 def _signs(key, shape, dtype):
     """Plus and minus one, 32 of them from every random word."""
     count = math.prod(shape)
-    words = jax.random.bits(key, (-(-count // 32), 1), jnp.uint32)
+    words = _random.bits(key, (-(-count // 32), 1), jnp.uint32)
     ones = (words >> jnp.arange(32, dtype=jnp.uint32)[None]).ravel()[:count] & 1
     return jnp.where(ones == 1, 1, -1).astype(dtype).reshape(shape)
 

@@ -5,11 +5,10 @@
 The draw of z is a path from noise to z, so that the gradient of a mean over draws is the mean of gradients.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
-from numdl import checks
+from numdl import _random, checks
 from numdl.networks.autoencoder import Autoencoder
 
 
@@ -51,7 +50,7 @@ def evidence(
     params, x = checks.leaves("params", params), checks.floating("x", x, ndim=2)
     draws = checks.whole("draws", draws)
     mean, spread = autoencoder.encode(params, x), autoencoder.spread(params, x)
-    noise = jax.random.normal(key, (draws, *mean.shape), mean.dtype)
+    noise = _random.normal(key, (draws, *mean.shape), mean.dtype)
     codes = mean[None] + jnp.exp(spread / 2)[None] * noise
     outputs = autoencoder.decode(params, codes.reshape(-1, mean.shape[1])).reshape(draws, *x.shape)
     misfit = jnp.mean(jnp.sum((jnp.asarray(x)[None] - outputs) ** 2, axis=-1), axis=0)

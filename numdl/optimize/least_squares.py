@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Key, ScalarLike
 
-from numdl import checks
+from numdl import _random, checks
 from numdl._compiled import compiled
 from numdl.krylov import cg
 from numdl.optimize import _damping
@@ -272,8 +272,8 @@ def extreme_learning_machine(
     bias_variance = checks.variance("bias_variance", bias_variance, shape=())
     key_weights, key_bias = jax.random.split(key)
     scale = jnp.sqrt(jnp.asarray(weight_variance / x.shape[1], x.dtype))
-    weights = scale * jax.random.normal(key_weights, (x.shape[1], width), x.dtype)
-    bias = jnp.sqrt(jnp.asarray(bias_variance, x.dtype)) * jax.random.normal(key_bias, (width,), x.dtype)
+    weights = scale * _random.normal(key_weights, (x.shape[1], width), x.dtype)
+    bias = jnp.sqrt(jnp.asarray(bias_variance, x.dtype)) * _random.normal(key_bias, (width,), x.dtype)
     hidden = with_bias(activation(x @ weights + bias[None, :]))
     return ExtremeLearningMachine(weights, bias, tikhonov(hidden, targets, damping=damping), activation)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from numdl import checks, precision, tracing, trees
+from numdl import _random, checks, precision, tracing, trees
 from numdl._compiled import jit
 from numdl.analysis import _examples, _site_values
 from numdl.analysis.curvature import _blocks
@@ -223,6 +223,6 @@ def _directions(loss, z, weight, key, settings):
     largest = jnp.max(jnp.abs(values))
     lowest = jnp.min(values) / jnp.where(largest > 0, largest, 1)
     if settings["kind"] == "sampled":
-        signs = jax.random.rademacher(key, (size, settings["samples"]), root.dtype)
+        signs = _random.rademacher(key, (size, settings["samples"]), root.dtype)
         root = _product("ij,js->is", root, signs) / math.sqrt(settings["samples"])
     return root.T.reshape(-1, *z.shape), lowest

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from numdl import checks, precision, trees
+from numdl import _random, checks, precision, trees
 from numdl._compiled import compiled, jit
 from numdl.networks import _affine
 from numdl.networks._record import Network, fitting, probed, split_probes
@@ -76,10 +76,7 @@ def _draw(settings, key, picture, dtype):
     uniform = settings.law.uniform and settings.weight_variance is None
     # Entries of mean 0 and variance 1
     wide = precision.wide(dtype)
-    if uniform:
-        unit = jax.random.uniform(key, (total,), wide, -(3**0.5), 3**0.5)
-    else:
-        unit = jax.random.normal(key, (total,), wide)
+    unit = _random.uniform(key, (total,), wide, -(3**0.5), 3**0.5) if uniform else _random.normal(key, (total,), wide)
     made, begin = [], 0
     for leaf in flat:
         if isinstance(leaf, Filled):

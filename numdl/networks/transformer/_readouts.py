@@ -6,7 +6,7 @@ from jax.tree_util import Partial
 from jax.typing import DTypeLike
 from jaxtyping import ScalarLike
 
-from numdl import checks
+from numdl import _random, checks
 from numdl._compiled import compiled
 from numdl.networks import _affine, initializers
 from numdl.networks._record import Network, probed_alone, split_probes
@@ -239,7 +239,7 @@ def _embedding(settings, keys, x, width, dtype):
 
 
 def _gaussian(key, shape, variance, dtype):
-    return jax.random.normal(key, shape, dtype) * jnp.sqrt(jnp.asarray(variance, dtype))
+    return _random.normal(key, shape, dtype) * jnp.sqrt(jnp.asarray(variance, dtype))
 
 
 @compiled
