@@ -86,7 +86,7 @@ def float64(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
-        with jax.ensure_compile_time_eval(), jax.enable_x64(True), jax.default_device(_cpu()):
+        with jax.core.eval_context(), jax.enable_x64(True), jax.default_device(_cpu()):
             return jax.tree.map(lambda leaf: np.asarray(leaf)[()], function(*args, **kwargs))
 
     return wrapped
