@@ -117,6 +117,11 @@ def update(
     most = checks.positive("most", most, shape=())
     if damping is not None:
         damping = checks.finite("damping", damping, shape=())
+    return _updated(state, features, targets, least, most, damping)
+
+
+@compiled
+def _updated(state, features, targets, least, most, damping):
     scale = 1 / jnp.sqrt(jnp.asarray(features.shape[0], state.memory.dtype))
     a, y = scale * features.astype(scale.dtype), scale * targets.astype(scale.dtype)
     memory = lax.dynamic_update_index_in_dim(state.memory, a, state.count % state.memory.shape[0], 0)

@@ -24,6 +24,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
 
 from numdl import checks, trees
+from numdl._compiled import as_tree, compiled
 from numdl.optimize import _readout, least_squares, second_order
 from numdl.optimize.gauss_newton import Composite, LeastSquares, hessian_product
 from numdl.optimize.second_order import SecondOrderHistory
@@ -190,9 +191,15 @@ def readout(
     else:
         weights, count = _readout.newton(loss, matrix, targets, jnp.asarray(alpha, matrix.dtype))
         misfit = loss
+    return Readout(weights, *_valued(as_tree(misfit), matrix, targets, alpha, weights), count)
+
+
+@compiled
+def _valued(misfit, matrix, targets, alpha, weights):
+    """(the regularized misfit, the norm of its gradient)."""
     objective = functools.partial(_readout.regularized, misfit, matrix, targets, alpha)
     value, slope = jax.value_and_grad(objective)(weights)
-    return Readout(weights, value, jnp.linalg.norm(slope), count)
+    return value, jnp.linalg.norm(slope)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,9 +248,14 @@ def project(
     targets = checks.finite("targets", checks.floating("targets", targets, least_ndim=1))
     checks.shape("targets", targets, (matrix.shape[0], None)[: min(targets.ndim, 2)])
     alpha = checks.positive("alpha", alpha, shape=())
+    return _projected(matrix, targets, alpha, kaufman=jacobian == "kaufman")
+
+
+@functools.partial(compiled, static=("kaufman",))
+def _projected(matrix, targets, alpha, kaufman):
     scale = 1 / jnp.sqrt(jnp.asarray(matrix.shape[0], matrix.dtype))
     rows, rhs = least_squares.augmented(scale * matrix, scale * targets, alpha)
-    return _readout.solve_damped(jacobian == "kaufman", rows, rhs)
+    return _readout.solve_damped(kaufman, rows, rhs)
 
 
 @functools.lru_cache(maxsize=256)
