@@ -20,6 +20,7 @@ GROUND = {
     "trees",
     "quadrature",
     "_quadrature_rules",
+    "_random",
     "_tanh_sinh",
     "_jumps",
     "_closed_forms",
