@@ -104,6 +104,6 @@ def density(z):
 
 
 def root_of(x):
-    """sqrt(x) whose derivative at zero is zero instead of infinite, so that no nan spreads."""
+    """sqrt(x) whose derivative at zero is zero instead of infinite, so that no nan spreads but that of x itself."""
     positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0 * x)

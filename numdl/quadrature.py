@@ -22,7 +22,7 @@ from jaxtyping import Array, ArrayLike
 from numdl import _quadrature_rules as rules
 from numdl import _tanh_sinh, checks
 from numdl._compiled import jit
-from numdl.precision import float64
+from numdl.precision import float64, wide, widen
 from numdl.records import record
 
 _ZONE = 8.5  # a kink seen through a Gaussian of deviation sigma is over at _ZONE * sigma
@@ -263,17 +263,23 @@ def _known(f):
 @functools.partial(jit, static_argnums=(0, 1, 2))
 def _line(f, kinks, nodes, variance):
     at = functools.partial(_line_point, f, kinks, nodes)
-    found = jax.vmap(at)(variance.ravel())
-    return found.reshape(*variance.shape, *found.shape[1:])
+    found = jax.vmap(at)(widen(variance).ravel())
+    return _in_dtype(found.reshape(*variance.shape, *found.shape[1:]), variance.dtype)
 
 
 @functools.partial(jit, static_argnums=(0, 1, 2, 3, 4))
 def _plane(f, g, kinks_f, kinks_g, nodes, *arguments):
     at = functools.partial(_plane_point, f, g, kinks_f, kinks_g, nodes)
-    shape = arguments[0].shape
+    shape, dtype = arguments[0].shape, arguments[0].dtype
+    arguments = [widen(a).ravel() for a in arguments]
     if arguments[0].size == 1:
-        return at(*(a.reshape(()) for a in arguments)).reshape(shape)
-    return jax.lax.map(lambda point: at(*point), tuple(a.ravel() for a in arguments)).reshape(shape)
+        return _in_dtype(at(*(a.reshape(()) for a in arguments)).reshape(shape), dtype)
+    return _in_dtype(jax.lax.map(lambda point: at(*point), tuple(arguments)).reshape(shape), dtype)
+
+
+def _in_dtype(found, dtype):
+    """Nodes of half precision would be too few and too far out; what it asked for comes back in it."""
+    return found if wide(dtype) == dtype else found.astype(dtype)
 
 
 def _line_point(f, kinks, nodes, variance):

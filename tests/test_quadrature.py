@@ -246,3 +246,28 @@ def test_several_functions_at_the_same_nodes_are_each_alone_and_compile_once():
     with doors.compilations() as compiled:
         quadrature.expect_each(functions, doubled, kinks=(0.0,))
     assert not compiled
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_computed_in_more_and_comes_back_as_it_was(dtype):
+    q = np.asarray([0.0, 0.01, 1.0, 30.0, 60.0])  # of the variance 1000 a sine has more waves than there are nodes
+    given, eps = jnp.asarray(q, dtype), float(jnp.finfo(dtype).eps)
+    q = np.asarray(given, np.float64)
+    line = quadrature.expect(lambda x: jnp.sin(x) ** 2, given)
+    assert line.dtype == dtype
+    np.testing.assert_allclose(np.asarray(line, float), -np.expm1(-2 * q) / 2, rtol=eps)
+    plane = quadrature.expect_product(jnp.sin, jnp.sin, given, given, jnp.full(q.shape, 0.5, dtype))
+    assert plane.dtype == dtype
+    np.testing.assert_allclose(np.asarray(plane, float), exact_sine(q, q, 0.5), rtol=2 * eps, atol=1e-6)
+    kinked = quadrature.expect_product(
+        relu, relu, given, given, jnp.full(q.shape, 0.5, dtype), kinks_f=(0.0,), kinks_g=(0.0,)
+    )
+    np.testing.assert_allclose(np.asarray(kinked, float), exact_relu(q, q, 0.5), rtol=2 * eps)
+    slopes = jax.vmap(jax.grad(lambda q: quadrature.expect(lambda x: jnp.sin(x) ** 2, q)))(given[1:4])
+    np.testing.assert_allclose(np.asarray(slopes, float), np.exp(-2 * q[1:4]), rtol=2 * eps, atol=1e-6)
+
+
+def test_a_variance_that_is_no_number_has_no_expectation():
+    assert np.isnan(quadrature.expect(jnp.tanh, jnp.nan))
+    assert np.isnan(quadrature.expect_product(jnp.tanh, jnp.tanh, jnp.nan, 1.0, 0.5))
+    assert np.isnan(quadrature.expect_product(jnp.tanh, jnp.tanh, 1.0, 1.0, jnp.nan))
