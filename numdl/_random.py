@@ -64,7 +64,23 @@ def _generator():
     )
 
 
-# ---- the generator: two words for each counter ---------------------------------------------------------------------
+# ---- the generator: jax's own keys, and two words for each counter -------------------------------------------------
+
+
+def _own(key):
+    return jax.random.wrap_key_data(key, impl="threefry2x32")
+
+
+def _seeded(seed):
+    return jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
+
+
+def _split(key, shape):
+    return jax.random.key_data(jax.random.split(_own(key), shape))
+
+
+def _folded(key, data):
+    return jax.random.key_data(jax.random.fold_in(_own(key), data))
 
 
 def _hash(key, high, low):
@@ -78,40 +94,22 @@ def _hash(key, high, low):
     return high, low
 
 
-def _each(key, shape, told):
-    """`told` of the two words of the counters 0, 1, ... of an array's entries, in row-major order.
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _bits(key, width, shape):
+    """Of the counters 0, 1, ... of an array's entries, in row-major order.
 
     In two halves, as XLA would repeat the rounds in each loop that reads them, were they not in a loop of their own.
     """
     size = math.prod(shape)
+    if size > _LARGEST:
+        return jax.random.bits(_own(key), shape, f"uint{width}")
     half = -(-size // 2)
     places = lax.iota(jnp.uint32, half)
 
-    def words(start):
-        return told(*_hash(key, jnp.zeros_like(places), start + places))
+    def bits(start):
+        high, low = _hash(key, jnp.zeros_like(places), start + places)
+        if width == 64:
+            return (high.astype(jnp.uint64) << np.uint64(32)) | low.astype(jnp.uint64)
+        return (high ^ low).astype(f"uint{width}")
 
-    found = lax.map(words, np.asarray([0, half], np.uint32))
-    return found.reshape(2 * half, *found.shape[2:])[:size].reshape(*shape, *found.shape[2:])
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _bits(key, width, shape):
-    if math.prod(shape) > _LARGEST:
-        return jax.random.bits(jax.random.wrap_key_data(key, impl="threefry2x32"), shape, f"uint{width}")
-    if width == 64:
-        return _each(key, shape, lambda high, low: (high.astype(jnp.uint64) << np.uint64(32)) | low.astype(jnp.uint64))
-    return _each(key, shape, lambda high, low: (high ^ low).astype(f"uint{width}"))
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _split(key, shape):
-    return _each(key, shape, lambda high, low: jnp.stack([high, low], axis=-1))
-
-
-@jax.jit
-def _folded(key, data):
-    return jnp.stack(_hash(key, np.uint32(0), data.astype(jnp.uint32)))
-
-
-def _seeded(seed):
-    raise NotImplementedError("keys are made by jax.random.key")
+    return lax.map(bits, np.asarray([0, half], np.uint32)).ravel()[:size].reshape(shape)

@@ -14,6 +14,7 @@ DRAWS = {
     "truncated_normal": lambda draws, key, shape, dtype: draws.truncated_normal(key, -2.0, 2.0, shape, dtype),
     "gumbel": lambda draws, key, shape, dtype: draws.gumbel(key, shape, dtype),
     "rademacher": lambda draws, key, shape, dtype: draws.rademacher(key, shape, dtype),
+    "orthogonal": lambda draws, key, shape, dtype: draws.orthogonal(key, 3, shape[:1], jnp.float32),
     "bernoulli": lambda draws, key, shape, dtype: draws.bernoulli(key, jnp.full(shape, 0.3, dtype)),
 }
 
@@ -48,6 +49,8 @@ def test_the_same_for_many_keys_and_inside_of_programs():
 def test_a_quick_key_gives_the_keys_that_its_own_would():
     key = jax.random.key(5)
     quick = _random.quick(key)
+    seeded = jax.random.key(5, impl=_random._generator())
+    np.testing.assert_array_equal(jax.random.key_data(seeded), jax.random.key_data(key))
     for derive in (lambda key: jax.random.split(key, (3, 2)), lambda key: jax.random.fold_in(key, 7)):
         np.testing.assert_array_equal(jax.random.key_data(derive(quick)), jax.random.key_data(derive(key)))
 
@@ -55,7 +58,7 @@ def test_a_quick_key_gives_the_keys_that_its_own_would():
 def test_many_numbers_are_drawn_by_jax_as_its_program_is_shared_by_devices(monkeypatch):
     monkeypatch.setattr(_random, "_LARGEST", 10)
     key = jax.random.key(0)
-    monkeypatch.delattr(_random, "_each")
+    monkeypatch.delattr(_random, "_hash")
     np.testing.assert_array_equal(_random.bits(key, (11,)), jax.random.bits(key, (11,)))
 
 

@@ -83,7 +83,7 @@ def test_the_complement_of_a_coupled_problem_is_optimal():
     assert abs(np.sum(slope * x)) < 1e-6
 
 
-def test_the_second_call_compiles_nothing():
+def test_the_first_call_compiles_few_programs_and_the_second_none():
     def heard(event, seconds, **_):
         events.append(event)
 
@@ -91,7 +91,8 @@ def test_the_second_call_compiles_nothing():
     jax.monitoring.register_event_duration_secs_listener(heard)
     try:
         central_flow(valley, START, learning_rate=H, steps=5)
-        assert [event for event in events if event.endswith("jaxpr_to_mlir_module_duration")]
+        # 57 where each operation on known numbers, inside of the program too, is a program of its own.
+        assert 1 <= len([event for event in events if event.endswith("jaxpr_to_mlir_module_duration")]) <= 6
         events.clear()
         central_flow(valley, START, learning_rate=0.4, steps=5)
         assert not [event for event in events if event.endswith("jaxpr_to_mlir_module_duration")]
