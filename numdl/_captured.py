@@ -19,6 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from numdl import _effort
+
 MOST = 100_000  # places that are looked at
 _PLAIN = (int, bool, str, bytes, type(None), range, slice, type(...))
 _NUMBERS = (*_PLAIN, float, complex, np.generic)
@@ -31,7 +33,7 @@ _FOLLOWED = (np.ndarray, types.FunctionType, types.MethodType, functools.partial
 _WRITTEN = {}  # id -> what a trace has itself written to: a log, a counter
 
 
-class Held:
+class Held(_effort.Changing):
     """What functions held at a moment: equal where a trace of them finds the same."""
 
     def __init__(self, places):

@@ -8,7 +8,6 @@ function compiles nothing, a new one does; so does one that holds other numbers 
 import contextvars
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from numdl import _captured
+from numdl import _captured, _effort
 
 
 def jit(
@@ -29,12 +28,12 @@ def jit(
     function : function         of pytrees
     static_argnums : int or tuple of int        as of `jax.jit`
     static_argnames : str or tuple of str       as of `jax.jit`
-    compiler_options : dict     as of `jax.jit`
+    compiler_options : dict     as of `_effort.jit`
     Returns
     -------
     function                    with the methods of a compiled one that the package and its tests use
     """
-    indices, static = _static(function, _several(static_argnums), _several(static_argnames))
+    indices, static = _effort.static(function, static_argnums, static_argnames)
 
     def program(_held, *arguments, **keywords):
         _held.traced = True
@@ -43,7 +42,7 @@ def jit(
     functools.update_wrapper(program, function)
     del program.__wrapped__
     static_argnums = (0, *(i + 1 for i in indices))
-    run = jax.jit(
+    run = _effort.jit(
         program, static_argnums=static_argnums, static_argnames=tuple(static), compiler_options=compiler_options
     )
 
@@ -67,20 +66,6 @@ def jit(
     call.trace, call.eval_shape, call.lower = calling(run.trace), calling(run.eval_shape), calling(run.lower)
     call._cache_size, call.clear_cache = run._cache_size, run.clear_cache
     return call
-
-
-def _static(function, indices, names):
-    """(indices, names) of the arguments that are no data, whether they come by place or by name."""
-    if not indices and not names:
-        return (), frozenset()
-    parameters = inspect.signature(function).parameters
-    places = [name for name, each in parameters.items() if each.kind is each.POSITIONAL_OR_KEYWORD]
-    indices = {*indices, *(places.index(name) for name in names if name in places)}
-    return tuple(sorted(indices)), frozenset({*names, *(places[i] for i in indices)})
-
-
-def _several(given):
-    return (given,) if isinstance(given, int | str) else tuple(given)
 
 
 class _Group:
@@ -123,10 +108,7 @@ _NONE = _Group(())
 
 def _group_of(function, indices, static, arguments, keywords):
     """The group of a call; the empty one where an argument has no hash, which jit refuses."""
-    fixed = [value for i, value in enumerate(arguments) if i in indices]
-    fixed += [value for name, value in keywords.items() if name in static]
-    data = [value for i, value in enumerate(arguments) if i not in indices]
-    data += [value for name, value in keywords.items() if name not in static]
+    fixed, data = _effort.parts(indices, static, arguments, keywords)
     fixed = tuple(value for value in fixed if not isinstance(value, _SIMPLE))
     if _KEPT and not _KEPT[0]._cache_size():  # jax.clear_caches() was called: let go of what functions held, too
         _KEPT.clear()
@@ -162,7 +144,7 @@ def static_parts(structure):
     return found
 
 
-def compiled(function: Callable, static: tuple[str, ...] = ()) -> Callable:
+def compiled(function: Callable, static: tuple[str, ...] = (), compiler_options: Any = None) -> Callable:
     """The function as one program, compiled once for its functions, shapes and static keywords.
 
     What jit cannot take goes to the function as it is, whose own door refuses it; so does a function without a hash,
@@ -172,11 +154,12 @@ def compiled(function: Callable, static: tuple[str, ...] = ()) -> Callable:
     ----------
     function : function         of pytrees, of a module: a program belongs to its identity
     static : tuple of str       keywords that are not data
+    compiler_options : dict     as of `_effort.jit`
     Returns
     -------
     function                    computing the same
     """
-    program = jit(function, static_argnames=static)
+    program = jit(function, static_argnames=static, compiler_options=compiler_options)
 
     @functools.wraps(function)
     def call(*arguments, **options):

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "numdl"
 GROUND = {
     "_captured",
     "_compiled",
+    "_effort",
     "_hyperparameters",
     "lazy",
     "records",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from numdl import _random
+from numdl import _effort, _random
 from numdl._compiled import jit
 from numdl.precision import widen
 
@@ -48,7 +48,7 @@ def _projected(x, center, radius, norm, bounds):
     return center + way if bounds is None else jnp.clip(center + way, *bounds)
 
 
-@functools.partial(jax.jit, static_argnames="norm")
+@functools.partial(_effort.jit, static_argnames="norm")
 def drawn(key, x, norm):
     """Uniform in the unit ball, for every example."""
     if norm == "max":

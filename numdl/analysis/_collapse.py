@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl import precision
+from numdl import _effort, precision
 from numdl.records import record
 
 
@@ -25,7 +25,7 @@ class NeuralCollapse:
     disagreement: jax.Array  # []: NC4, share of examples where the classifier is not the nearest class mean
 
 
-@functools.partial(jax.jit, static_argnames="classes")
+@functools.partial(_effort.jit, static_argnames="classes")
 def distances(features, labels, weights, bias, classes):
     """The record of features [N, d], labels [N] and a classifier [d, C], [C] or None; all of it checked before."""
     features = features.astype(precision.wide(features.dtype))

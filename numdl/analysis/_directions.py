@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from numdl import checks, trees
+from numdl import _effort, checks, trees
 from numdl.analysis import _filters, _parts
 from numdl.precision import widen
 from numdl.records import record
@@ -75,7 +75,7 @@ def direction(
     return _parts.outward(rest.moving(_direction(key, nothing.params(moving), found, normalize, vectors)), rest)
 
 
-@functools.partial(jax.jit, static_argnames=("found", "normalize", "vectors"))
+@functools.partial(_effort.jit, static_argnames=("found", "normalize", "vectors"))
 def _direction(key, params, found, normalize, vectors):
     noise = jax.tree.leaves(trees.random_like(key, params))
     leaves, structure = jax.tree.flatten(params)
@@ -119,7 +119,7 @@ def plane_of_trajectory(trajectory: PyTree, *, frozen: Sequence[str] = ()) -> Tr
     return TrajectoryPlane(rest.params(last), (u, v), coordinates, shares)
 
 
-@jax.jit
+@_effort.jit
 def _principal(trajectory):
     """(last point, two directions, coordinates [T, 2], shares [2])."""
     last = jax.tree.map(lambda leaf: leaf[-1], trajectory)

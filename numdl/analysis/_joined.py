@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numdl import _effort
 from numdl._compiled import holding
 from numdl.analysis import _listening
 from numdl.tracing._held import parted
@@ -44,7 +45,7 @@ def _prepared(traced, bare, parts, _kept=collections.OrderedDict()):  # noqa: B0
     """The compiled measurement; the last 8 are kept, with what their keys are the identities of."""
     key = id(traced), bare, holding(bare), parts
     if key not in _kept:
-        _kept[key] = traced, jax.jit(_measurement(traced, bare, dict(parts)))
+        _kept[key] = traced, _effort.jit(_measurement(traced, bare, dict(parts)))
         if len(_kept) > 8:
             _kept.popitem(last=False)
     return _kept[key][-1]

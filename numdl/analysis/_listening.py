@@ -9,7 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from numdl import precision
+from numdl import _effort, precision
 
 # |state| beyond which the slope is under 5 % of the steepest one: 1 - tanh(y)^2, 4 s(1 - s), exp(-y^2)
 SATURATION = {"tanh": 2.178275, "sigmoid": 4.356550, "erf": 1.730818}
@@ -57,13 +57,13 @@ def wide(dtype):
     return precision.wide(real)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(_effort.jit, static_argnums=0)
 def magnitude(careful, array):
     """The size of |array|."""
     return _size(careful, jnp.abs(array).astype(wide(array.dtype)))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(_effort.jit, static_argnums=(0, 1, 2, 3))
 def state_statistics(careful, nonlinearity, units, rank_examples, state):
     """All statistics of one state: dict of scalars, in float32 at least; nan of a state without numbers."""
     state = state.astype(precision.wide(state.dtype))
@@ -86,7 +86,7 @@ def state_statistics(careful, nonlinearity, units, rank_examples, state):
     }
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(_effort.jit, static_argnums=(0, 1))
 def activity(nonlinearity, units, value):
     """The shares of saturated numbers and of dead units where this nonlinearity acts; nan where it has none."""
     real = wide(value.dtype)
@@ -146,7 +146,7 @@ def rms(careful, size, largest):
     return jnp.sqrt(size), inside | (largest == 0)
 
 
-@jax.jit
+@_effort.jit
 def variance(weight):
     """Var(W) in one pass: shifted by one entry, so that a large mean does not cancel it."""
     weight = weight.astype(precision.wide(weight.dtype))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, PyTree
 
-from numdl import checks
+from numdl import _effort, checks
 from numdl.analysis import _softmax
 from numdl.networks import core
 from numdl.records import record, static
@@ -135,7 +135,7 @@ def _operations(tokens, width):
     return 2 * np.sqrt(tokens + width)
 
 
-@jax.jit
+@_effort.jit
 def _measure(tokens, floor):
     centred = tokens - jnp.mean(tokens, axis=2, keepdims=True)
     log_residual = _log_norm(centred, (2, 3)) - _log_norm(tokens, (2, 3))
@@ -145,7 +145,7 @@ def _measure(tokens, floor):
     return RankCollapse(jnp.where(resolved, log_residual, jnp.nan), diameter, log_floor, resolved)
 
 
-@jax.jit
+@_effort.jit
 def _measure_split(mean, deviation, log_scale):
     tokens = deviation.shape[2]
     log_part = _log_norm(deviation, (2, 3)) + log_scale

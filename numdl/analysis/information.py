@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import ArrayLike
 
-from numdl import checks, precision
+from numdl import _effort, checks, precision
 from numdl.records import record
 
 
@@ -247,7 +247,7 @@ def _of_bins(cells, labels):
     return entropy(joint.sum(axis=1)), mutual_information(joint), len(joint)
 
 
-@functools.partial(jax.jit, static_argnames="classes")
+@functools.partial(_effort.jit, static_argnames="classes")
 def _bounds(rows, places, variances, classes):
     # Differences, not products of rows: |a|^2 + |b|^2 - 2 a.b loses what is small.
     distances = lax.map(lambda row: jnp.sum((rows - row[None, :]) ** 2, axis=1), rows)

@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, Shaped
 
-from numdl import _random, checks
+from numdl import _effort, _random, checks
 from numdl._compiled import jit
 from numdl.analysis.products import (
     LyapunovSamples,
@@ -257,7 +257,7 @@ def _products(network, params, x, start, stop):
     )
 
 
-@jax.jit
+@_effort.jit
 def _isometry(s, limit):
     s, limit = widen((s, limit))
     largest = jnp.max(s, axis=-1, keepdims=True)

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from numdl import checks, tracing
+from numdl import _effort, checks, tracing
 from numdl._compiled import FORGOTTEN, Same, holding
 from numdl.analysis import _listening
 from numdl.analysis._flow import LayerFlow
@@ -247,7 +247,7 @@ def _prepared(apply, loss, params, x, examples, rank_examples, optimizer=None):
         return _KEPT[key]
     traced = _with_layers(apply, params, x, examples)
     cost = None if loss is None else _Cost(loss, traced.outputs)
-    run = jax.jit(functools.partial(_measure, traced, cost, rank_examples, optimizer), static_argnames="careful")
+    run = _effort.jit(functools.partial(_measure, traced, cost, rank_examples, optimizer), static_argnames="careful")
     closed_over = (*traced.constants, *(cost.constants if cost else ()))
     if not any(isinstance(value, jax.core.Tracer) for value in closed_over):
         _KEPT[key] = traced, cost, run

@@ -20,7 +20,7 @@ from jax.tree_util import Partial
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-from numdl import _random, checks, precision
+from numdl import _effort, _random, checks, precision
 from numdl._compiled import jit
 from numdl.analysis import _samples
 from numdl.records import record
@@ -190,7 +190,7 @@ def _strategy(width, draws):
     return 1 if jax.default_backend() == "cpu" else max(1, min(draws, 2**26 // width**2))
 
 
-@functools.partial(jax.jit, static_argnames="draws")
+@functools.partial(_effort.jit, static_argnames="draws")
 def _keys(key, draws):
     """[draws, 2]: of the input and of the layers. A program for all laws: every generator costs compilation."""
     return jax.vmap(jax.random.split)(jax.random.split(key, draws))

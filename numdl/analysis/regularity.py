@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from numdl import checks, precision
+from numdl import _effort, checks, precision
 from numdl.records import record, static
 from numdl.statistics import Mean, mean_and_error
 
@@ -127,7 +127,7 @@ def exponents(found: Sequence[Norms]) -> Exponents:
     return Exponents(depths, **powers)
 
 
-@jax.jit
+@_effort.jit
 def _sizes(weights):
     matrices = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(precision.widen(weights))]
     matrix = jnp.concatenate(matrices, axis=1)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, Float, PyTree
 
-from numdl import checks, precision
+from numdl import _effort, checks, precision
 from numdl._compiled import jit
 from numdl.analysis import _softmax
 from numdl.networks import core
@@ -200,7 +200,7 @@ def _first(x, states):
     return [x[None].astype(dtype)] if alike else []
 
 
-@jax.jit
+@_effort.jit
 def _stream_of(states):
     states = states.astype(precision.wide(states.dtype))
     examples, tokens, width = states.shape[1:]

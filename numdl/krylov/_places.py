@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from numdl import _random
+from numdl import _effort, _random
 from numdl.precision import widen
 
 _BEHIND = np.uint32(2**32 - 1)  # the index of an entry that belongs to no leaf
@@ -144,7 +144,7 @@ def normal(key, layout):
     return _spread_normal(key, layout)
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@functools.partial(_effort.jit, static_argnums=1)
 def _spread_normal(key, layout):
     if not _by_index(key, layout):
         return _whole(_random.normal(key, (layout.size,), layout.dtype), layout)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numdl import _effort
 from numdl.krylov import _places, _vectors
 
 SMALL = 32  # rows of a basis whose Ritz values are looked at after every product
@@ -208,7 +209,7 @@ class Search:
         return min(self.bound, values[0] + above) if len(values) else self.bound
 
 
-@jax.jit
+@_effort.jit
 def quotients(rows, images):
     """(Rayleigh quotients, norms of the residuals, root mean square of the asymmetry q_i'Aq_j - q_j'Aq_i)."""
     squares = jnp.sum(rows**2, axis=1)
@@ -221,14 +222,14 @@ def quotients(rows, images):
     return theta, norms, jnp.sqrt(jnp.sum((cross - cross.T) ** 2) / pairs / 2)
 
 
-@jax.jit
+@_effort.jit
 def _recur(w, q, before, coupling, sign):
     w = sign * w - coupling * before
     alpha = jnp.vdot(q, w, precision="highest")
     return alpha, w - alpha * q
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@functools.partial(_effort.jit, static_argnums=1)
 def _drawn(key, layout):
     """(the next key, a random start): one program, where the first call compiles each."""
     key, own = jax.random.split(key)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from numdl import checks
+from numdl import _effort, checks
 from numdl._compiled import as_tree, jit
 from numdl.krylov import _places
 from numdl.records import record, static
@@ -312,12 +312,12 @@ def _replace_row(block, v, row):
 _set_row = jax.jit(_replace_row, donate_argnums=0)
 
 
-@jax.jit
+@_effort.jit
 def _row(rows, i):
     return lax.dynamic_index_in_dim(rows, i, keepdims=False)
 
 
-@jax.jit
+@_effort.jit
 def _project(block, w):
     coefficients = jnp.matmul(block, w, precision="highest")
     return coefficients, w - jnp.matmul(coefficients, block, precision="highest")
@@ -330,7 +330,7 @@ def _add_combination(total, block, weights):
 _combine = jax.jit(_add_combination, donate_argnums=0)
 
 
-@jax.jit
+@_effort.jit
 def _norm(w):
     # Scaled, as squares leave float32's range where norms do not.
     scale = jnp.max(jnp.abs(w))
@@ -338,6 +338,6 @@ def _norm(w):
     return jnp.where(scale > 0, safe * jnp.sqrt(jnp.sum((w / safe) ** 2)), scale)
 
 
-@jax.jit
+@_effort.jit
 def _scaled(w, factor):
     return w * factor

@@ -32,7 +32,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-from numdl import checks
+from numdl import _effort, checks
 from numdl._compiled import as_tree, compiled, reading_once
 from numdl.krylov import _vectors
 from numdl.krylov._search import Search, quotients
@@ -245,7 +245,7 @@ def _intervals(theta, radii, tops):
     return np.stack([theta - shared, np.maximum(theta + shared, tops)], axis=1)
 
 
-@jax.jit
+@_effort.jit
 def _residual_of_sum(rows, image, values):
     """|image - values @ rows|"""
     return jnp.linalg.norm(image - jnp.matmul(values.astype(rows.dtype), rows, precision="highest"))

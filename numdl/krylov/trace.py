@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Key, PyTree
 
-from numdl import _random, checks
+from numdl import _effort, _random, checks
 from numdl._compiled import reading_once
 from numdl.krylov import _places, _vectors
 from numdl.krylov._gauss_rules import Quadrature, rule, weighted_sums
@@ -246,7 +246,7 @@ def quadrature(
     return Quadrature(nodes, weights, layout.size)
 
 
-@functools.partial(jax.jit, static_argnums=4)
+@functools.partial(_effort.jit, static_argnums=4)
 def _leave_one_out(z, basis, upper, products, n):
     """The r estimates of xtrace from Q, R of the sketch (rows) and A Q."""
     inner = jnp.matmul(basis, products.T, precision="highest")  # Q' A Q
@@ -264,7 +264,7 @@ def _leave_one_out(z, basis, upper, products, n):
     return jnp.trace(inner) - jnp.sum(apart * (inner @ apart), axis=0) + scale * quadratic
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@functools.partial(_effort.jit, static_argnums=1)
 def _range(sketch, places):
     """(orthonormal rows, R) of the sketch [r, n]."""
     if places is not None:
@@ -309,12 +309,12 @@ def _quadratic(matvec, z):
     return _dot(z, _vectors.apply(matvec, z))
 
 
-@jax.jit
+@_effort.jit
 def _dot(a, b):
     return jnp.vdot(a, b, precision="highest")
 
 
-@jax.jit
+@_effort.jit
 def _welford(state, sample):
     """Count, mean and sum of squared deviations with one more sample: no cancellation."""
     count, mean, squares = state
@@ -323,14 +323,14 @@ def _welford(state, sample):
     return count + 1, mean, squares + step * (sample - mean)
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@functools.partial(_effort.jit, static_argnums=1)
 def _signs(key, layout):
     if layout.places is not None:
         return _places.signs(key, layout, lambda one: _signs(one, dataclasses.replace(layout, places=None)))
     return _random.rademacher(key, (layout.size,), np.int32).astype(layout.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@functools.partial(_effort.jit, static_argnums=1)
 def _normal(key, layout):
     return _places.normal(key, layout)
 
@@ -338,6 +338,6 @@ def _normal(key, layout):
 _LAWS = {"rademacher": _signs, "normal": _normal}
 
 
-@jax.jit
+@_effort.jit
 def _unit(v):
     return v / jnp.linalg.norm(v)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl import quadrature
+from numdl import _effort, quadrature
 from numdl._compiled import holding, jit
 from numdl.precision import float64
 
@@ -206,7 +206,7 @@ def grid(table, at_zero, weight_variances, bias_variances):
     return _grid_jit(*map(as_float, (table, at_zero, weight_variances, bias_variances)), *brackets)
 
 
-@jax.jit
+@_effort.jit
 def _grid_jit(table, at_zero, weight_variances, bias_variances, *brackets):
     def row(given):
         weight_variance, *bracket = given

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree, ScalarLike
 
-from numdl import checks, trees
+from numdl import _effort, checks, trees
 from numdl.analysis import _examples, _parts
 from numdl.analysis.curvature import _factored
 from numdl.records import record, static
@@ -218,7 +218,7 @@ def _keys(key, fisher, count):
     return np.zeros(count)
 
 
-@jax.jit
+@_effort.jit
 def _spectrum(factor):
     """Eigenvalues, what rounding has left below 0 as 0, and eigenvectors in columns."""
     values, vectors = jnp.linalg.eigh(factor)

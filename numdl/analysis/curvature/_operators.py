@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl import checks, trees
+from numdl import _effort, checks, trees
 from numdl._compiled import jit
 from numdl.analysis import _parts
 from numdl.krylov import _vectors
@@ -272,7 +272,7 @@ def _has_convolution(jaxpr):
     )
 
 
-@jax.jit
+@_effort.jit
 def _accumulated(part, v, share, total):
     product = jax.tree.map(lambda leaf: (share * leaf).astype(leaf.dtype), part(v))
     return product if total is None else jax.tree.map(jnp.add, total, product)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl import checks, precision
+from numdl import _effort, checks, precision
 from numdl._compiled import jit
 from numdl.analysis.curvature import _kinds, _memory
 from numdl.krylov import _vectors
@@ -130,7 +130,7 @@ def _check_weights(pieces, weight):
         raise checks.BadValue(f"the weights of a loss (sum, weight) must have a positive sum; got {float(weight):g}")
 
 
-@jax.jit
+@_effort.jit
 def _weight(piece):
     """(weight, its derivative along a fixed direction)."""
 

@@ -13,14 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl import _hyperparameters, checks, trees
+from numdl import _effort, _hyperparameters, checks, trees
 from numdl._compiled import Same, known
 from numdl.audit._measured import forms, programs, views
 
 WATCHED = 256  # examples on which losses and outputs are looked at
 NAMED = ("sgd", "momentum", "adam", "adamw")
 CHEAP = 1_000_000  # parameters below which the programs are compiled quickly, not well
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 NUDGE = 0.05  # of a leaf's rms, or of a fifth
 TOGETHER = (
     "examples do not lie along the first axis of every input and target, or the network takes no other number of "
@@ -149,7 +148,7 @@ class Case(forms.Told):
         It is compiled quickly, not well: small networks cost more to compile than to run.
         """
         on_cpu = jax.default_backend() == "cpu"
-        options = tuple(QUICKLY.items()) if on_cpu and self.parameters < CHEAP else ()
+        options = tuple(_effort.options().items()) if on_cpu and self.parameters < CHEAP else ()
         ordered = on_cpu and programs.convolves(self._costs)
         run = forms.program(self.form, function, tuple(sorted(static)), options, ordered)
         return run(self.form, *arrays, **static)

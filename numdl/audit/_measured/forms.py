@@ -140,7 +140,7 @@ def program(form, function, static_names, options, ordered):
     key = function, static_names, options, ordered
     if key not in kept:
         run = programs.channels_last(function) if ordered else function
-        kept[key] = jit(run, static_argnames=static_names, compiler_options=dict(options) or None)
+        kept[key] = jit(run, static_argnames=static_names, compiler_options=dict(options))
     return kept[key]
 
 

@@ -9,12 +9,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from numdl import checks
+from numdl import _effort, checks
 from numdl.theory import descent
 
 NAMES = {  # name: method, momentum
@@ -133,7 +132,7 @@ def _responses(optimizer):
 
         return lax.scan(step, state, gradients)
 
-    @jax.jit
+    @_effort.jit
     def run():
         start, impulse = optimizer.init(jnp.zeros(1)), jnp.zeros(3).at[0].set(1e-2)
         quiet, _ = updates(start, jnp.zeros(LONG))

@@ -1,0 +1,202 @@
+"""How well a program is compiled: quickly, where a hundred runs of it would not repay the time of doing it well.
+
+On a CPU most of a first call goes into making the program fast: some 2 ms for each of its operations, which later save
+about 1 ns for each number that it computes (measured; docs/decisions.md). What a program computes is followed from the
+program itself, and no clock is asked, so that the same call always gives the same bits.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+RUNS = 100  # of a program, that must repay compiling it well
+SAVED = 1e-9  # seconds of a run for each number computed
+SPENT = 2e-3  # seconds of compiling for each operation
+TURNS = 30  # of a loop whose end depends on what it computes
+_DRAWN = 100  # operations on each random word
+_MOST_KNOWN = 4096
+
+
+class Changing:
+    """An argument that is no data and equal to others while more may have changed than it compares: known by itself."""
+
+
+def jit(
+    function: Callable,
+    static_argnums: int | tuple = (),
+    static_argnames: str | tuple = (),
+    compiler_options: dict | None = None,
+) -> Callable:
+    """`jax.jit` that compiles a small program quickly.
+
+    Parameters
+    ----------
+    function : function         of pytrees
+    static_argnums : int or tuple of int        as of `jax.jit`
+    static_argnames : str or tuple of str       as of `jax.jit`
+    compiler_options : dict     as of `jax.jit`; None: what pays; {}: as XLA does by itself, which no shape changes
+    Returns
+    -------
+    function                    with the methods of a compiled one that the package and its tests use
+    """
+    indices, names = static(function, static_argnums, static_argnames)
+    made = functools.partial(jax.jit, function, static_argnums=indices, static_argnames=tuple(names))
+    well, quick, small = made(compiler_options=compiler_options or None), [], {}
+
+    def chosen(arguments, keywords):
+        if jax.default_backend() != "cpu" or not _at_top() or jax.config.jax_disable_jit:
+            return well  # a program within another one is compiled with that one
+        call = _known_by(*parts(indices, names, arguments, keywords))
+        if call is None:
+            return well
+        if call not in small:
+            if len(small) > _MOST_KNOWN:
+                small.clear()
+            small[call] = is_small(well.trace(*arguments, **keywords).jaxpr)
+        if small[call] and not quick:
+            quick.append(made(compiler_options=options()))
+        return quick[0] if small[call] else well
+
+    @functools.wraps(function)
+    def call(*arguments, **keywords):
+        run = chosen(arguments, keywords) if compiler_options is None else well
+        return run(*arguments, **keywords)
+
+    call.trace, call.eval_shape, call.lower = well.trace, well.eval_shape, well.lower
+    call._cache_size = lambda: sum(run._cache_size() for run in (well, *quick))
+    call.clear_cache = lambda: [run.clear_cache() for run in (well, *quick)]
+    return call
+
+
+def static(function: Callable, indices: int | tuple, names: str | tuple) -> tuple[tuple, frozenset]:
+    """(indices, names) of the arguments that are no data, whether they come by place or by name.
+
+    Parameters
+    ----------
+    function : function
+    indices : int or tuple of int
+    names : str or tuple of str
+    """
+    indices, names = ((given,) if isinstance(given, int | str) else tuple(given) for given in (indices, names))
+    if not indices and not names:
+        return (), frozenset()
+    parameters = inspect.signature(function).parameters
+    places = [name for name, each in parameters.items() if each.kind is each.POSITIONAL_OR_KEYWORD]
+    indices = {*indices, *(places.index(name) for name in names if name in places)}
+    return tuple(sorted(indices)), frozenset({*names, *(places[i] for i in indices if i < len(places))})
+
+
+def parts(indices: tuple, names: frozenset, arguments: tuple, keywords: dict) -> tuple[tuple, list]:
+    """(what is no data, what is) of a call.
+
+    Parameters
+    ----------
+    indices, names : of what is no data
+    arguments : tuple
+    keywords : dict
+    """
+    fixed = [value for i, value in enumerate(arguments) if i in indices]
+    fixed += [value for name, value in keywords.items() if name in names]
+    data = [value for i, value in enumerate(arguments) if i not in indices]
+    data += [value for name, value in keywords.items() if name not in names]
+    return tuple(fixed), data
+
+
+def _known_by(fixed, data):
+    """A number by which a program is known, or None. Calls that share it by chance share how they are compiled."""
+    leaves, structure = jax.tree.flatten(data)
+    kinds = tuple((leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else type(leaf) for leaf in leaves)
+    fixed = tuple(id(value) if isinstance(value, Changing) else value for value in fixed)
+    try:
+        return hash((fixed, structure, kinds))
+    except TypeError:
+        return None
+
+
+@functools.cache
+def options() -> dict[str, Any]:
+    """What XLA is told where it shall compile quickly: of the two the options that this version knows."""
+    level = {"xla_backend_optimization_level": 0}
+    simple = {"xla_cpu_use_fusion_emitters": False}  # half the time; jaxlib 0.12 has no choice there any more
+    try:
+        jax.jit(lambda: 0, compiler_options=simple).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return level
+    return level | simple
+
+
+def is_small(program: Any) -> bool:
+    """Whether `RUNS` runs cost less than what compiling the program well takes.
+
+    Parameters
+    ----------
+    program : closed jaxpr
+    """
+    operations, numbers = work(program.jaxpr)
+    return RUNS * SAVED * numbers < SPENT * operations
+
+
+def work(jaxpr: Any) -> tuple[int, float]:
+    """(operations that are compiled, numbers computed and multiplied in a run) of a program.
+
+    Parameters
+    ----------
+    jaxpr : jaxpr
+    """
+    operations, numbers = 0, 0.0
+    for equation in jaxpr.eqns:
+        inner = [work(getattr(body, "jaxpr", body)) for body in _bodies(equation)]
+        if inner:
+            operations += sum(size for size, _ in inner)
+            numbers += _turns(equation) * (max if equation.primitive.name == "cond" else sum)(n for _, n in inner)
+        else:
+            operations += 1
+            numbers += _numbers(equation)
+    return operations, numbers
+
+
+def _bodies(equation):
+    from jax.extend.core import jaxprs_in_params  # takes as long to import as the rest of the package
+
+    return jaxprs_in_params(equation.params)
+
+
+def _turns(equation):
+    name = equation.primitive.name
+    return equation.params["length"] if name == "scan" else TURNS if name == "while" else 1
+
+
+def _numbers(equation):
+    """What an operation computes: its results, and in sums and products of matrices what goes into them."""
+    name, after = equation.primitive.name, sum(map(_size, equation.outvars))
+    if name == "dot_general":
+        (axes, _), _ = equation.params["dimension_numbers"]
+        return after * math.prod(equation.invars[0].aval.shape[axis] for axis in axes)
+    if name == "conv_general_dilated":
+        window, axes = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec[1:]
+        return after * math.prod(window[axis] for axis in axes)
+    if name == "random_bits":
+        return _DRAWN * after
+    return max(after, *map(_size, equation.invars)) if name.startswith("reduce") else after
+
+
+def _size(value):
+    return math.prod(getattr(value.aval, "shape", ()))
+
+
+def _at_top():
+    """Whether no program is being traced here."""
+    state, top = _states()
+    return state() == top
+
+
+@functools.cache
+def _states():
+    from jax.extend.core import get_opaque_trace_state
+
+    with jax.core.eval_context():
+        return get_opaque_trace_state, get_opaque_trace_state()
