@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
-from numdl import _random, checks
+from numdl import _effort, _random, checks
 from numdl._compiled import compiled
 from numdl.records import record
 
@@ -107,7 +107,7 @@ def log_likelihood(params: PyTree, v: Float[ArrayLike, "*batch v"]) -> Float[Arr
     Source: the definition.    Experiment: f12.
     """
     params, v = _admitted(params, "v", v)
-    return -_free_energy(params, v) - _log_partition(params)
+    return _log_likelihood(params, v)
 
 
 def gibbs(
@@ -160,7 +160,7 @@ def contrastive_divergence(
     """
     params, x = _admitted(params, "x", x)
     chains = gibbs(key, params, x, steps=checks.whole("steps", steps))
-    return jax.grad(lambda params: jnp.mean(_free_energy(params, x)) - jnp.mean(_free_energy(params, chains)))(params)
+    return _difference(params, x, chains)
 
 
 def transition(params: PyTree) -> Float[Array, "states states"]:
@@ -182,9 +182,9 @@ def transition(params: PyTree) -> Float[Array, "states states"]:
     Source: the definition; Fischer & Igel 2011, Neural Computation 23, 664 (bias of CD-k).    Experiment: f12.
     """
     params = _parameters(params)
-    v, h = (states(_few(params[name].shape[0])) for name in ("visible", "hidden"))
-    up = _law(_up(params, v), h)
-    return up @ _law(_down(params, h), v)
+    for name in ("visible", "hidden"):
+        _few(params[name].shape[0])
+    return _transition(params)
 
 
 def deep_belief(lower: PyTree, top: PyTree, x: Float[ArrayLike, "N v"]) -> Belief:
@@ -213,19 +213,40 @@ def deep_belief(lower: PyTree, top: PyTree, x: Float[ArrayLike, "N v"]) -> Belie
         raise checks.BadValue(f"lower must have at most 16 hidden units; got {units}")
     checks.shape("top['visible']", top["visible"], (units,))
     lower, x = _admitted(lower, "x", x, of="lower")
-    h = jnp.asarray(states(units), x.dtype)
+    return _belief(lower, top, x)
+
+
+@_effort.jit
+def _belief(lower, top, x):
+    h = jnp.asarray(states(lower["hidden"].shape[0]), x.dtype)
     logits, given = _down(lower, h), _up(lower, x)
     joint = x @ logits.T - jnp.sum(jax.nn.softplus(logits), axis=1)[None]
-    joint = joint + (-_free_energy(top, h) - _log_partition(top))[None]
+    joint = joint + _log_likelihood(top, h)[None]
     posterior = given @ h.T - jnp.sum(jax.nn.softplus(given), axis=1, keepdims=True)
     bound = jnp.sum(jnp.exp(posterior) * (joint - posterior), axis=1)
     return Belief(jax.nn.logsumexp(joint, axis=1), bound)
 
 
+@_effort.jit
+def _transition(params):
+    v, h = (jnp.asarray(states(params[name].shape[0])) for name in ("visible", "hidden"))
+    return _law(_up(params, v), h) @ _law(_down(params, h), v)
+
+
+@_effort.jit
+def _difference(params, x, chains):
+    """The gradient of the mean free energy of the examples less that of the chains."""
+    return jax.grad(lambda params: jnp.mean(_free_energy(params, x)) - jnp.mean(_free_energy(params, chains)))(params)
+
+
+@_effort.jit
+def _log_likelihood(params, v):
+    return -_free_energy(params, v) - _log_partition(params)
+
+
 def _few(units):
     if units > 12:
         raise checks.BadValue(f"params must have layers of at most 12 units; got {units}")
-    return units
 
 
 def _up(params, v):
@@ -260,6 +281,7 @@ def _drawn(key, logits):
     return _random.bernoulli(key, jax.nn.sigmoid(logits)).astype(logits.dtype)
 
 
+@_effort.jit
 def _free_energy(params, v):
     return -v @ params["visible"] - jnp.sum(jax.nn.softplus(_up(params, v)), axis=-1)
 

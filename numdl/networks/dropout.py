@@ -10,6 +10,7 @@ step of training; `train.fit(..., key=key)` hands one to the loss.
     [0.0, 2.0]
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
 from numdl import _random, checks
+from numdl._compiled import compiled
 from numdl.networks import _affine
 from numdl.networks._record import run_stretch
 
@@ -70,8 +72,7 @@ def outputs(
     ValueError, TypeError       as `drop`; x that does not fit params
     Source: Srivastava et al. 2014, J. Mach. Learn. Res. 15.    Experiment: f17.
     """
-    params, x, y, _ = _pass(key, params, x, activation, keep_probability)
-    return _affine.apply(params["readout"], y)
+    return _pass(key, params, x, activation, keep_probability)[0]
 
 
 def states(
@@ -99,27 +100,33 @@ def states(
     ValueError, TypeError       as `outputs`
     Source: Srivastava et al. 2014, J. Mach. Learn. Res. 15.    Experiment: a4.
     """
-    return _pass(key, params, x, activation, keep_probability)[-1]
+    return _pass(key, params, x, activation, keep_probability)[1]
 
 
 def _pass(key, params, x, activation, keep_probability):
-    """Both after the door, the dropped output of the last hidden layer, and the pre-activations."""
+    """(the outputs, the pre-activations)."""
     checks.key("key", key)
     params, x = _affine.of_dense(params), checks.floating("x", x, ndim=2)
     activation, keep = checks.accepts("activation", activation, 1, "activation(x)"), _kept(keep_probability)
-    hidden, y, found = params["hidden"], x, []
-    _affine.check_features(x, (hidden[0] if hidden else params["readout"])["kernel"].shape[-2], "params")
+    first = params["hidden"][0] if params["hidden"] else params["readout"]
+    _affine.check_features(x, first["kernel"].shape[-2], "params")
+    return _passed(key, params, x, keep, activation=activation)
+
+
+@functools.partial(compiled, static=("activation",))
+def _passed(key, params, y, keep, activation):
+    found = []
 
     def layer(y, given):
         weights, key = given
         state = _affine.apply(weights, y)
         return _dropped(key, activation(state), keep), state
 
-    for number, stretch in enumerate(hidden):
+    for number, stretch in enumerate(params["hidden"]):
         keys = jax.random.split(jax.random.fold_in(key, number), len(stretch["bias"]))
         y, before = run_stretch(layer, y, (stretch, keys))
         found.append(before)
-    return params, x, y, tuple(found)
+    return _affine.apply(params["readout"], y), tuple(found)
 
 
 def _kept(keep_probability):

@@ -8,12 +8,14 @@ Parameters are {"generative": {prior [h], visible [v], weights [h, v]}, "recogni
 Source: Dayan, Hinton, Neal & Zemel 1995, Neural Computation 7, 889; Hinton et al. 1995, Science 268, 1158.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
-from numdl import _random, checks
+from numdl import _effort, _random, checks
 from numdl.networks import boltzmann
 from numdl.records import record
 
@@ -74,13 +76,7 @@ def evidence(params: PyTree, x: Float[ArrayLike, "N v"]) -> Evidence:
     units = params["generative"]["prior"].shape[0]
     if units > MOST:
         raise checks.BadValue(f"params must have at most {MOST} hidden units; got {units}")
-    h = jnp.asarray(boltzmann.states(units), x.dtype)
-    prior = _log_law(jnp.broadcast_to(params["generative"]["prior"], h.shape), h)
-    logits = _down(params, h)
-    joint = prior[None] + x @ logits.T - jnp.sum(jax.nn.softplus(logits), axis=1)[None]
-    guess = _up(params, x)
-    posterior = guess @ h.T - jnp.sum(jax.nn.softplus(guess), axis=1, keepdims=True)
-    return Evidence(jax.nn.logsumexp(joint, axis=1), jnp.sum(jnp.exp(posterior) * (joint - posterior), axis=1))
+    return _evidence(params, x)
 
 
 def wake_sleep(key: Key[Array, ""], params: PyTree, x: Float[ArrayLike, "N v"]) -> dict[str, dict[str, Array]]:
@@ -104,16 +100,7 @@ def wake_sleep(key: Key[Array, ""], params: PyTree, x: Float[ArrayLike, "N v"]) 
     """
     checks.key("key", key)
     params, x = _admitted(params, x)
-    wake, sleep = jax.random.split(key)
-    causes = _bernoulli(wake, _up(params, x))
-    dreamed, dreams = _dreamed(sleep, params, len(x))
-
-    def value(moving):
-        prior = _log_law(jnp.broadcast_to(moving["generative"]["prior"], causes.shape), causes)
-        awake = jnp.mean(prior + _log_law(_down(moving, causes), x))
-        return -awake - jnp.mean(_log_law(_up(moving, dreams), dreamed))
-
-    return jax.grad(value)(params)
+    return _phases(key, params, x)
 
 
 def dream(key: Key[Array, ""], params: PyTree, *, count: int) -> Float[Array, "count v"]:
@@ -138,6 +125,32 @@ def dream(key: Key[Array, ""], params: PyTree, *, count: int) -> Float[Array, "c
     return _dreamed(key, _parameters(params), checks.whole("count", count))[1]
 
 
+@_effort.jit
+def _evidence(params, x):
+    h = jnp.asarray(boltzmann.states(params["generative"]["prior"].shape[0]), x.dtype)
+    prior = _log_law(jnp.broadcast_to(params["generative"]["prior"], h.shape), h)
+    logits = _down(params, h)
+    joint = prior[None] + x @ logits.T - jnp.sum(jax.nn.softplus(logits), axis=1)[None]
+    guess = _up(params, x)
+    posterior = guess @ h.T - jnp.sum(jax.nn.softplus(guess), axis=1, keepdims=True)
+    return Evidence(jax.nn.logsumexp(joint, axis=1), jnp.sum(jnp.exp(posterior) * (joint - posterior), axis=1))
+
+
+@_effort.jit
+def _phases(key, params, x):
+    wake, sleep = jax.random.split(key)
+    causes = _bernoulli(wake, _up(params, x))
+    dreamed, dreams = _dreamed(sleep, params, len(x))
+
+    def value(moving):
+        prior = _log_law(jnp.broadcast_to(moving["generative"]["prior"], causes.shape), causes)
+        awake = jnp.mean(prior + _log_law(_down(moving, causes), x))
+        return -awake - jnp.mean(_log_law(_up(moving, dreams), dreamed))
+
+    return jax.grad(value)(params)
+
+
+@functools.partial(_effort.jit, static_argnums=2)
 def _dreamed(key, params, count):
     """(causes [count, h], examples [count, v]) of the generative net."""
     causes, seen = jax.random.split(key)

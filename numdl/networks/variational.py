@@ -5,10 +5,13 @@
 The draw of z is a path from noise to z, so that the gradient of a mean over draws is the mean of gradients.
 """
 
+import functools
+
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
 from numdl import _random, checks
+from numdl._compiled import compiled
 from numdl.networks.autoencoder import Autoencoder
 
 
@@ -48,11 +51,15 @@ def evidence(
         raise checks.BadValue("autoencoder must have a spread, network(gaussian=True); got one without")
     noise_variance = checks.positive("noise_variance", noise_variance, shape=())
     params, x = checks.leaves("params", params), checks.floating("x", x, ndim=2)
-    draws = checks.whole("draws", draws)
+    return _evidence(key, params, x, noise_variance, autoencoder=autoencoder, draws=checks.whole("draws", draws))
+
+
+@functools.partial(compiled, static=("autoencoder", "draws"))
+def _evidence(key, params, x, noise_variance, autoencoder, draws):
     mean, spread = autoencoder.encode(params, x), autoencoder.spread(params, x)
     noise = _random.normal(key, (draws, *mean.shape), mean.dtype)
     codes = mean[None] + jnp.exp(spread / 2)[None] * noise
     outputs = autoencoder.decode(params, codes.reshape(-1, mean.shape[1])).reshape(draws, *x.shape)
-    misfit = jnp.mean(jnp.sum((jnp.asarray(x)[None] - outputs) ** 2, axis=-1), axis=0)
+    misfit = jnp.mean(jnp.sum((x[None] - outputs) ** 2, axis=-1), axis=0)
     divergence = jnp.sum(mean**2 + jnp.exp(spread) - 1 - spread, axis=-1) / 2
     return -(misfit / noise_variance + x.shape[1] * jnp.log(2 * jnp.pi * noise_variance)) / 2 - divergence

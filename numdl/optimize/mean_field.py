@@ -77,7 +77,7 @@ def draw(key: Key[Array, ""], posterior: MeanField, *, draws: int) -> PyTree:
     """
     checks.key("key", key)
     moving, log_variance, rest = _opened(posterior)
-    return _drawn(key, moving, rest, log_variance, checks.whole("draws", draws))
+    return _drawn(key, moving, rest, log_variance, draws=checks.whole("draws", draws))
 
 
 def divergence(posterior: MeanField, *, prior_precision: ScalarLike) -> Float[Array, ""]:
@@ -142,7 +142,7 @@ def evidence(
 
 @functools.partial(compiled, static=("draws",))
 def _evidence(key, likelihood, moving, rest, log_variance, batch, precision, draws):
-    every = _drawn(key, moving, rest, log_variance, draws)
+    every = _drawn(key, moving, rest, log_variance, draws=draws)
     fit = jnp.mean(jax.vmap(likelihood, in_axes=(0, None))(every, batch))
     return fit - _divergence(moving, log_variance, precision)
 
@@ -158,6 +158,7 @@ def _opened(posterior):
     )
 
 
+@compiled
 def _divergence(moving, log_variance, precision):
     def part(mean, spread):
         wide = precision * (mean**2 + jnp.exp(spread))
@@ -166,6 +167,7 @@ def _divergence(moving, log_variance, precision):
     return sum(jax.tree.leaves(jax.tree.map(part, moving, log_variance)))
 
 
+@functools.partial(compiled, static=("draws",))
 def _drawn(key, moving, rest, log_variance, draws):
     def one(key):
         noise = trees.random_like(key, moving)
