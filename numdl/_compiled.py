@@ -19,7 +19,7 @@ from numdl import _captured, _effort
 
 
 def jit(
-    function: Callable, static_argnums: tuple = (), static_argnames: tuple = (), compiler_options: Any = None
+    function: Callable, static_argnums: tuple = (), static_argnames: tuple = (), runs: int | None = _effort.RUNS
 ) -> Callable:
     """`jax.jit` that looks at what the functions among the arguments hold: other numbers than before are traced anew.
 
@@ -28,7 +28,7 @@ def jit(
     function : function         of pytrees
     static_argnums : int or tuple of int        as of `jax.jit`
     static_argnames : str or tuple of str       as of `jax.jit`
-    compiler_options : dict     as of `_effort.jit`
+    runs : int                  as of `_effort.jit`
     Returns
     -------
     function                    with the methods of a compiled one that the package and its tests use
@@ -42,9 +42,7 @@ def jit(
     functools.update_wrapper(program, function)
     del program.__wrapped__
     static_argnums = (0, *(i + 1 for i in indices))
-    run = _effort.jit(
-        program, static_argnums=static_argnums, static_argnames=tuple(static), compiler_options=compiler_options
-    )
+    run = _effort.jit(program, static_argnums=static_argnums, static_argnames=tuple(static), runs=runs)
 
     program_run = run
 
@@ -144,7 +142,7 @@ def static_parts(structure):
     return found
 
 
-def compiled(function: Callable, static: tuple[str, ...] = (), compiler_options: Any = None) -> Callable:
+def compiled(function: Callable, static: tuple[str, ...] = (), runs: int | None = _effort.RUNS) -> Callable:
     """The function as one program, compiled once for its functions, shapes and static keywords.
 
     What jit cannot take goes to the function as it is, whose own door refuses it; so does a function without a hash,
@@ -154,12 +152,12 @@ def compiled(function: Callable, static: tuple[str, ...] = (), compiler_options:
     ----------
     function : function         of pytrees, of a module: a program belongs to its identity
     static : tuple of str       keywords that are not data
-    compiler_options : dict     as of `_effort.jit`
+    runs : int                  as of `_effort.jit`
     Returns
     -------
     function                    computing the same
     """
-    program = jit(function, static_argnames=static, compiler_options=compiler_options)
+    program = jit(function, static_argnames=static, runs=runs)
 
     @functools.wraps(function)
     def call(*arguments, **options):

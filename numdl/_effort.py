@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-RUNS = 100  # of a program, that must repay compiling it well
+RUNS = 100  # of a program, unless it is told otherwise
 SAVED = 1e-9  # seconds of a run for each number computed
 SPENT = 2e-3  # seconds of compiling for each operation
 TURNS = 30  # of a loop whose end depends on what it computes
@@ -29,7 +29,7 @@ def jit(
     function: Callable,
     static_argnums: int | tuple = (),
     static_argnames: str | tuple = (),
-    compiler_options: dict | None = None,
+    runs: int | None = RUNS,
 ) -> Callable:
     """`jax.jit` that compiles a small program quickly.
 
@@ -38,14 +38,14 @@ def jit(
     function : function         of pytrees
     static_argnums : int or tuple of int        as of `jax.jit`
     static_argnames : str or tuple of str       as of `jax.jit`
-    compiler_options : dict     as of `jax.jit`; None: what pays; {}: as XLA does by itself, which no shape changes
+    runs : int                  that must repay compiling it well; None: always well, whatever the shapes
     Returns
     -------
     function                    with the methods of a compiled one that the package and its tests use
     """
     indices, names = static(function, static_argnums, static_argnames)
     made = functools.partial(jax.jit, function, static_argnums=indices, static_argnames=tuple(names))
-    well, quick, small = made(compiler_options=compiler_options or None), [], {}
+    well, quick, small = made(), [], {}
 
     def chosen(arguments, keywords):
         if jax.default_backend() != "cpu" or not _at_top() or jax.config.jax_disable_jit:
@@ -56,14 +56,14 @@ def jit(
         if call not in small:
             if len(small) > _MOST_KNOWN:
                 small.clear()
-            small[call] = is_small(well.trace(*arguments, **keywords).jaxpr)
+            small[call] = is_small(well.trace(*arguments, **keywords).jaxpr, runs)
         if small[call] and not quick:
             quick.append(made(compiler_options=options()))
         return quick[0] if small[call] else well
 
     @functools.wraps(function)
     def call(*arguments, **keywords):
-        run = chosen(arguments, keywords) if compiler_options is None else well
+        run = well if runs is None else chosen(arguments, keywords)
         return run(*arguments, **keywords)
 
     call.trace, call.eval_shape, call.lower = well.trace, well.eval_shape, well.lower
@@ -129,15 +129,16 @@ def options() -> dict[str, Any]:
     return level | simple
 
 
-def is_small(program: Any) -> bool:
-    """Whether `RUNS` runs cost less than what compiling the program well takes.
+def is_small(program: Any, runs: int) -> bool:
+    """Whether so many runs cost less than what compiling the program well takes.
 
     Parameters
     ----------
     program : closed jaxpr
+    runs : int
     """
     operations, numbers = work(program.jaxpr)
-    return RUNS * SAVED * numbers < SPENT * operations
+    return runs * SAVED * numbers < SPENT * operations
 
 
 def work(jaxpr: Any) -> tuple[int, float]:

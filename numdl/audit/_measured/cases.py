@@ -13,13 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numdl import _effort, _hyperparameters, checks, trees
+from numdl import _hyperparameters, checks, trees
 from numdl._compiled import Same, known
 from numdl.audit._measured import forms, programs, views
 
 WATCHED = 256  # examples on which losses and outputs are looked at
 NAMED = ("sgd", "momentum", "adam", "adamw")
-CHEAP = 1_000_000  # parameters below which the programs are compiled quickly, not well
 NUDGE = 0.05  # of a leaf's rms, or of a fifth
 TOGETHER = (
     "examples do not lie along the first axis of every input and target, or the network takes no other number of "
@@ -143,14 +142,9 @@ class Case(forms.Told):
         return programs.length(self._costs)
 
     def run(self, function, *arrays, **static):
-        """function(form, *arrays, **static), a function of a module, as a program: `forms`.
-
-        It is compiled quickly, not well: small networks cost more to compile than to run.
-        """
-        on_cpu = jax.default_backend() == "cpu"
-        options = tuple(_effort.options().items()) if on_cpu and self.parameters < CHEAP else ()
-        ordered = on_cpu and programs.convolves(self._costs)
-        run = forms.program(self.form, function, tuple(sorted(static)), options, ordered)
+        """function(form, *arrays, **static), a function of a module, as a program: `forms`."""
+        ordered = jax.default_backend() == "cpu" and programs.convolves(self._costs)
+        run = forms.program(self.form, function, tuple(sorted(static)), ordered)
         return run(self.form, *arrays, **static)
 
     def call(self, moving, x, key=None):

@@ -22,6 +22,7 @@ NUMBER_NEEDED = (  # what an optimizer raises that computes with its rate outsid
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
+RUNS = 5  # of one program in an audit, about
 MOST_KEPT = 8  # networks whose programs are kept
 _KEPT = collections.OrderedDict()  # structure of a Form -> its programs
 FORGOTTEN.append(_KEPT)
@@ -127,7 +128,7 @@ def one_update(transformation, moving):
     return updated(transformation, moving, transformation.init(moving), moving, *falling(moving, moving, 0))[1]
 
 
-def program(form, function, static_names, options, ordered):
+def program(form, function, static_names, ordered):
     """`function` compiled for this form's functions; with `ordered`, its convolutions as a CPU is quick at them."""
     structure = jax.tree.structure(form)
     try:
@@ -137,10 +138,10 @@ def program(form, function, static_names, options, ordered):
         kept = {}
     if len(_KEPT) > MOST_KEPT:
         _KEPT.popitem(last=False)
-    key = function, static_names, options, ordered
+    key = function, static_names, ordered
     if key not in kept:
         run = programs.channels_last(function) if ordered else function
-        kept[key] = jit(run, static_argnames=static_names, compiler_options=dict(options))
+        kept[key] = jit(run, static_argnames=static_names, runs=RUNS)
     return kept[key]
 
 

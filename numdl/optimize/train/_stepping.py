@@ -1,7 +1,7 @@
 """Gradient steps, compiled: `descend` as one pure scan, and the chunks that `fit` is made of.
 
 A chunk is one program with a loop whose number of steps is an argument: chunks of every length run the same machine
-code, compiled in the one way (compiler_options={}), so where the boundaries fall changes no bit of the result. The loop
+code, compiled in the one way (runs=None), so where the boundaries fall changes no bit of the result. The loop
 stops at the first loss that is not finite.
 Nothing is donated: the state at the start of a chunk outlives it, and any step inside can be computed again.
 """
@@ -147,7 +147,7 @@ def _descend(loss, optimizer, moving, rest, batches):
     return moving, losses
 
 
-@functools.partial(jit, static_argnames="gather", compiler_options={})
+@functools.partial(jit, static_argnames="gather", runs=None)
 def _loop(loss, optimizer, gather, state, data, rows, empty, key, first, count):
     def go_on(carry):
         index, _, _, last = carry
@@ -163,7 +163,7 @@ def _loop(loss, optimizer, gather, state, data, rows, empty, key, first, count):
     return state, losses, done, jnp.isfinite(last) & finite(state.params)
 
 
-@functools.partial(jit, static_argnames="gather", compiler_options={})
+@functools.partial(jit, static_argnames="gather", runs=None)
 def _single(loss, optimizer, gather, state, data, row, key, step):
     return _step(loss, optimizer, gather, state, data, row, key, step)
 
