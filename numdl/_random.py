@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from numdl import _effort
+
 _TURNS = (13, 15, 26, 6), (17, 29, 16, 24)
 _PARITY = np.uint32(0x1BD11BDA)
 _LARGEST = 2**24  # entries; of more, jax's own program, of which each of several devices makes its part
@@ -36,6 +38,21 @@ orthogonal = _drawn(jax.random.orthogonal)
 rademacher = _drawn(jax.random.rademacher)
 truncated_normal = _drawn(jax.random.truncated_normal)
 uniform = _drawn(jax.random.uniform)
+
+
+@functools.partial(_effort.jit, static_argnums=1)
+def split(key, shape):
+    """`jax.random.split`, whose program for this many keys is compiled quickly.
+
+    Parameters
+    ----------
+    key : key
+    shape : int or tuple of int
+    Returns
+    -------
+    keys                        [*shape]
+    """
+    return jax.random.split(key, shape)
 
 
 def quick(key):

@@ -124,6 +124,7 @@ def connect(
     return Connection(rest.params(middle), _path(straight.positions, values), straight, losses)
 
 
+@jit
 def _path(positions, values):
     chord = (1 - positions) * values[0] + positions * values[-1]
     lowest = lax.cummin(values)

@@ -102,11 +102,16 @@ def _course(apply, optimizer, loss, params, x, targets, width, steps):
 
 def is_proportional(network, optimizer):
     """Whether the first update doubles with the gradient: that of sgd does, that of Adam does not."""
-    moving, _ = trees.trainable(jax.tree.map(lambda leaf: leaf[0], network.params))
+    return bool(_doubled(as_data(optimizer), network.params))
+
+
+@compiled
+def _doubled(optimizer, params):
+    moving, _ = trees.trainable(jax.tree.map(lambda leaf: leaf[0], params))
     gradients = [jax.tree.map(lambda p, size=size: jnp.full_like(p, size), moving) for size in (1.0, 2.0)]
     one, two = (optimizer.update(gradient, optimizer.init(moving), moving)[0] for gradient in gradients)
     sizes = [(jnp.abs(a).max(), jnp.abs(b).max()) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two))]
-    return all(bool(b > 1.5 * a) for a, b in sizes if a > 0)
+    return jnp.all(jnp.stack([(b > 1.5 * a) | ~(a > 0) for a, b in sizes]))
 
 
 def _watched(traced, where, moving, rest, x):

@@ -74,7 +74,7 @@ def hutchinson(
     """
     matvec, layout, draws = _opened(key, matvec, like, num_matvecs, 2)
     checks.one_of("law", law, _LAWS)
-    samples = _each(lambda one: _quadratic(matvec, _LAWS[law](one, layout)), jax.random.split(key, draws), matvec)
+    samples = _each(lambda one: _quadratic(matvec, _LAWS[law](one, layout)), _random.split(key, draws), matvec)
     return _estimate(samples, draws)
 
 
@@ -104,7 +104,7 @@ def squared_norm(
         image = _vectors.apply(matvec, _LAWS[law](one, layout))
         return _dot(image, image)
 
-    return _estimate(_each(sample, jax.random.split(key, draws), matvec), draws)
+    return _estimate(_each(sample, _random.split(key, draws), matvec), draws)
 
 
 @reading_once
@@ -131,15 +131,14 @@ def diagonal(key: Key[Array, ""], matvec: Matvec, like: PyTree, *, num_matvecs: 
         return _welford(state, z * _vectors.apply(matvec, z))
 
     zeros = layout.zeros()
-    state, keys = (jnp.zeros((), layout.dtype), zeros, zeros), jax.random.split(key, draws)
+    state, keys = (jnp.zeros((), layout.dtype), zeros, zeros), _random.split(key, draws)
     if _vectors.traced((matvec, keys)):
         state, _ = lax.scan(lambda s, one: (add(s, one), None), state, keys)
     else:
-        for one in keys:
-            state = add(state, one)
+        for index in range(draws):  # going through an array takes a program of as many results
+            state = add(state, keys[index])
     _, mean, squares = state
-    stderr = jnp.sqrt(squares / (draws * (draws - 1)))
-    return TraceEstimate(layout.unravel(mean), layout.unravel(stderr), None, draws)
+    return TraceEstimate(layout.unravel(mean), layout.unravel(_standard_error(squares, draws)), None, draws)
 
 
 @reading_once
@@ -162,7 +161,7 @@ def hutch_plus_plus(key: Key[Array, ""], matvec: Matvec, like: PyTree, *, num_ma
     """
     matvec, layout, num_matvecs = _opened(key, matvec, like, num_matvecs, 6)
     third = min(num_matvecs // 3, layout.size)
-    keys = jax.random.split(key, num_matvecs - third)  # the rest is for the last third: its standard error
+    keys = _random.split(key, num_matvecs - third)  # the rest is for the last third: its standard error
     sketch = _vectors.products(matvec, _stacked(_signs, keys[:third], layout))
     basis = _range(sketch, layout.places)[0]
     exact = jnp.sum(basis * _vectors.products(matvec, basis))
@@ -195,7 +194,7 @@ def xtrace(key: Key[Array, ""], matvec: Matvec, like: PyTree, *, num_matvecs: in
     matvec, layout, num_matvecs = _opened(key, matvec, like, num_matvecs, 4)
     if num_matvecs % 2 or num_matvecs > 2 * layout.size:
         raise checks.BadValue(f"num_matvecs must be even and at most {2 * layout.size}; got {num_matvecs}")
-    z = _stacked(_normal, jax.random.split(key, num_matvecs // 2), layout)
+    z = _stacked(_normal, _random.split(key, num_matvecs // 2), layout)
     basis, upper = _range(_vectors.products(matvec, z), layout.places)
     samples = _leave_one_out(z, basis, upper, _vectors.products(matvec, basis), layout.size)
     return _estimate(samples, num_matvecs)
@@ -240,7 +239,7 @@ def quadrature(
         raise checks.BadType(
             "key and matvec must be known outside of jit; got tracers: inside, use lanczos.tridiagonalize"
         )
-    starts = (_unit(_normal(one, layout)) for one in jax.random.split(key, num_probes))
+    starts = (_unit(_normal(one, layout)) for one in _random.split(key, num_probes))
     rules = [rule(start, matvec, layout, steps, reorthogonalize) for start in starts]
     nodes, weights = (np.stack(part) for part in zip(*rules, strict=True))
     return Quadrature(nodes, weights, layout.size)
@@ -288,9 +287,18 @@ def _opened(key, matvec, like, count, least, name="num_matvecs"):
 
 
 def _estimate(samples, matvecs):
-    count = samples.shape[0]
-    stderr = jnp.std(samples, ddof=1) / float(np.sqrt(count))
-    return TraceEstimate(jnp.mean(samples), stderr, samples, matvecs)
+    return TraceEstimate(*_mean(samples), samples, matvecs)
+
+
+@_effort.jit
+def _mean(samples):
+    """(the mean, its standard error)."""
+    return jnp.mean(samples), jnp.std(samples, ddof=1) / float(np.sqrt(samples.shape[0]))
+
+
+@_effort.jit
+def _standard_error(squares, count):
+    return jnp.sqrt(squares / (count * (count - 1)))
 
 
 def _each(sample, keys, matvec):

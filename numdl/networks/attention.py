@@ -22,7 +22,7 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
-from numdl import _random, checks
+from numdl import _effort, _random, checks
 from numdl._compiled import compiled
 from numdl.networks import _affine, _split_tokens
 from numdl.networks._attention_parameters import Settings, init
@@ -88,8 +88,7 @@ def gumbel(key: Key[Array, ""], scores: Float[ArrayLike, "..."], *, temperature:
     checks.key("key", key)
     temperature = checks.positive("temperature", temperature, shape=())
     scores = checks.floating("scores", scores)
-    perturbed = scores + _random.gumbel(key, scores.shape, scores.dtype)
-    return _straight_through(perturbed, soft(perturbed / temperature))
+    return _chosen(key, scores, temperature)
 
 
 def attend(
@@ -342,6 +341,13 @@ def _readout(params, y):
     return jnp.mean(y, axis=1) @ params["readout"]["kernel"]
 
 
+@_effort.jit
+def _chosen(key, scores, temperature):
+    perturbed = scores + _random.gumbel(key, scores.shape, scores.dtype)
+    return _straight_through(perturbed, jax.nn.softmax(perturbed / temperature, axis=-1))
+
+
+@_effort.jit
 def _straight_through(scores, smooth):
     hard = jax.nn.one_hot(jnp.argmax(scores, axis=-1), scores.shape[-1], dtype=scores.dtype)
     return hard + (smooth - lax.stop_gradient(smooth))

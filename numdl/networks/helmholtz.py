@@ -48,7 +48,7 @@ def init(key: Key[Array, ""], *, visible: int, hidden: int, entry_variance: Scal
     checks.key("key", key)
     v, h = checks.whole("visible", visible), checks.whole("hidden", hidden)
     scale = jnp.sqrt(checks.variance("entry_variance", entry_variance, shape=()))
-    down, up = (scale * _random.normal(k, shape) for k, shape in zip(jax.random.split(key), ((h, v), (v, h))))
+    down, up = _drawn(key, scale, h, v)
     return {
         "generative": {"prior": jnp.zeros(h), "visible": jnp.zeros(v), "weights": down},
         "recognition": {"hidden": jnp.zeros(h), "weights": up},
@@ -123,6 +123,11 @@ def dream(key: Key[Array, ""], params: PyTree, *, count: int) -> Float[Array, "c
     """
     checks.key("key", key)
     return _dreamed(key, _parameters(params), checks.whole("count", count))[1]
+
+
+@functools.partial(_effort.jit, static_argnums=(2, 3))
+def _drawn(key, scale, h, v):
+    return [scale * _random.normal(k, shape) for k, shape in zip(jax.random.split(key), ((h, v), (v, h)))]
 
 
 @_effort.jit
