@@ -81,13 +81,14 @@ def static(function: Callable, indices: int | tuple, names: str | tuple) -> tupl
     indices : int or tuple of int
     names : str or tuple of str
     """
-    indices, names = ((given,) if isinstance(given, int | str) else tuple(given) for given in (indices, names))
-    if not indices and not names:
+    by_place = {indices} if isinstance(indices, int) else set(indices)
+    by_name = {names} if isinstance(names, str) else set(names)
+    if not by_place and not by_name:
         return (), frozenset()
     parameters = inspect.signature(function).parameters
     places = [name for name, each in parameters.items() if each.kind is each.POSITIONAL_OR_KEYWORD]
-    indices = {*indices, *(places.index(name) for name in names if name in places)}
-    return tuple(sorted(indices)), frozenset({*names, *(places[i] for i in indices if i < len(places))})
+    by_place |= {places.index(name) for name in by_name if name in places}
+    return tuple(sorted(by_place)), frozenset(by_name | {places[i] for i in by_place if i < len(places)})
 
 
 def parts(indices: tuple, names: frozenset, arguments: tuple, keywords: dict) -> tuple[tuple, list]:

@@ -138,7 +138,8 @@ def diagonal(key: Key[Array, ""], matvec: Matvec, like: PyTree, *, num_matvecs: 
         for index in range(draws):  # going through an array takes a program of as many results
             state = add(state, keys[index])
     _, mean, squares = state
-    return TraceEstimate(layout.unravel(mean), layout.unravel(_standard_error(squares, draws)), None, draws)
+    stderr = jnp.sqrt(squares / (draws * (draws - 1)))
+    return TraceEstimate(layout.unravel(mean), layout.unravel(stderr), None, draws)
 
 
 @reading_once
@@ -294,11 +295,6 @@ def _estimate(samples, matvecs):
 def _mean(samples):
     """(the mean, its standard error)."""
     return jnp.mean(samples), jnp.std(samples, ddof=1) / float(np.sqrt(samples.shape[0]))
-
-
-@_effort.jit
-def _standard_error(squares, count):
-    return jnp.sqrt(squares / (count * (count - 1)))
 
 
 def _each(sample, keys, matvec):

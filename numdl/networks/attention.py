@@ -64,7 +64,7 @@ def top_1(scores: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
     ValueError, TypeError       empty scores, or not of floating-point numbers
     """
     scores = checks.floating("scores", scores)
-    return _straight_through(scores, soft(scores))
+    return _straight_through(scores, 1.0)
 
 
 def gumbel(key: Key[Array, ""], scores: Float[ArrayLike, "..."], *, temperature: ScalarLike) -> Float[Array, "..."]:
@@ -88,7 +88,7 @@ def gumbel(key: Key[Array, ""], scores: Float[ArrayLike, "..."], *, temperature:
     checks.key("key", key)
     temperature = checks.positive("temperature", temperature, shape=())
     scores = checks.floating("scores", scores)
-    return _chosen(key, scores, temperature)
+    return _straight_through(scores + _random.gumbel(key, scores.shape, scores.dtype), temperature)
 
 
 def attend(
@@ -342,12 +342,7 @@ def _readout(params, y):
 
 
 @_effort.jit
-def _chosen(key, scores, temperature):
-    perturbed = scores + _random.gumbel(key, scores.shape, scores.dtype)
-    return _straight_through(perturbed, jax.nn.softmax(perturbed / temperature, axis=-1))
-
-
-@_effort.jit
-def _straight_through(scores, smooth):
+def _straight_through(scores, temperature):
+    smooth = jax.nn.softmax(scores / temperature, axis=-1)
     hard = jax.nn.one_hot(jnp.argmax(scores, axis=-1), scores.shape[-1], dtype=scores.dtype)
     return hard + (smooth - lax.stop_gradient(smooth))
