@@ -33,7 +33,7 @@ _FOLLOWED = (np.ndarray, types.FunctionType, types.MethodType, functools.partial
 _WRITTEN = {}  # id -> what a trace has itself written to: a log, a counter
 
 
-class Held(_effort.Changing):
+class Held:
     """What functions held at a moment: equal where a trace of them finds the same."""
 
     def __init__(self, places):
@@ -173,7 +173,7 @@ def _read(value):
         return (type(value), repr(value)), ()  # nan is nan, -0.0 is not 0.0
     if isinstance(value, np.ndarray):
         return _numbers(value)
-    if isinstance(value, jax.Array | types.ModuleType | type | types.BuiltinFunctionType):
+    if isinstance(value, jax.Array | types.ModuleType | type | types.BuiltinFunctionType | _effort.Found):
         return _One(value), ()
     if isinstance(value, types.FunctionType):
         return _function(value)

@@ -18,11 +18,14 @@ SAVED = 1e-9  # seconds of a run for each number computed
 SPENT = 2e-3  # seconds of compiling for each operation
 TURNS = 30  # of a loop whose end depends on what it computes
 _DRAWN = 100  # operations on each random word
-_MOST_KNOWN = 4096
+_MOST_KNOWN = 256  # programs of one function
 
 
-class Changing:
-    """An argument that is no data and equal to others while more may have changed than it compares: known by itself."""
+class Found:
+    """What is known of a function's programs: nothing that the function holds."""
+
+    def __init__(self):
+        self.small, self.quick = {}, []  # call -> whether; the program compiled quickly
 
 
 def jit(
@@ -45,21 +48,23 @@ def jit(
     """
     indices, names = static(function, static_argnums, static_argnames)
     made = functools.partial(jax.jit, function, static_argnums=indices, static_argnames=tuple(names))
-    well, quick, small = made(), [], {}
+    well, found = made(), Found()
 
     def chosen(arguments, keywords):
         if jax.default_backend() != "cpu" or not _at_top() or jax.config.jax_disable_jit:
             return well  # a program within another one is compiled with that one
-        call = _known_by(*parts(indices, names, arguments, keywords))
-        if call is None:
+        known = _known_by(*parts(indices, names, arguments, keywords))
+        try:
+            answer = found.small.get(known)
+        except TypeError:  # no hash: jax says so
             return well
-        if call not in small:
-            if len(small) > _MOST_KNOWN:
-                small.clear()
-            small[call] = is_small(well.trace(*arguments, **keywords).jaxpr, runs)
-        if small[call] and not quick:
-            quick.append(made(compiler_options=options()))
-        return quick[0] if small[call] else well
+        if answer is None:
+            if len(found.small) > _MOST_KNOWN or not call._cache_size():  # jax.clear_caches() was called
+                found.small.clear()
+            answer = found.small[known] = is_small(well.trace(*arguments, **keywords).jaxpr, runs)
+        if answer and not found.quick:
+            found.quick.append(made(compiler_options=options()))
+        return found.quick[0] if answer else well
 
     @functools.wraps(function)
     def call(*arguments, **keywords):
@@ -67,8 +72,8 @@ def jit(
         return run(*arguments, **keywords)
 
     call.trace, call.eval_shape, call.lower = well.trace, well.eval_shape, well.lower
-    call._cache_size = lambda: sum(run._cache_size() for run in (well, *quick))
-    call.clear_cache = lambda: [run.clear_cache() for run in (well, *quick)]
+    call._cache_size = lambda: sum(run._cache_size() for run in (well, *found.quick))
+    call.clear_cache = lambda: [run.clear_cache() for run in (well, *found.quick)]
     return call
 
 
@@ -108,14 +113,10 @@ def parts(indices: tuple, names: frozenset, arguments: tuple, keywords: dict) ->
 
 
 def _known_by(fixed, data):
-    """A number by which a program is known, or None. Calls that share it by chance share how they are compiled."""
+    """What a program belongs to."""
     leaves, structure = jax.tree.flatten(data)
     kinds = tuple((leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else type(leaf) for leaf in leaves)
-    fixed = tuple(id(value) if isinstance(value, Changing) else value for value in fixed)
-    try:
-        return hash((fixed, structure, kinds))
-    except TypeError:
-        return None
+    return fixed, structure, kinds
 
 
 @functools.cache
