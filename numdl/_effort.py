@@ -1,7 +1,7 @@
 """How well a program is compiled: quickly, where a hundred runs of it would not repay the time of doing it well.
 
 On a CPU most of a first call goes into making the program fast: some 2 ms for each of its operations, which later save
-about 1 ns for each number that it computes (measured; docs/decisions.md). What a program computes is followed from the
+about 1 ns for each sum of two numbers (measured; docs/decisions.md). What a program computes is followed from the
 program itself, and no clock is asked, so that the same call always gives the same bits.
 """
 
@@ -14,10 +14,35 @@ from typing import Any
 import jax
 
 RUNS = 100  # of a program, unless it is told otherwise
-SAVED = 1e-9  # seconds of a run for each number computed
+SAVED = 1e-9  # seconds of a run for each sum of two numbers
 SPENT = 2e-3  # seconds of compiling for each operation
 TURNS = 30  # of a loop whose end depends on what it computes
-_DRAWN = 100  # operations on each random word
+# What other operations cost where they are compiled quickly, in sums of two numbers: a random word, a function, and a
+# product of matrices, of a vector and a matrix, of a convolution.
+_DRAWN, _FUNCTION, _MATRIX, _VECTOR, _WINDOW = 100, 4, 0.25, 4, 0.05
+_FUNCTIONS = frozenset(
+    [
+        "cbrt",
+        "cos",
+        "cosh",
+        "digamma",
+        "erf",
+        "erf_inv",
+        "erfc",
+        "exp",
+        "exp2",
+        "expm1",
+        "lgamma",
+        "log",
+        "log1p",
+        "logistic",
+        "pow",
+        "sin",
+        "sinh",
+        "tan",
+        "tanh",
+    ]
+)
 _MOST_KNOWN = 256  # programs of one function
 
 
@@ -144,7 +169,7 @@ def is_small(program: Any, runs: int) -> bool:
 
 
 def work(jaxpr: Any) -> tuple[int, float]:
-    """(operations that are compiled, numbers computed and multiplied in a run) of a program.
+    """(operations that are compiled, what a run costs in sums of two numbers) of a program.
 
     Parameters
     ----------
@@ -174,17 +199,22 @@ def _turns(equation):
 
 
 def _numbers(equation):
-    """What an operation computes: its results, and in sums and products of matrices what goes into them."""
+    """What an operation costs where it is compiled quickly, in sums of two numbers."""
     name, after = equation.primitive.name, sum(map(_size, equation.outvars))
     if name == "dot_general":
-        (axes, _), _ = equation.params["dimension_numbers"]
-        return after * math.prod(equation.invars[0].aval.shape[axis] for axis in axes)
+        (axes, _), (shared, _) = equation.params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        inner, beside = (math.prod(shape[axis] for axis in part) for part in (axes, shared))
+        rows = [_size(side) // max(inner * beside, 1) for side in equation.invars]
+        return after * inner * (_VECTOR if min(rows) <= 1 else _MATRIX)
     if name == "conv_general_dilated":
         window, axes = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec[1:]
-        return after * math.prod(window[axis] for axis in axes)
+        return after * math.prod(window[axis] for axis in axes) * _WINDOW
     if name == "random_bits":
         return _DRAWN * after
-    return max(after, *map(_size, equation.invars)) if name.startswith("reduce") else after
+    if name.startswith("reduce"):
+        return max(after, *map(_size, equation.invars))
+    return after * (_FUNCTION if name in _FUNCTIONS else 1)
 
 
 def _size(value):

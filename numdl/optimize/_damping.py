@@ -1,11 +1,41 @@
-"""How much damping a least squares problem needs, from its singular values: cross validation, discrepancy."""
+"""Least squares by factorizations, and how much damping a problem needs: cross validation, discrepancy."""
 
 import functools
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from numdl._compiled import compiled
+
+
+@compiled
+def augmented(features, targets, damping):
+    """[A; sqrt(damping) I] and [Y; 0]."""
+    width = features.shape[1]
+    root = jnp.sqrt(jnp.asarray(damping, features.dtype))
+    below = jnp.zeros((width, *targets.shape[1:]), targets.dtype)
+    rows = jnp.concatenate([features, root * jnp.eye(width, dtype=features.dtype)])
+    return rows, jnp.concatenate([targets, below])
+
+
+@compiled
+def by_rotation(matrix, rhs):
+    """The solution by QR."""
+    q, r = jnp.linalg.qr(matrix)
+    return jax.scipy.linalg.solve_triangular(r, q.T @ rhs)
+
+
+@compiled
+def truncated(features, targets, cutoff):
+    """Solution, norm of the residual, singular values, norms of U'Y's rows, and how many values were used."""
+    u, values, vt = jnp.linalg.svd(features, full_matrices=False)
+    coefficients = u.T @ targets
+    used = values > cutoff * values[0]
+    inverse = jnp.where(used, 1 / jnp.where(used, values, 1), 0)
+    solution = vt.T @ scaled_rows(inverse, coefficients)
+    residual = jnp.linalg.norm(features @ solution - targets)
+    return solution, residual, values, jnp.sqrt(row_squares(coefficients)), jnp.sum(used)
 
 
 @compiled

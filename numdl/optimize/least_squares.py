@@ -6,6 +6,7 @@ The sums are over examples, not means. Nothing forms A'A. `extreme_learning_mach
 nothing else: a random hidden layer and a readout by least squares.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -86,9 +87,7 @@ def qr(
             f"features must have at least as many rows as columns; got shape {features.shape}: use svd"
         )
     features, targets = widen(features), widen(targets)
-    matrix, rhs = augmented(features, targets, damping)
-    q, r = jnp.linalg.qr(matrix)
-    solution = jax.scipy.linalg.solve_triangular(r, q.T @ rhs)
+    solution = _damping.by_rotation(*_damping.augmented(features, targets, damping))
     return _fit(features, targets, solution, jnp.zeros((), jnp.int32), jnp.ones((), bool))
 
 
@@ -119,14 +118,7 @@ def svd(
     if cutoff is None:
         cutoff = max(features.shape) * float(jnp.finfo(features.dtype).eps)
     cutoff = checks.finite("cutoff", cutoff, least=0.0, shape=())
-    features, targets = widen(features), widen(targets)
-    u, values, vt = jnp.linalg.svd(features, full_matrices=False)
-    coefficients = u.T @ targets
-    used = values > cutoff * values[0]
-    inverse = jnp.where(used, 1 / jnp.where(used, values, 1), 0)
-    solution = vt.T @ _damping.scaled_rows(inverse, coefficients)
-    sizes = jnp.sqrt(_damping.row_squares(coefficients))
-    return SingularSpectrum(solution, jnp.linalg.norm(features @ solution - targets), values, sizes, jnp.sum(used))
+    return SingularSpectrum(*_damping.truncated(widen(features), widen(targets), cutoff))
 
 
 def cgls(
@@ -270,12 +262,18 @@ def extreme_learning_machine(
     checks.accepts("activation", activation, 1, "activation(x)")
     weight_variance = checks.variance("weight_variance", weight_variance, shape=())
     bias_variance = checks.variance("bias_variance", bias_variance, shape=())
+    weights, bias = _hidden(key, x, weight_variance, bias_variance, width=width)
+    hidden = with_bias(activation(x @ weights + bias[None, :]))
+    return ExtremeLearningMachine(weights, bias, tikhonov(hidden, targets, damping=damping), activation)
+
+
+@functools.partial(compiled, static=("width",))
+def _hidden(key, x, weight_variance, bias_variance, width):
+    """(weights, bias) of a random layer."""
     key_weights, key_bias = jax.random.split(key)
     scale = jnp.sqrt(jnp.asarray(weight_variance / x.shape[1], x.dtype))
     weights = scale * _random.normal(key_weights, (x.shape[1], width), x.dtype)
-    bias = jnp.sqrt(jnp.asarray(bias_variance, x.dtype)) * _random.normal(key_bias, (width,), x.dtype)
-    hidden = with_bias(activation(x @ weights + bias[None, :]))
-    return ExtremeLearningMachine(weights, bias, tikhonov(hidden, targets, damping=damping), activation)
+    return weights, jnp.sqrt(jnp.asarray(bias_variance, x.dtype)) * _random.normal(key_bias, (width,), x.dtype)
 
 
 def with_bias(features: Float[ArrayLike, "N width"]) -> Float[Array, "N columns"]:
@@ -313,12 +311,7 @@ def augmented(
     ValueError, TypeError       a negative damping, arrays that do not fit or are not finite
     """
     features, targets = _check(features, targets)
-    damping = checks.variance("damping", damping, shape=())
-    width = features.shape[1]
-    root = jnp.sqrt(jnp.asarray(damping, features.dtype))
-    below = jnp.zeros((width, *targets.shape[1:]), targets.dtype)
-    rows = jnp.concatenate([features, root * jnp.eye(width, dtype=features.dtype)])
-    return rows, jnp.concatenate([targets, below])
+    return _damping.augmented(features, targets, checks.variance("damping", damping, shape=()))
 
 
 def _transposed(features, r):
@@ -336,6 +329,7 @@ def _regularized(features, targets, parts, damping, found):
     return Tikhonov(solution, damping, residual, jnp.linalg.norm(solution), freedom, criterion, found)
 
 
+@compiled
 def _fit(features, targets, solution, iterations, converged):
     residual, size = jnp.linalg.norm(features @ solution - targets), jnp.linalg.norm(solution)
     return Fit(solution, residual, size, converged & jnp.isfinite(size), iterations)
