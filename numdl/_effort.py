@@ -20,29 +20,10 @@ TURNS = 30  # of a loop whose end depends on what it computes
 # What other operations cost where they are compiled quickly, in sums of two numbers: a random word, a function, and a
 # product of matrices, of a vector and a matrix, of a convolution.
 _DRAWN, _FUNCTION, _MATRIX, _VECTOR, _WINDOW = 100, 4, 0.25, 4, 0.05
-_FUNCTIONS = frozenset(
-    [
-        "cbrt",
-        "cos",
-        "cosh",
-        "digamma",
-        "erf",
-        "erf_inv",
-        "erfc",
-        "exp",
-        "exp2",
-        "expm1",
-        "lgamma",
-        "log",
-        "log1p",
-        "logistic",
-        "pow",
-        "sin",
-        "sinh",
-        "tan",
-        "tanh",
-    ]
-)
+# fmt: off
+_FUNCTIONS = {"cbrt", "cos", "cosh", "digamma", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "lgamma", "log",
+              "log1p", "logistic", "pow", "sin", "sinh", "tan", "tanh"}
+# fmt: on
 _MOST_KNOWN = 256  # programs of one function
 
 
