@@ -1,7 +1,7 @@
-"""How well a program is compiled: quickly, where a hundred runs of it would not repay the time of doing it well.
+"""How well a program is compiled: quickly, where two hundred runs of it would not repay the time of doing it well.
 
-On a CPU most of a first call goes into making the program fast: some 2 ms for each of its operations, which later save
-about 1 ns for each sum of two numbers (measured; docs/decisions.md). What a program computes is followed from the
+On a CPU most of a first call goes into making the program fast: some 3.5 ms for each of its operations, which later
+save about 1 ns for each sum of two numbers (measured; docs/decisions.md). What a program computes is followed from the
 program itself, and no clock is asked, so that the same call always gives the same bits.
 """
 
@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 
-RUNS = 100  # of a program, unless it is told otherwise
+RUNS = 200  # of a program, unless it is told otherwise
 SAVED = 1e-9  # seconds of a run for each sum of two numbers
-SPENT = 2e-3  # seconds of compiling for each operation
+SPENT = 3.5e-3  # seconds of compiling for each operation
 TURNS = 30  # of a loop whose end depends on what it computes
 # What other operations cost where they are compiled quickly, in sums of two numbers: a random word, a function, and a
 # product of matrices, of a vector and a matrix, of a convolution.

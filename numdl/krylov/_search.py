@@ -140,7 +140,7 @@ class Search:
             return False
         self.used, self.doubt = self.used + self.k, -self.used
         rows = self.best()[0]
-        norms = quotients(rows, jnp.stack([self.image(row) for row in rows]))[1]
+        norms = quotients(rows, _vectors.each(self.image, rows))[1]
         return bool(np.all(np.asarray(norms) <= goal))
 
     def image(self, v):

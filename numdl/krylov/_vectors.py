@@ -4,6 +4,7 @@ A basis is kept as rows [m, n]: products with it stream through memory, which co
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -164,9 +165,14 @@ def products(matvec, rows):
     """
     if traced((matvec, rows)):
         return lax.map(matvec, rows)
+    return each(functools.partial(apply, matvec), rows)
+
+
+def each(function, rows):
+    """function(row) of each of the rows [k, n], one after the other outside of `jit`."""
     found = jnp.zeros_like(rows)
     for i in range(len(rows)):
-        found = _set_row(found, apply(matvec, _row(rows, np.int32(i))), np.int32(i))
+        found = _set_row(found, function(_row(rows, np.int32(i))), np.int32(i))
     return found
 
 

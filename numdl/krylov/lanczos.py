@@ -217,8 +217,7 @@ def _measured(search, rows, values, parts, scale, most):
         bounds = np.abs(parts).sum(axis=1) + rounding
         if left <= told and np.all(bounds <= search.tolerance * scale):
             return values, bounds, search.asymmetry, 1
-    images = jnp.stack([search.image(row) for row in rows])
-    found = (np.asarray(x, np.float64) for x in quotients(rows, images))
+    found = (np.asarray(x, np.float64) for x in quotients(rows, _vectors.each(search.image, rows)))
     return *found, more
 
 
