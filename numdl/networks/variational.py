@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, ScalarLike
 
 from numdl import _random, checks
-from numdl._compiled import compiled
+from numdl._compiled import as_tree, compiled
 from numdl.networks.autoencoder import Autoencoder
 
 
@@ -51,11 +51,11 @@ def evidence(
         raise checks.BadValue("autoencoder must have a spread, network(gaussian=True); got one without")
     noise_variance = checks.positive("noise_variance", noise_variance, shape=())
     params, x = checks.leaves("params", params), checks.floating("x", x, ndim=2)
-    return _evidence(key, params, x, noise_variance, autoencoder=autoencoder, draws=checks.whole("draws", draws))
+    return _evidence(key, as_tree(autoencoder), params, x, noise_variance, draws=checks.whole("draws", draws))
 
 
-@functools.partial(compiled, static=("autoencoder", "draws"))
-def _evidence(key, params, x, noise_variance, autoencoder, draws):
+@functools.partial(compiled, static=("draws",))
+def _evidence(key, autoencoder, params, x, noise_variance, draws):
     mean, spread = autoencoder.encode(params, x), autoencoder.spread(params, x)
     noise = _random.normal(key, (draws, *mean.shape), mean.dtype)
     codes = mean[None] + jnp.exp(spread / 2)[None] * noise
