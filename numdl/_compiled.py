@@ -21,17 +21,14 @@ from numdl import _captured, _effort
 def jit(
     function: Callable, static_argnums: tuple = (), static_argnames: tuple = (), runs: int | None = _effort.RUNS
 ) -> Callable:
-    """`jax.jit` that looks at what the functions among the arguments hold: other numbers than before are traced anew.
+    """`_effort.jit` that looks at what functions among the arguments hold: other numbers than before are traced anew.
 
     Parameters
     ----------
-    function : function         of pytrees
-    static_argnums : int or tuple of int        as of `jax.jit`
-    static_argnames : str or tuple of str       as of `jax.jit`
-    runs : int                  as of `_effort.jit`
+    function, static_argnums, static_argnames, runs : function, ints, texts, int      as of `_effort.jit`
     Returns
     -------
-    function                    with the methods of a compiled one that the package and its tests use
+    function                    as of `_effort.jit`
     """
     indices, static = _effort.static(function, static_argnums, static_argnames)
 
@@ -142,7 +139,7 @@ def static_parts(structure):
     return found
 
 
-def compiled(function: Callable, static: tuple[str, ...] = (), runs: int | None = _effort.RUNS) -> Callable:
+def compiled(function: Callable, static: tuple[str, ...] = ()) -> Callable:
     """The function as one program, compiled once for its functions, shapes and static keywords.
 
     What jit cannot take goes to the function as it is, whose own door refuses it; so does a function without a hash,
@@ -152,12 +149,11 @@ def compiled(function: Callable, static: tuple[str, ...] = (), runs: int | None 
     ----------
     function : function         of pytrees, of a module: a program belongs to its identity
     static : tuple of str       keywords that are not data
-    runs : int                  as of `_effort.jit`
     Returns
     -------
     function                    computing the same
     """
-    program = jit(function, static_argnames=static, runs=runs)
+    program = jit(function, static_argnames=static)
 
     @functools.wraps(function)
     def call(*arguments, **options):

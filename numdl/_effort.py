@@ -17,8 +17,8 @@ RUNS = 200  # of a program, unless it is told otherwise
 SAVED = 1e-9  # seconds of a run for each sum of two numbers
 SPENT = 3.5e-3  # seconds of compiling for each operation
 TURNS = 30  # of a loop whose end depends on what it computes
-# What other operations cost where they are compiled quickly, in sums of two numbers: a random word, a function, and a
-# product of matrices, of a vector and a matrix, of a convolution.
+# What other operations cost where they are compiled quickly, in sums of two numbers: a random word (rounds counted), a
+# function, and a product of matrices, of a vector and a matrix, of a convolution (measured).
 _DRAWN, _FUNCTION, _MATRIX, _VECTOR, _WINDOW = 100, 4, 0.25, 4, 0.05
 # fmt: off
 _FUNCTIONS = {"cbrt", "cos", "cosh", "digamma", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "lgamma", "log",

